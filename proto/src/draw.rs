@@ -1,0 +1,319 @@
+//! From logits to a token: warp, distribution, inverse CDF, and the numbers it is drawn with.
+//!
+//! All arithmetic is f64 on f32 logits and has one order of operations, so that coordinator and worker compute the
+//! same bits from the same row.
+
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+/// How logits become a distribution: temperature, then top-k, then top-p.
+///
+/// Top-p is Hugging Face's (CoSec's published code uses it): sort ascending, lower ids first among equals; drop every
+/// token whose cumulative probability is `<= 1 - top_p`; never drop the last.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Warp {
+    temperature: f64,
+    top_p: f64,
+    top_k: u32,
+}
+
+impl Warp {
+    /// The softmax of the logits as they are.
+    pub const RAW: Self = Self { temperature: 1.0, top_p: 1.0, top_k: 0 };
+
+    /// All mass on the arg max.
+    pub const GREEDY: Self = Self { temperature: 0.0, top_p: 1.0, top_k: 0 };
+
+    /// Checks the settings. `top_k` 0 keeps everything.
+    ///
+    /// # Errors
+    /// [`InvalidWarp`] unless `temperature` is finite and not negative and `top_p` in (0, 1].
+    pub fn new(temperature: f64, top_p: f64, top_k: u32) -> Result<Self, InvalidWarp> {
+        if !(temperature >= 0.0 && temperature.is_finite()) {
+            return Err(InvalidWarp::Temperature(temperature));
+        }
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            return Err(InvalidWarp::TopP(top_p));
+        }
+        Ok(Self { temperature, top_p, top_k })
+    }
+
+    /// 0 puts all mass on the arg max.
+    #[must_use]
+    pub fn temperature(&self) -> f64 {
+        self.temperature
+    }
+
+    /// In (0, 1].
+    #[must_use]
+    pub fn top_p(&self) -> f64 {
+        self.top_p
+    }
+
+    /// 0 keeps everything.
+    #[must_use]
+    pub fn top_k(&self) -> u32 {
+        self.top_k
+    }
+}
+
+impl TryFrom<crate::worker::Warp> for Warp {
+    type Error = InvalidWarp;
+
+    fn try_from(wire: crate::worker::Warp) -> Result<Self, InvalidWarp> {
+        Self::new(wire.temperature, wire.top_p, wire.top_k)
+    }
+}
+
+impl From<Warp> for crate::worker::Warp {
+    fn from(warp: Warp) -> Self {
+        Self { temperature: warp.temperature, top_p: warp.top_p, top_k: warp.top_k }
+    }
+}
+
+/// Settings that make no distribution.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+pub enum InvalidWarp {
+    /// Negative, infinite or not a number.
+    #[error("temperature is {0}; it must be a finite number of at least 0")]
+    Temperature(f64),
+    /// Outside (0, 1].
+    #[error("top_p is {0}; it must be greater than 0 and at most 1")]
+    TopP(f64),
+}
+
+/// A row of logits that makes no distribution; the model or its worker is broken.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+pub enum InvalidLogits {
+    /// NaN or +inf.
+    #[error("logit {index} is {value}")]
+    Value {
+        /// Token id.
+        index: usize,
+        /// What stands there.
+        value: f32,
+    },
+    /// Empty, or every token has probability zero.
+    #[error("no token has a finite logit")]
+    NoSupport,
+}
+
+/// A distribution over token ids: its support in ascending order with probabilities.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Distribution {
+    ids: Vec<u32>,
+    probabilities: Vec<f64>,
+    log_normaliser: f64,
+}
+
+impl Distribution {
+    /// Warps a row of logits `[vocabulary]`.
+    ///
+    /// # Errors
+    /// [`InvalidLogits`] when the row holds NaN or +inf, or nothing above -inf.
+    pub fn warped(logits: &[f32], warp: &Warp) -> Result<Self, InvalidLogits> {
+        let max = checked_max(logits)?;
+        if warp.temperature == 0.0 {
+            return Ok(Self::one_hot(logits, max));
+        }
+        // Subtracting first keeps tiny temperatures finite: the arg max stays at 0, all else goes to -inf.
+        let weight = |logit: f32| ((f64::from(logit) - f64::from(max)) / warp.temperature).exp();
+        let mut support: Vec<(u32, f64)> =
+            (0u32..).zip(logits).map(|(id, &logit)| (id, weight(logit))).filter(|&(_, w)| w > 0.0).collect();
+        keep_top_k(&mut support, warp.top_k as usize);
+        keep_top_p(&mut support, warp.top_p);
+        let total: f64 = support.iter().map(|&(_, w)| w).sum();
+        let (ids, probabilities) = support.into_iter().map(|(id, w)| (id, w / total)).unzip();
+        Ok(Self { ids, probabilities, log_normaliser: f64::from(max) / warp.temperature + total.ln() })
+    }
+
+    fn one_hot(logits: &[f32], max: f32) -> Self {
+        let arg_max = (0u32..).zip(logits).find(|&(_, &logit)| logit == max).map_or(0, |(id, _)| id);
+        Self { ids: vec![arg_max], probabilities: vec![1.0], log_normaliser: f64::from(max) }
+    }
+
+    /// Takes a support that was computed elsewhere.
+    ///
+    /// # Errors
+    /// [`InvalidSupport`] unless `ids` are strictly ascending and as many as `probabilities`, which must be in
+    /// [0, 1] and must not all be zero.
+    pub fn from_support(
+        ids: Vec<u32>,
+        probabilities: Vec<f64>,
+        log_normaliser: f64,
+    ) -> Result<Self, InvalidSupport> {
+        let ascending = ids.windows(2).all(|pair| pair[0] < pair[1]);
+        let proper = probabilities.iter().all(|p| (0.0..=1.0).contains(p));
+        let some = probabilities.iter().any(|&p| p > 0.0);
+        if ids.len() == probabilities.len() && ascending && proper && some {
+            Ok(Self { ids, probabilities, log_normaliser })
+        } else {
+            Err(InvalidSupport)
+        }
+    }
+
+    /// Ids of the support, ascending.
+    #[must_use]
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Probabilities, in the order of [`Self::ids`].
+    #[must_use]
+    pub fn probabilities(&self) -> &[f64] {
+        &self.probabilities
+    }
+
+    /// Log of the sum of `exp(logit / temperature)` over the support.
+    #[must_use]
+    pub fn log_normaliser(&self) -> f64 {
+        self.log_normaliser
+    }
+
+    /// Ids with their probabilities, ascending by id.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, f64)> + '_ {
+        self.ids.iter().copied().zip(self.probabilities.iter().copied())
+    }
+
+    /// Probability of `id`; 0 outside the support.
+    #[must_use]
+    pub fn probability(&self, id: u32) -> f64 {
+        self.ids.binary_search(&id).map_or(0.0, |at| self.probabilities[at])
+    }
+
+    /// The draw that belongs to `u` in [0, 1): the first id whose cumulative probability exceeds `u`.
+    ///
+    /// A token of probability zero is never drawn.
+    #[must_use]
+    pub fn sample(&self, u: f64) -> u32 {
+        inverse_cdf(self.iter(), u)
+    }
+}
+
+/// Draws from unnormalised `weights` by inverse CDF; the first id whose cumulative weight exceeds `u` of the total.
+///
+/// Never draws a weight of zero while another is positive.
+pub fn inverse_cdf(weights: impl Iterator<Item = (u32, f64)> + Clone, u: f64) -> u32 {
+    let target = u * weights.clone().map(|(_, weight)| weight).sum::<f64>();
+    let mut cumulative = 0.0;
+    let mut last_possible = 0;
+    for (id, weight) in weights {
+        cumulative += weight;
+        if weight > 0.0 {
+            if cumulative > target {
+                return id;
+            }
+            // Rounding can leave the last sum at or below the target.
+            last_possible = id;
+        }
+    }
+    last_possible
+}
+
+fn checked_max(logits: &[f32]) -> Result<f32, InvalidLogits> {
+    let mut max = f32::NEG_INFINITY;
+    for (index, &value) in logits.iter().enumerate() {
+        if value.is_nan() || value == f32::INFINITY {
+            return Err(InvalidLogits::Value { index, value });
+        }
+        max = max.max(value);
+    }
+    if max == f32::NEG_INFINITY { Err(InvalidLogits::NoSupport) } else { Ok(max) }
+}
+
+/// Keeps the `k` largest weights and whatever equals the smallest of them (Hugging Face's top-k).
+fn keep_top_k(support: &mut Vec<(u32, f64)>, k: usize) {
+    if k == 0 || k >= support.len() {
+        return;
+    }
+    let mut weights: Vec<f64> = support.iter().map(|&(_, w)| w).collect();
+    let (_, &mut smallest_kept, _) = weights.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+    support.retain(|&(_, w)| w >= smallest_kept);
+}
+
+/// See [`Warp`]. Walks from the most probable token down, which is the ascending rule read backwards: a token stays
+/// while the mass at and below it is more than `1 - top_p`.
+fn keep_top_p(support: &mut Vec<(u32, f64)>, top_p: f64) {
+    if top_p >= 1.0 {
+        return;
+    }
+    let total: f64 = support.iter().map(|&(_, w)| w).sum();
+    // Higher ids first among equals: the ascending rule drops the lower ones first.
+    let descending = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(b.0.cmp(&a.0));
+    let mut sorted = 0;
+    let mut kept = 0;
+    let mut above = 0.0;
+    // A nucleus is small beside the vocabulary, so only ever longer heads are sorted.
+    while kept == sorted && sorted < support.len() {
+        let rest = &mut support[sorted..];
+        let head = rest.len().min((2 * sorted).max(256));
+        if head < rest.len() {
+            rest.select_nth_unstable_by(head, descending);
+        }
+        rest[..head].sort_unstable_by(descending);
+        sorted += head;
+        while kept < sorted && (kept == 0 || 1.0 - above > 1.0 - top_p) {
+            above += support[kept].1 / total;
+            kept += 1;
+        }
+    }
+    support.truncate(kept);
+    support.sort_unstable_by_key(|&(id, _)| id);
+}
+
+/// A support that is no distribution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("ids must ascend and pair with probabilities in [0, 1] that are not all zero")]
+pub struct InvalidSupport;
+
+/// What a random number is for; part of its counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// The expert's proposal.
+    Draft = 0,
+    /// The base's token in place of a rejected proposal.
+    Fallback = 1,
+    /// A rule that draws from its merged law.
+    Merged = 2,
+}
+
+/// The random numbers of one sample of one request.
+///
+/// Counter-based (ChaCha with 12 rounds, keyed by the request's seed): there is no state, so any process computes any
+/// number, in any order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Randomness {
+    /// The request's seed.
+    pub seed: u64,
+    /// Which of the request's samples.
+    pub sample: u32,
+}
+
+/// Keeps these numbers apart from other uses of the same seed; the seed takes the last eight bytes.
+const DOMAIN: &[u8; 32] = b"cosec draws, version 1..........";
+
+impl Randomness {
+    /// The number in [0, 1) for the token at `position` of the sequence (the prompt counts).
+    #[must_use]
+    pub fn uniform(&self, purpose: Purpose, position: u32) -> f64 {
+        let mut key = *DOMAIN;
+        key[24..].copy_from_slice(&self.seed.to_le_bytes());
+        let mut numbers = ChaCha12Rng::from_seed(key);
+        numbers.set_stream(u64::from(self.sample) << 8 | purpose as u64);
+        numbers.set_word_pos(2 * u128::from(position));
+        // 53 bits fill the mantissa exactly.
+        (numbers.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+impl From<crate::worker::Randomness> for Randomness {
+    fn from(wire: crate::worker::Randomness) -> Self {
+        Self { seed: wire.seed, sample: wire.sample }
+    }
+}
+
+impl From<Randomness> for crate::worker::Randomness {
+    fn from(randomness: Randomness) -> Self {
+        Self { seed: randomness.seed, sample: randomness.sample }
+    }
+}

@@ -1,0 +1,30 @@
+//! What coordinator and worker agree on.
+//!
+//! The messages and services, the identity of a session, the error table, the limits of the transport, and the
+//! arithmetic of a draw. That arithmetic is part of the contract: a token must come out the same whether the
+//! coordinator draws it from a full row or the worker draws it and sends twelve bytes.
+
+pub mod ids;
+
+pub mod error_code;
+
+pub mod transport;
+
+pub mod draw;
+
+pub use error_code::ErrorCode;
+pub use ids::SessionId;
+
+/// Messages and services of a worker.
+#[expect(missing_docs, unreachable_pub, reason = "generated; documented in the .proto file")]
+#[expect(clippy::all, reason = "generated")]
+pub mod worker {
+    tonic::include_proto!("cosec.worker.v1");
+}
+
+/// Messages and services of the coordinator's gRPC door.
+#[expect(missing_docs, unreachable_pub, reason = "generated; documented in the .proto file")]
+#[expect(clippy::all, reason = "generated")]
+pub mod coordinator {
+    tonic::include_proto!("cosec.coordinator.v1");
+}

@@ -1,0 +1,52 @@
+//! Limits and timings of the gRPC connections, shared by both sides.
+
+use std::time::Duration;
+
+use tonic::transport::{Channel, Endpoint, Server};
+
+/// Largest message that either side takes or sends, in bytes.
+///
+/// A full f32 row of a vocabulary of 262,144 tokens is 1 MiB, so a block of 48 such rows still fits.
+pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// Time for a TCP connection to a peer to come up.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Interval of HTTP/2 pings, and how long an answer may take before the connection counts as dead.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// See [`KEEPALIVE_INTERVAL`].
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Prepares a connection to `address` (`host:port` or a URI); it comes up at first use and again after a loss.
+///
+/// # Errors
+/// When `address` is no valid URI.
+pub fn channel(address: &str) -> Result<Channel, InvalidAddress> {
+    let uri = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+    let endpoint = Endpoint::from_shared(uri)
+        .map_err(|cause| InvalidAddress { address: address.to_owned(), cause: cause.to_string() })?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true)
+        .connect_lazy())
+}
+
+/// Starts the description of a server with the settings that [`channel`] expects of its peer.
+#[must_use]
+pub fn server() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .tcp_nodelay(true)
+}
+
+/// An address that is no URI.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("address {address:?} is not of the form host:port or http://host:port: {cause}")]
+pub struct InvalidAddress {
+    address: String,
+    cause: String,
+}
