@@ -1,0 +1,155 @@
+//! One batch in, logits out.
+//!
+//! Owns the weights, the memory of the paged KV cache and the scratch of a forward pass. Which block belongs to
+//! which sequence is decided elsewhere; a batch says it in its block tables.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// Element type of the weights in memory. Activations are f32 on the CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DtypeChoice {
+    /// As the checkpoint stores them.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+/// How a model is brought into memory.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Directory of a PEFT LoRA adapter, merged into the weights.
+    pub adapter: Option<PathBuf>,
+    /// Element type of the weights.
+    pub dtype: DtypeChoice,
+    /// Blocks of the KV cache.
+    pub blocks: usize,
+    /// Tokens of one block.
+    pub block_tokens: usize,
+    /// Threads of the forward pass; 0 takes one per core.
+    pub threads: usize,
+}
+
+/// What a loaded model is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelDescription {
+    /// `model_type` of config.json.
+    pub family: String,
+    /// Elements of all weights.
+    pub parameters: u64,
+    /// Length of a logits row.
+    pub vocabulary: usize,
+    /// Longest sequence, in tokens.
+    pub context_tokens: usize,
+    /// Ids that end a generation (generation_config.json, else config.json).
+    pub end_token_ids: Vec<u32>,
+    /// SHA-256 over weights, config, tokenizer, adapter and compute type, in hex.
+    pub fingerprint: String,
+    /// SHA-256 over the content of the vocabulary, in hex: equal for models that may co-decode.
+    pub tokenizer_fingerprint: String,
+    /// Bytes that one cached token takes over all layers.
+    pub kv_bytes_per_token: usize,
+}
+
+/// Tokens of one sequence in a batch.
+#[derive(Clone, Debug)]
+pub struct BatchItem<'a> {
+    /// New tokens; at least one.
+    pub tokens: &'a [u32],
+    /// Tokens of the sequence that are already cached.
+    pub start: usize,
+    /// Block table covering `start + tokens.len()` tokens.
+    pub blocks: &'a [u32],
+    /// Indices into `tokens` whose logits are wanted: row i is the distribution after `tokens[i]`.
+    pub rows: Range<usize>,
+}
+
+/// Logits of one forward pass, in the order of the items, then of their rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Logits<'a> {
+    values: &'a [f32],
+    vocabulary: usize,
+}
+
+impl<'a> Logits<'a> {
+    /// How many rows there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.values.len() / self.vocabulary
+    }
+
+    /// Whether no row was asked for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// Row `index`, `[vocabulary]`.
+    ///
+    /// # Panics
+    /// When there are not so many rows.
+    #[must_use]
+    pub fn row(&self, index: usize) -> &'a [f32] {
+        &self.values[index * self.vocabulary..][..self.vocabulary]
+    }
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Not written yet.
+    #[error("loading is not implemented")]
+    Unimplemented,
+}
+
+/// Why a batch was refused. Nothing was computed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ForwardError {
+    /// The batch contradicts the model or itself: a defect of the caller.
+    #[error("batch item {item}: {problem}")]
+    InvalidItem {
+        /// Index into the batch.
+        item: usize,
+        /// Field, value and what is allowed.
+        problem: String,
+    },
+}
+
+/// A model in memory with its KV cache.
+#[derive(Debug)]
+pub struct ModelRunner {
+    description: ModelDescription,
+    logits: Vec<f32>,
+}
+
+impl ModelRunner {
+    /// Loads the checkpoint in `directory`.
+    ///
+    /// # Errors
+    /// [`LoadError`] names file, field, what was found and what is allowed.
+    pub fn load(_directory: &Path, _options: &LoadOptions) -> Result<Self, LoadError> {
+        Err(LoadError::Unimplemented)
+    }
+
+    /// What the model is.
+    #[must_use]
+    pub fn description(&self) -> &ModelDescription {
+        &self.description
+    }
+
+    /// Runs the model over all new tokens of `batch` and caches their keys and values.
+    ///
+    /// A row's logits are the same bits whatever else is in the batch and however the sequence was chunked.
+    ///
+    /// # Errors
+    /// [`ForwardError`] before anything is written.
+    pub fn forward(&mut self, _batch: &[BatchItem<'_>]) -> Result<Logits<'_>, ForwardError> {
+        Ok(Logits { values: &self.logits, vocabulary: self.description.vocabulary })
+    }
+}
