@@ -137,11 +137,7 @@ impl Distribution {
     /// # Errors
     /// [`InvalidSupport`] unless `ids` are strictly ascending and as many as `probabilities`, which must be in
     /// [0, 1] and must not all be zero.
-    pub fn from_support(
-        ids: Vec<u32>,
-        probabilities: Vec<f64>,
-        log_normaliser: f64,
-    ) -> Result<Self, InvalidSupport> {
+    pub fn from_support(ids: Vec<u32>, probabilities: Vec<f64>, log_normaliser: f64) -> Result<Self, InvalidSupport> {
         let ascending = ids.windows(2).all(|pair| pair[0] < pair[1]);
         let proper = probabilities.iter().all(|p| (0.0..=1.0).contains(p));
         let some = probabilities.iter().any(|&p| p > 0.0);
@@ -171,7 +167,7 @@ impl Distribution {
     }
 
     /// Ids with their probabilities, ascending by id.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, f64)> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = (u32, f64)> + Clone + '_ {
         self.ids.iter().copied().zip(self.probabilities.iter().copied())
     }
 
@@ -315,5 +311,106 @@ impl From<crate::worker::Randomness> for Randomness {
 impl From<Randomness> for crate::worker::Randomness {
     fn from(randomness: Randomness) -> Self {
         Self { seed: randomness.seed, sample: randomness.sample }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Top-p as Hugging Face writes it: ascending, stable, cumulative.
+    fn reference_top_p(logits: &[f32], temperature: f64, top_p: f64) -> Vec<u32> {
+        let z: Vec<f64> = logits.iter().map(|&l| f64::from(l) / temperature).collect();
+        let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = z.iter().map(|z| (z - max).exp()).sum();
+        let mut order: Vec<usize> = (0..z.len()).collect();
+        order.sort_by(|&a, &b| z[a].total_cmp(&z[b]));
+        let mut cumulative = 0.0;
+        let mut kept = Vec::new();
+        for (rank, &at) in order.iter().enumerate() {
+            cumulative += (z[at] - max).exp() / total;
+            if cumulative > 1.0 - top_p || rank + 1 == order.len() {
+                kept.push(at as u32);
+            }
+        }
+        kept.sort_unstable();
+        kept
+    }
+
+    proptest! {
+        #[test]
+        fn nucleus_is_the_ascending_rule(
+            logits in proptest::collection::vec(-20f32..20.0, 1..1500),
+            temperature in 0.1f64..3.0,
+            top_p in 0.001f64..1.0,
+        ) {
+            let warp = Warp::new(temperature, top_p, 0).unwrap();
+            let warped = Distribution::warped(&logits, &warp).unwrap();
+            let expected = reference_top_p(&logits, temperature, top_p);
+            prop_assert_eq!(warped.ids(), &expected[..]);
+            prop_assert!((warped.probabilities().iter().sum::<f64>() - 1.0).abs() < 1e-12);
+        }
+
+        #[test]
+        fn impossible_tokens_are_never_drawn(
+            weights in proptest::collection::vec(prop_oneof![Just(0.0), 1e-300f64..1.0], 1..50),
+            u in 0f64..1.0,
+        ) {
+            prop_assume!(weights.iter().any(|&w| w > 0.0));
+            let id = inverse_cdf((0u32..).zip(weights.iter().copied()), u);
+            prop_assert!(weights[id as usize] > 0.0);
+        }
+
+        #[test]
+        fn any_row_makes_a_distribution_or_an_error(bits in proptest::collection::vec(any::<u32>(), 0..64), t in 0f64..2.0) {
+            let logits: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
+            if let Ok(d) = Distribution::warped(&logits, &Warp::new(t, 0.9, 3).unwrap()) {
+                prop_assert!((d.probabilities().iter().sum::<f64>() - 1.0).abs() < 1e-9);
+                prop_assert!(d.probability(d.sample(0.999_999)) > 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn in_ties_the_lower_id_goes_first() {
+        let warped = Distribution::warped(&[0.0; 8], &Warp::new(1.0, 0.5, 0).unwrap()).unwrap();
+        assert_eq!(warped.ids(), [4, 5, 6, 7]);
+        let top = Distribution::warped(&[1.0, 3.0, 3.0, 2.0], &Warp::new(1.0, 1.0, 1).unwrap()).unwrap();
+        assert_eq!(top.ids(), [1, 2], "equals of the k-th stay");
+    }
+
+    #[test]
+    fn greedy_takes_the_lowest_arg_max_and_tiny_temperatures_agree() {
+        let logits = [1.0, 7.5, -3.0, 7.5];
+        assert_eq!(Distribution::warped(&logits, &Warp::GREEDY).unwrap().ids(), [1]);
+        let cold = Distribution::warped(&[1.0, 7.5, 7.4], &Warp::new(1e-300, 1.0, 0).unwrap()).unwrap();
+        assert_eq!(cold.ids(), [1]);
+    }
+
+    #[test]
+    fn draws_differ_by_every_part_of_their_name_and_repeat() {
+        let base = Randomness { seed: 7, sample: 0 };
+        let u = base.uniform(Purpose::Draft, 5);
+        assert_eq!(u.to_bits(), base.uniform(Purpose::Draft, 5).to_bits());
+        assert_ne!(u, base.uniform(Purpose::Fallback, 5));
+        assert_ne!(u, base.uniform(Purpose::Draft, 6));
+        assert_ne!(u, Randomness { seed: 8, sample: 0 }.uniform(Purpose::Draft, 5));
+        assert_ne!(u, Randomness { seed: 7, sample: 1 }.uniform(Purpose::Draft, 5));
+    }
+
+    #[test]
+    fn draws_are_uniform() {
+        let count = 100_000;
+        let numbers = Randomness { seed: 3407, sample: 2 };
+        let mut bins = [0u32; 16];
+        for position in 0..count {
+            bins[(numbers.uniform(Purpose::Fallback, position) * 16.0) as usize] += 1;
+        }
+        let expected = f64::from(count) / 16.0;
+        let chi_square: f64 = bins.iter().map(|&seen| (f64::from(seen) - expected).powi(2) / expected).sum();
+        // 15 degrees of freedom: P(chi-square > 56.5) = 1e-6.
+        assert!(chi_square < 56.5, "{chi_square}");
     }
 }

@@ -16,15 +16,15 @@ pub use error_code::ErrorCode;
 pub use ids::SessionId;
 
 /// Messages and services of a worker.
-#[expect(missing_docs, unreachable_pub, reason = "generated; documented in the .proto file")]
-#[expect(clippy::all, reason = "generated")]
+#[expect(missing_docs, reason = "generated; documented in the .proto file")]
+#[expect(clippy::allow_attributes, clippy::allow_attributes_without_reason, reason = "generated")]
 pub mod worker {
     tonic::include_proto!("cosec.worker.v1");
 }
 
 /// Messages and services of the coordinator's gRPC door.
-#[expect(missing_docs, unreachable_pub, reason = "generated; documented in the .proto file")]
-#[expect(clippy::all, reason = "generated")]
+#[expect(missing_docs, reason = "generated; documented in the .proto file")]
+#[expect(clippy::allow_attributes, clippy::allow_attributes_without_reason, reason = "generated")]
 pub mod coordinator {
     tonic::include_proto!("cosec.coordinator.v1");
 }
