@@ -1,1 +1,9 @@
-//! stub
+//! Merges the distributions of base and expert and serves the result.
+
+pub mod request;
+
+pub mod core;
+
+pub mod session;
+
+pub mod merge;

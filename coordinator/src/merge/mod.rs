@@ -1,0 +1,1 @@
+//! From two distributions to one token.

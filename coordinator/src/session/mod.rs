@@ -1,0 +1,3 @@
+//! The decode loop of one choice.
+
+pub mod metrics;
