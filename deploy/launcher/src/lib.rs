@@ -46,6 +46,14 @@ pub struct Cluster {
     pub http: String,
     /// `host:port` of the gRPC door.
     pub grpc: String,
+    /// `http://…/metrics` of the base worker.
+    pub base_metrics: String,
+    /// `http://…/metrics` of the expert worker.
+    pub expert_metrics: String,
+    /// `host:port` of the base worker.
+    pub base_address: String,
+    /// `host:port` of the expert worker.
+    pub expert_address: String,
     /// The coordinator.
     pub coordinator: Process,
     /// The base worker.
@@ -68,6 +76,8 @@ impl Cluster {
         let mut expert = worker(config, "expert", &config.expert)?;
         let base_address = base.announced("listening on ", deadline).await?;
         let expert_address = expert.announced("listening on ", deadline).await?;
+        let base_metrics = metrics_url(&base.announced("metrics on ", deadline).await?);
+        let expert_metrics = metrics_url(&expert.announced("metrics on ", deadline).await?);
 
         progress("starting the coordinator");
         let mut coordinator = Process::start(
@@ -83,7 +93,17 @@ impl Cluster {
         let http = coordinator.announced("http on ", deadline).await?;
         let grpc = coordinator.announced("grpc on ", deadline).await?;
 
-        let mut cluster = Self { http: format!("http://{http}"), grpc, coordinator, base, expert };
+        let mut cluster = Self {
+            http: format!("http://{http}"),
+            grpc,
+            base_metrics,
+            expert_metrics,
+            base_address,
+            expert_address,
+            coordinator,
+            base,
+            expert,
+        };
         cluster.wait_until_ready(deadline, progress).await?;
         Ok(cluster)
     }
@@ -114,6 +134,10 @@ impl Cluster {
             .into_iter()
             .find_map(|process| process.check_alive().err())
     }
+}
+
+fn metrics_url(address: &str) -> String {
+    format!("http://{address}/metrics")
 }
 
 fn worker(config: &ClusterConfig, role: &'static str, model: &Path) -> Result<Process, StartError> {

@@ -1,0 +1,223 @@
+//! The wire of real worker processes: what an operation gives, and that a malformed one harms nobody.
+
+use std::path::Path;
+use std::time::Duration;
+
+use cosec_launcher::{Cluster, ClusterConfig};
+use cosec_proto::draw::{Distribution, Purpose, Randomness};
+use cosec_proto::worker::row::Content;
+use cosec_proto::worker::row_request::View;
+use cosec_proto::worker::step_request::Operation;
+use cosec_proto::worker::step_response::Outcome;
+use cosec_proto::worker::worker_client::WorkerClient;
+use cosec_proto::worker::{
+    DescribeRequest, Draft, Extend, Full, Gather, NeedPrefix, Nucleus, Precision, Release, Role, RowRequest, Sample,
+    StepRequest, StepResponse, Warp,
+};
+use cosec_proto::{SessionId, transport};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+async fn cluster(logs: &TempDir) -> Cluster {
+    let own = std::env::current_exe().unwrap();
+    let pair = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/demo-pair");
+    let any_port = "127.0.0.1:0".parse().unwrap();
+    let config = ClusterConfig {
+        binaries: own.ancestors().nth(2).unwrap().to_owned(),
+        logs: logs.path().to_owned(),
+        model: "demo".to_owned(),
+        base: pair.join("base"),
+        expert: pair.join("expert"),
+        http: any_port,
+        grpc: any_port,
+        worker_flags: Vec::new(),
+        coordinator_flags: Vec::new(),
+        patience: Duration::from_secs(120),
+    };
+    Cluster::start(&config, |_| {}).await.unwrap()
+}
+
+/// One stream to one worker, used one operation after the other.
+struct Wire {
+    requests: mpsc::Sender<StepRequest>,
+    responses: Streaming<StepResponse>,
+    next_op: u64,
+}
+
+impl Wire {
+    async fn open(channel: Channel) -> Self {
+        let (requests, outgoing) = mpsc::channel(16);
+        let mut client = WorkerClient::new(channel)
+            .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(transport::MAX_MESSAGE_BYTES);
+        let responses = client.step(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
+        Self { requests, responses, next_op: 0 }
+    }
+
+    async fn run(&mut self, operation: Option<Operation>) -> Outcome {
+        self.next_op += 1;
+        let request = StepRequest { op: self.next_op, deadline_ms: 20_000, operation };
+        self.requests.send(request).await.unwrap();
+        let response = self.responses.message().await.unwrap().unwrap();
+        assert_eq!(response.op, self.next_op);
+        response.outcome.unwrap()
+    }
+
+    async fn rows(&mut self, extend: Extend) -> Vec<Content> {
+        match self.run(Some(Operation::Extend(extend))).await {
+            Outcome::Rows(rows) => rows.rows.into_iter().map(|row| row.content.unwrap()).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn full(offset: u32) -> RowRequest {
+    RowRequest { offset, view: Some(View::Full(Full { precision: Precision::F32 as i32 })) }
+}
+
+fn logits(content: &Content) -> Vec<f32> {
+    match content {
+        Content::Full(row) => {
+            row.logits.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn warp() -> Warp {
+    Warp { temperature: 0.7, top_p: 0.9, top_k: 0 }
+}
+
+#[tokio::test]
+async fn describes_itself_and_is_healthy() {
+    let logs = TempDir::new().unwrap();
+    let cluster = cluster(&logs).await;
+    for (address, role) in [(&cluster.base_address, Role::Base), (&cluster.expert_address, Role::Expert)] {
+        let channel = transport::channel(address).unwrap();
+        let described = WorkerClient::new(channel.clone()).describe(DescribeRequest {}).await.unwrap().into_inner();
+        assert_eq!(described.role(), role);
+        assert_eq!(described.fingerprint.len(), 64);
+        assert_eq!(described.tokenizer_fingerprint.len(), 64);
+        assert!(described.free_blocks > 0 && described.free_blocks <= described.total_blocks);
+        let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+        let status = health.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap().into_inner().status;
+        assert_eq!(status, tonic_health::pb::health_check_response::ServingStatus::Serving as i32);
+    }
+}
+
+#[tokio::test]
+async fn malformed_operations_are_refused_by_name_and_the_stream_goes_on() {
+    let logs = TempDir::new().unwrap();
+    let cluster = cluster(&logs).await;
+    let mut wire = Wire::open(transport::channel(&cluster.base_address).unwrap()).await;
+    let session = SessionId::random().to_wire();
+    let extend = Extend { session: session.clone(), at: 0, tokens: vec![5, 6], rows: vec![] };
+    let view = |view| Extend { rows: vec![RowRequest { offset: 1, view: Some(view) }], ..extend.clone() };
+    let bad_warp = |temperature, top_p| Some(Warp { temperature, top_p, top_k: 0 });
+    let draft =
+        Draft { session, at: 0, tokens: vec![5], k: 2, warp: Some(warp()), randomness: Some(Default::default()) };
+    let cases = [
+        ("operation", None),
+        ("session", Some(Operation::Extend(Extend { session: vec![1, 2, 3], ..extend.clone() }))),
+        ("session", Some(Operation::Release(Release { session: vec![] }))),
+        ("tokens", Some(Operation::Extend(Extend { tokens: vec![1, u32::MAX], ..extend.clone() }))),
+        ("at", Some(Operation::Extend(Extend { at: u32::MAX, ..extend.clone() }))),
+        ("offset", Some(Operation::Extend(Extend { rows: vec![full(3)], ..extend.clone() }))),
+        (
+            "view",
+            Some(Operation::Extend(Extend { rows: vec![RowRequest { offset: 1, view: None }], ..extend.clone() })),
+        ),
+        ("ids", Some(Operation::Extend(view(View::Gather(Gather { warp: Some(warp()), ids: vec![u32::MAX] }))))),
+        ("warp", Some(Operation::Extend(view(View::Gather(Gather { warp: None, ids: vec![1] }))))),
+        (
+            "temperature",
+            Some(Operation::Extend(view(View::Nucleus(Nucleus { warp: bad_warp(f64::NAN, 1.0), cap: 0 })))),
+        ),
+        ("top_p", Some(Operation::Extend(view(View::Nucleus(Nucleus { warp: bad_warp(1.0, 0.0), cap: 0 }))))),
+        ("u", Some(Operation::Extend(view(View::Sample(Sample { warp: Some(warp()), u: 1.0 }))))),
+        ("u", Some(Operation::Extend(view(View::Sample(Sample { warp: Some(warp()), u: f64::NAN }))))),
+        ("precision", Some(Operation::Extend(view(View::Full(Full { precision: 77 }))))),
+        ("k", Some(Operation::Draft(Draft { k: 0, ..draft.clone() }))),
+        ("k", Some(Operation::Draft(Draft { k: 100_000, ..draft.clone() }))),
+        ("randomness", Some(Operation::Draft(Draft { randomness: None, ..draft.clone() }))),
+    ];
+    for (field, operation) in cases {
+        let shown = format!("{operation:?}");
+        match wire.run(operation).await {
+            Outcome::Failure(failure) => {
+                assert_eq!(failure.code, "invalid_argument", "{shown}: {failure:?}");
+                assert!(failure.message.contains(field), "{field} is not named: {}", failure.message);
+            }
+            other => panic!("{shown} was answered {other:?}"),
+        }
+    }
+    assert_eq!(wire.rows(Extend { rows: vec![full(2)], ..extend }).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_rollback_is_as_if_it_had_never_been() {
+    let logs = TempDir::new().unwrap();
+    let cluster = cluster(&logs).await;
+    let mut wire = Wire::open(transport::channel(&cluster.expert_address).unwrap()).await;
+    let prompt: Vec<u32> = (10..40).collect();
+    let fresh = SessionId::random().to_wire();
+    let rolled = SessionId::random().to_wire();
+    let open = |session: &Vec<u8>| Extend { session: session.clone(), at: 0, tokens: prompt.clone(), rows: vec![] };
+    wire.rows(open(&fresh)).await;
+    wire.rows(open(&rolled)).await;
+    let randomness = Randomness { seed: 5, sample: 0 };
+    let draft = Draft {
+        session: rolled.clone(),
+        at: 30,
+        tokens: vec![],
+        k: 6,
+        warp: Some(warp()),
+        randomness: Some(randomness.into()),
+    };
+    match wire.run(Some(Operation::Draft(draft))).await {
+        Outcome::Drafted(drafted) => {
+            assert_eq!(drafted.ids.len(), 6);
+            assert_eq!(drafted.length, 35);
+        }
+        other => panic!("{other:?}"),
+    }
+    let next = |session| Extend { session, at: 30, tokens: vec![7, 8], rows: vec![full(1), full(2)] };
+    let expected = wire.rows(next(fresh.clone())).await;
+    assert_eq!(wire.rows(next(rolled)).await, expected);
+    // A shorter cache says how short, and changes nothing.
+    let ahead = Extend { session: fresh, at: 99, tokens: vec![1], rows: vec![] };
+    let answer = wire.run(Some(Operation::Extend(ahead))).await;
+    assert!(matches!(answer, Outcome::NeedPrefix(NeedPrefix { have: 32 })), "{answer:?}");
+}
+
+#[tokio::test]
+async fn every_view_is_of_one_distribution() {
+    let logs = TempDir::new().unwrap();
+    let cluster = cluster(&logs).await;
+    let mut wire = Wire::open(transport::channel(&cluster.base_address).unwrap()).await;
+    let u = Randomness { seed: 3, sample: 1 }.uniform(Purpose::Fallback, 4);
+    let views = [
+        View::Full(Full { precision: Precision::F32 as i32 }),
+        View::Nucleus(Nucleus { warp: Some(warp()), cap: 0 }),
+        View::Sample(Sample { warp: Some(warp()), u }),
+        View::Gather(Gather { warp: Some(warp()), ids: vec![0, 9, 300] }),
+    ];
+    let rows = views.into_iter().map(|view| RowRequest { offset: 4, view: Some(view) }).collect();
+    let extend = Extend { session: SessionId::random().to_wire(), at: 0, tokens: vec![3, 50, 70, 9], rows };
+    let rows = wire.rows(extend).await;
+    let expected = Distribution::warped(&logits(&rows[0]), &warp().try_into().unwrap()).unwrap();
+    match &rows[1..] {
+        [Content::Nucleus(nucleus), Content::Sampled(sampled), Content::Gathered(gathered)] => {
+            assert!(nucleus.complete);
+            assert_eq!(nucleus.ids, expected.ids());
+            assert_eq!(nucleus.probabilities, expected.probabilities());
+            assert_eq!(sampled.id, expected.sample(u));
+            assert_eq!(sampled.probability, expected.probability(sampled.id));
+            assert_eq!(gathered.probabilities, [0, 9, 300].map(|id| expected.probability(id)));
+        }
+        other => panic!("{other:?}"),
+    }
+}
