@@ -1,1 +1,3 @@
-//! stub
+//! What end-to-end tests share.
+
+pub mod cluster;

@@ -1,7 +1,7 @@
 //! Real processes on loopback: what starts, what refuses to start, and what both doors give.
 
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use cosec_launcher::{Cluster, ClusterConfig, StartError};
@@ -10,32 +10,11 @@ use cosec_proto::coordinator::generate_event::Event;
 use cosec_proto::coordinator::generate_request::Prompt;
 use cosec_proto::coordinator::{Cosec, GenerateRequest};
 use cosec_proto::transport;
+use cosec_tests::cluster::demo;
 use serde_json::json;
 use tempfile::TempDir;
 
 const PROMPT: &str = "def remove(conn, key):\n    cur = conn.cursor()\n    cur.execute(";
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-fn config(logs: &TempDir) -> ClusterConfig {
-    // Test programs stand in target/release/deps.
-    let own = std::env::current_exe().unwrap();
-    let any_port = "127.0.0.1:0".parse().unwrap();
-    ClusterConfig {
-        binaries: own.ancestors().nth(2).unwrap().to_owned(),
-        logs: logs.path().to_owned(),
-        model: "demo".to_owned(),
-        base: root().join("deploy/demo-pair/base"),
-        expert: root().join("deploy/demo-pair/expert"),
-        http: any_port,
-        grpc: any_port,
-        worker_flags: Vec::new(),
-        coordinator_flags: Vec::new(),
-        patience: Duration::from_secs(120),
-    }
-}
 
 async fn generate(grpc: &str, cosec: Cosec, seed: u64) -> (String, u32) {
     let mut client = CoordinatorClient::new(transport::channel(grpc).unwrap());
@@ -62,7 +41,7 @@ async fn generate(grpc: &str, cosec: Cosec, seed: u64) -> (String, u32) {
 #[tokio::test]
 async fn both_doors_give_the_same_text() {
     let logs = TempDir::new().unwrap();
-    let cluster = Cluster::start(&config(&logs), |_| {}).await.unwrap();
+    let cluster = Cluster::start(&demo(logs.path()), |_| {}).await.unwrap();
     for seed in 0..4 {
         let (text, tokens) = generate(&cluster.grpc, Cosec::default(), seed).await;
         assert!(tokens > 0);
@@ -79,7 +58,7 @@ async fn a_restarted_cluster_repeats_itself() {
     let mut texts = Vec::new();
     for _ in 0..2 {
         let logs = TempDir::new().unwrap();
-        let cluster = Cluster::start(&config(&logs), |_| {}).await.unwrap();
+        let cluster = Cluster::start(&demo(logs.path()), |_| {}).await.unwrap();
         texts.push(generate(&cluster.grpc, Cosec::default(), 11).await);
     }
     assert_eq!(texts[0], texts[1]);
@@ -88,7 +67,7 @@ async fn a_restarted_cluster_repeats_itself() {
 #[tokio::test]
 async fn grpc_errors_name_the_field() {
     let logs = TempDir::new().unwrap();
-    let cluster = Cluster::start(&config(&logs), |_| {}).await.unwrap();
+    let cluster = Cluster::start(&demo(logs.path()), |_| {}).await.unwrap();
     let mut client = CoordinatorClient::new(transport::channel(&cluster.grpc).unwrap());
     let good = GenerateRequest {
         model: "demo".to_owned(),
@@ -121,7 +100,7 @@ async fn grpc_errors_name_the_field() {
 #[tokio::test]
 async fn a_missing_model_is_named() {
     let logs = TempDir::new().unwrap();
-    let missing = ClusterConfig { expert: logs.path().join("nowhere"), ..config(&logs) };
+    let missing = ClusterConfig { expert: logs.path().join("nowhere"), ..demo(logs.path()) };
     let error = Cluster::start(&missing, |_| {}).await.unwrap_err();
     assert!(matches!(error, StartError::MissingModel { role: "expert", .. }), "{error}");
 }
@@ -131,7 +110,7 @@ async fn a_port_in_use_is_named() {
     let logs = TempDir::new().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
-    let error = Cluster::start(&ClusterConfig { http: address, ..config(&logs) }, |_| {}).await.unwrap_err();
+    let error = Cluster::start(&ClusterConfig { http: address, ..demo(logs.path()) }, |_| {}).await.unwrap_err();
     assert!(error.to_string().contains(&address.to_string()), "{error}");
 }
 
@@ -141,7 +120,7 @@ async fn a_worker_that_dies_at_start_says_why() {
     let broken = logs.path().join("broken");
     std::fs::create_dir(&broken).unwrap();
     std::fs::write(broken.join("config.json"), "{\"model_type\": \"abacus\"}").unwrap();
-    let error = Cluster::start(&ClusterConfig { base: broken, ..config(&logs) }, |_| {}).await.unwrap_err();
+    let error = Cluster::start(&ClusterConfig { base: broken, ..demo(logs.path()) }, |_| {}).await.unwrap_err();
     assert!(matches!(error, StartError::Ended { name: "base", .. }), "{error}");
     assert!(error.to_string().contains("abacus"), "{error}");
 }
@@ -149,7 +128,7 @@ async fn a_worker_that_dies_at_start_says_why() {
 #[tokio::test]
 async fn nothing_outlives_the_cluster() {
     let logs = TempDir::new().unwrap();
-    let cluster = Cluster::start(&config(&logs), |_| {}).await.unwrap();
+    let cluster = Cluster::start(&demo(logs.path()), |_| {}).await.unwrap();
     let ids: Vec<u32> =
         [&cluster.coordinator, &cluster.base, &cluster.expert].iter().filter_map(|process| process.id()).collect();
     assert_eq!(ids.len(), 3);

@@ -1,9 +1,6 @@
 //! The wire of real worker processes: what an operation gives, and that a malformed one harms nobody.
 
-use std::path::Path;
-use std::time::Duration;
-
-use cosec_launcher::{Cluster, ClusterConfig};
+use cosec_launcher::Cluster;
 use cosec_proto::draw::{Distribution, Purpose, Randomness};
 use cosec_proto::worker::row::Content;
 use cosec_proto::worker::row_request::View;
@@ -22,22 +19,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 async fn cluster(logs: &TempDir) -> Cluster {
-    let own = std::env::current_exe().unwrap();
-    let pair = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/demo-pair");
-    let any_port = "127.0.0.1:0".parse().unwrap();
-    let config = ClusterConfig {
-        binaries: own.ancestors().nth(2).unwrap().to_owned(),
-        logs: logs.path().to_owned(),
-        model: "demo".to_owned(),
-        base: pair.join("base"),
-        expert: pair.join("expert"),
-        http: any_port,
-        grpc: any_port,
-        worker_flags: Vec::new(),
-        coordinator_flags: Vec::new(),
-        patience: Duration::from_secs(120),
-    };
-    Cluster::start(&config, |_| {}).await.unwrap()
+    Cluster::start(&cosec_tests::cluster::demo(logs.path()), |_| {}).await.unwrap()
 }
 
 /// One stream to one worker, used one operation after the other.
