@@ -2,8 +2,12 @@
 
 pub mod request;
 
+pub mod role;
+
 pub mod core;
 
 pub mod session;
 
 pub mod merge;
+
+pub mod sampler;

@@ -1,0 +1,32 @@
+//! The random numbers of one position, named by what they are for.
+
+use cosec_proto::draw::{Purpose, Randomness};
+
+/// Numbers in [0, 1) for the token at one position; computed anew at each call, never stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Draws {
+    /// Names the sequence of draws.
+    pub randomness: Randomness,
+    /// Of the token, the prompt counted.
+    pub position: u32,
+}
+
+impl Draws {
+    /// For the expert's proposal.
+    #[must_use]
+    pub fn draft(&self) -> f64 {
+        self.randomness.uniform(Purpose::Draft, self.position)
+    }
+
+    /// For the base's token.
+    #[must_use]
+    pub fn fallback(&self) -> f64 {
+        self.randomness.uniform(Purpose::Fallback, self.position)
+    }
+
+    /// For a token from a blend of both.
+    #[must_use]
+    pub fn merged(&self) -> f64 {
+        self.randomness.uniform(Purpose::Merged, self.position)
+    }
+}

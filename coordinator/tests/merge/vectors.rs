@@ -1,0 +1,65 @@
+//! The golden vectors of the merge rules.
+
+use std::path::PathBuf;
+
+use cosec_coordinator::merge::{Evidence, Laws, Warps};
+use cosec_proto::draw::Warp;
+use serde::Deserialize;
+
+/// One case of merge_golden.json; its README states the fields.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) vocab_size: usize,
+    pub(crate) params: Params,
+    pub(crate) base_logits: Vec<Option<f32>>,
+    pub(crate) expert_logits: Vec<Option<f32>>,
+    pub(crate) p_base: Vec<f64>,
+    pub(crate) p_expert: Vec<f64>,
+    pub(crate) accept: Vec<u8>,
+    pub(crate) reject_mass: f64,
+    pub(crate) merged: Vec<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Params {
+    pub(crate) tau: f64,
+    pub(crate) expert_temperature: f64,
+    pub(crate) expert_top_p: f64,
+    pub(crate) base_temperature: Option<f64>,
+    pub(crate) base_top_p: Option<f64>,
+}
+
+#[derive(Deserialize)]
+struct Golden {
+    format: String,
+    cases: Vec<Case>,
+}
+
+/// Reads MERGE_GOLDEN, else the vectors of the repository.
+pub(crate) fn cases() -> Vec<Case> {
+    let path = std::env::var_os("MERGE_GOLDEN").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/merge_golden.json"),
+        PathBuf::from,
+    );
+    let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let golden: Golden = serde_json::from_slice(&text).unwrap();
+    assert_eq!(golden.format, "cosec-merge-golden/1");
+    assert!(!golden.cases.is_empty());
+    golden.cases
+}
+
+impl Case {
+    /// The models' laws as the case warps them.
+    pub(crate) fn laws(&self) -> Laws {
+        let params = &self.params;
+        let base = Warp::new(params.base_temperature.unwrap_or(1.0), params.base_top_p.unwrap_or(1.0), 0).unwrap();
+        let expert = Warp::new(params.expert_temperature, params.expert_top_p, 0).unwrap();
+        let evidence = |logits: &[Option<f32>]| Evidence {
+            row: Some(logits.iter().map(|logit| logit.unwrap_or(f32::NEG_INFINITY)).collect()),
+            ..Evidence::default()
+        };
+        let evidence = [evidence(&self.base_logits), evidence(&self.expert_logits), Evidence::default()];
+        Laws::new(evidence, Warps { judged: base, fallback: base, expert })
+    }
+}
