@@ -1,0 +1,359 @@
+//! Settings of `serve`: defaults, then a TOML file, then the environment, then flags.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use cosec_proto::worker as wire;
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+
+use crate::model_runner::DtypeChoice;
+
+/// Prefix of the environment variables: `COSEC_WORKER_STEP_TOKENS` sets `step_tokens`.
+const ENVIRONMENT: &str = "COSEC_WORKER_";
+
+/// Memory of the KV cache when neither it nor the number of blocks is set, in MiB.
+const DEFAULT_KV_MEMORY_MIB: u64 = 512;
+
+/// What the model of a worker is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// The large code model.
+    Base,
+    /// The model that steers it.
+    Expert,
+    /// What the expert is compared with by the rule `product`.
+    AntiExpert,
+}
+
+impl From<Role> for wire::Role {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Base => Self::Base,
+            Role::Expert => Self::Expert,
+            Role::AntiExpert => Self::AntiExpert,
+        }
+    }
+}
+
+/// Flags of `serve`. What is not given here comes from the environment, the file or the defaults.
+#[derive(Clone, Debug, Default, clap::Args, Serialize)]
+pub struct Flags {
+    /// TOML file with the settings below, named with underscores (`step_tokens = 256`).
+    #[arg(long, env = "COSEC_WORKER_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Hugging Face directory: config.json, tokenizer.json, safetensors. Required.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<PathBuf>,
+    /// What the model is for. Required.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Address of the gRPC service; port 0 takes any [default: 127.0.0.1:9001].
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Address of `/metrics` over HTTP; port 0 takes any [default: none].
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// Name that the worker gives its model [default: last part of the directory].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Directory of a PEFT LoRA adapter, merged into the weights.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<PathBuf>,
+    /// Element type of the weights in memory [default: auto].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<DtypeChoice>,
+    /// Memory of the KV cache in MiB [default: 512].
+    #[arg(long, value_name = "MIB", conflicts_with = "blocks")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_memory_mib: Option<u64>,
+    /// Blocks of the KV cache, in place of its memory.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<usize>,
+    /// Tokens of a block [default: 16].
+    #[arg(long, value_name = "TOKENS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_tokens: Option<usize>,
+    /// Most tokens of one forward pass [default: 512].
+    #[arg(long, value_name = "TOKENS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step_tokens: Option<usize>,
+    /// Threads of the forward pass, 0 for one per core [default: 0].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// A session that is not heard of for so long is released [default: 60].
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease_seconds: Option<u64>,
+    /// Most sessions at a time [default: 1024].
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_sessions: Option<usize>,
+    /// Most operations that wait or run at a time [default: 4096].
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_operations: Option<usize>,
+    /// Time that sessions get to end when the worker shuts down [default: 10].
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grace_seconds: Option<u64>,
+}
+
+/// Settings of `serve`, complete and checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Hugging Face directory.
+    pub model: PathBuf,
+    /// What the model is for.
+    pub role: Role,
+    /// Name that the worker gives its model.
+    pub name: String,
+    /// Address of the gRPC service.
+    pub listen: SocketAddr,
+    /// Address of `/metrics`.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Directory of a LoRA adapter.
+    pub adapter: Option<PathBuf>,
+    /// Element type of the weights in memory.
+    pub dtype: DtypeChoice,
+    /// Size of the KV cache.
+    pub cache: CacheSize,
+    /// Tokens of a block of it.
+    pub block_tokens: usize,
+    /// Most tokens of one forward pass.
+    pub step_tokens: usize,
+    /// Threads of the forward pass; 0 for one per core.
+    pub threads: usize,
+    /// A session that is not heard of for so long is released.
+    pub lease_seconds: u64,
+    /// Most sessions at a time.
+    pub max_sessions: usize,
+    /// Most unanswered operations.
+    pub max_operations: usize,
+    /// Time that sessions get to end when the worker shuts down.
+    pub grace_seconds: u64,
+}
+
+/// Size of the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheSize {
+    /// In MiB.
+    MemoryMib(u64),
+    /// In blocks.
+    Blocks(usize),
+}
+
+/// Settings as the layers name them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Settings {
+    model: Option<PathBuf>,
+    role: Option<Role>,
+    name: Option<String>,
+    listen: SocketAddr,
+    metrics_listen: Option<SocketAddr>,
+    adapter: Option<PathBuf>,
+    dtype: DtypeChoice,
+    kv_memory_mib: Option<u64>,
+    blocks: Option<usize>,
+    block_tokens: usize,
+    step_tokens: usize,
+    threads: usize,
+    lease_seconds: u64,
+    max_sessions: usize,
+    max_operations: usize,
+    grace_seconds: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            model: None,
+            role: None,
+            name: None,
+            listen: (Ipv4Addr::LOCALHOST, 9001).into(),
+            metrics_listen: None,
+            adapter: None,
+            dtype: DtypeChoice::Auto,
+            kv_memory_mib: None,
+            blocks: None,
+            block_tokens: 16,
+            step_tokens: 512,
+            threads: 0,
+            lease_seconds: 60,
+            max_sessions: 1024,
+            max_operations: 4096,
+            grace_seconds: 10,
+        }
+    }
+}
+
+impl Config {
+    /// Reads all layers; `flags` stand above all.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the key, its value and what is allowed.
+    pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        let mut layers = Figment::new();
+        if let Some(file) = &flags.config {
+            if !file.is_file() {
+                return Err(ConfigError::NoFile(file.clone()));
+            }
+            layers = layers.merge(Toml::file_exact(file));
+        }
+        // The variable that names the file is no setting in it.
+        layers = layers.merge(Env::prefixed(ENVIRONMENT).ignore(&["config"]));
+        layers = layers.merge(Serialized::defaults(flags));
+        let settings: Settings = layers.extract().map_err(|error| ConfigError::Layer(error.to_string()))?;
+        settings.checked()
+    }
+}
+
+impl Settings {
+    fn checked(self) -> Result<Config, ConfigError> {
+        let model = self.model.ok_or(ConfigError::Missing { key: "model", flag: "--model DIR" })?;
+        let role =
+            self.role.ok_or(ConfigError::Missing { key: "role", flag: "--role base, expert or anti-expert" })?;
+        let name = self.name.unwrap_or_else(|| directory_name(&model));
+        let cache = match (self.kv_memory_mib, self.blocks) {
+            (Some(_), Some(_)) => return Err(ConfigError::TwoCacheSizes),
+            (None, Some(blocks)) => CacheSize::Blocks(within("blocks", blocks, 1, u32::MAX as usize)?),
+            (Some(mib), None) => CacheSize::MemoryMib(within("kv_memory_mib", mib, 1, 1 << 24)?),
+            (None, None) => CacheSize::MemoryMib(DEFAULT_KV_MEMORY_MIB),
+        };
+        Ok(Config {
+            model,
+            role,
+            name,
+            listen: self.listen,
+            metrics_listen: self.metrics_listen,
+            adapter: self.adapter,
+            dtype: self.dtype,
+            cache,
+            block_tokens: within("block_tokens", self.block_tokens, 1, 1024)?,
+            step_tokens: within("step_tokens", self.step_tokens, 4, 1 << 16)?,
+            threads: within("threads", self.threads, 0, 1024)?,
+            lease_seconds: within("lease_seconds", self.lease_seconds, 1, 86_400)?,
+            max_sessions: within("max_sessions", self.max_sessions, 1, 1 << 20)?,
+            max_operations: within("max_operations", self.max_operations, 1, 1 << 20)?,
+            grace_seconds: within("grace_seconds", self.grace_seconds, 0, 86_400)?,
+        })
+    }
+}
+
+fn directory_name(directory: &Path) -> String {
+    // `.` has no last part before it is resolved.
+    let resolved = directory.canonicalize().unwrap_or_else(|_| directory.to_path_buf());
+    resolved.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+fn within<T>(key: &'static str, value: T, least: T, most: T) -> Result<T, ConfigError>
+where
+    T: PartialOrd + std::fmt::Display,
+{
+    if value < least || value > most {
+        return Err(ConfigError::Range {
+            key,
+            value: value.to_string(),
+            least: least.to_string(),
+            most: most.to_string(),
+        });
+    }
+    Ok(value)
+}
+
+/// Settings that a worker cannot start with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The file does not exist.
+    #[error("config is {}; there is no such file", .0.display())]
+    NoFile(PathBuf),
+    /// A layer has an unknown key or a value of the wrong type.
+    #[error("configuration: {0}")]
+    Layer(String),
+    /// A required setting is in no layer.
+    #[error("{key} is missing; set it with {flag}, {ENVIRONMENT}* or the file")]
+    Missing {
+        /// The setting.
+        key: &'static str,
+        /// How to give it.
+        flag: &'static str,
+    },
+    /// Memory and blocks are both set.
+    #[error("kv_memory_mib and blocks are both set; only one of them is allowed")]
+    TwoCacheSizes,
+    /// A number that makes no sense.
+    #[error("{key} is {value}; it must be {least} to {most}")]
+    Range {
+        /// The setting.
+        key: &'static str,
+        /// What was given.
+        value: String,
+        /// Least that is allowed.
+        least: String,
+        /// Most that is allowed.
+        most: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn flags() -> Flags {
+        Flags { model: Some("models/a".into()), role: Some(Role::Expert), ..Flags::default() }
+    }
+
+    fn check(file: &str, flags: &Flags, expected: Result<(), &str>) {
+        let mut toml = tempfile::NamedTempFile::new().unwrap();
+        toml.write_all(file.as_bytes()).unwrap();
+        let flags = Flags { config: Some(toml.path().to_owned()), ..flags.clone() };
+        match (Config::load(&flags), expected) {
+            (Ok(_), Ok(())) => {}
+            (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error} does not name {part}"),
+            (got, _) => panic!("{file:?}: {got:?}, not {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn unknown_keys_and_impossible_values_are_named() {
+        check("", &flags(), Ok(()));
+        check("", &Flags::default(), Err("model is missing"));
+        check("", &Flags { role: None, ..flags() }, Err("role is missing"));
+        check("step_token = 3", &flags(), Err("step_token"));
+        check("step_tokens = \"many\"", &flags(), Err("step_tokens"));
+        check("step_tokens = 0", &flags(), Err("step_tokens is 0"));
+        check("role = \"judge\"", &Flags { role: None, ..flags() }, Err("judge"));
+        check("lease_seconds = -1", &flags(), Err("lease_seconds"));
+        check("blocks = 3\nkv_memory_mib = 4", &flags(), Err("both set"));
+        check("listen = \"nowhere\"", &flags(), Err("listen"));
+        let missing = Flags { config: Some("no/such/file.toml".into()), ..flags() };
+        assert_eq!(Config::load(&missing), Err(ConfigError::NoFile("no/such/file.toml".into())));
+    }
+
+    #[test]
+    fn flags_stand_above_the_file_and_the_file_above_the_defaults() {
+        let mut toml = tempfile::NamedTempFile::new().unwrap();
+        toml.write_all(b"step_tokens = 64\nblock_tokens = 8\ndtype = \"bf16\"\nblocks = 7").unwrap();
+        let flags = Flags { config: Some(toml.path().to_owned()), step_tokens: Some(32), ..flags() };
+        let config = Config::load(&flags).unwrap();
+        assert_eq!((config.step_tokens, config.block_tokens, config.max_sessions), (32, 8, 1024));
+        assert_eq!((config.dtype, config.cache), (DtypeChoice::Bf16, CacheSize::Blocks(7)));
+        assert_eq!(config.name, "a");
+    }
+}

@@ -1,0 +1,104 @@
+//! `cosec-worker`: serves one model, or checks it against expected logits.
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use cosec_worker::config::{CacheSize, Config, Flags};
+use cosec_worker::engine::EngineOptions;
+use cosec_worker::model_runner::{LoadOptions, ModelRunner};
+use cosec_worker::server::Server;
+use cosec_worker::service::Identity;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// Hosts one language model: token ids in, probabilities out.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves a model over gRPC.
+    Serve(Box<Flags>),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Serve(flags) => serve(&flags),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(flags: &Flags) -> anyhow::Result<ExitCode> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let config = Config::load(flags)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started")?;
+    runtime.block_on(run(config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let shutdown = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+    let asked = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        asked.cancel();
+    });
+    let server = Server::bind(config.listen, config.metrics_listen).await?;
+    println!("listening on {}", server.address());
+    if let Some(address) = server.metrics_address() {
+        println!("metrics on {address}");
+    }
+    tracing::info!(address = %server.address(), model = %config.model.display(), "loading");
+    let identity = Identity { role: config.role.into(), model: config.name.clone() };
+    let grace = Duration::from_secs(config.grace_seconds);
+    server.run(identity, move || load(&config), grace, shutdown).await?;
+    Ok(())
+}
+
+fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error + Send + Sync>> {
+    let blocks = match config.cache {
+        CacheSize::Blocks(blocks) => blocks,
+        CacheSize::MemoryMib(mib) => 1024,
+    };
+    let options = LoadOptions {
+        adapter: config.adapter.clone(),
+        dtype: config.dtype,
+        blocks,
+        block_tokens: config.block_tokens,
+        threads: config.threads,
+    };
+    let model = ModelRunner::load(&config.model, &options)?;
+    let engine = EngineOptions {
+        blocks,
+        block_tokens: config.block_tokens,
+        step_tokens: config.step_tokens,
+        max_sessions: config.max_sessions,
+        max_operations: config.max_operations,
+        lease: Duration::from_secs(config.lease_seconds),
+    };
+    Ok((model, engine))
+}
