@@ -12,6 +12,8 @@ pub mod transport;
 
 pub mod draw;
 
+pub mod tokenizer_fingerprint;
+
 pub use error_code::ErrorCode;
 pub use ids::SessionId;
 

@@ -26,4 +26,6 @@ pub mod kernels;
 
 pub mod loader;
 
+pub mod check;
+
 pub mod metrics;

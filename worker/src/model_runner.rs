@@ -6,6 +6,12 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::decoder::{Batch, Decoder};
+use crate::kernels::cpu::Cpu;
+use crate::kernels::{KernelError, Place};
+use crate::loader;
+pub use crate::loader::LoadError;
+
 /// Element type of the weights in memory. Activations are f32 on the CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -100,18 +106,10 @@ impl<'a> Logits<'a> {
     }
 }
 
-/// Why a model could not be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// Not written yet.
-    #[error("loading is not implemented")]
-    Unimplemented,
-}
-
-/// Why a batch was refused. Nothing was computed.
+/// Why a batch was not run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ForwardError {
-    /// The batch contradicts the model or itself: a defect of the caller.
+    /// The batch contradicts the model or itself: a defect of the caller. Nothing was computed.
     #[error("batch item {item}: {problem}")]
     InvalidItem {
         /// Index into the batch.
@@ -119,12 +117,16 @@ pub enum ForwardError {
         /// Field, value and what is allowed.
         problem: String,
     },
+    /// The device failed; what the cache holds for the new tokens of the batch is undefined.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
 }
 
 /// A model in memory with its KV cache.
-#[derive(Debug)]
 pub struct ModelRunner {
+    decoder: Decoder<Cpu>,
     description: ModelDescription,
+    threads: rayon::ThreadPool,
     logits: Vec<f32>,
 }
 
@@ -132,9 +134,17 @@ impl ModelRunner {
     /// Loads the checkpoint in `directory`.
     ///
     /// # Errors
-    /// [`LoadError`] names file, field, what was found and what is allowed.
-    pub fn load(_directory: &Path, _options: &LoadOptions) -> Result<Self, LoadError> {
-        Err(LoadError::Unimplemented)
+    /// [`LoadError`] names file, field or tensor, what was found and what is allowed.
+    pub fn load(directory: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
+        for (option, value) in [("blocks", options.blocks), ("block_tokens", options.block_tokens)] {
+            // Block ids are 32-bit numbers.
+            if !(1..=u32::MAX as usize).contains(&value) {
+                return Err(LoadError::Option { option, value, expected: "a number from 1 to 4294967295" });
+            }
+        }
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
+        let (decoder, description) = loader::load(directory, options, Cpu::default())?;
+        Ok(Self { decoder, description, threads, logits: Vec::new() })
     }
 
     /// What the model is.
@@ -145,11 +155,50 @@ impl ModelRunner {
 
     /// Runs the model over all new tokens of `batch` and caches their keys and values.
     ///
-    /// A row's logits are the same bits whatever else is in the batch and however the sequence was chunked.
+    /// A row's logits are the same bits whatever else is in the batch and however the sequence was chunked. No two
+    /// items may write to the same block.
     ///
     /// # Errors
-    /// [`ForwardError`] before anything is written.
-    pub fn forward(&mut self, _batch: &[BatchItem<'_>]) -> Result<Logits<'_>, ForwardError> {
+    /// [`ForwardError`].
+    pub fn forward(&mut self, batch: &[BatchItem<'_>]) -> Result<Logits<'_>, ForwardError> {
+        let mut rows = Batch::default();
+        for (index, item) in batch.iter().enumerate() {
+            self.check(item).map_err(|problem| ForwardError::InvalidItem { item: index, problem })?;
+            let first = rows.tokens.len();
+            rows.wanted.extend(item.rows.clone().map(|row| first + row));
+            rows.tokens.extend_from_slice(item.tokens);
+            let positions = item.start..item.start + item.tokens.len();
+            rows.places.extend(positions.map(|position| Place { position, blocks: item.blocks }));
+        }
+        let Self { decoder, logits, threads, .. } = self;
+        threads.install(|| decoder.forward(&rows, logits))?;
         Ok(Logits { values: &self.logits, vocabulary: self.description.vocabulary })
+    }
+
+    fn check(&self, item: &BatchItem<'_>) -> Result<(), String> {
+        let BatchItem { tokens, start, blocks, rows } = item;
+        let ModelDescription { vocabulary, context_tokens, .. } = self.description;
+        let cache = self.decoder.cache_shape();
+        let end = start.saturating_add(tokens.len());
+        if tokens.is_empty() {
+            return Err("tokens is empty; at least one is needed".to_owned());
+        }
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
+            return Err(format!("tokens has {token}; the vocabulary ends at {vocabulary}"));
+        }
+        if end > context_tokens {
+            return Err(format!("start + tokens is {end}; the context is {context_tokens} tokens"));
+        }
+        if blocks.len() < end.div_ceil(cache.block_tokens) {
+            let (have, size) = (blocks.len(), cache.block_tokens);
+            return Err(format!("blocks has {have} of {size} tokens; {end} tokens are to be covered"));
+        }
+        if let Some(block) = blocks.iter().find(|&&block| block as usize >= cache.blocks) {
+            return Err(format!("blocks has {block}; the cache ends at {}", cache.blocks));
+        }
+        if rows.start > rows.end || rows.end > tokens.len() {
+            return Err(format!("rows is {rows:?}; there are {} tokens", tokens.len()));
+        }
+        Ok(())
     }
 }

@@ -1,0 +1,256 @@
+//! Embed, blocks, norm, head.
+
+use super::attention::Attention;
+use super::linear::{Linear, Site};
+use super::mlp::FeedForward;
+use super::norm::Norm;
+use crate::families::{DecoderSpec, Family, Mlp, Positions, Residual};
+use crate::kernels::{CacheShape, KernelError, Kernels, Place};
+use crate::loader::{LoadError, Weights};
+
+/// Rows of several sequences, one behind the other.
+#[derive(Clone, Debug, Default)]
+pub struct Batch<'a> {
+    /// Token of each row.
+    pub tokens: Vec<u32>,
+    /// Where each row stands.
+    pub places: Vec<Place<'a>>,
+    /// Rows whose logits are wanted.
+    pub wanted: Vec<usize>,
+}
+
+/// A model on a device, with its cache.
+pub struct Decoder<K: Kernels> {
+    kernels: K,
+    spec: DecoderSpec,
+    embedding: K::Matrix,
+    /// Learned positions.
+    positions: Option<K::Matrix>,
+    blocks: Vec<Block<K>>,
+    final_norm: Norm<K>,
+    /// `None` when the embedding serves as head.
+    head: Option<Linear<K>>,
+    cache: K::Cache,
+    cache_shape: CacheShape,
+    workspace: Workspace<K>,
+}
+
+struct Block<K: Kernels> {
+    attention_norm: Norm<K>,
+    attention: Attention<K>,
+    /// `None` when the MLP shares attention's.
+    mlp_norm: Option<Norm<K>>,
+    mlp: FeedForward<K>,
+}
+
+impl<K: Kernels> Decoder<K> {
+    /// Brings the weights of `family` to the device and makes room for the cache.
+    ///
+    /// # Errors
+    /// [`LoadError`] when the checkpoint does not hold what the family's spec says, or memory runs out.
+    pub fn load(
+        kernels: K,
+        family: &Family,
+        weights: &mut Weights,
+        cache_shape: CacheShape,
+    ) -> Result<Self, LoadError> {
+        let Family { spec, names, .. } = family;
+        let table = [spec.vocabulary, spec.hidden];
+        let embedding = kernels.matrix(&weights.matrix(names.embedding, table)?)?;
+        let positions = match spec.positions {
+            Positions::Rotary(_) => None,
+            Positions::Learned => {
+                let table = weights.matrix(names.positions, [spec.context_tokens, spec.hidden])?;
+                Some(kernels.matrix(&table)?)
+            }
+        };
+        // Not reserved from the config's number: a block that the checkpoint lacks is an error first.
+        let mut blocks = Vec::new();
+        for index in 0..spec.layers {
+            blocks.push(Block::load(&kernels, family, weights, &format!("{}{index}.", names.block))?);
+        }
+        let final_norm = Norm::load(&kernels, spec, weights, names.final_norm)?;
+        let head = match spec.tied {
+            true => None,
+            false => {
+                let site = Site { module: names.head, shape: table, bias: spec.biases.head };
+                Some(Linear::load(&kernels, weights, site)?)
+            }
+        };
+        let (cache, workspace) = (kernels.cache(cache_shape)?, Workspace::new(&kernels, spec, 1)?);
+        let spec = spec.clone();
+        Ok(Self { kernels, spec, embedding, positions, blocks, final_norm, head, cache, cache_shape, workspace })
+    }
+
+    /// What the forward pass looks like.
+    #[must_use]
+    pub fn spec(&self) -> &DecoderSpec {
+        &self.spec
+    }
+
+    /// Size of the cache.
+    #[must_use]
+    pub fn cache_shape(&self) -> CacheShape {
+        self.cache_shape
+    }
+
+    /// Runs the model over `batch`, caching keys and values, and writes the wanted rows' logits
+    /// `[wanted][vocabulary]`.
+    ///
+    /// Places must lie within the cache and the context, tokens within the vocabulary.
+    ///
+    /// # Errors
+    /// [`KernelError`]; what the cache holds at the batch's places is then undefined.
+    pub fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<(), KernelError> {
+        self.workspace.reserve(&self.kernels, &self.spec, batch.tokens.len())?;
+        self.embed(batch)?;
+        for layer in 0..self.blocks.len() {
+            self.block(layer, batch);
+        }
+        self.head(batch, logits)
+    }
+
+    fn embed(&mut self, batch: &Batch<'_>) -> Result<(), KernelError> {
+        let Workspace { stream, branch, angles, host_angles, .. } = &mut self.workspace;
+        self.kernels.embed(&self.embedding, &batch.tokens, stream);
+        match (&self.spec.positions, &self.positions) {
+            (Positions::Rotary(rotary), _) => {
+                super::rotary::angles(rotary, &batch.places, host_angles);
+                self.kernels.write(host_angles, angles)?;
+            }
+            (Positions::Learned, Some(table)) => {
+                // Positions are below the context's length, which a config limits to far less than 32 bits.
+                let positions: Vec<u32> = batch.places.iter().map(|place| place.position as u32).collect();
+                self.kernels.embed(table, &positions, branch);
+                self.kernels.add(stream, branch, batch.tokens.len() * self.spec.hidden);
+            }
+            (Positions::Learned, None) => {}
+        }
+        Ok(())
+    }
+
+    fn block(&mut self, layer: usize, batch: &Batch<'_>) {
+        let Self { kernels, spec, cache, workspace, .. } = self;
+        let block = &self.blocks[layer];
+        let rows = batch.tokens.len();
+        let elements = rows * spec.hidden;
+        block.attention_norm.forward(kernels, &workspace.stream, rows, &mut workspace.normed);
+        block.attention.forward(kernels, spec, batch, (cache, layer), workspace);
+        if spec.residual == Residual::Sequential {
+            kernels.add(&mut workspace.stream, &workspace.attended, elements);
+        }
+        if let Some(norm) = &block.mlp_norm {
+            norm.forward(kernels, &workspace.stream, rows, &mut workspace.normed);
+        }
+        block.mlp.forward(kernels, rows, workspace);
+        if spec.residual != Residual::Sequential {
+            kernels.add(&mut workspace.stream, &workspace.attended, elements);
+        }
+        kernels.add(&mut workspace.stream, &workspace.branch, elements);
+    }
+
+    fn head(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<(), KernelError> {
+        let rows = batch.wanted.len();
+        let Workspace { stream, normed, branch, logits: out, .. } = &mut self.workspace;
+        logits.resize(rows * self.spec.vocabulary, 0.0);
+        if rows == 0 {
+            return Ok(());
+        }
+        let out = out.reserve(&self.kernels, rows * self.spec.vocabulary)?;
+        self.kernels.select(stream, self.spec.hidden, &batch.wanted, branch);
+        self.final_norm.forward(&self.kernels, branch, rows, normed);
+        match &self.head {
+            Some(head) => head.forward(&self.kernels, normed, rows, out),
+            None => self.kernels.linear(normed, rows, &self.embedding, None, out),
+        }
+        self.kernels.read(out, logits)
+    }
+}
+
+impl<K: Kernels> Block<K> {
+    fn load(kernels: &K, family: &Family, weights: &mut Weights, prefix: &str) -> Result<Self, LoadError> {
+        let Family { spec, names, .. } = family;
+        let norm = |weights: &mut Weights, name| Norm::load(kernels, spec, weights, &format!("{prefix}{name}"));
+        Ok(Self {
+            attention_norm: norm(weights, names.attention_norm)?,
+            attention: Attention::load(kernels, family, weights, prefix)?,
+            mlp_norm: match spec.residual {
+                Residual::Sequential | Residual::Parallel => Some(norm(weights, names.mlp_norm)?),
+                Residual::ParallelSharedNorm => None,
+            },
+            mlp: FeedForward::load(kernels, family, weights, prefix)?,
+        })
+    }
+}
+
+/// Buffers of a forward pass, kept from one to the next.
+pub(super) struct Workspace<K: Kernels> {
+    rows: usize,
+    /// The residual stream `[rows][hidden]`.
+    pub(super) stream: K::Buffer,
+    /// Input of a branch.
+    pub(super) normed: K::Buffer,
+    /// What attention adds to the stream.
+    pub(super) attended: K::Buffer,
+    /// What the MLP adds to the stream.
+    pub(super) branch: K::Buffer,
+    pub(super) qkv: K::Buffer,
+    /// What the heads of attention found, before the output projection.
+    pub(super) found: K::Buffer,
+    /// First layer of the MLP, with its gate.
+    pub(super) projected: K::Buffer,
+    /// Activated and gated.
+    pub(super) inner: K::Buffer,
+    pub(super) angles: K::Buffer,
+    host_angles: Vec<f32>,
+    logits: Growing<K>,
+}
+
+/// A buffer that grows on its own.
+struct Growing<K: Kernels> {
+    buffer: K::Buffer,
+    elements: usize,
+}
+
+impl<K: Kernels> Growing<K> {
+    fn reserve(&mut self, kernels: &K, elements: usize) -> Result<&mut K::Buffer, KernelError> {
+        if elements > self.elements {
+            self.buffer = kernels.buffer(elements)?;
+            self.elements = elements;
+        }
+        Ok(&mut self.buffer)
+    }
+}
+
+impl<K: Kernels> Workspace<K> {
+    fn new(kernels: &K, spec: &DecoderSpec, rows: usize) -> Result<Self, KernelError> {
+        let rotated = match &spec.positions {
+            Positions::Rotary(rotary) => rotary.width,
+            Positions::Learned => 0,
+        };
+        let buffer = |width: usize| kernels.buffer(rows * width);
+        let Mlp { inner, gated, .. } = spec.mlp;
+        Ok(Self {
+            rows,
+            stream: buffer(spec.hidden)?,
+            normed: buffer(spec.hidden)?,
+            attended: buffer(spec.hidden)?,
+            branch: buffer(spec.hidden)?,
+            qkv: buffer(spec.heads.qkv_width())?,
+            found: buffer(spec.heads.query_width())?,
+            projected: buffer(if gated { 2 * inner } else { inner })?,
+            inner: buffer(if gated { inner } else { 0 })?,
+            angles: buffer(rotated)?,
+            host_angles: Vec::new(),
+            logits: Growing { buffer: kernels.buffer(0)?, elements: 0 },
+        })
+    }
+
+    /// Grows to the largest batch seen; the scheduler bounds batches.
+    fn reserve(&mut self, kernels: &K, spec: &DecoderSpec, rows: usize) -> Result<(), KernelError> {
+        if rows > self.rows {
+            *self = Self::new(kernels, spec, rows)?;
+        }
+        Ok(())
+    }
+}

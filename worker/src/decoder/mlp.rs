@@ -1,0 +1,50 @@
+//! The MLP of a block, gated or not.
+
+use super::decoder::Workspace;
+use super::linear::{Linear, Site};
+use crate::families::{Family, Mlp};
+use crate::kernels::Kernels;
+use crate::loader::{LoadError, Weights};
+
+pub(super) struct FeedForward<K: Kernels> {
+    shape: Mlp,
+    /// With a gate: its outputs, then those of the first layer.
+    up: Linear<K>,
+    down: Linear<K>,
+}
+
+impl<K: Kernels> FeedForward<K> {
+    pub(super) fn load(
+        kernels: &K,
+        family: &Family,
+        weights: &mut Weights,
+        prefix: &str,
+    ) -> Result<Self, LoadError> {
+        let Family { spec, names, .. } = family;
+        let module = |name: &str| format!("{prefix}{name}");
+        let (gate, up, down) = (module(names.mlp_gate), module(names.mlp_up), module(names.mlp_down));
+        let inner = spec.mlp.inner;
+        let site = |module, shape| Site { module, shape, bias: spec.biases.mlp };
+        let first = site(&up, [inner, spec.hidden]);
+        let up = match spec.mlp.gated {
+            true => Linear::load_joined(kernels, weights, &[Site { module: &gate, ..first }, first])?,
+            false => Linear::load(kernels, weights, first)?,
+        };
+        let down = Linear::load(kernels, weights, site(&down, [spec.hidden, inner]))?;
+        Ok(Self { shape: spec.mlp, up, down })
+    }
+
+    /// Reads `workspace.normed`, writes `workspace.branch`.
+    pub(super) fn forward(&self, kernels: &K, rows: usize, workspace: &mut Workspace<K>) {
+        let Workspace { normed, projected, inner, branch, .. } = workspace;
+        let Mlp { inner: width, activation, gated } = self.shape;
+        self.up.forward(kernels, normed, rows, projected);
+        if gated {
+            kernels.activate_gated(activation, projected, rows, width, inner);
+            self.down.forward(kernels, inner, rows, branch);
+        } else {
+            kernels.activate(activation, projected, rows * width);
+            self.down.forward(kernels, projected, rows, branch);
+        }
+    }
+}

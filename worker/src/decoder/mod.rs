@@ -1,0 +1,13 @@
+//! One decoder-only transformer for all families, over ragged batches and a paged cache.
+//!
+//! The decoder never sees a session, and knows no device: it drives [`crate::kernels::Kernels`].
+
+mod attention;
+#[expect(clippy::module_inception, reason = "the file that reads like the paper's diagram")]
+mod decoder;
+mod linear;
+mod mlp;
+mod norm;
+mod rotary;
+
+pub use decoder::{Batch, Decoder};

@@ -1,0 +1,57 @@
+//! CodeGen (Nijkamp et al., 2022): GPT-J's block with queries, values and keys fused in four groups.
+
+use super::{
+    ACTIVATIONS, Biases, DecoderSpec, Mlp, Positions, QkvNames, Residual, RopeScaling, Rotary, TensorNames, heads,
+};
+use crate::kernels::{NormKind, Pairs};
+use crate::loader::model_config::{ConfigError, Section};
+
+/// Accelerator cores that the models were trained on; the order of the fused rows keeps their trace.
+const GROUPS: usize = 4;
+
+pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
+    let hidden = config.size("n_embd")?;
+    let heads = heads(config, hidden, "n_head", None)?;
+    if !heads.query.is_multiple_of(GROUPS) {
+        return Err(config.invalid("n_head", format!("a multiple of {GROUPS}")));
+    }
+    let width = config.size_or("rotary_dim", heads.width)?;
+    if width > heads.width || !width.is_multiple_of(2) {
+        return Err(config.invalid("rotary_dim", format!("an even number up to {}", heads.width)));
+    }
+    let rotary = Rotary { width, pairs: Pairs::Neighbours, theta: 10_000.0, scaling: RopeScaling::Default };
+    let spec = DecoderSpec {
+        vocabulary: config.size("vocab_size")?,
+        hidden,
+        layers: config.size("n_layer")?,
+        context_tokens: config.size("n_positions")?,
+        heads,
+        window: None,
+        norm: NormKind::Layer,
+        norm_epsilon: config.number_or("layer_norm_epsilon", 1e-5)?,
+        positions: Positions::Rotary(rotary),
+        residual: Residual::ParallelSharedNorm,
+        mlp: Mlp {
+            inner: config.size_or("n_inner", 4 * hidden)?,
+            activation: config.one_of_or("activation_function", "gelu_new", &ACTIVATIONS)?,
+            gated: false,
+        },
+        biases: Biases { qkv: false, attention_output: false, mlp: true, head: true },
+        tied: config.flag_or("tie_word_embeddings", false)?,
+    };
+    let names = TensorNames {
+        embedding: "transformer.wte",
+        positions: "",
+        block: "transformer.h.",
+        attention_norm: "ln_1",
+        qkv: QkvNames::Fused { name: "attn.qkv_proj", groups: GROUPS, order: [0, 2, 1] },
+        attention_output: "attn.out_proj",
+        mlp_norm: "",
+        mlp_gate: "",
+        mlp_up: "mlp.fc_in",
+        mlp_down: "mlp.fc_out",
+        final_norm: "transformer.ln_f",
+        head: "lm_head",
+    };
+    Ok((spec, names))
+}

@@ -1,0 +1,52 @@
+//! Llama (Touvron et al., 2023): DeepSeek-Coder, CodeLlama, Llama 3.
+
+use super::{ACTIVATIONS, Biases, DecoderSpec, Mlp, Positions, QkvNames, Residual, TensorNames, heads, rotary};
+use crate::kernels::NormKind;
+use crate::loader::model_config::{ConfigError, Section};
+
+/// Names of Llama's tensors, which several later families kept.
+pub(super) const NAMES: TensorNames = TensorNames {
+    embedding: "model.embed_tokens",
+    positions: "",
+    block: "model.layers.",
+    attention_norm: "input_layernorm",
+    qkv: QkvNames::Separate { names: ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"] },
+    attention_output: "self_attn.o_proj",
+    mlp_norm: "post_attention_layernorm",
+    mlp_gate: "mlp.gate_proj",
+    mlp_up: "mlp.up_proj",
+    mlp_down: "mlp.down_proj",
+    final_norm: "model.norm",
+    head: "lm_head",
+};
+
+pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
+    let hidden = config.size("hidden_size")?;
+    let heads = heads(config, hidden, "num_attention_heads", Some("num_key_value_heads"))?;
+    let attention_bias = config.flag_or("attention_bias", false)?;
+    let spec = DecoderSpec {
+        vocabulary: config.size("vocab_size")?,
+        hidden,
+        layers: config.size("num_hidden_layers")?,
+        context_tokens: config.size("max_position_embeddings")?,
+        heads,
+        window: None,
+        norm: NormKind::RootMeanSquare,
+        norm_epsilon: config.number_or("rms_norm_eps", 1e-6)?,
+        positions: Positions::Rotary(rotary(config, heads.width, 1.0)?),
+        residual: Residual::Sequential,
+        mlp: Mlp {
+            inner: config.size("intermediate_size")?,
+            activation: config.one_of_or("hidden_act", "silu", &ACTIVATIONS)?,
+            gated: true,
+        },
+        biases: Biases {
+            qkv: attention_bias,
+            attention_output: attention_bias,
+            mlp: config.flag_or("mlp_bias", false)?,
+            head: false,
+        },
+        tied: config.flag_or("tie_word_embeddings", false)?,
+    };
+    Ok((spec, NAMES))
+}

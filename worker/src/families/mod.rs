@@ -1,0 +1,272 @@
+//! Model families as data: what a checkpoint's config means, and what its tensors are called.
+//!
+//! A family is a function from config.json to a [`Family`]. All of them go through the one decoder; if a family needs
+//! a branch there, the branch is a named field of [`DecoderSpec`].
+
+use crate::kernels::{Activation, Heads, NormKind, Pairs};
+use crate::loader::model_config::{ConfigError, Section};
+
+mod codegen;
+mod llama;
+
+/// What the forward pass of a model looks like.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecoderSpec {
+    /// Rows of the embedding; length of a logits row.
+    pub vocabulary: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Longest sequence, in tokens.
+    pub context_tokens: usize,
+    /// Heads of attention.
+    pub heads: Heads,
+    /// Keys that a query sees, itself included; `None` sees all.
+    pub window: Option<usize>,
+    /// Which normalisation.
+    pub norm: NormKind,
+    /// Its epsilon.
+    pub norm_epsilon: f64,
+    /// How tokens know their order.
+    pub positions: Positions,
+    /// How attention and MLP join the residual stream.
+    pub residual: Residual,
+    /// The MLP.
+    pub mlp: Mlp,
+    /// Which linear layers have a bias.
+    pub biases: Biases,
+    /// Whether the embedding serves as head.
+    pub tied: bool,
+}
+
+/// How tokens know their order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Positions {
+    /// Queries and keys are rotated.
+    Rotary(Rotary),
+    /// A learned vector per position is added to the embedding.
+    Learned,
+}
+
+/// Rotary position embedding (Su et al., 2021).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rotary {
+    /// Elements of a head that are rotated; even.
+    pub width: usize,
+    /// How they pair up.
+    pub pairs: Pairs,
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Change of the frequencies for longer contexts.
+    pub scaling: RopeScaling,
+}
+
+/// How frequencies are changed for longer contexts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    Default,
+    /// All divided by `factor` (Chen et al., 2023).
+    Linear {
+        /// At least 1 in practice.
+        factor: f64,
+    },
+    /// Low frequencies divided by `factor`, high ones kept, a ramp between (Llama 3.1).
+    Llama3 {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// Wavelengths above `original_context / low_frequency_factor` are low frequencies.
+        low_frequency_factor: f64,
+        /// Wavelengths below `original_context / high_frequency_factor` are high frequencies.
+        high_frequency_factor: f64,
+        /// Context of the model before it was extended, in tokens.
+        original_context: f64,
+    },
+}
+
+/// How attention and MLP join the residual stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residual {
+    /// `x += attention(norm₁(x))`, then `x += mlp(norm₂(x))`.
+    Sequential,
+    /// `x += attention(norm₁(x)) + mlp(norm₂(x))`.
+    Parallel,
+    /// `x += attention(norm(x)) + mlp(norm(x))`.
+    ParallelSharedNorm,
+}
+
+/// The MLP of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mlp {
+    /// Width between its two layers.
+    pub inner: usize,
+    /// Nonlinearity.
+    pub activation: Activation,
+    /// Whether a second projection multiplies the activated one.
+    pub gated: bool,
+}
+
+/// Which linear layers have a bias.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Biases {
+    /// Query, key and value projections.
+    pub qkv: bool,
+    /// Output projection of attention.
+    pub attention_output: bool,
+    /// All layers of the MLP.
+    pub mlp: bool,
+    /// The head.
+    pub head: bool,
+}
+
+/// What the tensors are called, without `.weight` and `.bias`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorNames {
+    /// Token embedding.
+    pub embedding: &'static str,
+    /// Learned positions; read when [`Positions::Learned`].
+    pub positions: &'static str,
+    /// What a block's number follows; the names below follow the number.
+    pub block: &'static str,
+    /// First normalisation of a block.
+    pub attention_norm: &'static str,
+    /// Query, key and value projections.
+    pub qkv: QkvNames,
+    /// Output projection of attention.
+    pub attention_output: &'static str,
+    /// Second normalisation of a block; read unless the first is shared.
+    pub mlp_norm: &'static str,
+    /// Gate of the MLP; read when it is gated.
+    pub mlp_gate: &'static str,
+    /// First layer of the MLP.
+    pub mlp_up: &'static str,
+    /// Last layer of the MLP.
+    pub mlp_down: &'static str,
+    /// Normalisation before the head.
+    pub final_norm: &'static str,
+    /// Head; read unless it is tied to the embedding.
+    pub head: &'static str,
+}
+
+/// How queries, keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkvNames {
+    /// One matrix each.
+    Separate {
+        /// Queries, keys and values.
+        names: [&'static str; 3],
+    },
+    /// One matrix of `groups` equal groups of rows, each holding its share of the heads.
+    Fused {
+        /// Of the matrix.
+        name: &'static str,
+        /// 1 when all queries stand together; the number of heads when each head has its own three.
+        groups: usize,
+        /// In which order a group holds queries (0), keys (1) and values (2).
+        order: [usize; 3],
+    },
+}
+
+/// A model as the decoder and the loader see it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Family {
+    /// `model_type` of config.json.
+    pub name: &'static str,
+    /// The forward pass.
+    pub spec: DecoderSpec,
+    /// The checkpoint.
+    pub names: TensorNames,
+}
+
+type Describe = fn(&Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError>;
+
+/// Every family by its `model_type`.
+const FAMILIES: [(&str, Describe); 2] = [("codegen", codegen::describe), ("llama", llama::describe)];
+
+/// Finds the family of a config and reads its spec.
+///
+/// # Errors
+/// [`ConfigError`] names the field, what was found and what is allowed.
+pub fn describe(config: &Section<'_>) -> Result<Family, ConfigError> {
+    let (name, describe) = config.one_of("model_type", &FAMILIES.map(|family| (family.0, family)))?;
+    let (spec, names) = describe(config)?;
+    Ok(Family { name, spec, names })
+}
+
+/// Activations by the names that configs use.
+const ACTIVATIONS: [(&str, Activation); 6] = [
+    ("silu", Activation::Silu),
+    ("swish", Activation::Silu),
+    ("gelu", Activation::GeluErf),
+    ("gelu_new", Activation::GeluTanh),
+    ("gelu_fast", Activation::GeluTanh),
+    ("gelu_pytorch_tanh", Activation::GeluTanh),
+];
+
+/// Reads the heads; their width is that of `hidden` shared out unless `head_dim` says otherwise.
+fn heads(config: &Section<'_>, hidden: usize, query: &str, kv: Option<&str>) -> Result<Heads, ConfigError> {
+    let heads = config.size(query)?;
+    let kv_heads = kv.map_or(Ok(heads), |field| config.size_or(field, heads))?;
+    if !heads.is_multiple_of(kv_heads) {
+        return Err(config.invalid(kv.unwrap_or(query), format!("a divisor of {query} ({heads})")));
+    }
+    let width = match config.optional_size("head_dim")? {
+        Some(width) => width,
+        None if hidden.is_multiple_of(heads) => hidden / heads,
+        None => return Err(config.invalid(query, format!("a divisor of the hidden width ({hidden})"))),
+    };
+    Ok(Heads { query: heads, kv: kv_heads, width })
+}
+
+/// Reads rotary positions over `fraction` of a head, as transformers 4 and 5 write them.
+fn rotary(config: &Section<'_>, head_width: usize, fraction: f64) -> Result<Rotary, ConfigError> {
+    let parameters = config.section("rope_parameters")?;
+    let scaling = match &parameters {
+        Some(parameters) => Some(parameters.clone()),
+        None => config.section("rope_scaling")?,
+    };
+    let source = parameters.as_ref().unwrap_or(config);
+    let theta = match source.number_or("rope_theta", 10_000.0)? {
+        theta if theta > 0.0 => theta,
+        _ => return Err(source.invalid("rope_theta", "a number above 0".to_owned())),
+    };
+    let fraction = match source.number_or("partial_rotary_factor", fraction)? {
+        fraction if fraction > 0.0 && fraction <= 1.0 => fraction,
+        _ => return Err(source.invalid("partial_rotary_factor", "a number above 0, at most 1".to_owned())),
+    };
+    let width = (head_width as f64 * fraction) as usize;
+    if width == 0 || !width.is_multiple_of(2) {
+        return Err(source.invalid("partial_rotary_factor", format!("an even share of {head_width} elements")));
+    }
+    let scaling = scaling.map_or(Ok(RopeScaling::Default), |section| rope_scaling(&section))?;
+    Ok(Rotary { width, pairs: Pairs::Halves, theta, scaling })
+}
+
+fn rope_scaling(section: &Section<'_>) -> Result<RopeScaling, ConfigError> {
+    #[derive(Clone, Copy)]
+    enum Kind {
+        Default,
+        Linear,
+        Llama3,
+    }
+    let kinds = [("default", Kind::Default), ("linear", Kind::Linear), ("llama3", Kind::Llama3)];
+    let field = if section.has("rope_type") { "rope_type" } else { "type" };
+    Ok(match section.one_of(field, &kinds)? {
+        Kind::Default => RopeScaling::Default,
+        Kind::Linear => RopeScaling::Linear { factor: section.positive("factor")? },
+        Kind::Llama3 => {
+            let low_frequency_factor = section.positive("low_freq_factor")?;
+            let high_frequency_factor = section.positive("high_freq_factor")?;
+            if high_frequency_factor <= low_frequency_factor {
+                return Err(section.invalid("high_freq_factor", format!("more than {low_frequency_factor}")));
+            }
+            RopeScaling::Llama3 {
+                factor: section.positive("factor")?,
+                low_frequency_factor,
+                high_frequency_factor,
+                original_context: section.positive("original_max_position_embeddings")?,
+            }
+        }
+    })
+}

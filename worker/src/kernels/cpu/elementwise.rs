@@ -1,0 +1,126 @@
+//! What works on one row, or one element, at a time.
+
+use super::lanes::{Task, exp, multiply_add, reduce, sigmoid};
+use crate::kernels::{Activation, NormKind, Pairs, RotaryLayout};
+
+/// One row through a normalisation.
+pub(super) struct Normalise<'a> {
+    pub(super) kind: NormKind,
+    pub(super) epsilon: f32,
+    pub(super) x: &'a [f32],
+    pub(super) weight: &'a [f32],
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) out: &'a mut [f32],
+}
+
+impl Task for Normalise<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        let width = self.x.len() as f32;
+        let mean = match self.kind {
+            NormKind::RootMeanSquare => 0.0,
+            NormKind::Layer => reduce(self.x, self.x, |x, _, total| total + x) / width,
+        };
+        let square = |x: f32, _, total| multiply_add::<FUSED>(x - mean, x - mean, total);
+        let variance = reduce(self.x, self.x, square) / width;
+        let scale = 1.0 / (variance + self.epsilon).sqrt();
+        for ((out, &x), &weight) in self.out.iter_mut().zip(self.x).zip(self.weight) {
+            *out = (x - mean) * scale * weight;
+        }
+        if let Some(bias) = self.bias {
+            self.out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
+        }
+    }
+}
+
+/// Rotates one row's heads in place.
+pub(super) struct Rotate<'a> {
+    pub(super) rotary: RotaryLayout,
+    pub(super) head_width: usize,
+    pub(super) angles: &'a [f32],
+    pub(super) heads: &'a mut [f32],
+}
+
+impl Task for Rotate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        let half = self.rotary.width / 2;
+        let (cos, sin) = self.angles.split_at(half);
+        for head in self.heads.chunks_exact_mut(self.head_width) {
+            let head = &mut head[..self.rotary.width];
+            match self.rotary.pairs {
+                Pairs::Halves => {
+                    let (a, b) = head.split_at_mut(half);
+                    for (((a, b), &cos), &sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                        (*a, *b) = turn::<FUSED>(*a, *b, cos, sin);
+                    }
+                }
+                Pairs::Neighbours => {
+                    for ((pair, &cos), &sin) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+                        *pair = turn::<FUSED>(pair[0], pair[1], cos, sin).into();
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn turn<const FUSED: bool>(a: f32, b: f32, cos: f32, sin: f32) -> (f32, f32) {
+    (multiply_add::<FUSED>(a, cos, -(b * sin)), multiply_add::<FUSED>(b, cos, a * sin))
+}
+
+/// Applies a nonlinearity in place.
+pub(super) struct Activate<'a> {
+    pub(super) activation: Activation,
+    pub(super) x: &'a mut [f32],
+}
+
+impl Task for Activate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        match self.activation {
+            Activation::Silu => self.x.iter_mut().for_each(|x| *x *= sigmoid::<FUSED>(*x)),
+            Activation::GeluTanh => self.x.iter_mut().for_each(|x| *x = gelu_tanh::<FUSED>(*x)),
+            Activation::GeluErf => self.x.iter_mut().for_each(|x| *x = gelu_erf(*x)),
+        }
+    }
+}
+
+/// `out = activation(gate) · up` for one row.
+pub(super) struct ActivateGated<'a> {
+    pub(super) activation: Activation,
+    pub(super) gate: &'a [f32],
+    pub(super) up: &'a [f32],
+    pub(super) out: &'a mut [f32],
+}
+
+impl Task for ActivateGated<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        self.out.copy_from_slice(self.gate);
+        Activate { activation: self.activation, x: &mut *self.out }.run::<FUSED>();
+        self.out.iter_mut().zip(self.up).for_each(|(out, up)| *out *= up);
+    }
+}
+
+/// `x/2 · (1 + tanh(y)) = x · sigmoid(2y)`, which loses no digits where tanh is near -1.
+#[inline(always)]
+fn gelu_tanh<const FUSED: bool>(x: f32) -> f32 {
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    let inner = multiply_add::<FUSED>(0.044_715 * x * x, x, x);
+    x / (1.0 + exp::<FUSED>(-TWICE_SQRT_2_OVER_PI * inner))
+}
+
+#[inline(always)]
+fn gelu_erf(x: f32) -> f32 {
+    0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))
+}

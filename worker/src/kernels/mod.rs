@@ -1,0 +1,258 @@
+//! The arithmetic of a forward pass, one trait for every device.
+//!
+//! The decoder works on buffers of the trait's own type, so that it does not know where they lie. All matrices are
+//! row-major; a buffer may be longer than what an operation uses, which always starts at its beginning.
+//!
+//! Whoever implements [`Kernels`] promises that a row of a result has the same bits whatever the other rows are, how
+//! many they are, and however the cache blocks of its sequence lie.
+
+use candle_core::Tensor;
+
+pub mod cpu;
+pub mod reference;
+
+/// Device operations of a decoder.
+pub trait Kernels {
+    /// Activations, or a vector of weights.
+    type Buffer;
+    /// Weights `[outputs, inputs]` in their storage type.
+    type Matrix;
+    /// Keys and values of all layers, `[layers][blocks][block_tokens][kv_heads][head_dim]` each.
+    type Cache;
+
+    /// A buffer of `elements` zeros.
+    ///
+    /// # Errors
+    /// [`KernelError::OutOfMemory`].
+    fn buffer(&self, elements: usize) -> Result<Self::Buffer, KernelError>;
+
+    /// Brings a matrix of weights to the device.
+    ///
+    /// # Errors
+    /// [`KernelError`] when `weights` is no matrix of floats, or out of memory.
+    fn matrix(&self, weights: &Tensor) -> Result<Self::Matrix, KernelError>;
+
+    /// An empty cache.
+    ///
+    /// # Errors
+    /// [`KernelError::OutOfMemory`].
+    fn cache(&self, shape: CacheShape) -> Result<Self::Cache, KernelError>;
+
+    /// Copies `values` from the host to the beginning of `buffer`.
+    ///
+    /// # Errors
+    /// [`KernelError::Device`].
+    fn write(&self, values: &[f32], buffer: &mut Self::Buffer) -> Result<(), KernelError>;
+
+    /// Waits for `buffer` and copies its beginning to the host.
+    ///
+    /// # Errors
+    /// [`KernelError::Device`] for whatever failed since the last call.
+    fn read(&self, buffer: &Self::Buffer, values: &mut [f32]) -> Result<(), KernelError>;
+
+    /// `out[i] = table[ids[i]]`.
+    fn embed(&self, table: &Self::Matrix, ids: &[u32], out: &mut Self::Buffer);
+
+    /// `out[i] = x[rows[i]]` for rows of `width`.
+    fn select(&self, x: &Self::Buffer, width: usize, rows: &[usize], out: &mut Self::Buffer);
+
+    /// Normalises `rows` rows of the width of `weight`; see [`NormKind`].
+    fn norm(
+        &self,
+        x: &Self::Buffer,
+        rows: usize,
+        norm: NormWeights<'_, Self::Buffer>,
+        out: &mut Self::Buffer,
+    );
+
+    /// `out = x · weightᵀ + bias` for `rows` rows.
+    fn linear(
+        &self,
+        x: &Self::Buffer,
+        rows: usize,
+        weight: &Self::Matrix,
+        bias: Option<&Self::Buffer>,
+        out: &mut Self::Buffer,
+    );
+
+    /// Rotates the query and key heads of `qkv` in place.
+    ///
+    /// `angles` is `[rows][rotary.width]`: the cosines of a row's pairs, then their sines.
+    fn rotate(
+        &self,
+        qkv: &mut Self::Buffer,
+        rows: usize,
+        heads: Heads,
+        rotary: RotaryLayout,
+        angles: &Self::Buffer,
+    );
+
+    /// Stores the keys and values of the rows of `qkv` at their places in the cache.
+    fn append(&self, qkv: &Self::Buffer, heads: Heads, places: &[Place<'_>], cache: &mut Self::Cache, layer: usize);
+
+    /// Causal attention of each row's queries over the cache up to the row's own position.
+    ///
+    /// Writes `[rows][heads][head_dim]`.
+    fn attend(
+        &self,
+        qkv: &Self::Buffer,
+        heads: Heads,
+        window: Option<usize>,
+        places: &[Place<'_>],
+        cache: (&Self::Cache, usize),
+        out: &mut Self::Buffer,
+    );
+
+    /// Applies `activation` to the first `elements` in place.
+    fn activate(&self, activation: Activation, x: &mut Self::Buffer, elements: usize);
+
+    /// `out[r][i] = activation(x[r][i]) · x[r][inner + i]` for rows of `2 · inner`.
+    fn activate_gated(
+        &self,
+        activation: Activation,
+        x: &Self::Buffer,
+        rows: usize,
+        inner: usize,
+        out: &mut Self::Buffer,
+    );
+
+    /// `x += y` for the first `elements`.
+    fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer, elements: usize);
+}
+
+/// Weights of a normalisation and how they apply.
+#[derive(Debug)]
+pub struct NormWeights<'a, B> {
+    /// Root mean square or layer norm.
+    pub kind: NormKind,
+    /// Added to the mean square or variance.
+    pub epsilon: f64,
+    /// Width of a row.
+    pub width: usize,
+    /// Scale of each column.
+    pub weight: &'a B,
+    /// Shift of each column.
+    pub bias: Option<&'a B>,
+}
+
+/// Which normalisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// `x / sqrt(mean(x²) + epsilon) · weight` (Zhang and Sennrich, 2019).
+    RootMeanSquare,
+    /// `(x - mean) / sqrt(variance + epsilon) · weight + bias` (Ba et al., 2016).
+    Layer,
+}
+
+/// Elementwise nonlinearity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · sigmoid(x)`.
+    Silu,
+    /// `x · Φ(x)` with the error function.
+    GeluErf,
+    /// GELU in its tanh approximation (Hendrycks and Gimpel, 2016).
+    GeluTanh,
+}
+
+/// Heads of attention and their width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads; a multiple of `kv`.
+    pub query: usize,
+    /// Key heads, and value heads.
+    pub kv: usize,
+    /// Elements of one head.
+    pub width: usize,
+}
+
+impl Heads {
+    /// Width of a row of queries, and of attention's result.
+    #[must_use]
+    pub fn query_width(&self) -> usize {
+        self.query * self.width
+    }
+
+    /// Width of a row of keys, or of values.
+    #[must_use]
+    pub fn kv_width(&self) -> usize {
+        self.kv * self.width
+    }
+
+    /// Width of a row of queries, keys and values in this order.
+    #[must_use]
+    pub fn qkv_width(&self) -> usize {
+        self.query_width() + 2 * self.kv_width()
+    }
+}
+
+/// Which elements of a head form the rotated pairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RotaryLayout {
+    /// Elements of a head that are rotated, from its beginning; even.
+    pub width: usize,
+    /// How they pair up.
+    pub pairs: Pairs,
+}
+
+/// How the rotated elements of a head pair up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairs {
+    /// Element `i` with `i + width / 2` (GPT-NeoX, Llama).
+    Halves,
+    /// Element `2i` with `2i + 1` (GPT-J, CodeGen).
+    Neighbours,
+}
+
+/// Where a row of a batch stands in its sequence, and the sequence in the cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// Index of the token in its sequence.
+    pub position: usize,
+    /// Block `i` holds the tokens from `i · block_tokens` on.
+    pub blocks: &'a [u32],
+}
+
+/// Size of a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Layers of the model.
+    pub layers: usize,
+    /// Blocks of each layer.
+    pub blocks: usize,
+    /// Tokens of a block.
+    pub block_tokens: usize,
+    /// Elements of one token's keys (or values) in one layer.
+    pub kv_width: usize,
+}
+
+impl CacheShape {
+    /// Elements of all keys, or of all values; `None` when no memory could hold them.
+    #[must_use]
+    pub fn elements(&self) -> Option<usize> {
+        let token = self.layers.checked_mul(self.kv_width)?;
+        token.checked_mul(self.block_tokens)?.checked_mul(self.blocks)
+    }
+
+    /// Index of the first element of the token that stands at `position` of a sequence with these `blocks`.
+    #[must_use]
+    pub fn offset(&self, layer: usize, place: Place<'_>) -> usize {
+        let block = place.blocks[place.position / self.block_tokens] as usize;
+        let slot = (layer * self.blocks + block) * self.block_tokens + place.position % self.block_tokens;
+        slot * self.kv_width
+    }
+}
+
+/// Why a device could not do what it was told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KernelError {
+    /// Not so much memory.
+    #[error("out of memory: {elements} elements of 4 bytes are wanted")]
+    OutOfMemory {
+        /// What was wanted.
+        elements: usize,
+    },
+    /// The device, or a tensor that was to go there.
+    #[error("device: {0}")]
+    Device(String),
+}

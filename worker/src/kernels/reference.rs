@@ -1,0 +1,200 @@
+//! The kernels as their formulas read, in f64: what the fast ones are held against.
+
+use candle_core::{DType, Tensor};
+
+use super::{
+    Activation, CacheShape, Heads, KernelError, Kernels, NormKind, NormWeights, Pairs, Place, RotaryLayout,
+};
+
+/// f64 on the host, one plain loop per formula.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
+
+/// A matrix `[outputs, inputs]`.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    values: Vec<f64>,
+    inputs: usize,
+}
+
+/// Keys and values.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    shape: CacheShape,
+    keys: Vec<f64>,
+    values: Vec<f64>,
+}
+
+impl Kernels for Reference {
+    type Buffer = Vec<f64>;
+    type Matrix = Matrix;
+    type Cache = Cache;
+
+    fn buffer(&self, elements: usize) -> Result<Vec<f64>, KernelError> {
+        Ok(vec![0.0; elements])
+    }
+
+    fn matrix(&self, weights: &Tensor) -> Result<Matrix, KernelError> {
+        let device = |error: candle_core::Error| KernelError::Device(error.to_string());
+        let (_, inputs) = weights.dims2().map_err(device)?;
+        let flat = weights.to_dtype(DType::F64).and_then(|wide| wide.flatten_all()).map_err(device)?;
+        Ok(Matrix { values: flat.to_vec1().map_err(device)?, inputs })
+    }
+
+    fn cache(&self, shape: CacheShape) -> Result<Cache, KernelError> {
+        let elements = shape.elements().ok_or(KernelError::OutOfMemory { elements: usize::MAX })?;
+        Ok(Cache { shape, keys: vec![0.0; elements], values: vec![0.0; elements] })
+    }
+
+    fn write(&self, values: &[f32], buffer: &mut Vec<f64>) -> Result<(), KernelError> {
+        for (to, &from) in buffer.iter_mut().zip(values) {
+            *to = f64::from(from);
+        }
+        Ok(())
+    }
+
+    fn read(&self, buffer: &Vec<f64>, values: &mut [f32]) -> Result<(), KernelError> {
+        for (to, &from) in values.iter_mut().zip(buffer) {
+            *to = from as f32;
+        }
+        Ok(())
+    }
+
+    fn embed(&self, table: &Matrix, ids: &[u32], out: &mut Vec<f64>) {
+        let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
+        self.select(&table.values, table.inputs, &rows, out);
+    }
+
+    fn select(&self, x: &Vec<f64>, width: usize, rows: &[usize], out: &mut Vec<f64>) {
+        for (&row, to) in rows.iter().zip(out.chunks_exact_mut(width)) {
+            to.copy_from_slice(&x[row * width..][..width]);
+        }
+    }
+
+    fn norm(&self, x: &Vec<f64>, rows: usize, norm: NormWeights<'_, Vec<f64>>, out: &mut Vec<f64>) {
+        let width = norm.width;
+        for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)).take(rows) {
+            let mean = match norm.kind {
+                NormKind::RootMeanSquare => 0.0,
+                NormKind::Layer => x.iter().sum::<f64>() / width as f64,
+            };
+            let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / width as f64;
+            for i in 0..width {
+                let normed = (x[i] - mean) / (variance + norm.epsilon).sqrt();
+                out[i] = normed * norm.weight[i] + norm.bias.map_or(0.0, |bias| bias[i]);
+            }
+        }
+    }
+
+    fn linear(&self, x: &Vec<f64>, rows: usize, weight: &Matrix, bias: Option<&Vec<f64>>, out: &mut Vec<f64>) {
+        let outputs = weight.values.len() / weight.inputs;
+        for row in 0..rows {
+            let x = &x[row * weight.inputs..][..weight.inputs];
+            for (column, w) in weight.values.chunks_exact(weight.inputs).enumerate() {
+                let dot: f64 = x.iter().zip(w).map(|(a, b)| a * b).sum();
+                out[row * outputs + column] = dot + bias.map_or(0.0, |bias| bias[column]);
+            }
+        }
+    }
+
+    fn rotate(&self, qkv: &mut Vec<f64>, rows: usize, heads: Heads, rotary: RotaryLayout, angles: &Vec<f64>) {
+        let half = rotary.width / 2;
+        for row in 0..rows {
+            let angles = &angles[row * rotary.width..][..rotary.width];
+            for head in 0..heads.query + heads.kv {
+                let x = &mut qkv[row * heads.qkv_width() + head * heads.width..][..heads.width];
+                for pair in 0..half {
+                    let (i, j) = match rotary.pairs {
+                        Pairs::Halves => (pair, pair + half),
+                        Pairs::Neighbours => (2 * pair, 2 * pair + 1),
+                    };
+                    let (cos, sin) = (angles[pair], angles[half + pair]);
+                    (x[i], x[j]) = (x[i] * cos - x[j] * sin, x[j] * cos + x[i] * sin);
+                }
+            }
+        }
+    }
+
+    fn append(&self, qkv: &Vec<f64>, heads: Heads, places: &[Place<'_>], cache: &mut Cache, layer: usize) {
+        for (row, &place) in qkv.chunks_exact(heads.qkv_width()).zip(places) {
+            let at = cache.shape.offset(layer, place);
+            let (keys, values) = row[heads.query_width()..].split_at(heads.kv_width());
+            cache.keys[at..][..heads.kv_width()].copy_from_slice(keys);
+            cache.values[at..][..heads.kv_width()].copy_from_slice(values);
+        }
+    }
+
+    fn attend(
+        &self,
+        qkv: &Vec<f64>,
+        heads: Heads,
+        window: Option<usize>,
+        places: &[Place<'_>],
+        (cache, layer): (&Cache, usize),
+        out: &mut Vec<f64>,
+    ) {
+        let width = heads.width;
+        for (row, place) in places.iter().enumerate() {
+            let first = window.map_or(0, |window| (place.position + 1).saturating_sub(window));
+            for head in 0..heads.query {
+                let query = &qkv[row * heads.qkv_width() + head * width..][..width];
+                let kv = head / (heads.query / heads.kv) * width;
+                let at = |position| cache.shape.offset(layer, Place { position, ..*place }) + kv;
+                let score = |position| {
+                    let key = &cache.keys[at(position)..][..width];
+                    query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>() / (width as f64).sqrt()
+                };
+                let scores: Vec<f64> = (first..=place.position).map(score).collect();
+                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let total: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+                let out = &mut out[row * heads.query_width() + head * width..][..width];
+                out.fill(0.0);
+                for (position, score) in (first..=place.position).zip(&scores) {
+                    let weight = (score - max).exp() / total;
+                    for (out, value) in out.iter_mut().zip(&cache.values[at(position)..][..width]) {
+                        *out += weight * value;
+                    }
+                }
+            }
+        }
+    }
+
+    fn activate(&self, activation: Activation, x: &mut Vec<f64>, elements: usize) {
+        for x in &mut x[..elements] {
+            *x = activated(activation, *x);
+        }
+    }
+
+    fn activate_gated(
+        &self,
+        activation: Activation,
+        x: &Vec<f64>,
+        rows: usize,
+        inner: usize,
+        out: &mut Vec<f64>,
+    ) {
+        for (x, out) in x.chunks_exact(2 * inner).zip(out.chunks_exact_mut(inner)).take(rows) {
+            for i in 0..inner {
+                out[i] = activated(activation, x[i]) * x[inner + i];
+            }
+        }
+    }
+
+    fn add(&self, x: &mut Vec<f64>, y: &Vec<f64>, elements: usize) {
+        for (x, y) in x[..elements].iter_mut().zip(y) {
+            *x += y;
+        }
+    }
+}
+
+fn activated(activation: Activation, x: f64) -> f64 {
+    use std::f64::consts::{FRAC_2_SQRT_PI, FRAC_1_SQRT_2};
+    match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::GeluErf => 0.5 * x * (1.0 + libm::erf(x * FRAC_1_SQRT_2)),
+        Activation::GeluTanh => {
+            let inner = FRAC_2_SQRT_PI * FRAC_1_SQRT_2 * (x + 0.044_715 * x.powi(3));
+            0.5 * x * (1.0 + inner.tanh())
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! From a directory to a decoder: config, tensors, adapter, fingerprints.
+
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+use cosec_proto::tokenizer_fingerprint;
+use sha2::{Digest, Sha256};
+
+use self::lora::{Adapter, AdapterError};
+use self::model_config::{ConfigError, JsonFile};
+use self::safetensors::{TensorError, TensorFiles};
+use crate::decoder::Decoder;
+use crate::families;
+use crate::kernels::{CacheShape, KernelError, Kernels};
+use crate::model_runner::{DtypeChoice, LoadOptions, ModelDescription};
+
+pub mod lora;
+pub mod model_config;
+pub mod safetensors;
+
+/// Loads the checkpoint in `directory` for the device of `kernels`.
+///
+/// # Errors
+/// [`LoadError`] names file, field or tensor, what was found and what is expected.
+pub fn load<K: Kernels>(
+    directory: &Path,
+    options: &LoadOptions,
+    kernels: K,
+) -> Result<(Decoder<K>, ModelDescription), LoadError> {
+    let config = JsonFile::open(directory, "config.json")?;
+    let generation = JsonFile::open_optional(directory, "generation_config.json")?;
+    let family = families::describe(&config.root())?;
+    let spec = &family.spec;
+    let tokenizer_fingerprint = tokenizer(directory, spec.vocabulary)?;
+    let adapter = options.adapter.as_deref().map(Adapter::open).transpose()?;
+    let mut weights = Weights { tensors: TensorFiles::open_checkpoint(directory)?, adapter, dtype: options.dtype };
+    let cache = CacheShape {
+        layers: spec.layers,
+        blocks: options.blocks,
+        block_tokens: options.block_tokens,
+        kv_width: spec.heads.kv_width(),
+    };
+    let decoder = Decoder::load(kernels, &family, &mut weights, cache)?;
+    if let Some(adapter) = &weights.adapter {
+        adapter.finish()?;
+    }
+    let end_token_ids = match &generation {
+        Some(file) if file.root().has("eos_token_id") => file.root().token_ids("eos_token_id")?,
+        _ => config.root().token_ids("eos_token_id")?,
+    };
+    let description = ModelDescription {
+        family: family.name.to_owned(),
+        parameters: weights.tensors.elements(),
+        vocabulary: spec.vocabulary,
+        context_tokens: spec.context_tokens,
+        end_token_ids: end_token_ids.unwrap_or_default(),
+        fingerprint: weights.fingerprint(&config, &tokenizer_fingerprint),
+        tokenizer_fingerprint,
+        kv_bytes_per_token: 2 * spec.layers * spec.heads.kv_width() * size_of::<f32>(),
+    };
+    Ok((decoder, description))
+}
+
+fn tokenizer(directory: &Path, vocabulary: usize) -> Result<String, LoadError> {
+    let path = directory.join("tokenizer.json");
+    match std::fs::read(&path) {
+        Ok(bytes) => {
+            let invalid = |error| LoadError::Tokenizer { file: path.clone(), problem: format!("{error}") };
+            tokenizer_fingerprint::fingerprint(&bytes).map_err(invalid)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(tokenizer_fingerprint::without_tokenizer(vocabulary))
+        }
+        Err(error) => Err(LoadError::Tokenizer { file: path, problem: error.to_string() }),
+    }
+}
+
+/// The weights of a checkpoint with its adapter merged, in the type they are to have in memory.
+pub struct Weights {
+    tensors: TensorFiles,
+    adapter: Option<Adapter>,
+    dtype: DtypeChoice,
+}
+
+impl Weights {
+    /// The weight `[outputs, inputs]` of `module`.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn matrix(&mut self, module: &str, shape: [usize; 2]) -> Result<Tensor, LoadError> {
+        let stored = self.tensors.read(&format!("{module}.weight"), &shape)?;
+        let dtype = match (self.dtype, stored.dtype()) {
+            (DtypeChoice::Auto, DType::F64) | (DtypeChoice::F32, _) => DType::F32,
+            (DtypeChoice::Auto, stored) => stored,
+            (DtypeChoice::Bf16, _) => DType::BF16,
+            (DtypeChoice::F16, _) => DType::F16,
+        };
+        let delta = self.adapter.as_mut().map(|adapter| adapter.delta(module, shape)).transpose()?.flatten();
+        let merged = match delta {
+            None => Ok(stored),
+            Some(delta) => stored.to_dtype(DType::F32).and_then(|weight| weight + delta),
+        };
+        merged.and_then(|weight| weight.to_dtype(dtype)).map_err(LoadError::Convert)
+    }
+
+    /// The vector called `name`, of `len` elements.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        let stored = self.tensors.read(name, &[len])?;
+        stored.to_dtype(DType::F32).and_then(|vector| vector.to_vec1()).map_err(LoadError::Convert)
+    }
+
+    /// Over everything that decides a logit, and the ids that it stands for.
+    fn fingerprint(&self, config: &JsonFile, tokenizer: &str) -> String {
+        let mut digest = Sha256::new();
+        let mut part = |bytes: &[u8]| {
+            digest.update((bytes.len() as u64).to_le_bytes());
+            digest.update(bytes);
+        };
+        part(config.bytes());
+        part(tokenizer.as_bytes());
+        part(&self.tensors.digest());
+        part(format!("{:?}", self.dtype).as_bytes());
+        if let Some(adapter) = &self.adapter {
+            let (config, tensors) = adapter.digest();
+            part(config);
+            part(&tensors);
+        }
+        format!("{:x}", digest.finalize())
+    }
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A config file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The weights.
+    #[error(transparent)]
+    Tensors(#[from] TensorError),
+    /// The adapter.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The tokenizer, whose content is part of the model's identity.
+    #[error("{}: {problem}", file.display())]
+    Tokenizer {
+        /// Which file.
+        file: std::path::PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Weights could not be converted.
+    #[error("converting weights: {0}")]
+    Convert(candle_core::Error),
+    /// The device, or its memory.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// An option that makes no sense.
+    #[error("{option} is {value}; expected {expected}")]
+    Option {
+        /// Which.
+        option: &'static str,
+        /// Its value.
+        value: usize,
+        /// What is allowed.
+        expected: &'static str,
+    },
+    /// The threads of the forward pass could not be started.
+    #[error("starting threads: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+}
