@@ -1,5 +1,13 @@
 //! Merges the distributions of base and expert and serves the result.
 
+pub mod config;
+
+pub mod server;
+
+pub mod api;
+
+pub mod preprocess;
+
 pub mod request;
 
 pub mod role;
@@ -11,3 +19,7 @@ pub mod session;
 pub mod merge;
 
 pub mod sampler;
+
+pub mod postprocess;
+
+pub mod metrics;

@@ -1,0 +1,171 @@
+//! Failures as the doors tell them: OpenAI's error object on HTTP, a status on gRPC.
+//!
+//! Both come from [`ErrorCode`]; nothing else here or in the handlers decides a status, but for the three that only HTTP
+//! knows (a wrong method, a wrong content type, a body that does not arrive).
+
+use std::fmt::Display;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use cosec_proto::ErrorCode;
+use serde_json::{Value, json};
+
+use crate::request::SessionError;
+
+/// Seconds after which a refused client should try again.
+const RETRY_AFTER_SECONDS: u64 = 1;
+
+/// A failure with what a client needs to act on it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// Which status it becomes.
+    pub code: ErrorCode,
+    /// A plain sentence that names field, value and what is allowed.
+    pub message: String,
+    /// The request's field, as a path: `logit_bias.50256`, `messages[2].role`.
+    pub parameter: Option<String>,
+    http_only: Option<StatusCode>,
+}
+
+impl ApiError {
+    /// A failure that no single field causes.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), parameter: None, http_only: None }
+    }
+
+    /// A field whose value is not allowed.
+    pub fn value(parameter: impl Into<String>, value: impl Display, allowed: impl Display) -> Self {
+        let parameter = parameter.into();
+        let message = format!("{parameter} is {value}; it must be {allowed}");
+        Self::field(parameter, message)
+    }
+
+    /// A field that is wrong for the reason that `message` gives.
+    pub fn field(parameter: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::InvalidArgument, message).of(parameter)
+    }
+
+    /// Names the field.
+    #[must_use]
+    pub fn of(mut self, parameter: impl Into<String>) -> Self {
+        self.parameter = Some(parameter.into());
+        self
+    }
+
+    /// A failure for which HTTP has a status of its own and gRPC has not.
+    #[must_use]
+    pub(crate) fn http_only(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { http_only: Some(status), ..Self::new(ErrorCode::InvalidArgument, message) }
+    }
+
+    /// OpenAI's error object.
+    #[must_use]
+    pub fn object(&self) -> Value {
+        json!({"error": {
+            "message": self.message,
+            "type": openai_type(self.code),
+            "param": self.parameter,
+            "code": self.code.name(),
+        }})
+    }
+
+    fn status(&self) -> StatusCode {
+        let table = || StatusCode::from_u16(self.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        self.http_only.unwrap_or_else(table)
+    }
+}
+
+/// OpenAI's coarse classes, by which their clients choose an exception.
+fn openai_type(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::InvalidArgument
+        | ErrorCode::ContextLengthExceeded
+        | ErrorCode::NotFound
+        | ErrorCode::PayloadTooLarge
+        | ErrorCode::Cancelled => "invalid_request_error",
+        ErrorCode::Overloaded => "rate_limit_error",
+        ErrorCode::OutOfBlocks
+        | ErrorCode::DeadlineExceeded
+        | ErrorCode::Unavailable
+        | ErrorCode::ExpertUnavailable
+        | ErrorCode::ModelMismatch => "service_unavailable_error",
+        ErrorCode::WorkerFault | ErrorCode::Internal => "server_error",
+    }
+}
+
+impl From<SessionError> for ApiError {
+    fn from(error: SessionError) -> Self {
+        Self::new(error.code, error.message)
+    }
+}
+
+impl From<ApiError> for tonic::Status {
+    fn from(error: ApiError) -> Self {
+        let message = match &error.parameter {
+            Some(parameter) if !error.message.contains(parameter.as_str()) => {
+                format!("{parameter}: {}", error.message)
+            }
+            _ => error.message,
+        };
+        Self::new(error.code.grpc(), message)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        if status.is_server_error() {
+            tracing::warn!(code = self.code.name(), message = self.message, "request failed");
+        } else {
+            tracing::debug!(code = self.code.name(), message = self.message, "request refused");
+        }
+        let mut response = (status, Json(self.object())).into_response();
+        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_become_statuses() {
+        let check = |code: ErrorCode, http: u16, class: &str, retry: bool| {
+            let error = ApiError::new(code, "no").of("n");
+            assert_eq!(
+                error.object(),
+                json!({"error": {"message": "no", "type": class, "param": "n", "code": code.name()}})
+            );
+            assert_eq!(tonic::Status::from(error.clone()).code(), code.grpc());
+            let response = error.into_response();
+            assert_eq!(response.status().as_u16(), http);
+            assert_eq!(response.headers().contains_key(header::RETRY_AFTER), retry, "{code}");
+        };
+        check(ErrorCode::InvalidArgument, 400, "invalid_request_error", false);
+        check(ErrorCode::ContextLengthExceeded, 400, "invalid_request_error", false);
+        check(ErrorCode::NotFound, 404, "invalid_request_error", false);
+        check(ErrorCode::PayloadTooLarge, 413, "invalid_request_error", false);
+        check(ErrorCode::Overloaded, 429, "rate_limit_error", true);
+        check(ErrorCode::OutOfBlocks, 503, "service_unavailable_error", true);
+        check(ErrorCode::Cancelled, 499, "invalid_request_error", false);
+        check(ErrorCode::DeadlineExceeded, 504, "service_unavailable_error", false);
+        check(ErrorCode::Unavailable, 503, "service_unavailable_error", true);
+        check(ErrorCode::ExpertUnavailable, 503, "service_unavailable_error", true);
+        check(ErrorCode::ModelMismatch, 503, "service_unavailable_error", true);
+        check(ErrorCode::WorkerFault, 502, "server_error", false);
+        check(ErrorCode::Internal, 500, "server_error", false);
+    }
+
+    #[test]
+    fn grpc_messages_name_the_field_once() {
+        let named = tonic::Status::from(ApiError::value("n", 0, "from 1 to 128"));
+        assert_eq!(named.message(), "n is 0; it must be from 1 to 128");
+        let unnamed = tonic::Status::from(ApiError::new(ErrorCode::NotFound, "no such thing").of("model"));
+        assert_eq!(unnamed.message(), "model: no such thing");
+    }
+}

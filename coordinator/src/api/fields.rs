@@ -1,0 +1,229 @@
+//! Reads a JSON object field by field, so that nothing in it goes unread.
+//!
+//! Every field is taken once, by name and type; what nobody took is refused. `null` means that a field is not set, as
+//! OpenAI's clients send it. Values stay text until they are taken: a list of token ids never becomes a tree of values.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::error::ApiError;
+
+/// Longest part of a client's value that a message repeats, in characters.
+const SHOWN_CHARACTERS: usize = 60;
+
+/// The fields of an object that were not taken yet.
+pub(crate) struct Fields<'a> {
+    path: String,
+    entries: BTreeMap<String, &'a RawValue>,
+}
+
+impl<'a> Fields<'a> {
+    /// Reads a request's body.
+    ///
+    /// # Errors
+    /// When it is not UTF-8, not JSON, not an object, or names a field twice.
+    pub(crate) fn parse(body: &'a [u8]) -> Result<Self, ApiError> {
+        let invalid = |message: String| ApiError::new(cosec_proto::ErrorCode::InvalidArgument, message);
+        let text =
+            std::str::from_utf8(body).map_err(|cause| invalid(format!("the body is not UTF-8 text: {cause}")))?;
+        let entries = serde_json::from_str::<Entries<'a>>(text).map_err(|cause| {
+            let hint = if is_at_nan(text, &cause) { " (JSON has no NaN and no Infinity)" } else { "" };
+            invalid(format!("the body is not a JSON object: {cause}{hint}"))
+        })?;
+        Ok(Self { path: String::new(), entries: entries.0 })
+    }
+
+    /// Reads a value as an object.
+    ///
+    /// # Errors
+    /// When it is none, or names a field twice.
+    pub(crate) fn of(path: String, raw: &'a RawValue) -> Result<Self, ApiError> {
+        match serde_json::from_str::<Entries<'a>>(raw.get()) {
+            Ok(entries) => Ok(Self { path, entries: entries.0 }),
+            Err(cause) if raw.get().starts_with('{') => {
+                let message = format!("{path}: {}", without_position(&cause.to_string()));
+                Err(ApiError::field(path, message))
+            }
+            Err(_) => Err(ApiError::value(path, shown(raw), "an object")),
+        }
+    }
+
+    /// Takes a field as it stands.
+    pub(crate) fn raw(&mut self, name: &str) -> Option<&'a RawValue> {
+        self.entries.remove(name).filter(|raw| raw.get() != "null")
+    }
+
+    /// Takes a field of type `T`, which messages call `expected`.
+    ///
+    /// # Errors
+    /// When the value is of another type.
+    pub(crate) fn take<T: Deserialize<'a>>(&mut self, name: &str, expected: &str) -> Result<Option<T>, ApiError> {
+        self.raw(name).map(|raw| typed(self.path_of(name), raw, expected)).transpose()
+    }
+
+    /// Takes an object.
+    ///
+    /// # Errors
+    /// When the value is none.
+    pub(crate) fn object(&mut self, name: &str) -> Result<Option<Fields<'a>>, ApiError> {
+        self.raw(name).map(|raw| Fields::of(self.path_of(name), raw)).transpose()
+    }
+
+    /// Takes all fields that are left, with their paths.
+    pub(crate) fn rest(self) -> impl Iterator<Item = (String, String, &'a RawValue)> {
+        let Self { path, entries } = self;
+        entries.into_iter().map(move |(name, raw)| (join(&path, &name), name, raw))
+    }
+
+    /// Refuses the fields in `known` that are set, as not supported; the rest that nobody took as unknown.
+    ///
+    /// # Errors
+    /// Names the first such field.
+    pub(crate) fn finish(mut self, known: &[&str]) -> Result<(), ApiError> {
+        for name in known {
+            if self.raw(name).is_some() {
+                let path = self.path_of(name);
+                let message = format!("{path} is not supported");
+                return Err(ApiError::field(path, message));
+            }
+        }
+        match self.entries.keys().next() {
+            None => Ok(()),
+            Some(name) => {
+                let path = self.path_of(&shortened(name));
+                let message = format!("{path} is not a parameter of this request");
+                Err(ApiError::field(path, message))
+            }
+        }
+    }
+
+    /// A field's full name.
+    pub(crate) fn path_of(&self, name: &str) -> String {
+        join(&self.path, name)
+    }
+}
+
+/// Reads one value; `path` names it in messages.
+///
+/// # Errors
+/// When the value is not `expected`.
+pub(crate) fn typed<'a, T: Deserialize<'a>>(path: String, raw: &'a RawValue, expected: &str) -> Result<T, ApiError> {
+    let mut json = serde_json::Deserializer::from_str(raw.get());
+    serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let inner = error.path().to_string();
+        if inner == "." {
+            return ApiError::value(path, shown(raw), expected);
+        }
+        let separator = if inner.starts_with('[') { "" } else { "." };
+        let place = format!("{path}{separator}{inner}");
+        let cause = without_position(&error.inner().to_string());
+        ApiError::field(place.clone(), format!("{place}: {cause}; {path} must be {expected}"))
+    })
+}
+
+/// The beginning of a client's value, for messages.
+pub(crate) fn shown(raw: &RawValue) -> String {
+    shortened(raw.get())
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARACTERS) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
+
+fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+/// serde_json counts lines from the start of the value, which tells a client nothing.
+fn without_position(message: &str) -> String {
+    message.split(" at line ").next().unwrap_or(message).to_owned()
+}
+
+/// Python's json module writes NaN and Infinity.
+fn is_at_nan(text: &str, cause: &serde_json::Error) -> bool {
+    let line = text.lines().nth(cause.line().saturating_sub(1)).unwrap_or_default();
+    let at = line.get(cause.column().saturating_sub(1)..).unwrap_or_default();
+    at.starts_with("NaN") || at.starts_with("Infinity") || at.starts_with("I") && line.contains("-Infinity")
+}
+
+/// An object's fields; serde_json alone would let the last of two equal names win.
+struct Entries<'a>(BTreeMap<String, &'a RawValue>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = BTreeMap<String, &'de RawValue>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                let mut entries = BTreeMap::new();
+                while let Some((name, raw)) = map.next_entry::<String, &'de RawValue>()? {
+                    if entries.insert(name.clone(), raw).is_some() {
+                        return Err(de::Error::custom(format_args!("{} occurs twice", shortened(&name))));
+                    }
+                }
+                Ok(entries)
+            }
+        }
+        deserializer.deserialize_map(Collect).map(Entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_what_is_there_and_refuses_the_rest() {
+        let mut fields = Fields::parse(br#"{"n": 2, "user": null, "cosec": {"tau": "x", "q": 1}}"#).unwrap();
+        assert_eq!(fields.take::<u32>("n", "a whole number").unwrap(), Some(2));
+        assert_eq!(fields.take::<String>("user", "a string").unwrap(), None);
+        let mut cosec = fields.object("cosec").unwrap().unwrap();
+        let error = cosec.take::<f64>("tau", "a number").unwrap_err();
+        assert_eq!(error.message, r#"cosec.tau is "x"; it must be a number"#);
+        let error = cosec.finish(&[]).unwrap_err();
+        assert_eq!(error.parameter.as_deref(), Some("cosec.q"));
+        fields.finish(&[]).unwrap();
+    }
+
+    #[test]
+    fn names_the_place_inside_a_list() {
+        let mut fields = Fields::parse(br#"{"ids": [1, 2, -3]}"#).unwrap();
+        let error = fields.take::<Vec<u32>>("ids", "a list of token ids").unwrap_err();
+        assert_eq!(error.parameter.as_deref(), Some("ids[2]"));
+    }
+
+    #[test]
+    fn null_sets_nothing_but_an_unknown_name_stays_unknown() {
+        let fields = Fields::parse(br#"{"tools": null}"#).unwrap();
+        fields.finish(&["tools"]).unwrap();
+        let fields = Fields::parse(br#"{"foo": null}"#).unwrap();
+        assert!(fields.finish(&["tools"]).is_err());
+        let fields = Fields::parse(br#"{"tools": []}"#).unwrap();
+        assert_eq!(fields.finish(&["tools"]).unwrap_err().message, "tools is not supported");
+    }
+
+    #[test]
+    fn malformed_bodies_are_errors() {
+        let message = |body: &[u8]| Fields::parse(body).err().unwrap().message;
+        assert!(message(b"{\"temperature\": NaN}").contains("no NaN"), "{}", message(b"{\"temperature\": NaN}"));
+        assert!(message(b"{\"temperature\": -Infinity}").contains("no NaN"));
+        assert!(message(b"{\"a\": 1, \"a\": 2}").contains("a occurs twice"));
+        assert!(message(b"[1]").contains("object"));
+        assert!(message(b"").contains("EOF"));
+        assert!(message(b"{\"a\": \"\xff\"}").contains("UTF-8"));
+        let deep = [b"{\"a\":".to_vec(), vec![b'['; 100_000]].concat();
+        assert!(message(&deep).contains("JSON"));
+    }
+}

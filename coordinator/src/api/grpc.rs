@@ -1,0 +1,164 @@
+//! The gRPC door: the settings of `/v1/completions`, typed.
+
+use std::sync::Arc;
+
+use cosec_proto::coordinator::coordinator_server::{Coordinator, CoordinatorServer};
+use cosec_proto::coordinator::{self as wire, generate_event, generate_request};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use tonic::{Request, Response, Status};
+
+use super::Doors;
+use super::error::ApiError;
+use super::generation::{ChoiceEvent, Generation, RawRequest, chosen_by, finish_reason};
+use super::settings::{RawCosec, RawSettings};
+use crate::metrics::RequestInFlight;
+use crate::postprocess::{Delta, PlacedToken};
+use crate::request::{ChatMessage, Prompt, TokenEvent};
+
+const ROUTE: &str = "cosec.coordinator.v1.Coordinator/Generate";
+
+/// The service; a message may be as long as an HTTP body.
+#[must_use]
+pub fn service(doors: Arc<Doors>) -> CoordinatorServer<GrpcDoor> {
+    let limit = doors.config.max_body_bytes;
+    CoordinatorServer::new(GrpcDoor { doors }).max_decoding_message_size(limit)
+}
+
+/// See [`service`].
+pub struct GrpcDoor {
+    doors: Arc<Doors>,
+}
+
+#[tonic::async_trait]
+impl Coordinator for GrpcDoor {
+    type GenerateStream = BoxStream<'static, Result<wire::GenerateEvent, Status>>;
+
+    async fn generate(
+        &self,
+        request: Request<wire::GenerateRequest>,
+    ) -> Result<Response<Self::GenerateStream>, Status> {
+        let mut in_flight = self.doors.metrics.begin("grpc", ROUTE.to_owned());
+        let started = match raw(request.into_inner()) {
+            Ok(raw) => self.doors.generate(raw).await,
+            Err(error) => Err(error),
+        };
+        match started {
+            Ok(generation) => Ok(Response::new(events(generation, in_flight))),
+            Err(error) => {
+                let status = Status::from(error);
+                in_flight.answered(status.code().description());
+                Err(status)
+            }
+        }
+    }
+}
+
+fn raw(request: wire::GenerateRequest) -> Result<RawRequest, ApiError> {
+    let prompt = match request.prompt {
+        None => return Err(ApiError::field("prompt", "prompt is missing; set text, token_ids or chat")),
+        Some(generate_request::Prompt::Text(text)) => Prompt::Text(text),
+        Some(generate_request::Prompt::TokenIds(tokens)) => Prompt::Tokens(tokens.ids),
+        Some(generate_request::Prompt::Chat(chat)) => {
+            let message = |message: wire::ChatMessage| ChatMessage { role: message.role, content: message.content };
+            Prompt::Chat(chat.messages.into_iter().map(message).collect())
+        }
+    };
+    let cosec = request.cosec.unwrap_or_default();
+    Ok(RawRequest {
+        model: request.model,
+        prompts: vec![prompt],
+        suffix: request.suffix,
+        settings: RawSettings {
+            n: request.n,
+            seed: request.seed,
+            max_tokens: request.max_tokens,
+            min_tokens: request.min_tokens,
+            temperature: request.temperature,
+            top_p: request.top_p,
+            top_k: request.top_k,
+            frequency_penalty: request.frequency_penalty,
+            presence_penalty: request.presence_penalty,
+            logit_bias: request.logit_bias.into_iter().collect(),
+            stop: request.stop,
+            logprobs: request.logprobs,
+            echo: request.echo.unwrap_or(false),
+            cosec: RawCosec {
+                rule: cosec.rule,
+                tau: cosec.tau,
+                expert_temperature: cosec.expert_temperature,
+                expert_top_p: cosec.expert_top_p,
+                reference_code: cosec.reference_code,
+                lambda: cosec.lambda,
+                alpha: cosec.alpha,
+                transport: cosec.transport,
+                report: cosec.report,
+            },
+        },
+    })
+}
+
+/// Deltas and ends of all choices, then the usage; or a status.
+fn events(
+    generation: Generation,
+    in_flight: RequestInFlight,
+) -> BoxStream<'static, Result<wire::GenerateEvent, Status>> {
+    let state = Some((generation, in_flight));
+    stream::unfold(state, |state| async move {
+        let (mut generation, mut in_flight) = state?;
+        let event = match generation.next().await {
+            Some(Ok((choice, event))) => {
+                let report = generation.settings().report;
+                return Some((Ok(event_of(choice, event, report)), Some((generation, in_flight))));
+            }
+            Some(Err(error)) => {
+                tracing::warn!(code = error.code.name(), message = error.message, "stream failed");
+                Err(Status::from(error))
+            }
+            None => Ok(usage(&generation)),
+        };
+        let code = event.as_ref().err().map_or(tonic::Code::Ok, Status::code);
+        in_flight.answered(code.description());
+        Some((event, None))
+    })
+    .boxed()
+}
+
+fn usage(generation: &Generation) -> wire::GenerateEvent {
+    let (prompt, completion) = generation.usage();
+    let count = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
+    let usage = wire::Usage { prompt_tokens: count(prompt), completion_tokens: count(completion) };
+    wire::GenerateEvent { event: Some(generate_event::Event::Usage(usage)) }
+}
+
+fn event_of(choice: u32, event: ChoiceEvent, report: bool) -> wire::GenerateEvent {
+    let event = match event {
+        ChoiceEvent::Delta(Delta { text, tokens }) => {
+            let tokens = tokens.into_iter().map(|token| token_of(token, report)).collect();
+            generate_event::Event::Delta(wire::Delta { choice, text, tokens })
+        }
+        ChoiceEvent::Finished(reason) => {
+            generate_event::Event::Finished(wire::Finished { choice, reason: finish_reason(reason).to_owned() })
+        }
+    };
+    wire::GenerateEvent { event: Some(event) }
+}
+
+fn token_of(token: PlacedToken, report: bool) -> wire::Token {
+    let (log_probability, alternatives) = match token.score {
+        None => (None, Vec::new()),
+        Some(score) => (Some(score.log_probability), score.alternatives),
+    };
+    let alternative = |(id, log_probability)| wire::Alternative { id, log_probability };
+    let report_of = |event: TokenEvent| wire::TokenReport {
+        chosen_by: chosen_by(event.chosen_by).to_owned(),
+        p: event.p,
+        q: event.q,
+    };
+    wire::Token {
+        id: token.id,
+        log_probability,
+        alternatives: alternatives.into_iter().map(alternative).collect(),
+        report: token.event.filter(|_| report).map(report_of),
+    }
+}

@@ -1,0 +1,223 @@
+//! The doors: HTTP as OpenAI's clients speak it, and gRPC.
+//!
+//! A door turns a message into a [`GenerateRequest`](crate::request::GenerateRequest) whose every field has been checked,
+//! and events into messages. What lies between is the same for all doors: [`generation`].
+
+pub mod openai;
+
+pub mod grpc;
+
+pub mod settings;
+
+pub mod generation;
+
+pub mod error;
+
+mod fields;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cosec_proto::ErrorCode;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::error::ApiError;
+use self::settings::Defaults;
+use crate::core::{Core, ModelFacts, ModelInfo};
+use crate::metrics::DoorMetrics;
+use crate::postprocess::detokenizer::{Decoder, UnsupportedDecoder};
+use crate::preprocess::tokenizer::{LoadError, PromptEncoder};
+use crate::request::{SessionError, SessionEvent, TokenizedRequest};
+
+/// Bounds on what a client may send.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiConfig {
+    /// Longest body of a request, in bytes. Default 8 MiB.
+    pub max_body_bytes: usize,
+    /// Longest text of one prompt, in bytes; tokenizing takes time in proportion. Default 1 MiB.
+    pub max_prompt_bytes: usize,
+    /// Most choices of one request (prompts times n). Default 256.
+    pub max_choices: usize,
+    /// How long a body may take to arrive. Default 30.
+    pub body_timeout_seconds: u64,
+    /// How long a request may take in all. Default 600.
+    pub request_timeout_seconds: u64,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self {
+            max_body_bytes: 8 << 20,
+            max_prompt_bytes: 1 << 20,
+            max_choices: 256,
+            body_timeout_seconds: 30,
+            request_timeout_seconds: 600,
+        }
+    }
+}
+
+/// What the doors need of the rooms behind them.
+pub trait Generator: Send + Sync + 'static {
+    /// The models in the order of the configuration.
+    fn models(&self) -> Vec<ModelInfo>;
+
+    /// Whether every model can serve.
+    ///
+    /// # Errors
+    /// Says which cannot and why.
+    fn ready(&self) -> Result<(), String>;
+
+    /// Starts a session; dropping its stream ends it.
+    ///
+    /// # Errors
+    /// When it is not admitted.
+    fn open(&self, request: TokenizedRequest) -> BoxFuture<'_, Result<SessionEvents, SessionError>>;
+}
+
+/// Events of one session, in order.
+pub type SessionEvents = BoxStream<'static, SessionEvent>;
+
+impl Generator for Core {
+    fn models(&self) -> Vec<ModelInfo> {
+        self.models()
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        self.ready()
+    }
+
+    fn open(&self, request: TokenizedRequest) -> BoxFuture<'_, Result<SessionEvents, SessionError>> {
+        Box::pin(async move { Ok(self.open(request).await?.boxed()) })
+    }
+}
+
+/// A model's text, both ways.
+pub struct ModelText {
+    encoder: PromptEncoder,
+    decoder: Arc<Decoder>,
+}
+
+impl ModelText {
+    /// Reads tokenizer and chat template from a Hugging Face directory.
+    ///
+    /// # Errors
+    /// [`ModelTextError`] names the file.
+    pub fn load(directory: &Path) -> Result<Self, ModelTextError> {
+        let encoder = PromptEncoder::load(directory)?;
+        let decoder = Arc::new(Decoder::of(encoder.tokenizer().clone())?);
+        Ok(Self { encoder, decoder })
+    }
+}
+
+/// A directory that does not give a model's text.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelTextError {
+    /// A file is missing or wrong.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The tokenizer is of a kind that cannot be streamed.
+    #[error("tokenizer.json: {0}")]
+    Decoder(#[from] UnsupportedDecoder),
+}
+
+/// What the handlers of all doors share.
+pub struct Doors {
+    generator: Arc<dyn Generator>,
+    texts: HashMap<String, Arc<ModelText>>,
+    config: ApiConfig,
+    defaults: Defaults,
+    metrics: Arc<DoorMetrics>,
+    /// Prompts that are being tokenized; more would only share the same cores.
+    tokenizing: Arc<Semaphore>,
+    started: u64,
+    /// Set when no new request is taken.
+    draining: CancellationToken,
+    /// Set when requests in flight end with an error.
+    halted: CancellationToken,
+    /// One token per request in flight.
+    in_flight: TaskTracker,
+}
+
+/// A model that a request names.
+struct Model {
+    name: String,
+    text: Arc<ModelText>,
+    facts: ModelFacts,
+}
+
+impl Doors {
+    /// Puts doors before `generator`; `texts` has every one of its models.
+    #[must_use]
+    pub fn new(
+        generator: Arc<dyn Generator>,
+        texts: HashMap<String, Arc<ModelText>>,
+        config: ApiConfig,
+        defaults: Defaults,
+        metrics: Arc<DoorMetrics>,
+    ) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            generator,
+            texts,
+            config,
+            defaults,
+            metrics,
+            tokenizing: Arc::new(Semaphore::new(cores)),
+            started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+            draining: CancellationToken::new(),
+            halted: CancellationToken::new(),
+            in_flight: TaskTracker::new(),
+        }
+    }
+
+    /// Refuses new requests, waits `grace` for those in flight, and ends the rest with an error.
+    pub async fn drain(&self, grace: Duration) {
+        self.draining.cancel();
+        self.in_flight.close();
+        if tokio::time::timeout(grace, self.in_flight.wait()).await.is_err() {
+            tracing::warn!(requests = self.in_flight.len(), "the grace period is over; requests in flight end now");
+        }
+        self.halted.cancel();
+    }
+
+    /// Whether a new request can be served.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub fn ready(&self) -> Result<(), ApiError> {
+        self.refuse_while_draining()?;
+        self.generator.ready().map_err(|reason| ApiError::new(ErrorCode::Unavailable, reason))
+    }
+
+    fn refuse_while_draining(&self) -> Result<(), ApiError> {
+        if self.draining.is_cancelled() {
+            return Err(ApiError::new(ErrorCode::Unavailable, "this coordinator is shutting down; try another"));
+        }
+        Ok(())
+    }
+
+    fn model(&self, name: &str) -> Result<Model, ApiError> {
+        let unknown = || ApiError::new(ErrorCode::NotFound, format!("there is no model {name:.100?}")).of("model");
+        let info = self.generator.models().into_iter().find(|info| info.name == name).ok_or_else(unknown)?;
+        let text = self.texts.get(name).ok_or_else(unknown)?.clone();
+        match info.facts {
+            Some(facts) => Ok(Model { name: info.name, text, facts }),
+            None => {
+                let reason = info.ready.err().unwrap_or_else(|| "its workers were not reached yet".to_owned());
+                Err(ApiError::new(ErrorCode::Unavailable, format!("model {name} cannot serve now: {reason}")))
+            }
+        }
+    }
+}

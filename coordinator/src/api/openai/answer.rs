@@ -1,0 +1,233 @@
+//! Answers: in one piece or as chunks, of the same parts.
+
+use std::collections::VecDeque;
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use futures::{Stream, stream};
+use serde_json::{Value, json};
+
+use super::{RequestId, sse};
+use crate::api::error::ApiError;
+use crate::api::generation::{ChoiceEvent, Generation, RawRequest, chosen_by};
+use crate::api::settings::RuleName;
+use crate::api::{Doors, ModelText};
+use crate::postprocess::{Delta, PlacedToken};
+use crate::request::FinishReason;
+
+/// What OpenAI's clients read for -inf, which JSON cannot say.
+const MINUS_INFINITY: f64 = -9999.0;
+
+/// How an answer is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Delivery {
+    pub(super) stream: bool,
+    pub(super) include_usage: bool,
+}
+
+/// What completions and chat completions write differently.
+pub(super) trait Shape: Send + Sync + 'static {
+    /// Stands before the request's id.
+    const ID_PREFIX: &'static str;
+    /// Type of an answer in one piece.
+    const OBJECT: &'static str;
+    /// Type of a chunk.
+    const CHUNK: &'static str;
+
+    /// The first choice of a stream, before any text.
+    fn opening(&self) -> Option<Value>;
+
+    /// A choice in a chunk: text, or else how it ended.
+    fn part(&self, delta: &Delta, reason: Option<FinishReason>, text: &ModelText) -> Value;
+
+    /// A choice in one piece.
+    fn whole(&self, delta: &Delta, reason: FinishReason, text: &ModelText) -> Value;
+}
+
+/// Generates and answers.
+pub(super) async fn respond<S: Shape>(
+    doors: &Doors,
+    id: RequestId,
+    raw: RawRequest,
+    shape: S,
+    delivery: Delivery,
+) -> Result<Response, ApiError> {
+    let model = raw.model.clone();
+    let generation = doors.generate(raw).await?;
+    let settings = generation.settings();
+    let envelope = Envelope {
+        id: format!("{}{}", S::ID_PREFIX, id.0),
+        created: seconds_now(),
+        model,
+        rule: RuleName::from(&settings.rule).as_str(),
+        seed: settings.seed,
+        report: settings.report,
+    };
+    if delivery.stream {
+        Ok(sse::response(chunks(generation, envelope, shape, delivery.include_usage)))
+    } else {
+        Ok(Json(in_one_piece(generation, &envelope, &shape).await?).into_response())
+    }
+}
+
+/// Seconds since 1970.
+fn seconds_now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+/// What every message of one answer says.
+struct Envelope {
+    id: String,
+    created: u64,
+    model: String,
+    rule: &'static str,
+    seed: u64,
+    report: bool,
+}
+
+impl Envelope {
+    fn message(&self, object: &str, choices: Vec<Value>, degraded: bool) -> Value {
+        let mut cosec = json!({"rule": self.rule, "seed": self.seed});
+        if degraded {
+            cosec["degraded"] = true.into();
+        }
+        json!({
+            "id": self.id,
+            "object": object,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+            "cosec": cosec,
+        })
+    }
+
+    /// Completes a choice with its number and, where asked for, the report on its tokens.
+    fn choice(&self, mut choice: Value, index: usize, delta: &Delta, text: &ModelText) -> Value {
+        choice["index"] = index.into();
+        if self.report {
+            let entries = delta.tokens.iter().filter_map(|token| report(token, text)).collect::<Vec<_>>();
+            choice["cosec"] = json!({"report": entries});
+        }
+        choice
+    }
+}
+
+fn report(token: &PlacedToken, text: &ModelText) -> Option<Value> {
+    let event = token.event.as_ref()?;
+    Some(json!({
+        "token": token_string(&text.decoder.bytes(token.id)),
+        "id": token.id,
+        "chosen_by": chosen_by(event.chosen_by),
+        "p": event.p,
+        "q": event.q,
+    }))
+}
+
+/// A token as a string; part of a character is spelled out, as OpenAI does: `bytes:\xe6\x97`.
+pub(super) fn token_string(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().fold("bytes:".to_owned(), |text, byte| format!("{text}\\x{byte:02x}")),
+    }
+}
+
+/// A log-probability as JSON can carry it.
+pub(super) fn json_log_probability(log_probability: f64) -> f64 {
+    if log_probability == f64::NEG_INFINITY { MINUS_INFINITY } else { log_probability }
+}
+
+fn usage(generation: &Generation) -> Value {
+    let (prompt, completion) = generation.usage();
+    json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion})
+}
+
+async fn in_one_piece<S: Shape>(
+    mut generation: Generation,
+    envelope: &Envelope,
+    shape: &S,
+) -> Result<Value, ApiError> {
+    let mut choices = vec![(Delta::default(), FinishReason::Length); generation.choices()];
+    while let Some((index, event)) = generation.next().await.transpose()? {
+        let Some(choice) = choices.get_mut(index as usize) else { continue };
+        match event {
+            ChoiceEvent::Delta(delta) => choice.0.append(delta),
+            ChoiceEvent::Finished(reason) => choice.1 = reason,
+        }
+    }
+    let text = generation.text();
+    let choices = choices
+        .iter()
+        .enumerate()
+        .map(|(index, (delta, reason))| envelope.choice(shape.whole(delta, *reason, text), index, delta, text));
+    let mut message = envelope.message(S::OBJECT, choices.collect(), generation.degraded());
+    message["usage"] = usage(&generation);
+    Ok(message)
+}
+
+/// A stream's state between two chunks.
+struct Chunks<S> {
+    generation: Generation,
+    envelope: Envelope,
+    shape: S,
+    include_usage: bool,
+    /// Choices that have not been opened yet.
+    openings: VecDeque<Value>,
+    ended: bool,
+}
+
+fn chunks<S: Shape>(
+    generation: Generation,
+    envelope: Envelope,
+    shape: S,
+    include_usage: bool,
+) -> impl Stream<Item = Result<Value, ApiError>> + Send {
+    let numbered = |index: usize| {
+        let mut choice = shape.opening()?;
+        choice["index"] = index.into();
+        Some(choice)
+    };
+    let openings = (0..generation.choices()).filter_map(numbered).collect();
+    let state = Chunks { generation, envelope, shape, include_usage, openings, ended: false };
+    stream::unfold(state, |mut state| async move { Some((state.next().await?, state)) })
+}
+
+impl<S: Shape> Chunks<S> {
+    async fn next(&mut self) -> Option<Result<Value, ApiError>> {
+        if let Some(choice) = self.openings.pop_front() {
+            return Some(Ok(self.chunk(vec![choice])));
+        }
+        if self.ended {
+            return None;
+        }
+        let (index, event) = match self.generation.next().await {
+            Some(Ok(next)) => next,
+            Some(Err(error)) => {
+                self.ended = true;
+                return Some(Err(error));
+            }
+            None => {
+                self.ended = true;
+                return self.include_usage.then(|| {
+                    let mut last = self.chunk(Vec::new());
+                    last["usage"] = usage(&self.generation);
+                    Ok(last)
+                });
+            }
+        };
+        let (delta, reason) = match event {
+            ChoiceEvent::Delta(delta) => (delta, None),
+            ChoiceEvent::Finished(reason) => (Delta::default(), Some(reason)),
+        };
+        let text = self.generation.text();
+        let choice = self.shape.part(&delta, reason, text);
+        Some(Ok(self.chunk(vec![self.envelope.choice(choice, index as usize, &delta, text)])))
+    }
+
+    fn chunk(&self, choices: Vec<Value>) -> Value {
+        let mut chunk = self.envelope.message(S::CHUNK, choices, self.generation.degraded());
+        if self.include_usage {
+            chunk["usage"] = Value::Null;
+        }
+        chunk
+    }
+}

@@ -1,0 +1,185 @@
+//! `/v1/chat/completions`.
+
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::answer::{Delivery, Shape, json_log_probability, token_string};
+use super::parameters;
+use crate::api::ModelText;
+use crate::api::error::ApiError;
+use crate::api::fields::{Fields, shown, typed};
+use crate::api::generation::{RawRequest, finish_reason};
+use crate::postprocess::{Delta, PlacedToken};
+use crate::request::{ChatMessage, FinishReason, Prompt};
+
+/// What OpenAI's API knows and this one does not.
+const NOT_SUPPORTED: [&str; 19] = [
+    "audio",
+    "function_call",
+    "functions",
+    "metadata",
+    "modalities",
+    "moderation",
+    "parallel_tool_calls",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "reasoning_effort",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "suffix",
+    "tool_choice",
+    "tools",
+    "verbosity",
+    "web_search_options",
+];
+
+/// The same for a message.
+const NOT_SUPPORTED_IN_MESSAGES: [&str; 7] =
+    ["annotations", "audio", "function_call", "name", "refusal", "tool_call_id", "tool_calls"];
+
+/// How an answer to this request looks.
+#[derive(Debug)]
+pub(super) struct Conversation {
+    logprobs: bool,
+}
+
+/// Reads the body; every field is taken or refused.
+///
+/// # Errors
+/// Names the first field that is wrong.
+pub(super) fn read(mut fields: Fields<'_>) -> Result<(RawRequest, Conversation, Delivery), ApiError> {
+    let model = parameters::model(&mut fields)?;
+    let messages = messages(fields.raw("messages").ok_or_else(|| parameters::missing("messages"))?)?;
+    let mut settings = parameters::settings(&mut fields)?;
+    let newer = parameters::count(&mut fields, "max_completion_tokens")?;
+    if let (Some(older), Some(newer)) = (settings.max_tokens, newer)
+        && older != newer
+    {
+        let allowed = format!("equal to max_tokens, {older}, when both are set");
+        return Err(ApiError::value("max_completion_tokens", newer, allowed));
+    }
+    settings.max_tokens = newer.or(settings.max_tokens);
+    let logprobs = parameters::flag(&mut fields, "logprobs")?;
+    let top = parameters::count(&mut fields, "top_logprobs")?;
+    if let (Some(top), false) = (top, logprobs) {
+        let message = format!("top_logprobs is {top}, but logprobs is not true");
+        return Err(ApiError::field("top_logprobs", message));
+    }
+    if let Some(top) = top.filter(|&top| top > 20) {
+        return Err(ApiError::value("top_logprobs", top, "from 0 to 20"));
+    }
+    settings.logprobs = logprobs.then(|| top.unwrap_or(0));
+    response_format(&mut fields)?;
+    let delivery = parameters::delivery(&mut fields)?;
+    fields.finish(&NOT_SUPPORTED)?;
+    let raw = RawRequest { model, prompts: vec![Prompt::Chat(messages)], suffix: None, settings };
+    Ok((raw, Conversation { logprobs }, delivery))
+}
+
+/// Plain text is the only one.
+fn response_format(fields: &mut Fields<'_>) -> Result<(), ApiError> {
+    let Some(mut format) = fields.object("response_format")? else { return Ok(()) };
+    let kind: Option<String> = format.take("type", "a string")?;
+    if kind.as_deref() != Some("text") {
+        let kind = kind.unwrap_or_else(|| "missing".to_owned());
+        return Err(ApiError::value(
+            "response_format.type",
+            format_args!("{kind:.60}"),
+            "text; no other is supported",
+        ));
+    }
+    format.finish(&[])
+}
+
+fn messages(raw: &RawValue) -> Result<Vec<ChatMessage>, ApiError> {
+    let list: Vec<&RawValue> = typed("messages".to_owned(), raw, "a list of messages")?;
+    list.into_iter()
+        .enumerate()
+        .map(|(at, raw)| {
+            let mut fields = Fields::of(format!("messages[{at}]"), raw)?;
+            let role: String =
+                fields.take("role", "a string")?.ok_or_else(|| parameters::missing(&fields.path_of("role")))?;
+            let path = fields.path_of("content");
+            let raw = fields.raw("content").ok_or_else(|| parameters::missing(&path))?;
+            let content = content(path, raw)?;
+            fields.finish(&NOT_SUPPORTED_IN_MESSAGES)?;
+            Ok(ChatMessage { role, content })
+        })
+        .collect()
+}
+
+/// A string, or parts of type text, which follow each other without a separator.
+fn content(path: String, raw: &RawValue) -> Result<String, ApiError> {
+    const EXPECTED: &str = "a string or a list of parts of type text";
+    if raw.get().starts_with('"') {
+        return typed(path, raw, EXPECTED);
+    }
+    if !raw.get().starts_with('[') {
+        return Err(ApiError::value(path, shown(raw), EXPECTED));
+    }
+    let parts: Vec<&RawValue> = typed(path.clone(), raw, EXPECTED)?;
+    let mut text = String::new();
+    for (at, part) in parts.into_iter().enumerate() {
+        let mut fields = Fields::of(format!("{path}[{at}]"), part)?;
+        let kind_path = fields.path_of("type");
+        let kind: String = fields.take("type", "a string")?.ok_or_else(|| parameters::missing(&kind_path))?;
+        if kind != "text" {
+            return Err(ApiError::value(kind_path, format_args!("{kind:.60?}"), "text; no other is supported"));
+        }
+        let text_path = fields.path_of("text");
+        text += &fields.take::<String>("text", "a string")?.ok_or_else(|| parameters::missing(&text_path))?;
+        fields.finish(&[])?;
+    }
+    Ok(text)
+}
+
+impl Shape for Conversation {
+    const ID_PREFIX: &'static str = "chatcmpl-";
+    const OBJECT: &'static str = "chat.completion";
+    const CHUNK: &'static str = "chat.completion.chunk";
+
+    fn opening(&self) -> Option<Value> {
+        Some(json!({
+            "delta": {"role": "assistant", "content": ""},
+            "logprobs": null,
+            "finish_reason": null,
+        }))
+    }
+
+    fn part(&self, delta: &Delta, reason: Option<FinishReason>, text: &ModelText) -> Value {
+        json!({
+            "delta": if reason.is_none() { json!({"content": delta.text}) } else { json!({}) },
+            "logprobs": if self.logprobs && reason.is_none() { log_probabilities(delta, text) } else { Value::Null },
+            "finish_reason": reason.map(finish_reason),
+        })
+    }
+
+    fn whole(&self, delta: &Delta, reason: FinishReason, text: &ModelText) -> Value {
+        json!({
+            "message": {"role": "assistant", "content": delta.text, "refusal": null},
+            "logprobs": if self.logprobs { log_probabilities(delta, text) } else { Value::Null },
+            "finish_reason": finish_reason(reason),
+        })
+    }
+}
+
+fn log_probabilities(delta: &Delta, text: &ModelText) -> Value {
+    let scored = |id: u32, log_probability: f64| {
+        let bytes = text.decoder.bytes(id);
+        json!({
+            "token": token_string(&bytes),
+            "logprob": json_log_probability(log_probability),
+            "bytes": bytes,
+        })
+    };
+    let entry = |token: &PlacedToken| {
+        let score = token.score.as_ref()?;
+        let alternatives = score.alternatives.iter().map(|&(id, log_probability)| scored(id, log_probability));
+        let mut entry = scored(token.id, score.log_probability);
+        entry["top_logprobs"] = alternatives.collect();
+        Some(entry)
+    };
+    json!({"content": delta.tokens.iter().filter_map(entry).collect::<Vec<_>>(), "refusal": null})
+}

@@ -1,0 +1,171 @@
+//! Turns prompts into token ids.
+//!
+//! The text of a special token inside a prompt becomes that token, as Hugging Face's tokenizers and the servers built on
+//! them have it: clients that render their own templates depend on it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cosec_proto::ErrorCode;
+use tokenizers::Tokenizer;
+
+use super::chat_template::{ChatTemplate, TemplateError};
+use super::infilling::Infilling;
+use crate::request::Prompt;
+
+/// Encodes the prompts of one model.
+pub struct PromptEncoder {
+    tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
+    infilling: Option<Infilling>,
+}
+
+impl PromptEncoder {
+    /// Reads tokenizer.json, and the chat template where there is one, from a Hugging Face directory.
+    ///
+    /// # Errors
+    /// [`LoadError`] names the file.
+    pub fn load(directory: &Path) -> Result<Self, LoadError> {
+        let file = directory.join("tokenizer.json");
+        let failed = |cause: String| LoadError::File { file: file.clone(), cause };
+        let mut tokenizer = Tokenizer::from_file(&file).map_err(|cause| failed(cause.to_string()))?;
+        // A prompt is refused when it is too long, never cut; and it is never filled up.
+        tokenizer.with_truncation(None).map_err(|cause| failed(cause.to_string()))?;
+        tokenizer.with_padding(None);
+        let infilling = Infilling::of(&tokenizer);
+        Ok(Self { tokenizer: Arc::new(tokenizer), template: ChatTemplate::load(directory)?, infilling })
+    }
+
+    /// The tokenizer, for the way back.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// The id that ends a fill in the middle, where the family has one beside the end of text.
+    #[must_use]
+    pub fn end_of_infill(&self) -> Option<u32> {
+        self.infilling.as_ref().and_then(Infilling::end)
+    }
+
+    /// Token ids of `prompt`, with the hole before `suffix` when there is one. Takes time in proportion to the text:
+    /// not for an async thread.
+    ///
+    /// # Errors
+    /// [`EncodeError`] when the model cannot take such a prompt, or nothing is left of it.
+    pub fn encode(&self, prompt: &Prompt, suffix: Option<&str>) -> Result<Vec<u32>, EncodeError> {
+        let ids = match (prompt, suffix) {
+            (Prompt::Text(prefix), Some(suffix)) => {
+                let infilling = self.infilling.as_ref().ok_or(EncodeError::NoInfilling)?;
+                infilling.encode(&self.tokenizer, prefix, suffix)?
+            }
+            (_, Some(_)) => return Err(EncodeError::SuffixNeedsText),
+            (Prompt::Text(text), None) => encode(&self.tokenizer, text, true)?,
+            (Prompt::Tokens(ids), None) => ids.clone(),
+            (Prompt::Chat(messages), None) => {
+                let template = self.template.as_ref().ok_or(EncodeError::NoTemplate)?;
+                // The template writes the special tokens itself.
+                encode(&self.tokenizer, &template.render(messages)?, false)?
+            }
+        };
+        if ids.is_empty() { Err(EncodeError::Empty) } else { Ok(ids) }
+    }
+}
+
+/// Token ids of a text.
+///
+/// # Errors
+/// When the tokenizer fails on it.
+pub(super) fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<u32>, EncodeError> {
+    let encoding = tokenizer.encode_fast(text, special).map_err(|cause| EncodeError::Tokenizer(cause.to_string()))?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+/// A model's directory that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A file is missing or does not hold what it should.
+    #[error("{}: {cause}", file.display())]
+    File {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        cause: String,
+    },
+}
+
+/// A prompt that this model cannot take.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EncodeError {
+    /// No token at all.
+    #[error("the prompt is empty; it must have at least one token")]
+    Empty,
+    /// `messages` for a model that was not trained on conversations.
+    #[error("this model has no chat template; use /v1/completions with a prompt")]
+    NoTemplate,
+    /// The chat template rejects the messages.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// `suffix` for a model that was not trained on it.
+    #[error("this model has no fill-in-the-middle tokens, so suffix cannot be used")]
+    NoInfilling,
+    /// `suffix` beside token ids or messages.
+    #[error("suffix needs a prompt that is text")]
+    SuffixNeedsText,
+    /// The tokenizer fails on the text.
+    #[error("the text cannot be tokenized: {0}")]
+    Tokenizer(String),
+}
+
+impl EncodeError {
+    /// Which status it becomes.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        ErrorCode::InvalidArgument
+    }
+
+    /// The request's field that is to blame.
+    #[must_use]
+    pub fn parameter(&self) -> &'static str {
+        match self {
+            Self::NoTemplate | Self::Template(_) => "messages",
+            Self::NoInfilling | Self::SuffixNeedsText => "suffix",
+            Self::Empty | Self::Tokenizer(_) => "prompt",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postprocess::samples;
+
+    #[test]
+    fn text_becomes_the_tokenizers_ids() {
+        let encoder = PromptEncoder::load(&samples::codegen_directory()).unwrap();
+        let ids = encoder.encode(&Prompt::Text("def add(a, b):".to_owned()), None).unwrap();
+        assert_eq!(encoder.tokenizer().decode(&ids, false).unwrap(), "def add(a, b):");
+        assert_eq!(ids, [4299, 751, 7, 64, 11, 275, 2599]);
+        let special = encoder.encode(&Prompt::Text("a<|endoftext|>".to_owned()), None).unwrap();
+        assert_eq!(special.last(), Some(&50256), "the tokenizer's default is kept");
+    }
+
+    #[test]
+    fn prompts_that_a_model_cannot_take() {
+        let encoder = PromptEncoder::load(&samples::codegen_directory()).unwrap();
+        let check = |prompt: Prompt, suffix: Option<&str>, expected: EncodeError| {
+            assert_eq!(encoder.encode(&prompt, suffix), Err(expected));
+        };
+        check(Prompt::Text(String::new()), None, EncodeError::Empty);
+        check(Prompt::Tokens(vec![]), None, EncodeError::Empty);
+        check(Prompt::Chat(vec![]), None, EncodeError::NoTemplate);
+        check(Prompt::Text("a".to_owned()), Some("b"), EncodeError::NoInfilling);
+        check(Prompt::Tokens(vec![1]), Some("b"), EncodeError::SuffixNeedsText);
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = PromptEncoder::load(Path::new("/nonexistent")).err().unwrap();
+        assert!(error.to_string().contains("/nonexistent/tokenizer.json"), "{error}");
+    }
+}

@@ -1,0 +1,211 @@
+//! Puts the rooms together, serves both doors, and winds down in order.
+
+use std::collections::HashMap;
+use std::future::IntoFuture;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::serve::ListenerExt;
+use cosec_proto::coordinator::coordinator_server::CoordinatorServer;
+use cosec_proto::transport;
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::server::NamedService;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::api::grpc::GrpcDoor;
+use crate::api::{Doors, ModelText, ModelTextError, grpc, openai};
+use crate::config::Config;
+use crate::core::{Core, StartError};
+use crate::metrics::DoorMetrics;
+use crate::session::metrics::SessionMetrics;
+
+/// Time for connections to close and tasks to end when nothing is in flight any more.
+const CLOSING: Duration = Duration::from_secs(5);
+/// Pause between two looks at whether the gRPC health service should say that it serves.
+const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Serves until `shutdown`, then refuses new requests, finishes those in flight within the grace period, and returns.
+///
+/// Prints `http on ADDRESS` and `grpc on ADDRESS` to standard output when both are bound.
+///
+/// # Errors
+/// [`RunError`] when it cannot start.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
+    let listeners = Listeners::bind(&config.http_listen, &config.grpc_listen).await?;
+    let registry = Registry::new();
+    let session_metrics = SessionMetrics::register(&registry)?;
+    let metrics = Arc::new(DoorMetrics::register(&registry)?);
+    let texts = load_texts(&config)?;
+    let (tracker, stopped) = (TaskTracker::new(), CancellationToken::new());
+    let core = Core::start(config.core, Arc::new(session_metrics), tracker.clone(), stopped.clone())?;
+    let doors = Arc::new(Doors::new(Arc::new(core), texts, config.api, config.defaults, metrics));
+    listeners.announce();
+    let grace = Duration::from_secs(config.grace_seconds);
+    serve(listeners, doors, registry, grace, shutdown).await?;
+    stopped.cancel();
+    tracker.close();
+    if timeout(CLOSING, tracker.wait()).await.is_err() {
+        tracing::warn!(tasks = tracker.len(), "tasks did not end in time");
+    }
+    Ok(())
+}
+
+/// Both doors' sockets.
+pub struct Listeners {
+    /// Of HTTP.
+    pub http: TcpListener,
+    /// Of gRPC.
+    pub grpc: TcpListener,
+}
+
+impl Listeners {
+    /// Binds both, so that a port in use is known before anything starts.
+    ///
+    /// # Errors
+    /// [`RunError::Bind`] names address and flag.
+    pub async fn bind(http: &str, grpc: &str) -> Result<Self, RunError> {
+        Ok(Self { http: bind("--http-listen", http).await?, grpc: bind("--grpc-listen", grpc).await? })
+    }
+
+    fn announce(&self) {
+        let mut out = std::io::stdout().lock();
+        for (door, listener) in [("http", &self.http), ("grpc", &self.grpc)] {
+            // Nobody may be listening, which is no reason to stop.
+            let _ = listener.local_addr().map(|address| writeln!(out, "{door} on {address}"));
+        }
+        let _ = out.flush();
+    }
+}
+
+async fn bind(flag: &'static str, address: &str) -> Result<TcpListener, RunError> {
+    let failed = |cause: std::io::Error| RunError::Bind { flag, address: address.to_owned(), cause };
+    TcpListener::bind(address).await.map_err(failed)
+}
+
+/// Tokenizers and templates of all models.
+fn load_texts(config: &Config) -> Result<HashMap<String, Arc<ModelText>>, RunError> {
+    let load = |model: &crate::core::ModelConfig| match ModelText::load(&model.tokenizer) {
+        Ok(text) => Ok((model.name.clone(), Arc::new(text))),
+        Err(cause) => Err(RunError::Text { model: model.name.clone(), directory: model.tokenizer.clone(), cause }),
+    };
+    config.core.models.iter().map(load).collect()
+}
+
+/// Serves both doors until `shutdown`, then winds down.
+///
+/// # Errors
+/// [`RunError::Serve`] when a door breaks.
+pub async fn serve(
+    listeners: Listeners,
+    doors: Arc<Doors>,
+    registry: Registry,
+    grace: Duration,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
+    let closing = CancellationToken::new();
+    let http_listener = listeners.http.tap_io(|connection| {
+        // A token must not wait for the next one to fill a packet.
+        if let Err(cause) = connection.set_nodelay(true) {
+            tracing::debug!(%cause, "cannot set TCP_NODELAY");
+        }
+    });
+    let http = axum::serve(http_listener, openai::router(doors.clone(), registry))
+        .with_graceful_shutdown(closing.clone().cancelled_owned());
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let grpc = transport::server()
+        .add_service(health_service)
+        .add_service(grpc::service(doors.clone()))
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listeners.grpc).with_nodelay(Some(true)),
+            closing.clone().cancelled_owned(),
+        );
+    let doors_open = async {
+        tokio::try_join!(
+            async {
+                http.into_future().await.map_err(|cause| RunError::Serve { door: "http", cause: cause.to_string() })
+            },
+            async { grpc.await.map_err(|cause| RunError::Serve { door: "grpc", cause: cause.to_string() }) },
+        )
+        .map(|_| ())
+    };
+    tokio::pin!(doors_open);
+    let until_drained = async {
+        let reporting = async {
+            loop {
+                report_health(&health, &doors).await;
+                tokio::time::sleep(HEALTH_INTERVAL).await;
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = reporting => {}
+        }
+        tracing::info!(grace_s = grace.as_secs(), "draining");
+        health.set_not_serving::<CoordinatorServer<GrpcDoor>>().await;
+        health.set_service_status("", ServingStatus::NotServing).await;
+        doors.drain(grace).await;
+        closing.cancel();
+    };
+    tokio::select! {
+        broken = &mut doors_open => return broken,
+        () = until_drained => {}
+    }
+    // Connections that clients keep open without a request are not waited for.
+    match timeout(CLOSING, &mut doors_open).await {
+        Ok(closed) => closed,
+        Err(_) => Ok(()),
+    }
+}
+
+async fn report_health(health: &HealthReporter, doors: &Doors) {
+    let status = if doors.ready().is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
+    health.set_service_status("", status).await;
+    health.set_service_status(<CoordinatorServer<GrpcDoor>>::NAME, status).await;
+}
+
+/// Why a coordinator cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// An address cannot be bound.
+    #[error("cannot listen on {address} ({flag}): {cause}")]
+    Bind {
+        /// Which setting.
+        flag: &'static str,
+        /// Its value.
+        address: String,
+        /// The system's word.
+        cause: std::io::Error,
+    },
+    /// A model's tokenizer or chat template cannot be used.
+    #[error("model {model}: tokenizer directory {}: {cause}", directory.display())]
+    Text {
+        /// Which model.
+        model: String,
+        /// As configured.
+        directory: PathBuf,
+        /// Names the file.
+        cause: ModelTextError,
+    },
+    /// The configuration of models, sessions or workers makes no sense.
+    #[error("configuration: {0}")]
+    Core(#[from] StartError),
+    /// Two metrics have the same name.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// A door broke while serving.
+    #[error("{door} door: {cause}")]
+    Serve {
+        /// Which.
+        door: &'static str,
+        /// The system's word.
+        cause: String,
+    },
+}
