@@ -1,18 +1,31 @@
 //! The door of sessions: which models there are, whether they can serve, and one stream of events per choice.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
+use cosec_proto::worker::DescribeResponse;
+use cosec_proto::{ErrorCode, tokenizer_fingerprint, transport};
 use futures::Stream;
+use prometheus::IntGauge;
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::request::{SessionError, SessionEvent, TokenizedRequest};
+use crate::admission::{Admission, Place};
+use crate::discovery::{Member, StaticList};
+use crate::request::{FinishReason, SessionError, SessionEvent, TokenizedRequest};
+use crate::role::Role;
 use crate::session::metrics::SessionMetrics;
+use crate::session::plan::Plan;
+use crate::session::{Driver, Opening};
+use crate::worker_pool::reply::OperationError;
+use crate::worker_pool::{PoolConfig, Worker, WorkerPool};
 
 /// Settings of sessions and of the workers behind them.
 #[derive(Clone, Debug, Deserialize)]
@@ -101,12 +114,31 @@ pub struct ModelFacts {
 }
 
 /// Settings that make no core.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A field has a value that is not allowed.
-    #[error("{0}")]
-    Config(String),
+    #[error("{field} {problem}")]
+    Config {
+        /// Path of the field.
+        field: String,
+        /// What is wrong and what is allowed.
+        problem: String,
+    },
+    /// A file that the configuration names cannot be read.
+    #[error("{}: {cause}", path.display())]
+    Tokenizer {
+        /// Of the file.
+        path: PathBuf,
+        /// Why not.
+        cause: String,
+    },
+    /// Sessions are tasks.
+    #[error("the core must be started inside a tokio runtime")]
+    NoRuntime,
 }
+
+/// Events that a client may lag behind before its session waits for it.
+const EVENTS_AHEAD: usize = 32;
 
 /// Owns the workers' connections and the sessions; cheap to clone.
 #[derive(Clone)]
@@ -116,6 +148,12 @@ pub struct Core {
 
 struct Shared {
     config: CoreConfig,
+    pool: Arc<WorkerPool>,
+    admission: Admission,
+    metrics: Arc<SessionMetrics>,
+    tracker: TaskTracker,
+    runtime: Handle,
+    shutdown: CancellationToken,
 }
 
 impl Core {
@@ -131,20 +169,39 @@ impl Core {
         tracker: TaskTracker,
         shutdown: CancellationToken,
     ) -> Result<Self, StartError> {
-        let _ = (metrics, tracker, shutdown);
-        Ok(Self { shared: Arc::new(Shared { config }) })
+        let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
+        check(&config)?;
+        let pool_config = PoolConfig {
+            tokenizers: tokenizers(&config.models)?,
+            step_deadline: Duration::from_millis(config.step_deadline_ms),
+            describe_interval: Duration::from_millis(config.describe_interval_ms),
+        };
+        let discovery = StaticList::new(members(&config.models));
+        let pool = WorkerPool::start(
+            pool_config,
+            &discovery,
+            Arc::clone(&metrics),
+            tracker.clone(),
+            runtime.clone(),
+            shutdown.clone(),
+        );
+        let admission = Admission::new(config.max_sessions, config.max_queued_sessions);
+        Ok(Self { shared: Arc::new(Shared { config, pool, admission, metrics, tracker, runtime, shutdown }) })
     }
 
     /// The models in the order of the configuration.
     #[must_use]
     pub fn models(&self) -> Vec<ModelInfo> {
-        let info = |model: &ModelConfig| ModelInfo {
-            name: model.name.clone(),
-            tokenizer: model.tokenizer.clone(),
-            ready: Err("stub".to_owned()),
-            facts: None,
+        self.shared.config.models.iter().map(|model| self.info(model)).collect()
+    }
+
+    fn info(&self, model: &ModelConfig) -> ModelInfo {
+        let (facts, ready) = match self.shared.facts(model) {
+            Ok((facts, ready)) => (Some(facts), ready),
+            Err(error) => (None, Err(error)),
         };
-        self.shared.config.models.iter().map(info).collect()
+        let ready = ready.map_err(|error| error.message);
+        ModelInfo { name: model.name.clone(), tokenizer: model.tokenizer.clone(), ready, facts }
     }
 
     /// Whether every model can serve hardened completions.
@@ -152,20 +209,248 @@ impl Core {
     /// # Errors
     /// Says which model cannot and why.
     pub fn ready(&self) -> Result<(), String> {
-        Err("stub".to_owned())
+        self.models().into_iter().try_for_each(|model| model.ready)
     }
 
     /// Admits a session and returns its events at once; it may still wait for its turn.
     ///
     /// # Errors
     /// `Overloaded` when the queue is full, `InvalidArgument` when the settings contradict each other (such as a
-    /// transport that the rule cannot use), `NotFound` for an unknown model.
+    /// transport that the rule cannot use) or a token id is out of range, `ContextLengthExceeded`, `NotFound` for an
+    /// unknown model, `Unavailable`, `ExpertUnavailable` or `ModelMismatch` when its workers cannot serve.
     pub async fn open(&self, request: TokenizedRequest) -> Result<SessionStream, SessionError> {
-        Err(SessionError {
-            code: cosec_proto::ErrorCode::Unavailable,
-            message: format!("model {} has no workers", request.model),
-        })
+        let shared = &self.shared;
+        if shared.shutdown.is_cancelled() {
+            return Err(refusal(ErrorCode::Unavailable, "the coordinator shuts down"));
+        }
+        let find = |model: &&ModelConfig| model.name == request.model;
+        let Some(model) = shared.config.models.iter().find(find) else {
+            return Err(refusal(ErrorCode::NotFound, format!("there is no model {:?}", request.model)));
+        };
+        let plan = Plan::new(&request.settings, !model.anti_expert.is_empty())
+            .map_err(|error| refusal(ErrorCode::InvalidArgument, error.to_string()))?;
+        let facts = shared.able(model, &plan)?;
+        fits(&request, &facts)?;
+        let place = shared.admission.enter()?;
+        let (events, receiver) = mpsc::channel(EVENTS_AHEAD);
+        let cancel = shared.shutdown.child_token();
+        let opening = Opening {
+            request,
+            plan,
+            end_tokens: facts.end_token_ids,
+            expert_absent: shared.config.expert_absent,
+            pool: Arc::clone(&shared.pool),
+            metrics: Arc::clone(&shared.metrics),
+            events,
+            admitted: Instant::now(),
+        };
+        let session = run(opening, place, cancel.clone(), shared.shutdown.clone());
+        shared.tracker.spawn_on(session, &shared.runtime);
+        Ok(SessionStream { events: receiver, _cancel: cancel.drop_guard() })
     }
+}
+
+impl Shared {
+    /// What the connected workers agree on, and whether hardened completions can be served.
+    fn facts(&self, model: &ModelConfig) -> Result<(ModelFacts, Result<(), OperationError>), OperationError> {
+        let bases = self.pool.able(&model.name, Role::Base)?;
+        let experts = self.pool.able(&model.name, Role::Expert);
+        let anti_experts = match model.anti_expert.as_slice() {
+            [] => Ok(Vec::new()),
+            [..] => self.pool.able(&model.name, Role::AntiExpert),
+        };
+        let of = |workers: &[(Arc<Worker>, Arc<DescribeResponse>)]| {
+            workers.iter().map(|(_, description)| Arc::clone(description)).collect::<Vec<_>>()
+        };
+        let mut all = of(&bases);
+        for others in [&experts, &anti_experts] {
+            all.extend(others.as_ref().map(|workers| of(workers)).unwrap_or_default());
+        }
+        let least = |read: fn(&DescribeResponse) -> u32| all.iter().map(|of| read(of)).min().unwrap_or(0);
+        let facts = ModelFacts {
+            vocabulary: least(|of| of.vocabulary),
+            context_tokens: least(|of| of.context_tokens),
+            end_token_ids: all.first().map(|base| base.end_token_ids.clone()).unwrap_or_default(),
+        };
+        Ok((facts, experts.and(anti_experts).map(|_| ())))
+    }
+
+    /// Refuses at once what would only fail later.
+    fn able(&self, model: &ModelConfig, plan: &Plan) -> Result<ModelFacts, SessionError> {
+        let (facts, hardened) = self.facts(model).map_err(session_error)?;
+        let fails_closed = self.config.expert_absent == ExpertAbsent::FailClosed;
+        match hardened {
+            Err(error) if plan.reads(Role::Expert) && fails_closed => Err(session_error(error)),
+            Ok(()) | Err(_) => Ok(facts),
+        }
+    }
+}
+
+/// Waits for the session's turn, runs it, and hands out its last event.
+async fn run(opening: Opening, place: Place, cancel: CancellationToken, shutdown: CancellationToken) {
+    let (events, metrics) = (opening.events.clone(), Arc::clone(&opening.metrics));
+    let deadline = opening.request.settings.deadline;
+    let waiting = Count::new(metrics.queued_sessions.clone());
+    let turn = tokio::select! {
+        turn = place.turn() => Some(turn),
+        () = cancel.cancelled() => None,
+        () = tokio::time::sleep_until(deadline.into()) => None,
+    };
+    drop(waiting);
+    let last = match turn {
+        Some(turn) => {
+            let _active = Count::new(metrics.active_sessions.clone());
+            Driver::new(opening, turn).run(&cancel).await
+        }
+        None if cancel.is_cancelled() => None,
+        None => {
+            let message = "the request's deadline passed while it waited for its turn";
+            Some(SessionEvent::Failed(refusal(ErrorCode::DeadlineExceeded, message)))
+        }
+    };
+    let last = last.or_else(|| {
+        let message = "the coordinator shuts down";
+        shutdown.is_cancelled().then(|| SessionEvent::Failed(refusal(ErrorCode::Unavailable, message)))
+    });
+    let outcome = match &last {
+        Some(SessionEvent::Finished(FinishReason::Stop)) => "stop",
+        Some(SessionEvent::Finished(FinishReason::Length)) => "length",
+        Some(SessionEvent::Failed(error)) => error.code.name(),
+        // The door had enough (a stop string), or its client left.
+        Some(SessionEvent::Prompt(_) | SessionEvent::Token(_) | SessionEvent::Degraded) | None => "cancelled",
+    };
+    metrics.choices.with_label_values(&[outcome]).inc();
+    if let Some(last) = last {
+        tokio::select! {
+            // A client that is gone wants no last word.
+            _ = events.send(last) => {}
+            () = cancel.cancelled(), if !shutdown.is_cancelled() => {}
+            () = tokio::time::sleep(LAST_WORD), if shutdown.is_cancelled() => {}
+        }
+    }
+}
+
+/// How long a client may take for the last event once the coordinator shuts down.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// Counts in a gauge while it lives.
+struct Count(IntGauge);
+
+impl Count {
+    fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+fn refusal(code: ErrorCode, message: impl Into<String>) -> SessionError {
+    SessionError { code, message: message.into() }
+}
+
+fn session_error(error: OperationError) -> SessionError {
+    SessionError { code: error.code, message: error.message }
+}
+
+/// Holds a request against the model.
+fn fits(request: &TokenizedRequest, facts: &ModelFacts) -> Result<(), SessionError> {
+    let prompt = request.prompt.len();
+    if prompt == 0 {
+        return Err(refusal(ErrorCode::InvalidArgument, "prompt is empty; at least one token is needed"));
+    }
+    if let Some(id) = request.prompt.iter().find(|&&id| id >= facts.vocabulary) {
+        let message = format!("prompt has the token id {id}; ids must be less than {}", facts.vocabulary);
+        return Err(refusal(ErrorCode::InvalidArgument, message));
+    }
+    let total = prompt as u64 + u64::from(request.max_new_tokens);
+    if total > u64::from(facts.context_tokens) {
+        let message = format!(
+            "prompt of {prompt} tokens and {} new tokens exceed the model's context of {} tokens",
+            request.max_new_tokens, facts.context_tokens
+        );
+        return Err(refusal(ErrorCode::ContextLengthExceeded, message));
+    }
+    Ok(())
+}
+
+// === configuration ===
+
+fn check(config: &CoreConfig) -> Result<(), StartError> {
+    let problem = |field: String, problem: &str| Err(StartError::Config { field, problem: problem.to_owned() });
+    let positive = [
+        ("max_sessions", config.max_sessions as u64),
+        ("step_deadline_ms", config.step_deadline_ms),
+        ("describe_interval_ms", config.describe_interval_ms),
+    ];
+    for (field, value) in positive {
+        if value == 0 {
+            return problem(field.to_owned(), "is 0; it must be at least 1");
+        }
+    }
+    // The semaphores' own limit.
+    if config.max_sessions.saturating_add(config.max_queued_sessions) > Semaphore::MAX_PERMITS {
+        return problem("max_sessions + max_queued_sessions".to_owned(), "is too large");
+    }
+    if config.models.is_empty() {
+        return problem("models".to_owned(), "is empty; name at least one model");
+    }
+    for (index, model) in config.models.iter().enumerate() {
+        if config.models[..index].iter().any(|other| other.name == model.name) {
+            return problem(format!("models[{index}].name"), "names a model twice");
+        }
+        if model.base.is_empty() {
+            return problem(format!("models[{index}].base"), "is empty; name the address of at least one worker");
+        }
+        if model.expert.is_empty() && config.expert_absent != ExpertAbsent::Degrade {
+            let what = "is empty; name the address of at least one worker, or set expert_absent to degrade";
+            return problem(format!("models[{index}].expert"), what);
+        }
+        for (role, addresses) in [("base", &model.base), ("expert", &model.expert), ("anti_expert", &model.anti_expert)]
+        {
+            for (place, address) in addresses.iter().enumerate() {
+                if let Err(error) = transport::channel(address) {
+                    let field = format!("models[{index}].{role}[{place}]");
+                    return Err(StartError::Config { field, problem: error.to_string() });
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn members(models: &[ModelConfig]) -> Vec<Member> {
+    let mut members = Vec::new();
+    for model in models {
+        let lists = [(Role::Base, &model.base), (Role::Expert, &model.expert), (Role::AntiExpert, &model.anti_expert)];
+        for (role, addresses) in lists {
+            let member = |address: &String| Member { model: model.name.clone(), role, address: address.clone() };
+            members.extend(addresses.iter().map(member));
+        }
+    }
+    members
+}
+
+/// Fingerprints of the tokenizers of those models that have one here.
+fn tokenizers(models: &[ModelConfig]) -> Result<HashMap<String, String>, StartError> {
+    let mut fingerprints = HashMap::new();
+    for model in models {
+        let path = model.tokenizer.join("tokenizer.json");
+        let fail = |cause: String| StartError::Tokenizer { path: path.clone(), cause };
+        let json = match std::fs::read(&path) {
+            Ok(json) => json,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(fail(error.to_string())),
+        };
+        let fingerprint =
+            tokenizer_fingerprint::fingerprint(&json).map_err(|error| fail(error.to_string()))?;
+        fingerprints.insert(model.name.clone(), fingerprint);
+    }
+    Ok(fingerprints)
 }
 
 /// Events of one session, in order; ends after `Finished` or `Failed`.

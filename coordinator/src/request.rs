@@ -194,6 +194,18 @@ pub enum ChosenBy {
     Merged,
 }
 
+impl ChosenBy {
+    /// Name in reports and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Expert => "expert",
+            Self::Base => "base",
+            Self::Merged => "merged",
+        }
+    }
+}
+
 /// Why a choice ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FinishReason {

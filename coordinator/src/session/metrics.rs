@@ -1,10 +1,41 @@
-//! What sessions count.
+//! What sessions and their workers' connections count.
 
-use prometheus::Registry;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 /// Counters and histograms of sessions and workers.
 #[derive(Debug)]
-pub struct SessionMetrics {}
+pub struct SessionMetrics {
+    /// Choices by how they ended: `stop`, `length`, `cancelled`, or the name of an error code.
+    pub choices: IntCounterVec,
+    /// Tokens by who chose them.
+    pub tokens: IntCounterVec,
+    /// From admission to the first token.
+    pub first_token_seconds: Histogram,
+    /// Between two tokens of one choice.
+    pub inter_token_seconds: Histogram,
+    /// Time of an operation by role and phase: queue and compute as the worker measured them, wire is the rest.
+    pub step_seconds: HistogramVec,
+    /// Payload by role, direction and what the operation asked for.
+    pub wire_bytes: IntCounterVec,
+    /// Tokens that the expert proposed, and what became of them.
+    pub draft_tokens: IntCounterVec,
+    /// Sessions that decode.
+    pub active_sessions: IntGauge,
+    /// Sessions that wait for their turn.
+    pub queued_sessions: IntGauge,
+    /// Sessions that went on without their expert.
+    pub degraded_sessions: IntCounter,
+    /// 1 while a worker is connected and serves.
+    pub worker_up: IntGaugeVec,
+    /// Times that a session looked for another worker in mid-decode.
+    pub relocations: IntCounterVec,
+}
+
+/// From half a millisecond to half a minute.
+const SECONDS: [f64; 15] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 impl SessionMetrics {
     /// Creates and registers all of them.
@@ -12,7 +43,43 @@ impl SessionMetrics {
     /// # Errors
     /// When a name is taken.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let _ = registry;
-        Ok(Self {})
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let gauge = |name: &str, help: &str| {
+            let metric = IntGauge::new(name, help)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let histogram = |name: &str, help: &str| {
+            let metric = Histogram::with_opts(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()))?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let step_options = HistogramOpts::new("cosec_step_seconds", "Time of a worker's operation by role and phase");
+        let step_seconds = HistogramVec::new(step_options.buckets(SECONDS.to_vec()), &["role", "phase"])?;
+        registry.register(Box::new(step_seconds.clone()))?;
+        let up_options = Opts::new("cosec_worker_up", "Whether a worker is connected and serves");
+        let worker_up = IntGaugeVec::new(up_options, &["model", "role", "address"])?;
+        registry.register(Box::new(worker_up.clone()))?;
+        let degraded =
+            IntCounter::new("cosec_degraded_sessions_total", "Sessions that went on without their expert")?;
+        registry.register(Box::new(degraded.clone()))?;
+        Ok(Self {
+            choices: counters("cosec_choices_total", "Choices by how they ended", &["outcome"])?,
+            tokens: counters("cosec_tokens_total", "Tokens by who chose them", &["chosen_by"])?,
+            first_token_seconds: histogram("cosec_first_token_seconds", "From admission to the first token")?,
+            inter_token_seconds: histogram("cosec_inter_token_seconds", "Between two tokens of one choice")?,
+            step_seconds,
+            wire_bytes: counters("cosec_wire_bytes_total", "Payload of operations", &["role", "direction", "view"])?,
+            draft_tokens: counters("cosec_draft_tokens_total", "Proposals of the expert by outcome", &["outcome"])?,
+            active_sessions: gauge("cosec_active_sessions", "Sessions that decode")?,
+            queued_sessions: gauge("cosec_queued_sessions", "Sessions that wait for their turn")?,
+            degraded_sessions: degraded,
+            worker_up,
+            relocations: counters("cosec_relocations_total", "Moves to a worker in mid-decode", &["role"])?,
+        })
     }
 }

@@ -1,0 +1,124 @@
+//! One stream of operations to one worker, shared by all sessions.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use cosec_proto::{ErrorCode, worker};
+use prost::Message;
+use tokio::sync::{mpsc, oneshot};
+use tonic::Streaming;
+
+use super::operation::Operation;
+use super::reply::{OperationError, Reply, check};
+use crate::role::Role;
+use crate::session::metrics::SessionMetrics;
+
+/// Operations that wait for the stream's flow control; more wait in their sessions.
+pub(super) const OUTGOING_OPERATIONS: usize = 256;
+
+/// The worker enforces an operation's deadline; this much later it counts as hung.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// The way to a worker while it is up.
+pub(super) struct Connection {
+    outgoing: mpsc::Sender<worker::StepRequest>,
+    /// By `op`; `None` once the stream has ended.
+    waiting: Mutex<Option<HashMap<u64, oneshot::Sender<worker::StepResponse>>>>,
+    next_op: AtomicU64,
+    vocabulary: u32,
+}
+
+impl Connection {
+    pub(super) fn new(outgoing: mpsc::Sender<worker::StepRequest>, vocabulary: u32) -> Self {
+        Self { outgoing, waiting: Mutex::new(Some(HashMap::new())), next_op: AtomicU64::new(1), vocabulary }
+    }
+
+    fn with_waiting<T>(&self, f: impl FnOnce(&mut Option<HashMap<u64, oneshot::Sender<worker::StepResponse>>>) -> T) -> T {
+        // A map of senders is valid whatever a panicking holder left.
+        f(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Hands responses to their waiters until the stream ends, and says why it did.
+    pub(super) async fn deliver(&self, mut responses: Streaming<worker::StepResponse>) -> String {
+        loop {
+            match responses.message().await {
+                Ok(Some(response)) => {
+                    // An operation that nobody waits for was cancelled.
+                    if let Some(waiter) = self.with_waiting(|map| map.as_mut()?.remove(&response.op)) {
+                        let _ = waiter.send(response);
+                    }
+                }
+                Ok(None) => return "it closed the stream".to_owned(),
+                Err(status) => return status.message().to_owned(),
+            }
+        }
+    }
+
+    /// Fails all that wait and all that come later.
+    pub(super) fn close(&self) {
+        self.with_waiting(Option::take);
+    }
+
+    /// Performs an operation. Dropping the future withdraws it.
+    pub(super) async fn call(
+        &self,
+        operation: &Operation,
+        deadline: Duration,
+        role: Role,
+        metrics: &SessionMetrics,
+    ) -> Result<Reply, OperationError> {
+        let started = Instant::now();
+        let op = self.next_op.fetch_add(1, Ordering::Relaxed);
+        let request = operation.to_wire(op, u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX));
+        let bytes = |direction, size: usize| {
+            let labels = [role.name(), direction, operation.view_name()];
+            metrics.wire_bytes.with_label_values(&labels).inc_by(size as u64);
+        };
+        bytes("sent", request.encoded_len());
+        let response = match tokio::time::timeout(deadline + GRACE, self.exchange(op, request)).await {
+            Ok(response) => response?,
+            Err(_) => {
+                let message = format!("no answer within {} ms", deadline.as_millis());
+                return Err(OperationError::new(ErrorCode::DeadlineExceeded, message));
+            }
+        };
+        bytes("received", response.encoded_len());
+        let (queue, compute) = (f64::from(response.queue_us) * 1e-6, f64::from(response.compute_us) * 1e-6);
+        let wire = (started.elapsed().as_secs_f64() - queue - compute).max(0.0);
+        for (phase, seconds) in [("queue", queue), ("compute", compute), ("wire", wire)] {
+            metrics.step_seconds.with_label_values(&[role.name(), phase]).observe(seconds);
+        }
+        check(operation, self.vocabulary, response)
+    }
+
+    async fn exchange(&self, op: u64, request: worker::StepRequest) -> Result<worker::StepResponse, OperationError> {
+        let gone = || OperationError::new(ErrorCode::Unavailable, "the connection to the worker was lost");
+        let (waiter, response) = oneshot::channel();
+        self.with_waiting(|map| map.as_mut().map(|map| map.insert(op, waiter))).ok_or_else(gone)?;
+        let mut withdraw = Withdraw { connection: self, op, sent: false };
+        self.outgoing.send(request).await.map_err(|_| gone())?;
+        withdraw.sent = true;
+        response.await.map_err(|_| gone())
+    }
+}
+
+/// Forgets an operation, and tells the worker when nobody waits for its answer any more.
+struct Withdraw<'a> {
+    connection: &'a Connection,
+    op: u64,
+    sent: bool,
+}
+
+impl Drop for Withdraw<'_> {
+    fn drop(&mut self) {
+        let unanswered = self.connection.with_waiting(|map| map.as_mut()?.remove(&self.op)).is_some();
+        if unanswered && self.sent {
+            let cancel = worker::step_request::Operation::Cancel(worker::Cancel { target: self.op });
+            let request = worker::StepRequest { op: 0, deadline_ms: 0, operation: Some(cancel) };
+            // With a full stream the operation runs in vain; its answer is ignored.
+            let _ = self.connection.outgoing.try_send(request);
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Connections to all workers, and the choice of one for each role of a session.
+
+mod connection;
+mod matching;
+pub mod operation;
+pub mod reply;
+mod seat;
+mod worker;
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use cosec_proto::worker::DescribeResponse;
+use cosec_proto::{ErrorCode, SessionId, transport};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::discovery::{Discovery, Member};
+use crate::role::Role;
+use crate::router::least_load;
+use crate::session::metrics::SessionMetrics;
+use operation::Operation;
+use reply::OperationError;
+use worker::{Keeper, State};
+
+pub use seat::Seat;
+pub use worker::Worker;
+
+/// What the pool is told at its start.
+#[derive(Clone, Debug)]
+pub struct PoolConfig {
+    /// Fingerprint of the coordinator's own tokenizer by model, where it has one.
+    pub tokenizers: HashMap<String, String>,
+    /// For one operation.
+    pub step_deadline: Duration,
+    /// Between two looks at a worker.
+    pub describe_interval: Duration,
+}
+
+/// All workers.
+pub struct WorkerPool {
+    config: PoolConfig,
+    metrics: Arc<SessionMetrics>,
+    tracker: TaskTracker,
+    runtime: Handle,
+    shutdown: CancellationToken,
+    /// In the order of the membership.
+    workers: RwLock<Vec<Connected>>,
+    changed: Arc<watch::Sender<()>>,
+}
+
+struct Connected {
+    worker: Arc<Worker>,
+    leave: CancellationToken,
+}
+
+/// What a session asks of a worker besides its role.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// As configured.
+    pub model: String,
+    /// As what.
+    pub role: Role,
+    /// The very model that the session began on.
+    pub fingerprint: Option<String>,
+    /// Address of a worker that just failed.
+    pub avoid: Option<String>,
+}
+
+impl WorkerPool {
+    /// Connects to the members that `discovery` announces, now and later.
+    pub fn start(
+        config: PoolConfig,
+        discovery: &dyn Discovery,
+        metrics: Arc<SessionMetrics>,
+        tracker: TaskTracker,
+        runtime: Handle,
+        shutdown: CancellationToken,
+    ) -> Arc<Self> {
+        let (workers, changed) = (RwLock::default(), Arc::new(watch::Sender::new(())));
+        let pool = Arc::new(Self { config, metrics, tracker, runtime, shutdown, workers, changed });
+        let mut members = discovery.members();
+        pool.reconcile(&members.borrow_and_update());
+        let following = Arc::clone(&pool);
+        let follow = async move {
+            let mut members = members;
+            loop {
+                tokio::select! {
+                    changed = members.changed() => if changed.is_err() { return },
+                    () = following.shutdown.cancelled() => return,
+                }
+                let now = members.borrow_and_update().clone();
+                following.reconcile(&now);
+            }
+        };
+        pool.tracker.spawn_on(follow, &pool.runtime);
+        pool
+    }
+
+    fn reconcile(self: &Arc<Self>, members: &[Member]) {
+        let mut workers = self.workers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut before = std::mem::take(&mut *workers);
+        for member in members {
+            match before.iter().position(|connected| connected.worker.member == *member) {
+                Some(at) => workers.push(before.swap_remove(at)),
+                None => workers.extend(self.connect(member)),
+            }
+        }
+        for gone in before {
+            gone.leave.cancel();
+        }
+    }
+
+    fn connect(self: &Arc<Self>, member: &Member) -> Option<Connected> {
+        let channel = {
+            // The channel's own task needs a runtime.
+            let _entered = self.runtime.enter();
+            transport::channel(&member.address)
+        };
+        let channel = match channel {
+            Ok(channel) => channel,
+            Err(error) => {
+                tracing::error!(%error, "worker left out");
+                return None;
+            }
+        };
+        let worker = Arc::new(Worker::new(member.clone(), Arc::clone(&self.metrics)));
+        let leave = self.shutdown.child_token();
+        let keeper = Keeper {
+            worker: Arc::clone(&worker),
+            channel,
+            describe_interval: self.config.describe_interval,
+            shutdown: leave.clone(),
+            changed: Arc::clone(&self.changed),
+        };
+        self.tracker.spawn_on(keeper.run(), &self.runtime);
+        Some(Connected { worker, leave })
+    }
+
+    fn of(&self, model: &str, role: Role) -> Vec<Arc<Worker>> {
+        let workers = self.workers.read().unwrap_or_else(PoisonError::into_inner);
+        let of_role = |worker: &&Arc<Worker>| worker.member.model == model && worker.member.role == role;
+        workers.iter().map(|connected| &connected.worker).filter(of_role).cloned().collect()
+    }
+
+    /// Descriptions of the workers that can serve `role` now.
+    ///
+    /// # Errors
+    /// When there is none: `ModelMismatch` if one is connected that does not belong here, else `Unavailable` or
+    /// `ExpertUnavailable`, each with the reasons.
+    pub fn able(&self, model: &str, role: Role) -> Result<Vec<(Arc<Worker>, Arc<DescribeResponse>)>, OperationError> {
+        let tokenizer = self.tokenizer(model);
+        let mut able = Vec::new();
+        let mut reasons = Vec::new();
+        let mut mismatch = false;
+        for worker in self.of(model, role) {
+            let state = worker.state.borrow().clone();
+            let reason = match state {
+                State::Down(why) => why,
+                State::Up { serving: false, .. } => "it says that it does not serve now".to_owned(),
+                State::Up { description, .. } => match matching::check(role, tokenizer.as_deref(), &description) {
+                    Ok(()) => {
+                        able.push((worker, description));
+                        continue;
+                    }
+                    Err(why) => {
+                        mismatch = true;
+                        why
+                    }
+                },
+            };
+            reasons.push(format!("{}: {reason}", worker.member.address));
+        }
+        if !able.is_empty() {
+            return Ok(able);
+        }
+        let code = match role {
+            _ if mismatch => ErrorCode::ModelMismatch,
+            Role::Base => ErrorCode::Unavailable,
+            Role::Expert | Role::AntiExpert => ErrorCode::ExpertUnavailable,
+        };
+        let reasons = if reasons.is_empty() { "none is configured".to_owned() } else { reasons.join("; ") };
+        Err(OperationError::new(code, format!("model {model} has no {} that can serve: {reasons}", role.name())))
+    }
+
+    /// The tokenizer that all workers of a model must have: the coordinator's, else the first connected base's.
+    fn tokenizer(&self, model: &str) -> Option<String> {
+        self.config.tokenizers.get(model).cloned().or_else(|| {
+            self.of(model, Role::Base).iter().find_map(|worker| match &*worker.state.borrow() {
+                State::Up { description, .. } => Some(description.tokenizer_fingerprint.clone()),
+                State::Down(_) => None,
+            })
+        })
+    }
+
+    /// Takes a seat for `session` on the least loaded worker that can serve, waiting for one until `until`. Where that
+    /// is the worker of the `current` seat, the seat is kept.
+    ///
+    /// # Errors
+    /// As [`Self::able`] says at `until`.
+    pub async fn locate(
+        &self,
+        wanted: &Wanted,
+        session: SessionId,
+        current: Option<Arc<Seat>>,
+        until: Instant,
+    ) -> Result<Arc<Seat>, OperationError> {
+        let mut changed = self.changed.subscribe();
+        loop {
+            let why = match self.choose(wanted) {
+                Ok((worker, description)) => {
+                    let stays = current.filter(|seat| Arc::ptr_eq(seat.worker(), &worker));
+                    return Ok(stays.unwrap_or_else(|| Arc::new(Seat::new(self, worker, description, session))));
+                }
+                Err(why) => why,
+            };
+            let waited = tokio::time::timeout_at(until.into(), changed.changed()).await;
+            if waited.is_err() || self.shutdown.is_cancelled() {
+                return Err(why);
+            }
+        }
+    }
+
+    fn choose(&self, wanted: &Wanted) -> Result<(Arc<Worker>, Arc<DescribeResponse>), OperationError> {
+        let mut able = self.able(&wanted.model, wanted.role)?;
+        if let Some(fingerprint) = &wanted.fingerprint {
+            able.retain(|(_, description)| description.fingerprint == *fingerprint);
+        }
+        let candidates = able.iter().map(|(worker, _)| {
+            (worker.load.load(Ordering::Relaxed), wanted.avoid.as_ref() == Some(&worker.member.address))
+        });
+        match least_load(candidates) {
+            Some(index) => Ok(able.swap_remove(index)),
+            None => Err(OperationError::new(
+                ErrorCode::ModelMismatch,
+                format!("no {} hosts the model that the session began on", wanted.role.name()),
+            )),
+        }
+    }
+
+    /// Deadline of one operation.
+    #[must_use]
+    pub fn step_deadline(&self) -> Duration {
+        self.config.step_deadline
+    }
+}

@@ -1,0 +1,67 @@
+//! A session's place on a worker, given back on drop.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use cosec_proto::SessionId;
+use cosec_proto::worker::DescribeResponse;
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+use super::{Operation, Worker, WorkerPool};
+
+/// Counts in the worker's load; dropping it has the worker release the session's cache.
+pub struct Seat {
+    worker: Arc<Worker>,
+    description: Arc<DescribeResponse>,
+    session: SessionId,
+    tracker: TaskTracker,
+    runtime: Handle,
+    deadline: Duration,
+}
+
+impl Seat {
+    pub(super) fn new(
+        pool: &WorkerPool,
+        worker: Arc<Worker>,
+        description: Arc<DescribeResponse>,
+        session: SessionId,
+    ) -> Self {
+        worker.load.fetch_add(1, Ordering::AcqRel);
+        let (tracker, runtime) = (pool.tracker.clone(), pool.runtime.clone());
+        Self { worker, description, session, tracker, runtime, deadline: pool.config.step_deadline }
+    }
+
+    /// Who serves.
+    #[must_use]
+    pub fn worker(&self) -> &Arc<Worker> {
+        &self.worker
+    }
+
+    /// Where.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.worker.member.address
+    }
+
+    /// What the worker said of itself when the seat was taken.
+    #[must_use]
+    pub fn description(&self) -> &DescribeResponse {
+        &self.description
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let (worker, session, deadline) = (Arc::clone(&self.worker), self.session, self.deadline);
+        let release = async move {
+            if let Err(error) = worker.call(&Operation::release(session), deadline).await {
+                // The worker's lease on the session ends by itself.
+                tracing::debug!(%session, address = worker.member.address, %error, "release not confirmed");
+            }
+            worker.load.fetch_sub(1, Ordering::AcqRel);
+        };
+        self.tracker.spawn_on(release, &self.runtime);
+    }
+}

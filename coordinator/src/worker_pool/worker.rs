@@ -1,0 +1,211 @@
+//! One worker: its connection, kept up for as long as it is a member, and what it says of itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use cosec_proto::worker::worker_client::WorkerClient;
+use cosec_proto::{ErrorCode, transport, worker};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::connection::{Connection, OUTGOING_OPERATIONS};
+use super::operation::Operation;
+use super::reply::{OperationError, Reply};
+use crate::discovery::Member;
+use crate::session::metrics::SessionMetrics;
+
+/// Pauses between attempts to connect grow from the first to the second.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(3));
+
+/// For Describe, the health check and the opening of the stream.
+const CALL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Name of the worker's service in the health protocol.
+const HEALTH_SERVICE: &str = "cosec.worker.v1.Worker";
+
+/// How long sessions may give their caches back after shutdown.
+const LAST_RELEASES: Duration = Duration::from_secs(1);
+
+/// How a worker stands.
+#[derive(Clone)]
+pub(super) enum State {
+    /// Not reached, and why.
+    Down(String),
+    /// Connected.
+    Up {
+        connection: Arc<Connection>,
+        description: Arc<worker::DescribeResponse>,
+        /// By its health service.
+        serving: bool,
+    },
+}
+
+/// Handle of a worker.
+pub struct Worker {
+    pub(super) member: Member,
+    pub(super) state: watch::Sender<State>,
+    /// Sessions of this coordinator that the worker holds.
+    pub(super) load: AtomicUsize,
+    metrics: Arc<SessionMetrics>,
+}
+
+impl Worker {
+    pub(super) fn new(member: Member, metrics: Arc<SessionMetrics>) -> Self {
+        let state = watch::Sender::new(State::Down("not connected yet".to_owned()));
+        Self { member, state, load: AtomicUsize::new(0), metrics }
+    }
+
+    /// Performs an operation. Dropping the future withdraws it.
+    ///
+    /// # Errors
+    /// As the worker says, `Unavailable` when it is not connected, `DeadlineExceeded`, or `WorkerFault` for an answer
+    /// that cannot be true.
+    pub async fn call(&self, operation: &Operation, deadline: Duration) -> Result<Reply, OperationError> {
+        let connection = match &*self.state.borrow() {
+            State::Up { connection, .. } => Arc::clone(connection),
+            State::Down(why) => {
+                return Err(OperationError::new(ErrorCode::Unavailable, format!("the worker is down: {why}")));
+            }
+        };
+        connection.call(operation, deadline, self.member.role, &self.metrics).await
+    }
+}
+
+/// Keeps a worker's connection up.
+pub(super) struct Keeper {
+    pub(super) worker: Arc<Worker>,
+    pub(super) channel: Channel,
+    pub(super) describe_interval: Duration,
+    pub(super) shutdown: CancellationToken,
+    /// Told of every change of state.
+    pub(super) changed: Arc<watch::Sender<()>>,
+}
+
+impl Keeper {
+    /// Connects, serves, connects again, until shutdown.
+    pub(super) async fn run(self) {
+        let mut pause = BACKOFF.0;
+        loop {
+            let began = Instant::now();
+            let why = tokio::select! {
+                why = self.serve() => why,
+                () = self.last_releases() => "this coordinator shuts down".to_owned(),
+            };
+            let was_up = self.set(State::Down(why.clone()));
+            let Member { address, role, .. } = &self.worker.member;
+            if self.shutdown.is_cancelled() {
+                return;
+            }
+            if was_up {
+                tracing::warn!(address, role = role.name(), why, "worker lost");
+                pause = BACKOFF.0;
+            } else {
+                tracing::debug!(address, role = role.name(), why, took = ?began.elapsed(), "worker not reached");
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.shutdown.cancelled() => return,
+            }
+            pause = (pause * 2).min(BACKOFF.1);
+        }
+    }
+
+    async fn last_releases(&self) {
+        self.shutdown.cancelled().await;
+        let until = Instant::now() + LAST_RELEASES;
+        while self.worker.load.load(Ordering::Acquire) > 0 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Sets the state, closes the connection that it replaces, and says whether there was one.
+    fn set(&self, state: State) -> bool {
+        let member = &self.worker.member;
+        let serving = matches!(state, State::Up { serving: true, .. });
+        let labels = [member.model.as_str(), member.role.name(), member.address.as_str()];
+        self.worker.metrics.worker_up.with_label_values(&labels).set(i64::from(serving));
+        let before = self.worker.state.send_replace(state.clone());
+        if let (State::Up { connection, .. }, State::Down(_)) = (&before, &state) {
+            connection.close();
+        }
+        self.changed.send_replace(());
+        matches!(before, State::Up { .. })
+    }
+
+    /// Connects and delivers until the connection is lost; says why.
+    async fn serve(&self) -> String {
+        let (description, serving) = match self.look().await {
+            Ok(seen) => seen,
+            Err(why) => return why,
+        };
+        let (outgoing, requests) = mpsc::channel(OUTGOING_OPERATIONS);
+        let opening = self.client();
+        let opened = within(async move { { opening }.step(ReceiverStream::new(requests)).await }).await;
+        let responses = match opened {
+            Ok(responses) => responses,
+            Err(why) => return why,
+        };
+        let connection = Arc::new(Connection::new(outgoing, description.vocabulary));
+        let member = &self.worker.member;
+        tracing::info!(address = member.address, role = member.role.name(), model = description.model, "worker up");
+        self.set(State::Up { connection: Arc::clone(&connection), description: Arc::new(description), serving });
+        tokio::select! {
+            why = connection.deliver(responses) => why,
+            why = self.observe(&connection) => why,
+        }
+    }
+
+    fn client(&self) -> WorkerClient<Channel> {
+        WorkerClient::new(self.channel.clone())
+            .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(transport::MAX_MESSAGE_BYTES)
+    }
+
+    /// Looks again and again; ends when the worker has become another one or does not answer.
+    async fn observe(&self, connection: &Arc<Connection>) -> String {
+        loop {
+            tokio::time::sleep(self.describe_interval).await;
+            match self.look().await {
+                Ok((description, serving)) => {
+                    let before = match &*self.worker.state.borrow() {
+                        State::Up { description, .. } => description.fingerprint.clone(),
+                        State::Down(why) => return why.clone(),
+                    };
+                    if before != description.fingerprint {
+                        return "it hosts another model now".to_owned();
+                    }
+                    let description = Arc::new(description);
+                    self.set(State::Up { connection: Arc::clone(connection), description, serving });
+                }
+                Err(why) => return why,
+            }
+        }
+    }
+
+    /// What the worker says of itself, and whether it serves.
+    async fn look(&self) -> Result<(worker::DescribeResponse, bool), String> {
+        let mut client = self.client();
+        let description = within(client.describe(worker::DescribeRequest {})).await?;
+        if description.vocabulary == 0 || description.max_operation_tokens == 0 || description.context_tokens == 0 {
+            return Err("it describes itself with a vocabulary, context or operation size of 0".to_owned());
+        }
+        let mut health = HealthClient::new(self.channel.clone());
+        let request = HealthCheckRequest { service: HEALTH_SERVICE.to_owned() };
+        let health = within(health.check(request)).await?;
+        Ok((description, health.status() == ServingStatus::Serving))
+    }
+}
+
+async fn within<T>(call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T, String> {
+    match tokio::time::timeout(CALL_DEADLINE, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(status.message().to_owned()),
+        Err(_) => Err(format!("no answer within {CALL_DEADLINE:?}")),
+    }
+}
