@@ -221,8 +221,9 @@ impl EngineHandle {
     /// A [`Failure`] with `Overloaded` when the queue is full, with `Unavailable` when the engine has stopped.
     pub fn submit(&self, request: Request) -> Result<Ticket, Failure> {
         let most = self.options.max_operations;
-        let overloaded =
-            || Failure::new(ErrorCode::Overloaded, format!("{most} operations are queued, as many as the worker takes"));
+        let overloaded = || {
+            Failure::new(ErrorCode::Overloaded, format!("{most} operations are queued, as many as the worker takes"))
+        };
         let place = Place::take(&self.status.operations, most).ok_or_else(overloaded)?;
         let (operation, ticket) = Operation::new(request, place);
         match self.inbox.try_send(Command::Submit(operation)) {

@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use cosec_worker::check::{self, CheckArgs};
 use cosec_worker::config::{CacheSize, Config, Flags};
 use cosec_worker::engine::EngineOptions;
+use cosec_worker::families;
+use cosec_worker::loader::model_config::JsonFile;
 use cosec_worker::model_runner::{LoadOptions, ModelRunner};
 use cosec_worker::server::Server;
 use cosec_worker::service::Identity;
@@ -27,11 +30,14 @@ struct Cli {
 enum Command {
     /// Serves a model over gRPC.
     Serve(Box<Flags>),
+    /// Compares a model with expected logits; exits 1 over the tolerance.
+    Check(CheckArgs),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Serve(flags) => serve(&flags),
+        Command::Check(arguments) => check(&arguments),
     };
     match done {
         Ok(code) => code,
@@ -40,6 +46,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn check(arguments: &CheckArgs) -> anyhow::Result<ExitCode> {
+    let report = check::run(arguments)?;
+    println!("{report}");
+    Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn serve(flags: &Flags) -> anyhow::Result<ExitCode> {
@@ -82,7 +94,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
 fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error + Send + Sync>> {
     let blocks = match config.cache {
         CacheSize::Blocks(blocks) => blocks,
-        CacheSize::MemoryMib(mib) => 1024,
+        CacheSize::MemoryMib(mib) => blocks(config, mib)?,
     };
     let options = LoadOptions {
         adapter: config.adapter.clone(),
@@ -101,4 +113,16 @@ fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error +
         lease: Duration::from_secs(config.lease_seconds),
     };
     Ok((model, engine))
+}
+
+/// Blocks that fit into `mib` MiB, as far as the config of the model says.
+fn blocks(config: &Config, mib: u64) -> Result<usize, Box<dyn Error + Send + Sync>> {
+    let file = JsonFile::open(&config.model, "config.json")?;
+    let spec = families::describe(&file.root())?.spec;
+    let block_bytes = config.block_tokens * 2 * spec.layers * spec.heads.kv_width() * size_of::<f32>();
+    let blocks = usize::try_from(mib << 20)? / block_bytes.max(1);
+    if blocks == 0 {
+        return Err(format!("kv_memory_mib is {mib}; a block of the cache takes {block_bytes} bytes").into());
+    }
+    Ok(blocks)
 }

@@ -161,7 +161,8 @@ mod tests {
     fn gather_and_sample_read_the_same_distribution() {
         let warp = Warp::new(0.7, 0.9, 0).unwrap();
         let distribution = Distribution::warped(&LOGITS, &warp).unwrap();
-        let Content::Gathered(probabilities) = View::Gather { warp, ids: vec![3, 4, 1, 3] }.of(&LOGITS).unwrap() else {
+        let Content::Gathered(probabilities) = View::Gather { warp, ids: vec![3, 4, 1, 3] }.of(&LOGITS).unwrap()
+        else {
             panic!("view")
         };
         assert_eq!(probabilities, [3, 4, 1, 3].map(|id| distribution.probability(id)));

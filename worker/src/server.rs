@@ -91,8 +91,7 @@ impl Server {
         let model_name = identity.model.clone();
         let service = WorkerService::new(identity, Arc::clone(&metrics), tracker.clone(), closing.clone());
 
-        let router =
-            transport::server().add_service(health_service).add_service(service.clone().into_server());
+        let router = transport::server().add_service(health_service).add_service(service.clone().into_server());
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let closed = closing.clone().cancelled_owned();
         let mut grpc = tokio::spawn(async move { router.serve_with_incoming_shutdown(incoming, closed).await });

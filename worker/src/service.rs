@@ -235,7 +235,8 @@ impl Connection {
         }
         let response_bytes = parsed.response_bytes;
         if self.reply_bytes + response_bytes > MAX_REPLY_BYTES {
-            let message = format!("answers in flight on this stream may take {MAX_REPLY_BYTES} bytes and would take more");
+            let message =
+                format!("answers in flight on this stream may take {MAX_REPLY_BYTES} bytes and would take more");
             return Err(Failure::new(ErrorCode::Overloaded, message));
         }
         let ticket = self.engine.submit(parsed.request)?;
@@ -287,10 +288,9 @@ impl Connection {
     fn row(&self, offset: usize, content: Content) -> wire::Row {
         let (view, content) = match content {
             Content::Gathered(probabilities) => ("gather", WireContent::Gathered(wire::Gathered { probabilities })),
-            Content::Nucleus { ids, probabilities, complete, log_normaliser } => (
-                "nucleus",
-                WireContent::Nucleus(wire::NucleusRow { ids, probabilities, complete, log_normaliser }),
-            ),
+            Content::Nucleus { ids, probabilities, complete, log_normaliser } => {
+                ("nucleus", WireContent::Nucleus(wire::NucleusRow { ids, probabilities, complete, log_normaliser }))
+            }
             Content::Sampled { id, probability } => {
                 ("sample", WireContent::Sampled(wire::Sampled { id, probability }))
             }

@@ -11,7 +11,7 @@ pub trait Model: Send + 'static {
     /// of the items, then of their rows.
     ///
     /// # Errors
-    /// [`ForwardError`] before anything is written.
+    /// [`ForwardError`]; then the cache of the batch's new tokens is undefined and that of all others as it was.
     fn forward(&mut self, batch: &[BatchItem<'_>], visit: &mut dyn FnMut(&[f32])) -> Result<(), ForwardError>;
 }
 

@@ -23,12 +23,6 @@ impl BlockPool {
         self.free.len()
     }
 
-    /// Blocks there are.
-    #[must_use]
-    pub fn total(&self) -> usize {
-        self.total
-    }
-
     /// Moves `count` free blocks to the end of `table`.
     ///
     /// # Errors

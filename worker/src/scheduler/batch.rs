@@ -7,11 +7,11 @@ use std::time::Instant;
 use cosec_proto::draw::InvalidLogits;
 use cosec_proto::{ErrorCode, SessionId};
 
+use super::job::Job;
 use super::request_queue::Arrival;
 use super::{Scheduler, Session};
 use crate::engine::operation::{Failure, Outcome, Work};
 use crate::kv_cache::BlockTable;
-use super::job::Job;
 
 /// The tokens of one job that ride in a forward pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,9 +147,6 @@ impl Scheduler {
         } else if session.is_none() && self.sessions.len() >= self.options.max_sessions {
             let most = self.options.max_sessions;
             (ErrorCode::Overloaded, format!("the worker has {most} sessions, as many as it allows"))
-        } else if job.length_afterwards().div_ceil(self.options.block_tokens) > self.pool.total() {
-            let (tokens, blocks) = (job.length_afterwards(), self.pool.total());
-            (ErrorCode::OutOfBlocks, format!("{tokens} tokens do not fit into the worker's {blocks} cache blocks"))
         } else {
             return None;
         };
@@ -196,7 +193,8 @@ impl Scheduler {
         let Some((arrival, job)) = self.queue.iter().rev().find(|(_, job)| waiting(job) && held(job)) else {
             return false;
         };
-        let message = format!("{} more cache blocks are needed and no session will give any back", job.missing_blocks);
+        let message =
+            format!("{} more cache blocks are needed and no session will give any back", job.missing_blocks);
         self.fail(arrival, Failure::new(ErrorCode::OutOfBlocks, message), now);
         true
     }

@@ -1,8 +1,8 @@
 //! Operations that have no answer yet: in order of arrival, one at a time per session.
 
 use std::collections::BTreeMap;
-use std::collections::hash_map::{Entry, HashMap};
 use std::collections::VecDeque;
+use std::collections::hash_map::{Entry, HashMap};
 
 use cosec_proto::SessionId;
 
@@ -27,13 +27,12 @@ impl RequestQueue {
         self.jobs.insert(arrival, job);
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.jobs.is_empty()
-    }
-
     /// The first head that arrived at `from` or later.
     pub(crate) fn head_from(&self, from: Arrival) -> Option<Arrival> {
-        self.jobs.range(from..).find(|(arrival, job)| self.is_head(**arrival, job.session())).map(|(&arrival, _)| arrival)
+        self.jobs
+            .range(from..)
+            .find(|(arrival, job)| self.is_head(**arrival, job.session()))
+            .map(|(&arrival, _)| arrival)
     }
 
     fn is_head(&self, arrival: Arrival, session: SessionId) -> bool {

@@ -62,7 +62,8 @@ impl Scheduler {
             })
             .collect();
         let mut results: Vec<Readings> = slices.iter().map(|_| Ok(Vec::new())).collect();
-        let mut wanted = slices.iter().enumerate().flat_map(|(index, slice)| slice.rows.clone().map(move |row| (index, row)));
+        let mut wanted =
+            slices.iter().enumerate().flat_map(|(index, slice)| slice.rows.clone().map(move |row| (index, row)));
         model.forward(&batch, &mut |logits| {
             let Some((index, row)) = wanted.next() else { return };
             if let Ok(readings) = &mut results[index] {

@@ -112,9 +112,10 @@ fn span(operation: &str, at: u32, tokens: &[u32], more: usize, limits: &Limits) 
 
 fn ids(field: &str, ids: &[u32], limits: &Limits) -> Result<(), Failure> {
     match ids.iter().enumerate().find(|&(_, &id)| id as usize >= limits.vocabulary) {
-        Some((index, id)) => {
-            Err(invalid(format!("{field}[{index}] is {id}; it must be below the vocabulary of {}", limits.vocabulary)))
-        }
+        Some((index, id)) => Err(invalid(format!(
+            "{field}[{index}] is {id}; it must be below the vocabulary of {}",
+            limits.vocabulary
+        ))),
         None => Ok(()),
     }
 }
@@ -142,7 +143,9 @@ fn row(
     let field = format!("extend.rows[{index}]");
     let offset = row.offset as usize;
     if offset > tokens {
-        return Err(invalid(format!("{field}.offset is {offset}; it must be at most {tokens}, the number of tokens")));
+        return Err(invalid(format!(
+            "{field}.offset is {offset}; it must be at most {tokens}, the number of tokens"
+        )));
     }
     if at == 0 && offset == 0 {
         return Err(invalid(format!("{field}.offset is 0 at position 0; no row stands before the first token")));

@@ -1,0 +1,144 @@
+//! A model whose logits are a hash of the history that it finds through the block table.
+//!
+//! Tokens live in paged memory of its own, so a block that is shared, lost or in the wrong place changes the logits.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Condvar, Mutex};
+
+use cosec_worker::engine::Model;
+use cosec_worker::model_runner::{BatchItem, ForwardError, ModelDescription};
+
+pub(crate) const VOCABULARY: usize = 300;
+pub(crate) const CONTEXT_TOKENS: usize = 1000;
+
+/// The rows behind it are not numbers.
+pub(crate) const NAN_TOKEN: u32 = 290;
+/// A batch with it is refused.
+pub(crate) const ERROR_TOKEN: u32 = 291;
+/// A batch with it kills the engine.
+pub(crate) const PANIC_TOKEN: u32 = 292;
+
+/// What the model answers after `history`.
+pub(crate) fn logits(history: &[u32]) -> Vec<f32> {
+    if history.last() == Some(&NAN_TOKEN) {
+        return vec![f32::NAN; VOCABULARY];
+    }
+    let mut hasher = DefaultHasher::new();
+    history.hash(&mut hasher);
+    let mut state = hasher.finish();
+    (0..VOCABULARY as u32)
+        .map(|id| {
+            // SplitMix64.
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            // No draft meets a token of trouble.
+            if id >= NAN_TOKEN { f32::NEG_INFINITY } else { ((mixed >> 40) as f32) / ((1 << 24) as f32) * 8.0 - 4.0 }
+        })
+        .collect()
+}
+
+/// Holds forward passes back while it is closed, and counts those that came.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct GateState {
+    closed: bool,
+    /// Tokens per item, for each pass.
+    passes: Vec<Vec<usize>>,
+}
+
+impl Gate {
+    pub(crate) fn close(&self) {
+        self.state.lock().unwrap().closed = true;
+    }
+
+    pub(crate) fn open(&self) {
+        self.state.lock().unwrap().closed = false;
+        self.changed.notify_all();
+    }
+
+    /// Tokens per item of every pass so far, one that is held back included.
+    pub(crate) fn passes(&self) -> Vec<Vec<usize>> {
+        self.state.lock().unwrap().passes.clone()
+    }
+
+    /// Waits until so many passes have come.
+    pub(crate) async fn reached(&self, passes: usize) {
+        while self.passes().len() < passes {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    }
+
+    fn pass(&self, tokens: Vec<usize>) {
+        let mut state = self.state.lock().unwrap();
+        state.passes.push(tokens);
+        while state.closed {
+            state = self.changed.wait(state).unwrap();
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct FakeModel {
+    description: ModelDescription,
+    memory: Vec<Option<u32>>,
+    block_tokens: usize,
+    gate: Arc<Gate>,
+}
+
+impl FakeModel {
+    pub(crate) fn new(blocks: usize, block_tokens: usize, gate: Arc<Gate>) -> Self {
+        let description = ModelDescription {
+            family: "fake".to_owned(),
+            parameters: 0,
+            vocabulary: VOCABULARY,
+            context_tokens: CONTEXT_TOKENS,
+            end_token_ids: vec![0, 7],
+            fingerprint: "f".repeat(64),
+            tokenizer_fingerprint: "e".repeat(64),
+            kv_bytes_per_token: 4,
+        };
+        Self { description, memory: vec![None; blocks * block_tokens], block_tokens, gate }
+    }
+
+    fn slot(&self, blocks: &[u32], position: usize) -> usize {
+        blocks[position / self.block_tokens] as usize * self.block_tokens + position % self.block_tokens
+    }
+}
+
+impl Model for FakeModel {
+    fn description(&self) -> &ModelDescription {
+        &self.description
+    }
+
+    fn forward(&mut self, batch: &[BatchItem<'_>], visit: &mut dyn FnMut(&[f32])) -> Result<(), ForwardError> {
+        self.gate.pass(batch.iter().map(|item| item.tokens.len()).collect());
+        assert!(batch.iter().all(|item| !item.tokens.contains(&PANIC_TOKEN)), "told to panic");
+        if let Some(item) = batch.iter().position(|item| item.tokens.contains(&ERROR_TOKEN)) {
+            return Err(ForwardError::InvalidItem { item, problem: "told to fail".to_owned() });
+        }
+        // All are written before any is read: a block in two tables shows.
+        for item in batch {
+            assert!(!item.tokens.is_empty());
+            for (index, &token) in item.tokens.iter().enumerate() {
+                let slot = self.slot(item.blocks, item.start + index);
+                self.memory[slot] = Some(token);
+            }
+        }
+        for item in batch {
+            for row in item.rows.clone() {
+                let history: Vec<u32> = (0..=item.start + row)
+                    .map(|position| self.memory[self.slot(item.blocks, position)].unwrap_or(u32::MAX))
+                    .collect();
+                visit(&logits(&history));
+            }
+        }
+        Ok(())
+    }
+}

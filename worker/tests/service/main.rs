@@ -1,0 +1,10 @@
+//! The worker's service over a real socket, with a model that betrays every mistake in the bookkeeping.
+
+mod fake_model;
+mod harness;
+
+mod lifecycle;
+mod malformed;
+mod operations;
+mod random_operations;
+mod scheduling;
