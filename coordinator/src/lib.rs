@@ -14,11 +14,19 @@ pub mod role;
 
 pub mod core;
 
+mod admission;
+
 pub mod session;
 
 pub mod merge;
 
 pub mod sampler;
+
+pub mod router;
+
+pub mod worker_pool;
+
+pub mod discovery;
 
 pub mod postprocess;
 
