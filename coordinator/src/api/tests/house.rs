@@ -1,0 +1,251 @@
+//! A served coordinator whose sessions are scripts.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::{StreamExt, stream};
+use prometheus::Registry;
+use reqwest::{Response, StatusCode};
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::settings::Defaults;
+use crate::api::{ApiConfig, Doors, Generator, ModelText, SessionEvents};
+use crate::core::{ModelFacts, ModelInfo};
+use crate::metrics::DoorMetrics;
+use crate::postprocess::samples;
+use crate::request::{ChosenBy, FinishReason, Score, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
+use crate::server::{RunError, serve};
+
+/// What one session does.
+#[derive(Clone)]
+pub(super) enum Script {
+    /// Reports these events and ends.
+    Events(Vec<SessionEvent>),
+    /// Reports these events and then nothing, for ever.
+    Hang(Vec<SessionEvent>),
+    /// Is not admitted.
+    Refuse(SessionError),
+}
+
+type Playwright = Box<dyn Fn(&TokenizedRequest) -> Script + Send + Sync>;
+
+/// Plays a script per session and keeps what was asked for.
+pub(super) struct Theatre {
+    script: Playwright,
+    seen: Mutex<Vec<TokenizedRequest>>,
+    live: Arc<AtomicUsize>,
+    /// Why it is not ready; also takes the models' facts away.
+    trouble: Mutex<Option<String>>,
+}
+
+/// Counts a session until its stream is dropped.
+struct Live(Arc<AtomicUsize>);
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Generator for Theatre {
+    fn models(&self) -> Vec<ModelInfo> {
+        let trouble = self.trouble.lock().unwrap().clone();
+        let model = |name: &str, vocabulary: u32, context_tokens: u32| ModelInfo {
+            name: name.to_owned(),
+            tokenizer: samples::codegen_directory(),
+            ready: trouble.clone().map_or(Ok(()), Err),
+            facts: trouble.is_none().then(|| ModelFacts { vocabulary, context_tokens, end_token_ids: vec![50256] }),
+        };
+        vec![model("demo", 51_200, 2048), model("org/chat", 300, 512)]
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        self.trouble.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+
+    fn open(&self, request: TokenizedRequest) -> BoxFuture<'_, Result<SessionEvents, SessionError>> {
+        let script = (self.script)(&request);
+        self.seen.lock().unwrap().push(request);
+        Box::pin(async move {
+            self.live.fetch_add(1, Ordering::SeqCst);
+            let live = Live(self.live.clone());
+            let watched = |events: Vec<SessionEvent>| {
+                stream::iter(events).map(move |event| {
+                    let _ = &live;
+                    event
+                })
+            };
+            match script {
+                Script::Events(events) => Ok(watched(events).boxed()),
+                Script::Hang(events) => Ok(watched(events).chain(stream::pending()).boxed()),
+                Script::Refuse(error) => Err(error),
+            }
+        })
+    }
+}
+
+/// The doors, open.
+pub(super) struct House {
+    pub(super) http: String,
+    pub(super) grpc: String,
+    pub(super) theatre: Arc<Theatre>,
+    pub(super) shutdown: CancellationToken,
+    served: JoinHandle<Result<(), RunError>>,
+}
+
+impl House {
+    /// Opens with default bounds.
+    pub(super) async fn open(script: impl Fn(&TokenizedRequest) -> Script + Send + Sync + 'static) -> Self {
+        Self::with(ApiConfig::default(), Duration::from_secs(5), script).await
+    }
+
+    pub(super) async fn with(
+        config: ApiConfig,
+        grace: Duration,
+        script: impl Fn(&TokenizedRequest) -> Script + Send + Sync + 'static,
+    ) -> Self {
+        let theatre = Arc::new(Theatre {
+            script: Box::new(script),
+            seen: Mutex::default(),
+            live: Arc::default(),
+            trouble: Mutex::default(),
+        });
+        let texts = HashMap::from([
+            ("demo".to_owned(), Arc::new(ModelText::load(&samples::codegen_directory()).unwrap())),
+            ("org/chat".to_owned(), Arc::new(chat_model())),
+        ]);
+        let registry = Registry::new();
+        let metrics = Arc::new(DoorMetrics::register(&registry).unwrap());
+        let doors = Arc::new(Doors::new(theatre.clone(), texts, config, Defaults::default(), metrics));
+        let listeners = crate::server::Listeners::bind("127.0.0.1:0", "127.0.0.1:0").await.unwrap();
+        let http = format!("http://{}", listeners.http.local_addr().unwrap());
+        let grpc = format!("http://{}", listeners.grpc.local_addr().unwrap());
+        let shutdown = CancellationToken::new();
+        let served = tokio::spawn(serve(listeners, doors, registry, grace, shutdown.clone()));
+        Self { http, grpc, theatre, shutdown, served }
+    }
+
+    /// POSTs JSON.
+    pub(super) async fn post(&self, path: &str, body: &Value) -> Response {
+        let url = format!("{}{path}", self.http);
+        let request = reqwest::Client::new().post(url).header("content-type", "application/json");
+        request.body(body.to_string()).send().await.unwrap()
+    }
+
+    /// POSTs and reads the answer, without what differs each time.
+    pub(super) async fn answer(&self, path: &str, body: &Value) -> Value {
+        let response = self.post(path, body).await;
+        let status = response.status();
+        let mut answer: Value = response.json().await.unwrap();
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        unmark(&mut answer);
+        answer
+    }
+
+    /// POSTs and reads the error object.
+    pub(super) async fn refusal(&self, path: &str, body: &Value) -> (u16, Value) {
+        let response = self.post(path, body).await;
+        let status = response.status().as_u16();
+        let mut answer: Value = response.json().await.unwrap();
+        (status, answer["error"].take())
+    }
+
+    /// POSTs and reads the stream's frames.
+    pub(super) async fn frames(&self, path: &str, body: &Value) -> Vec<String> {
+        let response = self.post(path, body).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        let text = response.text().await.unwrap();
+        assert!(text.ends_with("\n\n"), "{text:?}");
+        let frames = text.trim_end().split("\n\n");
+        frames.map(|frame| frame.strip_prefix("data: ").unwrap().to_owned()).collect()
+    }
+
+    /// The frames as chunks, without what differs each time; the last must be `[DONE]`.
+    pub(super) async fn chunks(&self, path: &str, body: &Value) -> Vec<Value> {
+        let mut frames = self.frames(path, body).await;
+        assert_eq!(frames.pop().as_deref(), Some("[DONE]"));
+        let chunk = |frame: &String| {
+            let mut chunk = serde_json::from_str(frame).unwrap();
+            unmark(&mut chunk);
+            chunk
+        };
+        frames.iter().map(chunk).collect()
+    }
+
+    pub(super) fn seen(&self) -> Vec<TokenizedRequest> {
+        self.theatre.seen.lock().unwrap().clone()
+    }
+
+    pub(super) fn trouble(&self, reason: &str) {
+        *self.theatre.trouble.lock().unwrap() = Some(reason.to_owned());
+    }
+
+    /// Waits until so many sessions are alive.
+    pub(super) async fn until_live(&self, sessions: usize) {
+        for _ in 0..1000 {
+            if self.theatre.live.load(Ordering::SeqCst) == sessions {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{} sessions are alive, not {sessions}", self.theatre.live.load(Ordering::SeqCst));
+    }
+
+    /// Waits for the end of serving.
+    pub(super) async fn ended(self) -> Result<(), RunError> {
+        self.served.await.unwrap()
+    }
+}
+
+/// Checks and removes what differs each time.
+fn unmark(answer: &mut Value) {
+    let object = answer.as_object_mut().unwrap();
+    let id = object.remove("id").unwrap();
+    assert!(id.as_str().unwrap().len() > 32, "{id}");
+    assert!(object.remove("created").unwrap().as_u64().unwrap() > 1_500_000_000);
+}
+
+/// A byte-level model with fill-in-the-middle tokens and a chat template.
+fn chat_model() -> ModelText {
+    let directory = tempfile::tempdir().unwrap();
+    let tokenizer = samples::byte_level(&["<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<eos>"]);
+    tokenizer.save(directory.path().join("tokenizer.json"), false).unwrap();
+    let template = "{% for m in messages %}{% if m.role == 'system' and not loop.first %}\
+        {{ raise_exception('system comes first') }}{% endif %}{{ m.role[0] }}:{{ m.content }}<eos>{% endfor %}a:";
+    std::fs::write(directory.path().join("chat_template.jinja"), template).unwrap();
+    ModelText::load(directory.path() as &Path).unwrap()
+}
+
+/// Tokens of `text` by CodeGen's tokenizer.
+pub(super) fn ids(text: &str) -> Vec<u32> {
+    samples::codegen().encode(text, false).unwrap().get_ids().to_vec()
+}
+
+/// The events of a session that says `text`, with scores and probabilities.
+pub(super) fn saying(text: &str) -> Vec<SessionEvent> {
+    let token = |(at, id): (usize, u32)| {
+        let log_probability = if at == 1 { f64::NEG_INFINITY } else { -0.5 };
+        SessionEvent::Token(TokenEvent {
+            id,
+            chosen_by: if at == 0 { ChosenBy::Expert } else { ChosenBy::Base },
+            p: Some(0.25),
+            q: (at == 0).then_some(0.5),
+            score: Some(Score { log_probability, alternatives: vec![(0, -0.25), (id, log_probability)] }),
+        })
+    };
+    ids(text).into_iter().enumerate().map(token).collect()
+}
+
+/// A session that says `text` and ends.
+pub(super) fn says(text: &str) -> Script {
+    let mut events = saying(text);
+    events.push(SessionEvent::Finished(FinishReason::Stop));
+    Script::Events(events)
+}

@@ -1,0 +1,174 @@
+//! What is HTTP's own: paths, methods, bodies, health, metrics, the end.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::house::{House, Script, saying, says};
+use crate::api::ApiConfig;
+
+const PATH: &str = "/v1/completions";
+
+async fn error_of(response: reqwest::Response) -> (u16, String, String) {
+    let status = response.status().as_u16();
+    assert!(response.headers().contains_key("x-request-id"));
+    let body: Value = response.json().await.unwrap();
+    let text = |name: &str| body["error"][name].as_str().unwrap().to_owned();
+    (status, text("code"), text("message"))
+}
+
+#[tokio::test]
+async fn models_are_listed() {
+    let house = House::open(|_| says("x")).await;
+    let get = async |path: &str| reqwest::get(format!("{}{path}", house.http)).await.unwrap();
+    let list: Value = get("/v1/models").await.json().await.unwrap();
+    assert_eq!((&list["object"], list["data"].as_array().unwrap().len()), (&json!("list"), 2));
+    let mut model: Value = get("/v1/models/org/chat").await.json().await.unwrap();
+    assert!(model["created"].take().as_u64().unwrap() > 1_500_000_000);
+    assert_eq!(model, json!({"id": "org/chat", "object": "model", "created": null, "owned_by": "cosec"}));
+    assert_eq!(list["data"][1]["id"], "org/chat");
+    let (status, code, _) = error_of(get("/v1/models/nobody").await).await;
+    assert_eq!((status, code.as_str()), (404, "not_found"));
+}
+
+#[tokio::test]
+async fn wrong_paths_methods_and_bodies() {
+    let house = House::open(|_| says("x")).await;
+    let client = reqwest::Client::new();
+    let url = |path: &str| format!("{}{path}", house.http);
+    let (status, code, _) = error_of(client.get(url("/v2")).send().await.unwrap()).await;
+    assert_eq!((status, code.as_str()), (404, "not_found"));
+    let (status, ..) = error_of(client.get(url(PATH)).send().await.unwrap()).await;
+    assert_eq!(status, 405);
+    let (status, ..) = error_of(client.delete(url("/v1/models")).send().await.unwrap()).await;
+    assert_eq!(status, 405);
+    let form = client.post(url(PATH)).header("content-type", "text/plain").body("{}");
+    let (status, _, message) = error_of(form.send().await.unwrap()).await;
+    assert_eq!(status, 415);
+    assert!(message.contains("text/plain"), "{message}");
+    let (status, ..) = error_of(client.post(url(PATH)).send().await.unwrap()).await;
+    assert_eq!(status, 415);
+    for body in ["", "{", "[]", "nul", "{\"model\": \"demo\", \"prompt\": \"x\", \"temperature\": NaN}", "\u{0}"] {
+        let request = client.post(url(PATH)).header("content-type", "application/json; charset=utf-8").body(body);
+        let (status, code, _) = error_of(request.send().await.unwrap()).await;
+        assert_eq!((status, code.as_str()), (400, "invalid_argument"), "{body}");
+    }
+    let raw = client.post(url(PATH)).header("content-type", "application/json").body(b"\xff\xfe".to_vec());
+    assert_eq!(error_of(raw.send().await.unwrap()).await.0, 400);
+}
+
+#[tokio::test]
+async fn bodies_are_bounded() {
+    let config = ApiConfig { max_body_bytes: 1000, max_prompt_bytes: 100, ..ApiConfig::default() };
+    let house = House::with(config, Duration::ZERO, |_| says("x")).await;
+    let (status, error) = house.refusal(PATH, &json!({"model": "demo", "prompt": "a".repeat(1000)})).await;
+    assert_eq!((status, error["code"].as_str()), (413, Some("payload_too_large")));
+    let (status, error) = house.refusal(PATH, &json!({"model": "demo", "prompt": "a".repeat(101)})).await;
+    assert_eq!((status, error["param"].as_str()), (413, Some("prompt")));
+    // Without a length in its head, the body is counted as it comes.
+    let chunks = futures::stream::iter((0..20).map(|_| Ok::<_, std::io::Error>(vec![b' '; 100])));
+    let request = reqwest::Client::new().post(format!("{}{PATH}", house.http));
+    let request = request.header("content-type", "application/json").body(reqwest::Body::wrap_stream(chunks));
+    assert_eq!(request.send().await.unwrap().status(), 413);
+    house.answer(PATH, &json!({"model": "demo", "prompt": "a"})).await;
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_arrive_is_given_up() {
+    let config = ApiConfig { body_timeout_seconds: 1, ..ApiConfig::default() };
+    let house = House::with(config, Duration::ZERO, |_| says("x")).await;
+    let mut socket = tokio::net::TcpStream::connect(house.http.trim_start_matches("http://")).await.unwrap();
+    let head =
+        format!("POST {PATH} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{{");
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 12];
+    socket.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer, b"HTTP/1.1 408");
+}
+
+#[tokio::test]
+async fn a_request_may_not_take_for_ever() {
+    let config = ApiConfig { request_timeout_seconds: 1, ..ApiConfig::default() };
+    let house = House::with(config, Duration::ZERO, |_| Script::Hang(saying("x"))).await;
+    let (status, error) = house.refusal(PATH, &json!({"model": "demo", "prompt": "a"})).await;
+    assert_eq!((status, error["code"].as_str()), (504, Some("deadline_exceeded")));
+    house.until_live(0).await;
+}
+
+#[tokio::test]
+async fn health_and_metrics() {
+    let house = House::open(|_| says("x")).await;
+    let get = async |path: &str| reqwest::get(format!("{}{path}", house.http)).await.unwrap();
+    assert_eq!(get("/health/live").await.status(), 200);
+    assert_eq!(get("/health/ready").await.status(), 200);
+    house.answer(PATH, &json!({"model": "demo", "prompt": "a"})).await;
+    house.trouble("demo has no expert");
+    let response = get("/health/ready").await;
+    assert_eq!(response.headers()["retry-after"], "1");
+    let (status, code, message) = error_of(response).await;
+    assert_eq!((status, code.as_str(), message.as_str()), (503, "unavailable", "demo has no expert"));
+    let (status, error) = house.refusal(PATH, &json!({"model": "demo", "prompt": "a"})).await;
+    assert_eq!(status, 503);
+    assert!(error["message"].as_str().unwrap().contains("demo has no expert"), "{error}");
+    let text = get("/metrics").await.text().await.unwrap();
+    for line in [
+        "cosec_door_requests_total{door=\"http\",route=\"/v1/completions\",status=\"200\"} 1",
+        "cosec_door_requests_total{door=\"http\",route=\"/v1/completions\",status=\"503\"} 1",
+        "cosec_door_request_seconds_count{door=\"http\",route=\"/v1/completions\"} 2",
+        "cosec_door_requests_in_flight{door=\"http\"} 1",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn request_ids_are_in_the_answer() {
+    let house = House::open(|_| says("x")).await;
+    let response = house.post(PATH, &json!({"model": "demo", "prompt": "a"})).await;
+    let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+    let answer: Value = response.json().await.unwrap();
+    assert_eq!(answer["id"], format!("cmpl-{id}"));
+}
+
+#[tokio::test]
+async fn draining_refuses_and_finishes() {
+    let house = House::with(ApiConfig::default(), Duration::from_millis(500), |_| Script::Hang(saying("x"))).await;
+    let asked = json!({"model": "demo", "prompt": "a", "stream": true});
+    let streaming = house.post(PATH, &asked).await;
+    house.until_live(1).await;
+    house.shutdown.cancel();
+    let (status, error) = loop {
+        let (status, error) =
+            house.refusal("/v1/completions", &json!({"model": "demo", "prompt": "a", "n": 0})).await;
+        if status != 400 {
+            break (status, error);
+        }
+    };
+    assert_eq!((status, error["code"].as_str()), (503, Some("unavailable")));
+    let ready = reqwest::get(format!("{}/health/ready", house.http)).await.unwrap();
+    assert_eq!(ready.status(), 503);
+    // The grace period passes, and the stream that would never end is told so.
+    let text = streaming.text().await.unwrap();
+    assert!(text.trim_end().ends_with('}') && text.contains("\"code\":\"unavailable\""), "{text}");
+    let theatre = house.theatre.clone();
+    house.ended().await.unwrap();
+    drop(theatre);
+}
+
+#[tokio::test]
+async fn draining_with_nothing_in_flight_is_quick() {
+    let house = House::with(ApiConfig::default(), Duration::from_secs(3600), |_| says("x")).await;
+    // An idle connection that its client keeps open.
+    house.answer(PATH, &json!({"model": "demo", "prompt": "a"})).await;
+    house.shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(60), house.ended()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() {
+    let house = House::open(|_| says("x")).await;
+    let address = house.http.trim_start_matches("http://");
+    let error = crate::server::Listeners::bind("127.0.0.1:0", address).await.err().unwrap().to_string();
+    assert!(error.contains(address) && error.contains("--grpc-listen"), "{error}");
+}

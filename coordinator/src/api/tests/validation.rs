@@ -1,0 +1,205 @@
+//! Every parameter of a completion: what is taken, and what is refused under its name.
+
+use cosec_proto::draw::Warp;
+use serde_json::{Value, json};
+
+use super::house::{House, says};
+use crate::request::{RuleSettings, Settings, Transport};
+
+const PATH: &str = "/v1/completions";
+
+fn body(more: &Value) -> Value {
+    let mut body = json!({"model": "demo", "prompt": "a"});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+#[tokio::test]
+async fn good_values_become_settings() {
+    let house = House::open(|_| says("x")).await;
+    let check = async |more: Value, holds: fn(&Settings) -> bool| {
+        house.answer(PATH, &body(&more)).await;
+        let settings = house.seen().last().unwrap().settings.clone();
+        assert!(holds(&settings), "{more}: {settings:?}");
+    };
+    check(json!({}), |s| {
+        s.n == 1
+            && s.max_tokens == Some(16)
+            && s.min_tokens == 0
+            && s.base == Warp::RAW
+            && s.expert == Warp::new(0.4, 0.95, 0).unwrap()
+            && s.rule == RuleSettings::Cosec { tau: 0.3 }
+            && s.logprobs.is_none()
+            && s.transport == Transport::Auto
+            && !(s.echo || s.report || s.reference_code)
+    })
+    .await;
+    check(json!({"n": 2, "best_of": 2}), |s| s.n == 2).await;
+    check(json!({"n": null, "stop": null, "cosec": null, "logit_bias": null}), |s| s.n == 1).await;
+    check(json!({"seed": 0}), |s| s.seed == 0).await;
+    check(json!({"seed": -1}), |s| s.seed == u64::MAX).await;
+    check(json!({"seed": u64::MAX}), |s| s.seed == u64::MAX).await;
+    check(json!({"max_tokens": 2047, "min_tokens": 2047}), |s| (s.max_tokens, s.min_tokens) == (Some(2047), 2047))
+        .await;
+    check(json!({"temperature": 0.7, "top_p": 0.5, "top_k": 3}), |s| {
+        s.base == Warp::new(0.7, 0.5, 3).unwrap() && s.expert == Warp::new(0.4, 0.95, 0).unwrap()
+    })
+    .await;
+    check(json!({"temperature": 0}), |s| s.base == Warp::GREEDY && s.expert.temperature() == 0.0).await;
+    check(json!({"temperature": 0, "cosec": {"expert_temperature": 0.4}}), |s| s.expert.temperature() == 0.4).await;
+    check(json!({"stop": "a"}), |s| s.stop == ["a"]).await;
+    check(json!({"stop": []}), |s| s.stop.is_empty()).await;
+    check(json!({"logprobs": 20}), |s| s.logprobs == Some(20)).await;
+    check(json!({"logit_bias": {"0": 100, "51199": -100.0}}), |s| {
+        s.adjustments.logit_bias.iter().eq([(&0, &100.0), (&51_199, &-100.0)])
+    })
+    .await;
+    check(json!({"frequency_penalty": -2, "presence_penalty": 2}), |s| {
+        (s.adjustments.frequency_penalty, s.adjustments.presence_penalty) == (-2.0, 2.0)
+    })
+    .await;
+    check(json!({"user": "me", "stream": false, "suffix": null}), |s| s.n == 1).await;
+}
+
+#[tokio::test]
+async fn the_cosec_object_chooses_the_rule() {
+    let house = House::open(|_| says("x")).await;
+    let check = async |more: Value, holds: fn(&Settings) -> bool| {
+        house.answer(PATH, &body(&more)).await;
+        let settings = house.seen().last().unwrap().settings.clone();
+        assert!(holds(&settings), "{more}: {settings:?}");
+    };
+    check(json!({"cosec": {"tau": 0, "reference_code": true}}), |s| {
+        s.rule == RuleSettings::Cosec { tau: 0.0 } && s.reference_code
+    })
+    .await;
+    check(json!({"cosec": {"rule": "linear"}}), |s| s.rule == RuleSettings::Linear { lambda: 0.5 }).await;
+    check(json!({"cosec": {"rule": "linear", "lambda": 1}}), |s| s.rule == RuleSettings::Linear { lambda: 1.0 })
+        .await;
+    check(json!({"cosec": {"rule": "product", "alpha": -2}}), |s| s.rule == RuleSettings::Product { alpha: -2.0 })
+        .await;
+    check(json!({"cosec": {"rule": "base_only"}}), |s| s.rule == RuleSettings::BaseOnly).await;
+    check(json!({"cosec": {"rule": "expert_only"}}), |s| {
+        s.rule == RuleSettings::ExpertOnly && s.expert == Warp::new(0.4, 0.95, 0).unwrap()
+    })
+    .await;
+    check(json!({"cosec": {"rule": "expert_only"}, "temperature": 0.7, "top_p": 0.5, "top_k": 3}), |s| {
+        s.expert == Warp::new(0.7, 0.5, 3).unwrap()
+    })
+    .await;
+    for transport in ["auto", "gather", "nucleus", "sample", "full"] {
+        house.answer(PATH, &body(&json!({"cosec": {"transport": transport, "report": true}}))).await;
+    }
+}
+
+#[tokio::test]
+async fn bad_values_are_refused_by_name() {
+    let house = House::open(|_| says("x")).await;
+    // What is sent, the parameter that is named, and a part of the message.
+    let cases = [
+        (json!({"model": 1}), "model", "a string"),
+        (json!({"model": null}), "model", "missing"),
+        (json!({"prompt": null}), "prompt", "missing"),
+        (json!({"prompt": ""}), "prompt", "empty"),
+        (json!({"prompt": []}), "prompt", "empty"),
+        (json!({"prompt": [[]]}), "prompt", "empty"),
+        (json!({"prompt": ["a", ""]}), "prompt", "empty"),
+        (json!({"prompt": 1}), "prompt", "a string"),
+        (json!({"prompt": {"a": 1}}), "prompt", "a string"),
+        (json!({"prompt": ["a", 1]}), "prompt", "prompt[1]"),
+        (json!({"prompt": [1, "a"]}), "prompt", "prompt[1]"),
+        (json!({"prompt": [1, -1]}), "prompt", "prompt[1]"),
+        (json!({"prompt": [[1], 2]}), "prompt", "prompt[1]"),
+        (json!({"prompt": [1, 51_200]}), "prompt", "51200 at 1"),
+        (json!({"prompt": [10_000_000_000_u64]}), "prompt", "prompt[0]"),
+        (json!({"suffix": 1}), "suffix", "a string"),
+        (json!({"n": 0}), "n", "n is 0; it must be from 1 to 128"),
+        (json!({"n": 129}), "n", "129"),
+        (json!({"n": 1.5}), "n", "whole number"),
+        (json!({"n": -1}), "n", "-1"),
+        (json!({"n": "1"}), "n", "\"1\""),
+        (json!({"n": true}), "n", "true"),
+        (json!({"prompt": ["a", "b", "c"], "n": 100}), "n", "300 choices"),
+        (json!({"best_of": 2}), "best_of", "equal to n"),
+        (json!({"seed": 1.5}), "seed", "64 bits"),
+        (json!({"max_tokens": 0}), "max_tokens", "at least 1"),
+        (json!({"max_tokens": -1}), "max_tokens", "-1"),
+        (json!({"max_tokens": 2048}), "max_tokens", "2049"),
+        (json!({"max_tokens": 4_294_967_295_u32}), "max_tokens", "2048"),
+        (json!({"prompt": vec![1; 2048]}), "prompt", "2048"),
+        (json!({"min_tokens": 17}), "min_tokens", "16"),
+        (json!({"temperature": -0.1}), "temperature", "-0.1"),
+        (json!({"temperature": "hot"}), "temperature", "\"hot\""),
+        (json!({"temperature": [1]}), "temperature", "[1]"),
+        (json!({"top_p": 0}), "top_p", "greater than 0"),
+        (json!({"top_p": 1.1}), "top_p", "1.1"),
+        (json!({"top_k": -1}), "top_k", "0 keeps every token"),
+        (json!({"stop": ""}), "stop", "0 bytes"),
+        (json!({"stop": ["a", ""]}), "stop", "stop string 1"),
+        (json!({"stop": "a".repeat(257)}), "stop", "257"),
+        (json!({"stop": vec!["a"; 17]}), "stop", "17"),
+        (json!({"stop": 1}), "stop", "list of strings"),
+        (json!({"stream": "yes"}), "stream", "true or false"),
+        (json!({"stream_options": {"include_usage": true}}), "stream_options", "stream"),
+        (json!({"stream": true, "stream_options": {"x": true}}), "stream_options.x", "not a parameter"),
+        (json!({"stream": true, "stream_options": 1}), "stream_options", "an object"),
+        (json!({"logprobs": 21}), "logprobs", "21"),
+        (json!({"logprobs": true}), "logprobs", "true"),
+        (json!({"echo": 1}), "echo", "true or false"),
+        (json!({"echo": true, "suffix": "a"}), "echo", "suffix"),
+        (json!({"logit_bias": {"51200": 1}}), "logit_bias", "below 51200"),
+        (json!({"logit_bias": {"a": 1}}), "logit_bias", "token id"),
+        (json!({"logit_bias": {"01": 1}}), "logit_bias", "token id"),
+        (json!({"logit_bias": {"-1": 1}}), "logit_bias", "token id"),
+        (json!({"logit_bias": {"5": 101}}), "logit_bias", "101"),
+        (json!({"logit_bias": {"5": "x"}}), "logit_bias", "logit_bias.5"),
+        (json!({"logit_bias": [1]}), "logit_bias", "an object"),
+        (json!({"frequency_penalty": 2.1}), "frequency_penalty", "from -2 to 2"),
+        (json!({"presence_penalty": -2.1}), "presence_penalty", "from -2 to 2"),
+        (json!({"presence_penalty": "a"}), "presence_penalty", "a number"),
+        (json!({"user": 1}), "user", "a string"),
+        (json!({"foo": 1}), "foo", "not a parameter"),
+        (json!({"foo": null}), "foo", "not a parameter"),
+        (json!({"messages": []}), "messages", "not a parameter"),
+        (json!({"cosec": 1}), "cosec", "an object"),
+        (json!({"cosec": {"colour": 1}}), "cosec.colour", "not a parameter"),
+        (json!({"cosec": {"rule": "magic"}}), "cosec.rule", "expert_only"),
+        (json!({"cosec": {"rule": 1}}), "cosec.rule", "a string"),
+        (json!({"cosec": {"tau": -0.1}}), "cosec.tau", "-0.1"),
+        (json!({"cosec": {"tau": "a"}}), "cosec.tau", "a number"),
+        (json!({"cosec": {"expert_temperature": -1}}), "cosec.expert_temperature", "-1"),
+        (json!({"cosec": {"expert_top_p": 0}}), "cosec.expert_top_p", "0"),
+        (json!({"cosec": {"reference_code": 1}}), "cosec.reference_code", "true or false"),
+        (json!({"cosec": {"lambda": 0.5}}), "cosec.lambda", "linear"),
+        (json!({"cosec": {"alpha": 0.5}}), "cosec.alpha", "product"),
+        (json!({"cosec": {"rule": "linear", "lambda": 1.1}}), "cosec.lambda", "1.1"),
+        (json!({"cosec": {"rule": "linear", "tau": 0.3}}), "cosec.tau", "no effect"),
+        (json!({"cosec": {"rule": "base_only", "expert_top_p": 0.5}}), "cosec.expert_top_p", "no effect"),
+        (json!({"cosec": {"rule": "product", "reference_code": false}}), "cosec.reference_code", "no effect"),
+        (json!({"cosec": {"transport": "pigeon"}}), "cosec.transport", "nucleus"),
+        (json!({"cosec": {"report": "yes"}}), "cosec.report", "true or false"),
+    ];
+    for (more, parameter, part) in cases {
+        let (status, error) = house.refusal(PATH, &body(&more)).await;
+        assert_eq!((status, error["param"].as_str()), (400, Some(parameter)), "{more}: {error}");
+        assert_eq!(error["type"], "invalid_request_error");
+        assert!(error["message"].as_str().unwrap().contains(part), "{more}: {error} does not say {part}");
+    }
+    let many: serde_json::Map<String, Value> = (0..1025).map(|id| (id.to_string(), json!(1))).collect();
+    let (status, error) = house.refusal(PATH, &body(&json!({"logit_bias": many}))).await;
+    assert_eq!((status, error["param"].as_str()), (400, Some("logit_bias")));
+    let (status, error) = house.refusal(PATH, &body(&json!({"model": "nobody"}))).await;
+    assert_eq!((status, error["param"].as_str(), error["code"].as_str()), (404, Some("model"), Some("not_found")));
+    assert!(house.seen().is_empty(), "nothing of this reached a session");
+    house.answer(PATH, &body(&json!({}))).await;
+}
+
+#[tokio::test]
+async fn a_context_that_is_too_small_is_told_in_figures() {
+    let house = House::open(|_| says("x")).await;
+    let (status, error) = house.refusal(PATH, &body(&json!({"prompt": vec![1; 2000], "max_tokens": 49}))).await;
+    assert_eq!((status, error["code"].as_str()), (400, Some("context_length_exceeded")));
+    let message = error["message"].as_str().unwrap();
+    assert!(["2000", "49", "2049", "2048"].iter().all(|figure| message.contains(figure)), "{message}");
+    house.answer(PATH, &body(&json!({"prompt": vec![1; 2000], "max_tokens": 48}))).await;
+}
