@@ -410,7 +410,8 @@ fn check(config: &CoreConfig) -> Result<(), StartError> {
             let what = "is empty; name the address of at least one worker, or set expert_absent to degrade";
             return problem(format!("models[{index}].expert"), what);
         }
-        for (role, addresses) in [("base", &model.base), ("expert", &model.expert), ("anti_expert", &model.anti_expert)]
+        for (role, addresses) in
+            [("base", &model.base), ("expert", &model.expert), ("anti_expert", &model.anti_expert)]
         {
             for (place, address) in addresses.iter().enumerate() {
                 if let Err(error) = transport::channel(address) {
@@ -426,7 +427,8 @@ fn check(config: &CoreConfig) -> Result<(), StartError> {
 fn members(models: &[ModelConfig]) -> Vec<Member> {
     let mut members = Vec::new();
     for model in models {
-        let lists = [(Role::Base, &model.base), (Role::Expert, &model.expert), (Role::AntiExpert, &model.anti_expert)];
+        let lists =
+            [(Role::Base, &model.base), (Role::Expert, &model.expert), (Role::AntiExpert, &model.anti_expert)];
         for (role, addresses) in lists {
             let member = |address: &String| Member { model: model.name.clone(), role, address: address.clone() };
             members.extend(addresses.iter().map(member));
@@ -446,8 +448,7 @@ fn tokenizers(models: &[ModelConfig]) -> Result<HashMap<String, String>, StartEr
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(fail(error.to_string())),
         };
-        let fingerprint =
-            tokenizer_fingerprint::fingerprint(&json).map_err(|error| fail(error.to_string()))?;
+        let fingerprint = tokenizer_fingerprint::fingerprint(&json).map_err(|error| fail(error.to_string()))?;
         fingerprints.insert(model.name.clone(), fingerprint);
     }
     Ok(fingerprints)

@@ -213,7 +213,8 @@ impl Driver {
         if let Reply::Rows(rows) = &mut reply {
             for row in rows {
                 if let RowView::Full(logits) = row {
-                    let over = |error: OverAdjusted| OperationError::new(ErrorCode::InvalidArgument, error.to_string());
+                    let over =
+                        |error: OverAdjusted| OperationError::new(ErrorCode::InvalidArgument, error.to_string());
                     self.adjuster.adjust(logits).map_err(over)?;
                 }
             }
@@ -258,7 +259,10 @@ impl Driver {
                 self.count(token);
             }
             SessionEvent::Degraded => {
-                tracing::warn!(model = self.opening.request.model, "a session goes on without its expert: unhardened");
+                tracing::warn!(
+                    model = self.opening.request.model,
+                    "a session goes on without its expert: unhardened"
+                );
                 self.opening.metrics.degraded_sessions.inc();
             }
             SessionEvent::Prompt(_) | SessionEvent::Finished(_) | SessionEvent::Failed(_) => {}
@@ -300,9 +304,7 @@ impl Merge {
     fn run(self) -> Event {
         match self.decide() {
             Ok(token) => Event::Decided(token),
-            Err(MergeError::Lacking(lacking)) => {
-                Event::Lacking { lacking, evidence: self.laws.into_evidence() }
-            }
+            Err(MergeError::Lacking(lacking)) => Event::Lacking { lacking, evidence: self.laws.into_evidence() },
             Err(error @ (MergeError::Logits(_) | MergeError::Law(_))) => {
                 Event::MergeFailed(SessionError { code: ErrorCode::WorkerFault, message: error.to_string() })
             }

@@ -35,7 +35,10 @@ impl Connection {
         Self { outgoing, waiting: Mutex::new(Some(HashMap::new())), next_op: AtomicU64::new(1), vocabulary }
     }
 
-    fn with_waiting<T>(&self, f: impl FnOnce(&mut Option<HashMap<u64, oneshot::Sender<worker::StepResponse>>>) -> T) -> T {
+    fn with_waiting<T>(
+        &self,
+        f: impl FnOnce(&mut Option<HashMap<u64, oneshot::Sender<worker::StepResponse>>>) -> T,
+    ) -> T {
         // A map of senders is valid whatever a panicking holder left.
         f(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
     }

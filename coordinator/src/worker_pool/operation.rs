@@ -129,9 +129,7 @@ impl Operation {
             View::Gather { warp, ids } => {
                 Wire::Gather(worker::Gather { warp: Some((*warp).into()), ids: ids.clone() })
             }
-            View::Nucleus { warp, cap } => {
-                Wire::Nucleus(worker::Nucleus { warp: Some((*warp).into()), cap: *cap })
-            }
+            View::Nucleus { warp, cap } => Wire::Nucleus(worker::Nucleus { warp: Some((*warp).into()), cap: *cap }),
             View::Sample { warp, purpose } => Wire::Sample(worker::Sample {
                 warp: Some((*warp).into()),
                 u: self.randomness.uniform(*purpose, self.at + row.offset),

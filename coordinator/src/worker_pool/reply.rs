@@ -80,9 +80,7 @@ pub fn check(
             Err(unknown) => OperationError::fault(format!("{unknown}")),
         }),
         (Some(Outcome::Rows(rows)), Ask::Rows(asked)) => check_rows(operation, asked, vocabulary, rows),
-        (Some(Outcome::Drafted(drafted)), Ask::Draft { k, .. }) => {
-            check_draft(operation, *k, vocabulary, drafted)
-        }
+        (Some(Outcome::Drafted(drafted)), Ask::Draft { k, .. }) => check_draft(operation, *k, vocabulary, drafted),
         (Some(Outcome::NeedPrefix(prefix)), Ask::Rows(_) | Ask::Draft { .. }) => {
             let have = prefix.have;
             if have < operation.at {

@@ -1,0 +1,155 @@
+//! A core with one mock base and one mock expert.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cosec_coordinator::core::{Core, CoreConfig, ModelConfig};
+use cosec_coordinator::request::{
+    Adjustments, FinishReason, RuleSettings, SessionError, SessionEvent, Settings, TokenEvent, TokenizedRequest,
+    Transport,
+};
+use cosec_coordinator::session::metrics::SessionMetrics;
+use cosec_proto::draw::Warp;
+use cosec_tests::mock_worker::{MockModel, MockWorker};
+use futures::StreamExt;
+use prometheus::Registry;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Longest wait for anything that should happen soon.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) struct Cluster {
+    pub(crate) base: MockWorker,
+    pub(crate) expert: MockWorker,
+    pub(crate) anti_expert: MockWorker,
+    pub(crate) core: Core,
+    pub(crate) metrics: Arc<SessionMetrics>,
+    pub(crate) shutdown: CancellationToken,
+}
+
+pub(crate) fn anti_expert() -> MockModel {
+    MockModel { salt: 3, fingerprint: "anti".to_owned(), ..MockModel::expert() }
+}
+
+pub(crate) fn config(base: &[&MockWorker], expert: &[&MockWorker]) -> CoreConfig {
+    let addresses = |workers: &[&MockWorker]| workers.iter().map(|worker| worker.address().to_string()).collect();
+    let model = ModelConfig {
+        name: "mock".to_owned(),
+        tokenizer: "no such directory".into(),
+        base: addresses(base),
+        expert: addresses(expert),
+        anti_expert: Vec::new(),
+    };
+    CoreConfig { models: vec![model], describe_interval_ms: 100, step_deadline_ms: 5_000, ..CoreConfig::default() }
+}
+
+pub(crate) fn start(config: CoreConfig) -> (Core, Arc<SessionMetrics>, CancellationToken) {
+    let metrics = Arc::new(SessionMetrics::register(&Registry::new()).unwrap());
+    let shutdown = CancellationToken::new();
+    let core = Core::start(config, Arc::clone(&metrics), TaskTracker::new(), shutdown.clone()).unwrap();
+    (core, metrics, shutdown)
+}
+
+impl Cluster {
+    pub(crate) async fn start() -> Self {
+        Self::with(MockModel::base(), MockModel::expert(), |_| {}).await
+    }
+
+    pub(crate) async fn with(base: MockModel, expert: MockModel, adapt: impl FnOnce(&mut CoreConfig)) -> Self {
+        let (base, expert) = (MockWorker::start(base).unwrap(), MockWorker::start(expert).unwrap());
+        let anti_expert = MockWorker::start(anti_expert()).unwrap();
+        let mut config = config(&[&base], &[&expert]);
+        adapt(&mut config);
+        if !config.models[0].anti_expert.is_empty() {
+            config.models[0].anti_expert = vec![anti_expert.address().to_string()];
+        }
+        let (core, metrics, shutdown) = start(config);
+        until("the core is ready", || core.ready().is_ok()).await;
+        Self { base, expert, anti_expert, core, metrics, shutdown }
+    }
+
+    pub(crate) async fn released(&self) {
+        until("all caches are given back", || {
+            self.base.sessions() + self.expert.sessions() + self.anti_expert.sessions() == 0
+        })
+        .await;
+    }
+}
+
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub(crate) fn settings(rule: RuleSettings) -> Settings {
+    Settings {
+        n: 1,
+        seed: 3407,
+        max_tokens: Some(40),
+        min_tokens: 0,
+        stop: Vec::new(),
+        base: Warp::new(0.8, 0.95, 0).unwrap(),
+        expert: Warp::new(0.6, 0.9, 0).unwrap(),
+        reference_code: false,
+        rule,
+        adjustments: Adjustments::default(),
+        transport: Transport::Auto,
+        logprobs: None,
+        echo: false,
+        report: false,
+        deadline: Instant::now() + PATIENCE,
+    }
+}
+
+pub(crate) fn request(settings: Settings, prompt: &[u32]) -> TokenizedRequest {
+    let max_new_tokens = settings.max_tokens.unwrap_or(40);
+    TokenizedRequest {
+        model: "mock".to_owned(),
+        prompt: prompt.into(),
+        sample: 0,
+        max_new_tokens,
+        settings: Arc::new(settings),
+    }
+}
+
+/// A prompt of `length` tokens.
+pub(crate) fn prompt(length: u32) -> Vec<u32> {
+    (0..length).map(|i| 1 + (i * 7 + i * i) % 60).collect()
+}
+
+/// How a session went.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Outcome {
+    pub(crate) tokens: Vec<TokenEvent>,
+    pub(crate) degraded: bool,
+    pub(crate) end: Result<FinishReason, SessionError>,
+}
+
+impl Outcome {
+    pub(crate) fn ids(&self) -> Vec<u32> {
+        self.tokens.iter().map(|token| token.id).collect()
+    }
+}
+
+pub(crate) async fn collect(core: &Core, request: TokenizedRequest) -> Outcome {
+    let stream = core.open(request).await.unwrap();
+    tokio::time::timeout(2 * PATIENCE, gather(stream)).await.expect("the session ends")
+}
+
+pub(crate) async fn gather(mut stream: cosec_coordinator::core::SessionStream) -> Outcome {
+    let mut outcome = Outcome { tokens: Vec::new(), degraded: false, end: Ok(FinishReason::Stop) };
+    while let Some(event) = stream.next().await {
+        match event {
+            SessionEvent::Prompt(_) => {}
+            SessionEvent::Token(token) => outcome.tokens.push(token),
+            SessionEvent::Degraded => outcome.degraded = true,
+            SessionEvent::Finished(reason) => outcome.end = Ok(reason),
+            SessionEvent::Failed(error) => outcome.end = Err(error),
+        }
+    }
+    outcome
+}

@@ -1,0 +1,94 @@
+//! The rules written out straight, in one process, from the mock models' rows: what sessions must reproduce.
+
+use cosec_coordinator::request::{ChosenBy, RuleSettings, TokenizedRequest};
+use cosec_proto::draw::{Distribution, Purpose, Randomness, Warp, inverse_cdf};
+use cosec_tests::mock_worker::MockModel;
+
+pub(crate) struct Models {
+    pub(crate) base: MockModel,
+    pub(crate) expert: MockModel,
+    pub(crate) anti_expert: Option<MockModel>,
+}
+
+/// The tokens of `request` and who chose them; an end token ends the list and is not in it.
+pub(crate) fn simulate(models: &Models, request: &TokenizedRequest) -> Vec<(u32, ChosenBy)> {
+    let mut history = request.prompt.to_vec();
+    let mut chosen = Vec::new();
+    for new in 0..request.max_new_tokens {
+        let (id, by) = next(models, request, &history, new);
+        if models.base.end_token_ids.contains(&id) {
+            break;
+        }
+        history.push(id);
+        chosen.push((id, by));
+    }
+    chosen
+}
+
+fn adjusted(models: &Models, model: &MockModel, request: &TokenizedRequest, history: &[u32], new: u32) -> Vec<f32> {
+    let settings = &request.settings;
+    let new_tokens = &history[request.prompt.len()..];
+    let mut row = model.row(history);
+    for (id, logit) in (0u32..).zip(&mut row) {
+        let count = new_tokens.iter().filter(|&&token| token == id).count();
+        if let Some(bias) = settings.adjustments.logit_bias.get(&id) {
+            *logit = (f64::from(*logit) + bias) as f32;
+        }
+        if count > 0 {
+            let penalty = settings.adjustments.frequency_penalty * count as f64;
+            *logit = (f64::from(*logit) - penalty - settings.adjustments.presence_penalty) as f32;
+        }
+        if new < settings.min_tokens && models.base.end_token_ids.contains(&id) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+    row
+}
+
+fn next(models: &Models, request: &TokenizedRequest, history: &[u32], new: u32) -> (u32, ChosenBy) {
+    let settings = &request.settings;
+    let u =
+        |purpose| Randomness { seed: settings.seed, sample: request.sample }.uniform(purpose, history.len() as u32);
+    let base_row = adjusted(models, &models.base, request, history, new);
+    let expert_row = adjusted(models, &models.expert, request, history, new);
+    let raw = settings.reference_code;
+    let fallback_warp = if raw { Warp::RAW } else { settings.base };
+    let judging_warp = if raw || settings.base.temperature() == 0.0 { Warp::RAW } else { settings.base };
+    let p = Distribution::warped(&base_row, &fallback_warp).unwrap();
+    let judged = Distribution::warped(&base_row, &judging_warp).unwrap();
+    let q = Distribution::warped(&expert_row, &settings.expert).unwrap();
+    match settings.rule {
+        RuleSettings::Cosec { tau } => {
+            let x = q.sample(u(Purpose::Draft));
+            if (judged.probability(x) / q.probability(x)).min(1.0) > tau {
+                (x, ChosenBy::Expert)
+            } else {
+                (p.sample(u(Purpose::Fallback)), ChosenBy::Base)
+            }
+        }
+        RuleSettings::Linear { lambda } => {
+            let mixed = |id| lambda * q.probability(id) + (1.0 - lambda) * p.probability(id);
+            let weights = (0..models.base.vocabulary).map(|id| (id, mixed(id)));
+            (inverse_cdf(weights, u(Purpose::Merged)), ChosenBy::Merged)
+        }
+        RuleSettings::Product { alpha } => {
+            let anti = models.anti_expert.as_ref().map(|model| adjusted(models, model, request, history, new));
+            let blended: Vec<f32> = (0..base_row.len())
+                .map(|id| {
+                    let against = anti.as_ref().map_or(0.0, |row| f64::from(row[id]));
+                    let against = if against == f64::NEG_INFINITY { 0.0 } else { against };
+                    let expert = f64::from(expert_row[id]);
+                    if base_row[id] == f32::NEG_INFINITY || expert == f64::NEG_INFINITY {
+                        f32::NEG_INFINITY
+                    } else {
+                        (f64::from(base_row[id]) + alpha * (expert - against)) as f32
+                    }
+                })
+                .collect();
+            let law = Distribution::warped(&blended, &fallback_warp).unwrap();
+            (law.sample(u(Purpose::Merged)), ChosenBy::Merged)
+        }
+        RuleSettings::BaseOnly => (p.sample(u(Purpose::Fallback)), ChosenBy::Base),
+        RuleSettings::ExpertOnly => (q.sample(u(Purpose::Draft)), ChosenBy::Expert),
+    }
+}

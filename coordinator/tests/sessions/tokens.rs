@@ -1,0 +1,272 @@
+//! Which tokens a session gives.
+
+use cosec_coordinator::request::{
+    Adjustments, ChosenBy, FinishReason, RuleSettings, SessionEvent, Settings, TokenizedRequest, Transport,
+};
+use cosec_proto::ErrorCode;
+use cosec_proto::draw::{Distribution, Warp};
+use cosec_tests::mock_worker::MockModel;
+use futures::StreamExt;
+use futures::future::join_all;
+
+use crate::cluster::{Cluster, anti_expert, collect, prompt, request, settings};
+use crate::simulation::{Models, simulate};
+
+const COSEC: RuleSettings = RuleSettings::Cosec { tau: 0.3 };
+
+const RULES: [RuleSettings; 5] = [
+    COSEC,
+    RuleSettings::Linear { lambda: 0.4 },
+    RuleSettings::Product { alpha: 0.7 },
+    RuleSettings::BaseOnly,
+    RuleSettings::ExpertOnly,
+];
+
+const TRANSPORTS: [Transport; 5] =
+    [Transport::Auto, Transport::Gather, Transport::Nucleus, Transport::Sample, Transport::Full];
+
+fn models() -> Models {
+    Models { base: MockModel::base(), expert: MockModel::expert(), anti_expert: None }
+}
+
+async fn check(cluster: &Cluster, models: &Models, request: TokenizedRequest) {
+    let expected = simulate(models, &request);
+    let settings = request.settings.clone();
+    let length = request.max_new_tokens as usize;
+    let outcome = collect(&cluster.core, request).await;
+    let chosen: Vec<_> = outcome.tokens.iter().map(|token| (token.id, token.chosen_by)).collect();
+    assert_eq!(chosen, expected, "{settings:?}: {:?}", outcome.end);
+    let end = if expected.len() == length { FinishReason::Length } else { FinishReason::Stop };
+    assert_eq!(outcome.end, Ok(end), "{settings:?}");
+}
+
+fn allowed(rule: RuleSettings, transport: Transport) -> bool {
+    match (rule, transport) {
+        (_, Transport::Auto | Transport::Full) | (RuleSettings::Cosec { .. }, _) => true,
+        (RuleSettings::Linear { .. }, transport) => transport == Transport::Nucleus,
+        (RuleSettings::Product { .. }, _) => false,
+        (RuleSettings::BaseOnly | RuleSettings::ExpertOnly, transport) => transport != Transport::Gather,
+    }
+}
+
+#[tokio::test]
+async fn every_rule_on_every_transport_gives_the_tokens_of_the_simulation() {
+    let cluster = Cluster::start().await;
+    for rule in RULES {
+        for transport in TRANSPORTS {
+            // 1 token, 1 operation, several operations.
+            for length in [1, 9, 53] {
+                let settings = Settings { transport, ..settings(rule) };
+                let request = request(settings, &prompt(length));
+                if allowed(rule, transport) {
+                    check(&cluster, &models(), request).await;
+                } else {
+                    let error = cluster.core.open(request).await.err().unwrap();
+                    assert_eq!(error.code, ErrorCode::InvalidArgument);
+                    assert!(error.message.contains("cosec.transport is"), "{}", error.message);
+                }
+            }
+        }
+    }
+    cluster.released().await;
+}
+
+#[tokio::test]
+async fn warps_of_all_kinds_give_the_tokens_of_the_simulation() {
+    let cluster = Cluster::start().await;
+    let warps = [Warp::GREEDY, Warp::RAW, Warp::new(0.4, 0.95, 0).unwrap(), Warp::new(1.3, 1.0, 3).unwrap()];
+    for rule in [COSEC, RuleSettings::Linear { lambda: 0.5 }, RuleSettings::BaseOnly] {
+        for transport in TRANSPORTS.into_iter().filter(|&transport| allowed(rule, transport)) {
+            for base in warps {
+                for expert in warps {
+                    for reference_code in [false, true] {
+                        let settings = Settings {
+                            transport,
+                            base,
+                            expert,
+                            reference_code,
+                            max_tokens: Some(12),
+                            ..settings(rule)
+                        };
+                        check(&cluster, &models(), request(settings, &prompt(5))).await;
+                    }
+                }
+            }
+        }
+    }
+    cluster.released().await;
+}
+
+#[tokio::test]
+async fn a_capped_nucleus_is_read_again_in_full() {
+    let (base, expert) = (MockModel::base(), MockModel::expert());
+    let large = |model: MockModel| MockModel { vocabulary: 6000, ..model };
+    let models = Models { base: large(base), expert: large(expert), anti_expert: None };
+    let cluster = Cluster::with(models.base.clone(), models.expert.clone(), |_| {}).await;
+    for rule in [COSEC, RuleSettings::Linear { lambda: 0.5 }] {
+        let raw = Settings {
+            transport: Transport::Nucleus,
+            base: Warp::RAW,
+            expert: Warp::RAW,
+            max_tokens: Some(8),
+            ..settings(rule)
+        };
+        check(&cluster, &models, request(raw, &prompt(5))).await;
+    }
+}
+
+#[tokio::test]
+async fn sixteen_at_once_give_the_tokens_of_each_alone() {
+    let cluster = Cluster::start().await;
+    let requests = (0..16u32).map(|i| {
+        let transport = TRANSPORTS[i as usize % 5];
+        let settings = Settings { seed: u64::from(i / 8), transport, ..settings(COSEC) };
+        TokenizedRequest { sample: i % 8, ..request(settings, &prompt(3 + 5 * i)) }
+    });
+    let models = &models();
+    join_all(requests.map(|request| check(&cluster, models, request))).await;
+    cluster.released().await;
+}
+
+#[tokio::test]
+async fn samples_and_seeds_differ() {
+    let cluster = Cluster::start().await;
+    let of = |seed, sample| {
+        let request = request(Settings { seed, ..settings(COSEC) }, &prompt(5));
+        TokenizedRequest { sample, ..request }
+    };
+    let one = collect(&cluster.core, of(1, 0)).await.ids();
+    assert_ne!(one, collect(&cluster.core, of(1, 1)).await.ids());
+    assert_ne!(one, collect(&cluster.core, of(2, 0)).await.ids());
+}
+
+#[tokio::test]
+async fn adjustments_and_min_tokens_apply_to_both_models() {
+    let anti = anti_expert();
+    let cluster = Cluster::with(MockModel::base(), MockModel::expert(), |config| {
+        config.models[0].anti_expert = vec!["to be replaced".to_owned()];
+    })
+    .await;
+    let models = Models { anti_expert: Some(anti), ..models() };
+    let adjustments = Adjustments {
+        frequency_penalty: 0.7,
+        presence_penalty: -0.4,
+        logit_bias: [(0, 4.0), (7, 1.5), (9, -100.0)].into(),
+    };
+    for rule in RULES {
+        let settings = Settings { adjustments: adjustments.clone(), min_tokens: 6, ..settings(rule) };
+        let request = request(settings, &prompt(11));
+        // The bias makes the end token likely: the ban is felt.
+        let tokens = simulate(&models, &request).len();
+        assert!(tokens >= 6, "{tokens}");
+        check(&cluster, &models, request).await;
+    }
+    cluster.released().await;
+}
+
+#[tokio::test]
+async fn a_ban_of_everything_is_the_client_s_fault() {
+    let cluster = Cluster::start().await;
+    let everything = (1..64).map(|id| (id, f64::NEG_INFINITY)).collect();
+    let adjustments = Adjustments { logit_bias: everything, ..Adjustments::default() };
+    let settings = Settings { adjustments, min_tokens: 2, ..settings(COSEC) };
+    let outcome = collect(&cluster.core, request(settings, &prompt(4))).await;
+    assert_eq!(outcome.end.unwrap_err().code, ErrorCode::InvalidArgument);
+}
+
+#[tokio::test]
+async fn scores_are_those_of_the_law_that_tokens_are_drawn_from() {
+    let cluster = Cluster::start().await;
+    let settings = Settings { logprobs: Some(3), echo: true, max_tokens: Some(5), ..settings(COSEC) };
+    let request = request(settings, &prompt(40));
+    let expected = simulate(&models(), &request);
+    let history = request.prompt.to_vec();
+    let mut stream = cluster.core.open(request).await.unwrap();
+
+    let Some(SessionEvent::Prompt(scores)) = stream.next().await else { panic!("scores of the prompt come first") };
+    assert_eq!(scores.len(), history.len());
+    assert_eq!(scores[0], None);
+    for (position, score) in scores.iter().enumerate().skip(1) {
+        let law = Distribution::warped(&MockModel::base().row(&history[..position]), &Warp::RAW).unwrap();
+        let score = score.as_ref().unwrap();
+        assert_eq!(score.log_probability, law.probability(history[position]).ln());
+        assert_eq!(score.alternatives.len(), 3);
+        let best = law.probabilities().iter().copied().fold(0.0, f64::max);
+        assert_eq!(score.alternatives[0].1, best.ln());
+        assert!(score.alternatives[0].1 >= score.alternatives[1].1);
+    }
+
+    let mut history = history;
+    for (id, _) in expected {
+        let Some(SessionEvent::Token(token)) = stream.next().await else { panic!("a token") };
+        assert_eq!(token.id, id);
+        let row = |model: MockModel| model.row(&history);
+        let p = Distribution::warped(&row(MockModel::base()), &Warp::new(0.8, 0.95, 0).unwrap()).unwrap();
+        let q = Distribution::warped(&row(MockModel::expert()), &Warp::new(0.6, 0.9, 0).unwrap()).unwrap();
+        let accepted = |x: u32| q.probability(x) > 0.0 && (p.probability(x) / q.probability(x)).min(1.0) > 0.3;
+        let rejected: f64 = q.iter().filter(|&(x, _)| !accepted(x)).map(|(_, mass)| mass).sum();
+        let law = f64::from(u8::from(accepted(id))) * q.probability(id) + rejected * p.probability(id);
+        let score = token.score.unwrap();
+        assert!((score.log_probability - law.ln()).abs() < 1e-9, "{} {}", score.log_probability, law.ln());
+        assert!(score.alternatives.len() <= 3);
+        history.push(id);
+    }
+    assert!(matches!(stream.next().await, Some(SessionEvent::Finished(_))));
+    assert!(stream.next().await.is_none());
+    drop(stream);
+    cluster.released().await;
+}
+
+#[tokio::test]
+async fn a_prompt_can_be_scored_alone() {
+    let cluster = Cluster::start().await;
+    for length in [1, 70] {
+        let settings = Settings { logprobs: Some(0), echo: true, max_tokens: Some(0), ..settings(COSEC) };
+        let mut stream = cluster.core.open(request(settings, &prompt(length))).await.unwrap();
+        let Some(SessionEvent::Prompt(scores)) = stream.next().await else { panic!("scores") };
+        assert_eq!(scores.iter().flatten().count() as u32, length - 1);
+        assert!(matches!(stream.next().await, Some(SessionEvent::Finished(FinishReason::Length))));
+    }
+    cluster.released().await;
+    assert_eq!(cluster.expert.operations(), 0);
+}
+
+#[tokio::test]
+async fn the_report_is_filled_where_the_rule_looked_and_the_same_on_every_transport() {
+    let cluster = Cluster::start().await;
+    let mut first = None;
+    for transport in TRANSPORTS {
+        let outcome = collect(&cluster.core, request(Settings { transport, ..settings(COSEC) }, &prompt(8))).await;
+        for token in &outcome.tokens {
+            assert!(token.p.is_some_and(|p| p > 0.0), "{token:?}");
+            assert_eq!(token.q.is_some(), token.chosen_by == ChosenBy::Expert);
+        }
+        let by = |who| outcome.tokens.iter().filter(|token| token.chosen_by == who).count();
+        assert!(by(ChosenBy::Expert) > 0 && by(ChosenBy::Base) > 0);
+        match &first {
+            None => first = Some(outcome),
+            Some(first) => assert_eq!(*first, outcome, "{transport:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn models_with_rows_of_different_length_decode_together() {
+    let base = MockModel { vocabulary: 70, ..MockModel::base() };
+    let models = Models { base: base.clone(), expert: MockModel::expert(), anti_expert: None };
+    // Padding that is never drawn, as in trained models: the base's first 64 logits are those of the simulation.
+    let cluster = Cluster::with(base, MockModel::expert(), |_| {}).await;
+    let bias = (64..70).map(|id| (id, -100.0)).collect();
+    for rule in [COSEC, RuleSettings::Linear { lambda: 0.4 }, RuleSettings::BaseOnly] {
+        let adjustments =
+            Adjustments { logit_bias: std::collections::BTreeMap::clone(&bias), ..Adjustments::default() };
+        check(&cluster, &models, request(Settings { adjustments, ..settings(rule) }, &prompt(9))).await;
+    }
+    // The expert's proposals beyond the base's rows are rejected.
+    let expert = MockModel { vocabulary: 90, ..MockModel::expert() };
+    let models = Models { expert: expert.clone(), ..self::models() };
+    let cluster = Cluster::with(MockModel::base(), expert, |_| {}).await;
+    for transport in TRANSPORTS {
+        check(&cluster, &models, request(Settings { transport, ..settings(COSEC) }, &prompt(9))).await;
+    }
+}

@@ -1,0 +1,425 @@
+//! A worker whose model is a hash: the protocol of the real one over a real socket, with faults on demand.
+//!
+//! Its logits depend on the whole history, so a lost, repeated or foreign token changes every later row.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use cosec_proto::draw::{Distribution, Purpose, Randomness, Warp};
+use cosec_proto::worker::worker_server::WorkerServer;
+use cosec_proto::worker::{self, step_request, step_response};
+use cosec_proto::{ErrorCode, transport};
+use futures::Stream;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming};
+
+/// The model and the manners of a mock worker.
+#[derive(Clone, Debug)]
+pub struct MockModel {
+    /// What it says it hosts.
+    pub role: worker::Role,
+    /// Length of a row.
+    pub vocabulary: u32,
+    /// Keeps its rows apart from other models'.
+    pub salt: u64,
+    /// Largest logit of the part that all models share; the part of its own goes to 1.
+    pub agreement: f32,
+    /// In tokens.
+    pub context_tokens: u32,
+    /// In tokens.
+    pub max_operation_tokens: u32,
+    /// Ids that end a generation.
+    pub end_token_ids: Vec<u32>,
+    /// As described.
+    pub fingerprint: String,
+    /// As described.
+    pub tokenizer_fingerprint: String,
+}
+
+impl MockModel {
+    /// A base of 64 tokens.
+    #[must_use]
+    pub fn base() -> Self {
+        Self {
+            role: worker::Role::Base,
+            vocabulary: 64,
+            salt: 1,
+            agreement: 3.0,
+            context_tokens: 2048,
+            max_operation_tokens: 16,
+            end_token_ids: vec![0],
+            fingerprint: "base".to_owned(),
+            tokenizer_fingerprint: "tokenizer".to_owned(),
+        }
+    }
+
+    /// An expert that agrees with [`Self::base`] now and then.
+    #[must_use]
+    pub fn expert() -> Self {
+        let (role, fingerprint) = (worker::Role::Expert, "expert".to_owned());
+        Self { role, salt: 2, fingerprint, max_operation_tokens: 24, ..Self::base() }
+    }
+
+    /// Logits behind `history`.
+    #[must_use]
+    pub fn row(&self, history: &[u32]) -> Vec<f32> {
+        let state = history.iter().fold(0x9e37_79b9, |state, &token| mix(state ^ u64::from(token)));
+        let noise =
+            |salt: u64, id: u32| (mix(state ^ mix(salt ^ u64::from(id) << 32)) >> 40) as f32 / (1 << 24) as f32;
+        (0..self.vocabulary).map(|id| self.agreement * noise(0, id) + noise(self.salt, id)).collect()
+    }
+}
+
+/// The finaliser of splitmix64.
+fn mix(mut z: u64) -> u64 {
+    z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Changes a response before it is sent; `None` is never sent.
+pub type Fault = dyn Fn(worker::StepResponse) -> Option<worker::StepResponse> + Send + Sync;
+
+/// A running mock worker. Dropping it is a kill: every connection breaks.
+pub struct MockWorker {
+    address: SocketAddr,
+    hosted: Arc<Hosted>,
+    health: tonic_health::server::HealthReporter,
+    runtime: Option<Runtime>,
+}
+
+struct Hosted {
+    model: MockModel,
+    sessions: Mutex<HashMap<Vec<u8>, Cache>>,
+    fault: Mutex<Option<Box<Fault>>>,
+    delay: Mutex<Duration>,
+    operations: AtomicU64,
+    cancelled: AtomicU64,
+}
+
+#[derive(Default)]
+struct Cache {
+    tokens: Vec<u32>,
+    /// Whether the row behind the last token is kept.
+    kept: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl MockWorker {
+    /// Serves `model` on a free port.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn start(model: MockModel) -> std::io::Result<Self> {
+        Self::start_on(model, SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    /// Serves `model` on `address`, such as that of a worker that was killed.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn start_on(model: MockModel, address: SocketAddr) -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let hosted = Arc::new(Hosted {
+            model,
+            sessions: Mutex::default(),
+            fault: Mutex::default(),
+            delay: Mutex::default(),
+            operations: AtomicU64::new(0),
+            cancelled: AtomicU64::new(0),
+        });
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let service = WorkerServer::new(Service(Arc::clone(&hosted)))
+            .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(transport::MAX_MESSAGE_BYTES);
+        let reporter = health.clone();
+        let listener = {
+            let _entered = runtime.enter();
+            TcpListener::from_std(listener)?
+        };
+        runtime.spawn(async move {
+            reporter.set_serving::<WorkerServer<Service>>().await;
+            let server = transport::server().add_service(health_service).add_service(service);
+            let served = server.serve_with_incoming(TcpListenerStream::new(listener)).await;
+            if let Err(error) = served {
+                eprintln!("mock worker: {error}");
+            }
+        });
+        Ok(Self { address, hosted, health, runtime: Some(runtime) })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Sessions that hold a cache.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        lock(&self.hosted.sessions).len()
+    }
+
+    /// Operations answered or in vain.
+    #[must_use]
+    pub fn operations(&self) -> u64 {
+        self.hosted.operations.load(Ordering::SeqCst)
+    }
+
+    /// Operations that were withdrawn in time.
+    #[must_use]
+    pub fn cancelled(&self) -> u64 {
+        self.hosted.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Distorts every response from now on.
+    pub fn set_fault(&self, fault: Option<Box<Fault>>) {
+        *lock(&self.hosted.fault) = fault;
+    }
+
+    /// Time that every operation takes from now on.
+    pub fn set_delay(&self, delay: Duration) {
+        *lock(&self.hosted.delay) = delay;
+    }
+
+    /// What the health service says.
+    pub async fn set_serving(&self, serving: bool) {
+        if serving {
+            self.health.set_serving::<WorkerServer<Service>>().await;
+        } else {
+            self.health.set_not_serving::<WorkerServer<Service>>().await;
+        }
+    }
+
+    /// Forgets all caches, as a worker short of blocks may.
+    pub fn evict(&self) {
+        lock(&self.hosted.sessions).clear();
+    }
+}
+
+impl Drop for MockWorker {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// The gRPC service of a mock worker.
+pub struct Service(Arc<Hosted>);
+
+#[tonic::async_trait]
+impl worker::worker_server::Worker for Service {
+    async fn describe(
+        &self,
+        _: Request<worker::DescribeRequest>,
+    ) -> Result<Response<worker::DescribeResponse>, Status> {
+        let model = &self.0.model;
+        Ok(Response::new(worker::DescribeResponse {
+            role: model.role.into(),
+            model: "mock".to_owned(),
+            fingerprint: model.fingerprint.clone(),
+            tokenizer_fingerprint: model.tokenizer_fingerprint.clone(),
+            vocabulary: model.vocabulary,
+            context_tokens: model.context_tokens,
+            end_token_ids: model.end_token_ids.clone(),
+            max_operation_tokens: model.max_operation_tokens,
+            sessions: lock(&self.0.sessions).len() as u32,
+            ..worker::DescribeResponse::default()
+        }))
+    }
+
+    type StepStream = Pin<Box<dyn Stream<Item = Result<worker::StepResponse, Status>> + Send>>;
+
+    async fn step(
+        &self,
+        request: Request<Streaming<worker::StepRequest>>,
+    ) -> Result<Response<Self::StepStream>, Status> {
+        let mut requests = request.into_inner();
+        let (queue, mut queued) = mpsc::channel::<worker::StepRequest>(1024);
+        let (responses, answered) = mpsc::channel(1024);
+        let withdrawn = Arc::new(Mutex::new(HashSet::new()));
+        let noted = Arc::clone(&withdrawn);
+        tokio::spawn(async move {
+            while let Ok(Some(request)) = requests.message().await {
+                if let Some(step_request::Operation::Cancel(cancel)) = request.operation {
+                    lock(&noted).insert(cancel.target);
+                } else if queue.send(request).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let hosted = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            while let Some(request) = queued.recv().await {
+                let delay = *lock(&hosted.delay);
+                tokio::time::sleep(delay).await;
+                let op = request.op;
+                let outcome = if lock(&withdrawn).remove(&op) {
+                    hosted.cancelled.fetch_add(1, Ordering::SeqCst);
+                    failure(ErrorCode::Cancelled, "withdrawn")
+                } else {
+                    hosted.perform(request)
+                };
+                hosted.operations.fetch_add(1, Ordering::SeqCst);
+                let response = worker::StepResponse { op, outcome: Some(outcome), queue_us: 1, compute_us: 2 };
+                let response = match &*lock(&hosted.fault) {
+                    Some(fault) => fault(response),
+                    None => Some(response),
+                };
+                if let Some(response) = response
+                    && responses.send(Ok(response)).await.is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(answered))))
+    }
+}
+
+fn failure(code: ErrorCode, message: &str) -> step_response::Outcome {
+    step_response::Outcome::Failure(worker::Failure { code: code.name().to_owned(), message: message.to_owned() })
+}
+
+impl Hosted {
+    fn perform(&self, request: worker::StepRequest) -> step_response::Outcome {
+        let performed = match request.operation {
+            Some(step_request::Operation::Extend(extend)) => self.extend(&extend),
+            Some(step_request::Operation::Draft(draft)) => self.draft(&draft),
+            Some(step_request::Operation::Release(release)) => {
+                lock(&self.sessions).remove(&release.session);
+                Ok(step_response::Outcome::Released(worker::Released {}))
+            }
+            Some(step_request::Operation::Cancel(_)) | None => {
+                Err(failure(ErrorCode::InvalidArgument, "no operation"))
+            }
+        };
+        performed.unwrap_or_else(|outcome| outcome)
+    }
+
+    /// Truncates and feeds; returns the history afterwards.
+    fn feed(
+        &self,
+        session: &[u8],
+        at: u32,
+        tokens: &[u32],
+        reads_kept: bool,
+    ) -> Result<Vec<u32>, step_response::Outcome> {
+        if tokens.iter().any(|&token| token >= self.model.vocabulary) {
+            return Err(failure(ErrorCode::InvalidArgument, "a token id is out of range"));
+        }
+        if tokens.len() > self.model.max_operation_tokens as usize {
+            return Err(failure(ErrorCode::InvalidArgument, "too many tokens"));
+        }
+        if at as usize + tokens.len() > self.model.context_tokens as usize {
+            return Err(failure(ErrorCode::ContextLengthExceeded, "too long"));
+        }
+        let need = |have: usize| step_response::Outcome::NeedPrefix(worker::NeedPrefix { have: have as u32 });
+        let mut sessions = lock(&self.sessions);
+        let at = at as usize;
+        let have = sessions.get(session).map_or(0, |cache| cache.tokens.len());
+        if have < at {
+            return Err(need(have));
+        }
+        let kept = sessions.get(session).is_some_and(|cache| cache.kept && cache.tokens.len() == at);
+        if reads_kept && !kept {
+            return Err(need(at.saturating_sub(1)));
+        }
+        let cache = sessions.entry(session.to_vec()).or_default();
+        cache.tokens.truncate(at);
+        cache.tokens.extend_from_slice(tokens);
+        cache.kept = kept || !tokens.is_empty();
+        Ok(cache.tokens.clone())
+    }
+
+    fn extend(&self, extend: &worker::Extend) -> Result<step_response::Outcome, step_response::Outcome> {
+        let reads_kept = extend.rows.iter().any(|row| row.offset == 0);
+        if extend.rows.iter().any(|row| row.offset as usize > extend.tokens.len()) {
+            return Err(failure(ErrorCode::InvalidArgument, "offset behind the tokens"));
+        }
+        let history = self.feed(&extend.session, extend.at, &extend.tokens, reads_kept)?;
+        let mut rows = Vec::new();
+        for ask in &extend.rows {
+            let logits = self.model.row(&history[..(extend.at + ask.offset) as usize]);
+            rows.push(worker::Row { offset: ask.offset, content: Some(view(ask, &logits)?) });
+        }
+        Ok(step_response::Outcome::Rows(worker::Rows { length: history.len() as u32, rows }))
+    }
+
+    fn draft(&self, draft: &worker::Draft) -> Result<step_response::Outcome, step_response::Outcome> {
+        let mut history = self.feed(&draft.session, draft.at, &draft.tokens, draft.tokens.is_empty())?;
+        let warp = warp(draft.warp)?;
+        let randomness = draft.randomness.map_or(Randomness { seed: 0, sample: 0 }, Randomness::from);
+        let (mut ids, mut probabilities) = (Vec::new(), Vec::new());
+        for _ in 0..draft.k {
+            let law = law(&self.model.row(&history), &warp)?;
+            let id = law.sample(randomness.uniform(Purpose::Draft, history.len() as u32));
+            ids.push(id);
+            probabilities.push(law.probability(id));
+            history.push(id);
+        }
+        history.pop();
+        let length = history.len() as u32;
+        if let Some(cache) = lock(&self.sessions).get_mut(&draft.session) {
+            cache.tokens = history;
+        }
+        Ok(step_response::Outcome::Drafted(worker::Drafted { length, ids, probabilities }))
+    }
+}
+
+fn warp(wire: Option<worker::Warp>) -> Result<Warp, step_response::Outcome> {
+    let wire = wire.ok_or_else(|| failure(ErrorCode::InvalidArgument, "no warp"))?;
+    Warp::try_from(wire).map_err(|error| failure(ErrorCode::InvalidArgument, &error.to_string()))
+}
+
+fn law(logits: &[f32], warp: &Warp) -> Result<Distribution, step_response::Outcome> {
+    Distribution::warped(logits, warp).map_err(|error| failure(ErrorCode::Internal, &error.to_string()))
+}
+
+fn view(ask: &worker::RowRequest, logits: &[f32]) -> Result<worker::row::Content, step_response::Outcome> {
+    use worker::row::Content;
+    use worker::row_request::View;
+    Ok(match &ask.view {
+        Some(View::Gather(gather)) => {
+            let law = law(logits, &warp(gather.warp)?)?;
+            let probabilities = gather.ids.iter().map(|&id| law.probability(id)).collect();
+            Content::Gathered(worker::Gathered { probabilities })
+        }
+        Some(View::Sample(sample)) => {
+            let law = law(logits, &warp(sample.warp)?)?;
+            let id = law.sample(sample.u);
+            Content::Sampled(worker::Sampled { id, probability: law.probability(id) })
+        }
+        Some(View::Nucleus(nucleus)) => {
+            let law = law(logits, &warp(nucleus.warp)?)?;
+            let mut survivors: Vec<(u32, f64)> = law.iter().collect();
+            let complete = survivors.len() <= nucleus.cap as usize;
+            survivors.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            survivors.truncate(nucleus.cap as usize);
+            survivors.sort_by_key(|&(id, _)| id);
+            let (ids, probabilities) = survivors.into_iter().unzip();
+            let log_normaliser = law.log_normaliser();
+            Content::Nucleus(worker::NucleusRow { ids, probabilities, complete, log_normaliser })
+        }
+        Some(View::Full(_)) => Content::Full(worker::FullRow {
+            precision: worker::Precision::F32.into(),
+            logits: logits.iter().flat_map(|logit| logit.to_le_bytes()).collect(),
+        }),
+        None => return Err(failure(ErrorCode::InvalidArgument, "no view")),
+    })
+}
