@@ -4,7 +4,7 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 use cosec_worker::check::{self, CheckArgs};
 use cosec_worker::config::{CacheSize, Config, Flags};
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }
@@ -62,15 +62,16 @@ fn serve(flags: &Flags) -> anyhow::Result<ExitCode> {
         .worker_threads(2)
         .enable_all()
         .build()
-        .context("the runtime cannot be started")?;
+        .map_err(|cause| anyhow!("the runtime cannot be started: {cause}"))?;
     runtime.block_on(run(config))?;
     Ok(ExitCode::SUCCESS)
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+    let unhandled = |cause| anyhow!("signals cannot be handled: {cause}");
+    let mut terminate = signal(SignalKind::terminate()).map_err(unhandled)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(unhandled)?;
     let asked = shutdown.clone();
     tokio::spawn(async move {
         tokio::select! {

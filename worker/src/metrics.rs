@@ -1,5 +1,6 @@
 //! What Prometheus scrapes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Router;
@@ -28,12 +29,13 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers every figure in a registry of its own.
+    /// Registers every figure in a registry of its own, labelled with the worker's `role`.
     ///
     /// # Errors
     /// When two figures have the same name, which is a defect.
-    pub fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new();
+    pub fn new(role: &str) -> Result<Self, prometheus::Error> {
+        let labels = HashMap::from([("role".to_owned(), role.to_owned())]);
+        let registry = Registry::new_custom(None, Some(labels))?;
         let seconds = exponential_buckets(0.000_1, 2.0, 20)?;
         let counts = exponential_buckets(1.0, 2.0, 13)?;
         let metrics = Self {
@@ -65,8 +67,8 @@ impl Metrics {
             )?,
             sessions: IntGauge::new("cosec_worker_sessions", "Open sessions.")?,
             streams: IntGauge::new("cosec_worker_streams", "Open streams of coordinators.")?,
-            total_blocks: IntGauge::new("cosec_worker_kv_blocks", "Blocks of the KV cache.")?,
-            free_blocks: IntGauge::new("cosec_worker_kv_blocks_free", "Blocks of the KV cache that nobody holds.")?,
+            total_blocks: IntGauge::new("cosec_worker_blocks", "Blocks of the KV cache.")?,
+            free_blocks: IntGauge::new("cosec_worker_blocks_free", "Blocks of the KV cache that nobody holds.")?,
             row_bytes: IntCounterVec::new(
                 Opts::new("cosec_worker_row_bytes_total", "Bytes of rows sent, by view."),
                 &["view"],

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cosec_proto::transport;
+use cosec_proto::worker::Role;
 use cosec_proto::worker::worker_server::WorkerServer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -83,7 +84,7 @@ impl Server {
         F: FnOnce() -> Result<(M, EngineOptions), LoadError> + Send + 'static,
     {
         let address = self.address;
-        let metrics = Arc::new(Metrics::new().map_err(ServeError::Metrics)?);
+        let metrics = Arc::new(Metrics::new(role_label(identity.role)).map_err(ServeError::Metrics)?);
         let tracker = TaskTracker::new();
         let closing = CancellationToken::new();
         let (health, health_service) = health_reporter();
@@ -138,6 +139,15 @@ async fn bind(key: &'static str, listen: SocketAddr) -> Result<(TcpListener, Soc
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
+}
+
+fn role_label(role: Role) -> &'static str {
+    match role {
+        Role::Unspecified => "unspecified",
+        Role::Base => "base",
+        Role::Expert => "expert",
+        Role::AntiExpert => "anti-expert",
+    }
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {

@@ -16,8 +16,9 @@ use cosec_proto::worker::{
     StepRequest, StepResponse,
 };
 use cosec_proto::{SessionId, transport};
-use cosec_worker::engine::EngineOptions;
-use cosec_worker::server::{ServeError, Server};
+use cosec_worker::engine::{EngineOptions, Model};
+use cosec_worker::model_runner::ModelRunner;
+use cosec_worker::server::{LoadError, ServeError, Server};
 use cosec_worker::service::Identity;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -67,17 +68,31 @@ impl Harness {
 
     /// Serves; the model is loaded when `loading` returns.
     pub(crate) async fn start_loading(options: EngineOptions, loading: impl FnOnce() + Send + 'static) -> Self {
-        let any = "127.0.0.1:0".parse().unwrap();
-        let server = Server::bind(any, Some(any)).await.unwrap();
-        let (address, metrics_address) = (server.address(), server.metrics_address().unwrap());
         let gate = Arc::new(Gate::default());
-        let shutdown = CancellationToken::new();
-        let identity = Identity { role: Role::Expert, model: "fake".to_owned() };
         let model = FakeModel::new(options.blocks, options.block_tokens, Arc::clone(&gate));
         let load = move || {
             loading();
             Ok((model, options))
         };
+        Self::serve(gate, load).await
+    }
+
+    /// Serves a real model.
+    pub(crate) async fn start_model(model: ModelRunner, options: EngineOptions) -> Self {
+        let harness = Self::serve(Arc::default(), move || Ok((model, options))).await;
+        harness.reaches_health(ServingStatus::Serving).await;
+        harness
+    }
+
+    async fn serve<M: Model>(
+        gate: Arc<Gate>,
+        load: impl FnOnce() -> Result<(M, EngineOptions), LoadError> + Send + 'static,
+    ) -> Self {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let server = Server::bind(any, Some(any)).await.unwrap();
+        let (address, metrics_address) = (server.address(), server.metrics_address().unwrap());
+        let shutdown = CancellationToken::new();
+        let identity = Identity { role: Role::Expert, model: "fake".to_owned() };
         let server = tokio::spawn(server.run(identity, load, PATIENCE, shutdown.clone()));
         let channel = transport::channel(&address.to_string()).unwrap();
         Self { address, metrics_address, gate, shutdown, server, channel }

@@ -110,19 +110,19 @@ async fn figures_are_scraped() {
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();
     let expected = [
-        "cosec_worker_operations_total{kind=\"extend\",outcome=\"rows\"} 1",
-        "cosec_worker_operations_total{kind=\"extend\",outcome=\"need_prefix\"} 1",
-        "cosec_worker_operations_total{kind=\"draft\",outcome=\"drafted\"} 1",
-        "cosec_worker_operations_total{kind=\"unknown\",outcome=\"invalid_argument\"} 1",
-        "cosec_worker_step_seconds_count{phase=\"prefill\"} 2",
-        "cosec_worker_step_seconds_count{phase=\"decode\"} 3",
-        "cosec_worker_step_tokens_sum 103",
-        "cosec_worker_sessions 1",
-        "cosec_worker_streams 1",
-        "cosec_worker_kv_blocks 512",
-        "cosec_worker_kv_blocks_free 486",
-        "cosec_worker_queue_seconds_count 3",
-        "cosec_worker_row_bytes_total{view=\"full\"} 24",
+        "cosec_worker_operations_total{kind=\"extend\",outcome=\"rows\",role=\"expert\"} 1",
+        "cosec_worker_operations_total{kind=\"extend\",outcome=\"need_prefix\",role=\"expert\"} 1",
+        "cosec_worker_operations_total{kind=\"draft\",outcome=\"drafted\",role=\"expert\"} 1",
+        "cosec_worker_operations_total{kind=\"unknown\",outcome=\"invalid_argument\",role=\"expert\"} 1",
+        "cosec_worker_step_seconds_count{phase=\"prefill\",role=\"expert\"} 2",
+        "cosec_worker_step_seconds_count{phase=\"decode\",role=\"expert\"} 3",
+        "cosec_worker_step_tokens_sum{role=\"expert\"} 103",
+        "cosec_worker_sessions{role=\"expert\"} 1",
+        "cosec_worker_streams{role=\"expert\"} 1",
+        "cosec_worker_blocks{role=\"expert\"} 512",
+        "cosec_worker_blocks_free{role=\"expert\"} 486",
+        "cosec_worker_queue_seconds_count{role=\"expert\"} 3",
+        "cosec_worker_row_bytes_total{role=\"expert\",view=\"full\"} 24",
     ];
     for line in expected {
         assert!(text.contains(line), "{line:?} is not in {text}");

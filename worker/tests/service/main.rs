@@ -3,6 +3,7 @@
 mod fake_model;
 mod harness;
 
+mod golden_rows;
 mod lifecycle;
 mod malformed;
 mod operations;
