@@ -3,7 +3,7 @@
 //! A row goes through its keys in tiles counted from its first key, in ascending order; blocks only say where a key
 //! lies. So neither their size nor their order, nor the rows beside it, change a bit of the result.
 
-use super::lanes::{LANES, Task, exp, multiply_add, reduce, sum};
+use super::lanes::{LANES, Simd, Task, add_scaled, dot_products, exp, sum};
 use crate::kernels::{CacheShape, Place};
 
 /// Keys whose scores are held at once.
@@ -28,7 +28,7 @@ impl Task for Attend<'_> {
 
     /// Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run<S: Simd>(self, simd: S) {
         let width = self.query.len();
         let scale = 1.0 / (width as f32).sqrt();
         let end = self.place.position + 1;
@@ -43,11 +43,12 @@ impl Task for Attend<'_> {
             let mut weights = [f32::NEG_INFINITY; TILE];
             for (i, weight) in weights.iter_mut().take(count).enumerate() {
                 let key = &self.keys[at(tile + i)..][..width];
-                *weight = reduce(self.query, key, multiply_add::<FUSED>) * scale;
+                let [[score]] = dot_products(simd, [self.query], [key]);
+                *weight = score * scale;
             }
             let new_max = weights.iter().copied().fold(max, f32::max);
             if new_max > max {
-                let shrink = exp::<FUSED>(max - new_max);
+                let shrink = exp::<S>(max - new_max);
                 total *= shrink;
                 self.out.iter_mut().for_each(|out| *out *= shrink);
                 max = new_max;
@@ -55,16 +56,13 @@ impl Task for Attend<'_> {
             let mut lanes = [0.0; LANES];
             for weights in weights.as_chunks_mut::<LANES>().0 {
                 for lane in 0..LANES {
-                    weights[lane] = exp::<FUSED>(weights[lane] - max);
+                    weights[lane] = exp::<S>(weights[lane] - max);
                     lanes[lane] += weights[lane];
                 }
             }
             total += sum(lanes);
             for (i, &weight) in weights.iter().take(count).enumerate() {
-                let value = &self.values[at(tile + i)..][..width];
-                for (out, &value) in self.out.iter_mut().zip(value) {
-                    *out = multiply_add::<FUSED>(weight, value, *out);
-                }
+                add_scaled(simd, weight, &self.values[at(tile + i)..][..width], self.out);
             }
         }
         self.out.iter_mut().for_each(|out| *out /= total);

@@ -1,6 +1,6 @@
 //! What works on one row, or one element, at a time.
 
-use super::lanes::{Task, exp, multiply_add, reduce, sigmoid};
+use super::lanes::{LANES, Simd, Task, exp, multiply_add, sigmoid, sum};
 use crate::kernels::{Activation, NormKind, Pairs, RotaryLayout};
 
 /// One row through a normalisation.
@@ -17,14 +17,14 @@ impl Task for Normalise<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run<S: Simd>(self, _: S) {
         let width = self.x.len() as f32;
         let mean = match self.kind {
             NormKind::RootMeanSquare => 0.0,
-            NormKind::Layer => reduce(self.x, self.x, |x, _, total| total + x) / width,
+            NormKind::Layer => reduce(self.x, |x, total| total + x) / width,
         };
-        let square = |x: f32, _, total| multiply_add::<FUSED>(x - mean, x - mean, total);
-        let variance = reduce(self.x, self.x, square) / width;
+        let square = |x: f32, total| multiply_add::<S>(x - mean, x - mean, total);
+        let variance = reduce(self.x, square) / width;
         let scale = 1.0 / (variance + self.epsilon).sqrt();
         for ((out, &x), &weight) in self.out.iter_mut().zip(self.x).zip(self.weight) {
             *out = (x - mean) * scale * weight;
@@ -33,6 +33,22 @@ impl Task for Normalise<'_> {
             self.out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
         }
     }
+}
+
+/// Adds up `term` over `x` in lanes: element `i` goes to lane `i % LANES`.
+#[inline(always)]
+fn reduce(x: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut total = [0.0; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        for lane in 0..LANES {
+            total[lane] = term(x[lane], total[lane]);
+        }
+    }
+    for (lane, &x) in rest.iter().enumerate() {
+        total[lane] = term(x, total[lane]);
+    }
+    sum(total)
 }
 
 /// Rotates one row's heads in place.
@@ -47,7 +63,7 @@ impl Task for Rotate<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run<S: Simd>(self, _: S) {
         let half = self.rotary.width / 2;
         let (cos, sin) = self.angles.split_at(half);
         for head in self.heads.chunks_exact_mut(self.head_width) {
@@ -56,12 +72,12 @@ impl Task for Rotate<'_> {
                 Pairs::Halves => {
                     let (a, b) = head.split_at_mut(half);
                     for (((a, b), &cos), &sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
-                        (*a, *b) = turn::<FUSED>(*a, *b, cos, sin);
+                        (*a, *b) = turn::<S>(*a, *b, cos, sin);
                     }
                 }
                 Pairs::Neighbours => {
                     for ((pair, &cos), &sin) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
-                        *pair = turn::<FUSED>(pair[0], pair[1], cos, sin).into();
+                        *pair = turn::<S>(pair[0], pair[1], cos, sin).into();
                     }
                 }
             }
@@ -70,8 +86,8 @@ impl Task for Rotate<'_> {
 }
 
 #[inline(always)]
-fn turn<const FUSED: bool>(a: f32, b: f32, cos: f32, sin: f32) -> (f32, f32) {
-    (multiply_add::<FUSED>(a, cos, -(b * sin)), multiply_add::<FUSED>(b, cos, a * sin))
+fn turn<S: Simd>(a: f32, b: f32, cos: f32, sin: f32) -> (f32, f32) {
+    (multiply_add::<S>(a, cos, -(b * sin)), multiply_add::<S>(b, cos, a * sin))
 }
 
 /// Applies a nonlinearity in place.
@@ -84,10 +100,10 @@ impl Task for Activate<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run<S: Simd>(self, _: S) {
         match self.activation {
-            Activation::Silu => self.x.iter_mut().for_each(|x| *x *= sigmoid::<FUSED>(*x)),
-            Activation::GeluTanh => self.x.iter_mut().for_each(|x| *x = gelu_tanh::<FUSED>(*x)),
+            Activation::Silu => self.x.iter_mut().for_each(|x| *x *= sigmoid::<S>(*x)),
+            Activation::GeluTanh => self.x.iter_mut().for_each(|x| *x = gelu_tanh::<S>(*x)),
             Activation::GeluErf => self.x.iter_mut().for_each(|x| *x = gelu_erf(*x)),
         }
     }
@@ -105,19 +121,19 @@ impl Task for ActivateGated<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run<S: Simd>(self, simd: S) {
         self.out.copy_from_slice(self.gate);
-        Activate { activation: self.activation, x: &mut *self.out }.run::<FUSED>();
+        Activate { activation: self.activation, x: &mut *self.out }.run(simd);
         self.out.iter_mut().zip(self.up).for_each(|(out, up)| *out *= up);
     }
 }
 
 /// `x/2 · (1 + tanh(y)) = x · sigmoid(2y)`, which loses no digits where tanh is near -1.
 #[inline(always)]
-fn gelu_tanh<const FUSED: bool>(x: f32) -> f32 {
+fn gelu_tanh<S: Simd>(x: f32) -> f32 {
     const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
-    let inner = multiply_add::<FUSED>(0.044_715 * x * x, x, x);
-    x / (1.0 + exp::<FUSED>(-TWICE_SQRT_2_OVER_PI * inner))
+    let inner = multiply_add::<S>(0.044_715 * x * x, x, x);
+    x / (1.0 + exp::<S>(-TWICE_SQRT_2_OVER_PI * inner))
 }
 
 #[inline(always)]

@@ -1,8 +1,14 @@
 //! Eight floats at a time, with or without fused multiply-add.
 //!
-//! A kernel is written once, over arrays of eight lanes that the compiler turns into vector registers, and compiled
-//! twice: for AVX2 with FMA, and for whatever the target's baseline is. Which one runs is decided when the kernels are
-//! made, so that all results of a process are rounded alike.
+//! A kernel is written once, over [`Simd`], and compiled twice: for AVX2 with FMA, and for whatever the target's
+//! baseline is. Which one runs is decided when the kernels are made, so that all results of a process are rounded
+//! alike.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{
+    __m256, _mm_loadu_si128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps,
+    _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+};
 
 use half::{bf16, f16};
 
@@ -19,26 +25,56 @@ pub(super) trait Task {
     /// What it computes.
     type Output;
 
-    /// Computes it, fusing multiplications and additions when `FUSED`.
-    fn run<const FUSED: bool>(self) -> Self::Output;
+    /// Computes it with the given instructions.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Instructions on eight floats. A value is the proof that the machine has them.
+pub(super) trait Simd: Copy {
+    /// Eight floats.
+    type Vector: Copy;
+
+    /// Whether [`Self::multiply_add`] rounds once.
+    const FUSED: bool;
+
+    fn zero(self) -> Self::Vector;
+    fn splat(self, value: f32) -> Self::Vector;
+    fn load_f32(self, values: &Lanes) -> Self::Vector;
+    fn load_bf16(self, values: &[bf16; LANES]) -> Self::Vector;
+    fn load_f16(self, values: &[f16; LANES]) -> Self::Vector;
+    fn store(self, vector: Self::Vector, to: &mut Lanes);
+    /// `a · b + c`.
+    fn multiply_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
 }
 
 /// The instruction sets that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InstructionSet {
-    /// x86-64 with AVX2 and FMA.
+    /// x86-64 with AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
-    Avx2,
+    Avx2(Avx2),
     /// The target's baseline.
     Baseline,
 }
+
+/// AVX2, FMA and F16C; only [`InstructionSet::detect`] makes one.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Avx2(());
+
+/// The target's baseline.
+#[derive(Clone, Copy)]
+pub(super) struct Baseline;
 
 impl InstructionSet {
     /// The best that this machine has.
     pub(super) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
-        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-            return Self::Avx2;
+        {
+            use std::is_x86_feature_detected as has;
+            if has!("avx2") && has!("fma") && has!("f16c") {
+                return Self::Avx2(Avx2(()));
+            }
         }
         Self::Baseline
     }
@@ -49,57 +85,164 @@ impl InstructionSet {
         match self {
             #[cfg(target_arch = "x86_64")]
             #[expect(unsafe_code, reason = "calls code compiled for instructions that not every machine has")]
-            // SAFETY: this variant is only made after both features were detected.
-            Self::Avx2 => unsafe { fused(task) },
-            // Every AArch64 has fused multiply-add; elsewhere it would be a slow library call.
-            Self::Baseline => task.run::<{ cfg!(target_arch = "aarch64") }>(),
+            // SAFETY: an `Avx2` is only made after the features were detected.
+            Self::Avx2(avx2) => unsafe { fused(task, avx2) },
+            Self::Baseline => task.run(Baseline),
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn fused<T: Task>(task: T) -> T::Output {
-    task.run::<true>()
+#[target_feature(enable = "avx2,fma,f16c")]
+fn fused<T: Task>(task: T, avx2: Avx2) -> T::Output {
+    task.run(avx2)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "instructions that not every machine has, and loads through pointers")]
+// SAFETY of all blocks: an `Avx2` is only made after the features were detected, and references to arrays of eight
+// are valid for the unaligned loads and stores of eight.
+impl Simd for Avx2 {
+    type Vector = __m256;
+    const FUSED: bool = true;
+
+    #[inline(always)]
+    fn zero(self) -> __m256 {
+        unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m256 {
+        unsafe { _mm256_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn load_f32(self, values: &Lanes) -> __m256 {
+        unsafe { _mm256_loadu_ps(values.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, values: &[bf16; LANES]) -> __m256 {
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(values.as_ptr().cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, values: &[f16; LANES]) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(values.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn store(self, vector: __m256, to: &mut Lanes) {
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), vector) }
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+}
+
+impl Simd for Baseline {
+    type Vector = Lanes;
+    // Every AArch64 has fused multiply-add; elsewhere it would be a slow library call.
+    const FUSED: bool = cfg!(target_arch = "aarch64");
+
+    #[inline(always)]
+    fn zero(self) -> Lanes {
+        [0.0; LANES]
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Lanes {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load_f32(self, values: &Lanes) -> Lanes {
+        *values
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, values: &[bf16; LANES]) -> Lanes {
+        values.map(bf16::to_f32)
+    }
+
+    #[inline(always)]
+    fn load_f16(self, values: &[f16; LANES]) -> Lanes {
+        values.map(f16::to_f32)
+    }
+
+    #[inline(always)]
+    fn store(self, vector: Lanes, to: &mut Lanes) {
+        *to = vector;
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, a: Lanes, b: Lanes, mut c: Lanes) -> Lanes {
+        for lane in 0..LANES {
+            c[lane] = multiply_add::<Self>(a[lane], b[lane], c[lane]);
+        }
+        c
+    }
 }
 
 /// A type in which weights are stored.
-pub(super) trait Element: Copy + Send + Sync {
+pub(super) trait Element: Copy + Default + Send + Sync {
     /// The same number as f32.
     fn widen(self) -> f32;
+
+    /// Eight of them as f32.
+    fn load<S: Simd>(simd: S, values: &[Self; LANES]) -> S::Vector;
 }
 
 impl Element for f32 {
-    #[inline(always)]
     fn widen(self) -> f32 {
         self
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, values: &[f32; LANES]) -> S::Vector {
+        simd.load_f32(values)
     }
 }
 
 impl Element for bf16 {
-    #[inline(always)]
     fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
+        self.to_f32()
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, values: &[bf16; LANES]) -> S::Vector {
+        simd.load_bf16(values)
     }
 }
 
 impl Element for f16 {
-    /// Written with integer operations because the crate's own conversion does not vectorise.
-    #[inline(always)]
     fn widen(self) -> f32 {
-        let bits = u32::from(self.to_bits());
-        let sign = (bits & 0x8000) << 16;
-        // Exponent and mantissa in their f32 places; the product moves the exponent's bias and makes subnormals normal.
-        let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((254 - 15) << 23);
-        let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
-        f32::from_bits(sign | special | magnitude.to_bits())
+        self.to_f32()
     }
+
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, values: &[f16; LANES]) -> S::Vector {
+        simd.load_f16(values)
+    }
+}
+
+/// Up to eight values, with zeros behind them.
+#[inline(always)]
+pub(super) fn padded<W: Element>(values: &[W]) -> [W; LANES] {
+    let mut padded = [W::default(); LANES];
+    padded[..values.len()].copy_from_slice(values);
+    padded
 }
 
 /// `a · b + c`.
 #[inline(always)]
-pub(super) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED { a.mul_add(b, c) } else { a * b + c }
+pub(super) fn multiply_add<S: Simd>(a: f32, b: f32, c: f32) -> f32 {
+    if S::FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
 /// The sum of the lanes, as a tree.
@@ -109,20 +252,69 @@ pub(super) fn sum(lanes: Lanes) -> f32 {
     ((a + e) + (c + g)) + ((b + f) + (d + h))
 }
 
-/// Adds up `term` over both slices in lanes: element `i` goes to lane `i % LANES`.
+/// Dot products of some rows `x` with some rows `w`, all of one length.
+///
+/// Element `i` goes to lane `i % LANES`, in ascending order, whatever `R` and `C` are: so a dot product has the same
+/// bits whatever is computed beside it.
 #[inline(always)]
-pub(super) fn reduce(x: &[f32], y: &[f32], term: impl Fn(f32, f32, f32) -> f32) -> f32 {
-    let mut total = [0.0; LANES];
-    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
-    for (x, y) in x.iter().zip(y) {
-        for lane in 0..LANES {
-            total[lane] = term(x[lane], y[lane], total[lane]);
+pub(super) fn dot_products<const R: usize, const C: usize, S: Simd, W: Element>(
+    simd: S,
+    x: [&[f32]; R],
+    w: [&[W]; C],
+) -> [[f32; C]; R] {
+    let whole = x[0].len() / LANES;
+    let mut total = [[simd.zero(); C]; R];
+    let mut x_chunks: [&[Lanes]; R] = [&[]; R];
+    let mut w_chunks: [&[[W; LANES]]; C] = [&[]; C];
+    for r in 0..R {
+        x_chunks[r] = &x[r].as_chunks::<LANES>().0[..whole];
+    }
+    for c in 0..C {
+        w_chunks[c] = &w[c].as_chunks::<LANES>().0[..whole];
+    }
+    for step in 0..whole {
+        let mut w = [simd.zero(); C];
+        for c in 0..C {
+            w[c] = W::load(simd, &w_chunks[c][step]);
+        }
+        for r in 0..R {
+            let x = simd.load_f32(&x_chunks[r][step]);
+            for c in 0..C {
+                total[r][c] = simd.multiply_add(x, w[c], total[r][c]);
+            }
         }
     }
-    for (lane, (&x, &y)) in x_rest.iter().zip(y_rest).enumerate() {
-        total[lane] = term(x, y, total[lane]);
+    let rest = whole * LANES;
+    if rest < x[0].len() {
+        for r in 0..R {
+            let x = simd.load_f32(&padded(&x[r][rest..]));
+            for c in 0..C {
+                total[r][c] = simd.multiply_add(x, W::load(simd, &padded(&w[c][rest..])), total[r][c]);
+            }
+        }
     }
-    sum(total)
+    let mut sums = [[0.0; C]; R];
+    for r in 0..R {
+        for c in 0..C {
+            let mut lanes = [0.0; LANES];
+            simd.store(total[r][c], &mut lanes);
+            sums[r][c] = sum(lanes);
+        }
+    }
+    sums
+}
+
+/// `out += scale · x`.
+#[inline(always)]
+pub(super) fn add_scaled<S: Simd>(simd: S, scale: f32, x: &[f32], out: &mut [f32]) {
+    let factor = simd.splat(scale);
+    let ((x, x_rest), (out, out_rest)) = (x.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
+    for (x, out) in x.iter().zip(out) {
+        simd.store(simd.multiply_add(factor, simd.load_f32(x), simd.load_f32(out)), out);
+    }
+    for (x, out) in x_rest.iter().zip(out_rest) {
+        *out = multiply_add::<S>(scale, *x, *out);
+    }
 }
 
 /// `e^x` to about two units in the last place; 0 below -87.
@@ -130,21 +322,21 @@ pub(super) fn reduce(x: &[f32], y: &[f32], term: impl Fn(f32, f32, f32) -> f32) 
 /// Cephes' `expf`: `x = n ln 2 + r` with |r| <= ln 2 / 2, a polynomial for `e^r`, and `2^n` by its bits. Free of
 /// branches, so that loops over it vectorise.
 #[inline(always)]
-pub(super) fn exp<const FUSED: bool>(x: f32) -> f32 {
+pub(super) fn exp<S: Simd>(x: f32) -> f32 {
     // Adding and subtracting 1.5 · 2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
     const LN_2_HIGH: f32 = 0.693_359_375;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-87.0, 88.0);
-    let shifted = multiply_add::<FUSED>(clamped, std::f32::consts::LOG2_E, ROUND);
+    let shifted = multiply_add::<S>(clamped, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = multiply_add::<FUSED>(n, -LN_2_HIGH, clamped);
-    let r = multiply_add::<FUSED>(n, -LN_2_LOW, r);
+    let r = multiply_add::<S>(n, -LN_2_HIGH, clamped);
+    let r = multiply_add::<S>(n, -LN_2_LOW, r);
     let mut p = 1.987_569_1e-4;
     for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5] {
-        p = multiply_add::<FUSED>(p, r, coefficient);
+        p = multiply_add::<S>(p, r, coefficient);
     }
-    let p = multiply_add::<FUSED>(p * r, r, r) + 1.0;
+    let p = multiply_add::<S>(p * r, r, r) + 1.0;
     // The low bits of `shifted` are n, -126 to 127 after the clamp: the exponent's field holds it. NaN stays in `p`.
     let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     if x < -87.0 { 0.0 } else { p * power }
@@ -152,6 +344,6 @@ pub(super) fn exp<const FUSED: bool>(x: f32) -> f32 {
 
 /// `1 / (1 + e^-x)`.
 #[inline(always)]
-pub(super) fn sigmoid<const FUSED: bool>(x: f32) -> f32 {
-    1.0 / (1.0 + exp::<FUSED>(-x))
+pub(super) fn sigmoid<S: Simd>(x: f32) -> f32 {
+    1.0 / (1.0 + exp::<S>(-x))
 }

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
-use super::lanes::{Element, InstructionSet, LANES, Lanes, Task, multiply_add, sum};
+use super::lanes::{Element, InstructionSet, Simd, Task, dot_products};
 
 /// Multiplications below which waking other threads costs more than it saves.
 const PARALLEL_FROM: usize = 1 << 17;
@@ -54,14 +54,14 @@ impl<W: Element> Task for Stripe<'_, W> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run<S: Simd>(self, simd: S) {
         let rows = self.x.len() / self.inputs;
         let mut row = 0;
         while row < rows {
             match rows - row {
-                1 => self.tiles::<1, 4, FUSED>(row),
-                2 | 3 => self.tiles::<2, 4, FUSED>(row),
-                _ => self.tiles::<4, 2, FUSED>(row),
+                1 => self.tiles::<1, 4, S>(simd, row),
+                2 | 3 => self.tiles::<2, 4, S>(simd, row),
+                _ => self.tiles::<4, 2, S>(simd, row),
             }
             row += match rows - row {
                 1 => 1,
@@ -75,23 +75,23 @@ impl<W: Element> Task for Stripe<'_, W> {
 impl<W: Element> Stripe<'_, W> {
     /// `R` rows from `row` on against all columns, `C` at a time.
     #[inline(always)]
-    fn tiles<const R: usize, const C: usize, const FUSED: bool>(&self, row: usize) {
+    fn tiles<const R: usize, const C: usize, S: Simd>(&self, simd: S, row: usize) {
         let columns = self.weight.len() / self.inputs;
         let whole = columns - columns % C;
         for column in (0..whole).step_by(C) {
-            self.tile::<R, C, FUSED>(row, column);
+            self.tile::<R, C, S>(simd, row, column);
         }
         for column in whole..columns {
-            self.tile::<R, 1, FUSED>(row, column);
+            self.tile::<R, 1, S>(simd, row, column);
         }
     }
 
     #[inline(always)]
-    fn tile<const R: usize, const C: usize, const FUSED: bool>(&self, row: usize, column: usize) {
+    fn tile<const R: usize, const C: usize, S: Simd>(&self, simd: S, row: usize, column: usize) {
         let inputs = self.inputs;
         let x: [&[f32]; R] = std::array::from_fn(|r| &self.x[(row + r) * inputs..][..inputs]);
         let w: [&[W]; C] = std::array::from_fn(|c| &self.weight[(column + c) * inputs..][..inputs]);
-        let dots = dot_products::<R, C, FUSED, W>(x, w);
+        let dots = dot_products(simd, x, w);
         for (r, dots) in dots.into_iter().enumerate() {
             for (c, dot) in dots.into_iter().enumerate() {
                 let column = self.first + column + c;
@@ -100,36 +100,6 @@ impl<W: Element> Stripe<'_, W> {
             }
         }
     }
-}
-
-#[inline(always)]
-fn dot_products<const R: usize, const C: usize, const FUSED: bool, W: Element>(
-    x: [&[f32]; R],
-    w: [&[W]; C],
-) -> [[f32; C]; R] {
-    let steps = x[0].len() / LANES;
-    let mut total = [[[0.0; LANES]; C]; R];
-    let whole_x: [&[Lanes]; R] = std::array::from_fn(|r| &x[r].as_chunks::<LANES>().0[..steps]);
-    let whole_w: [&[[W; LANES]]; C] = std::array::from_fn(|c| &w[c].as_chunks::<LANES>().0[..steps]);
-    for step in 0..steps {
-        let w: [Lanes; C] = std::array::from_fn(|c| whole_w[c][step].map(W::widen));
-        for r in 0..R {
-            let x = &whole_x[r][step];
-            for c in 0..C {
-                for lane in 0..LANES {
-                    total[r][c][lane] = multiply_add::<FUSED>(x[lane], w[c][lane], total[r][c][lane]);
-                }
-            }
-        }
-    }
-    for (lane, i) in (steps * LANES..x[0].len()).enumerate() {
-        for r in 0..R {
-            for c in 0..C {
-                total[r][c][lane] = multiply_add::<FUSED>(x[r][i], w[c][i].widen(), total[r][c][lane]);
-            }
-        }
-    }
-    total.map(|row| row.map(sum))
 }
 
 /// A matrix that several threads write at once, each its own columns.
