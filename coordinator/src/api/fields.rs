@@ -113,16 +113,19 @@ impl<'a> Fields<'a> {
 /// When the value is not `expected`.
 pub(crate) fn typed<'a, T: Deserialize<'a>>(path: String, raw: &'a RawValue, expected: &str) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_str(raw.get());
-    serde_path_to_error::deserialize(&mut json).map_err(|error| {
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let inner = error.path().to_string();
         if inner == "." {
-            return ApiError::value(path, shown(raw), expected);
+            return ApiError::value(&path, shown(raw), expected);
         }
         let separator = if inner.starts_with('[') { "" } else { "." };
         let place = format!("{path}{separator}{inner}");
         let cause = without_position(&error.inner().to_string());
-        ApiError::field(place.clone(), format!("{place}: {cause}; {path} must be {expected}"))
-    })
+        ApiError::field(&place, format!("{place}: {cause}; {path} must be {expected}"))
+    })?;
+    // A whole number of 128 bits is read up to the point of a fraction.
+    json.end().map_err(|_| ApiError::value(&path, shown(raw), expected))?;
+    Ok(value)
 }
 
 /// The beginning of a client's value, for messages.

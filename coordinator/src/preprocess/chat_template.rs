@@ -171,12 +171,12 @@ mod tests {
             json!({"chat_template": TEMPLATE, "bos_token": {"content": "<s>", "lstrip": false}, "eos_token": "</s>"});
         let template = loaded(&config, None).unwrap().unwrap();
         let text = template.render(&[message("system", " be brief "), message("user", "hi")]).unwrap();
-        assert_eq!(text, "<s><|SYSTEM|>be brief</s><|USER|>hi</s><|ASSISTANT|>");
+        assert_eq!(text, "<s><|SYSTEM|>be brief</s>\n<|USER|>hi</s>\n<|ASSISTANT|>");
     }
 
     #[test]
     fn a_template_may_reject_messages() {
-        let template = loaded(&json!({"chat_template": TEMPLATE}), None).unwrap().unwrap();
+        let template = loaded(&json!({"chat_template": TEMPLATE, "eos_token": "</s>"}), None).unwrap().unwrap();
         let error = template.render(&[message("user", "hi"), message("system", "late")]).unwrap_err();
         assert_eq!(error, TemplateError("system comes first".to_owned()));
     }

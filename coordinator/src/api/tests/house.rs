@@ -75,15 +75,16 @@ impl Generator for Theatre {
         Box::pin(async move {
             self.live.fetch_add(1, Ordering::SeqCst);
             let live = Live(self.live.clone());
-            let watched = |events: Vec<SessionEvent>| {
-                stream::iter(events).map(move |event| {
+            let watched = |events: SessionEvents| {
+                let counted = events.map(move |event| {
                     let _ = &live;
                     event
-                })
+                });
+                counted.boxed()
             };
             match script {
-                Script::Events(events) => Ok(watched(events).boxed()),
-                Script::Hang(events) => Ok(watched(events).chain(stream::pending()).boxed()),
+                Script::Events(events) => Ok(watched(stream::iter(events).boxed())),
+                Script::Hang(events) => Ok(watched(stream::iter(events).chain(stream::pending()).boxed())),
                 Script::Refuse(error) => Err(error),
             }
         })
