@@ -30,6 +30,9 @@ const EXAMPLES: [Example; 3] = [
 const SEED: u64 = 3407;
 const MAX_TOKENS: u32 = 64;
 
+/// Characters of a line where there is no terminal to ask.
+const WIDTH_ELSEWHERE: u16 = 120;
+
 /// Prints every example; both completions of one come from the same seed.
 pub(crate) async fn run(http: &str, model: &str) -> Result<()> {
     let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?;
@@ -38,7 +41,8 @@ pub(crate) async fn run(http: &str, model: &str) -> Result<()> {
         let hardened = complete(&client, http, model, example.prompt, "cosec").await?;
         println!("\n{}", style(example.title).bold());
         println!("{}\n", style(example.prompt).dim());
-        let column = (usize::from(Term::stdout().size().1).clamp(80, 160) - 3) / 2;
+        let width = Term::stdout().size_checked().map_or(WIDTH_ELSEWHERE, |(_, columns)| columns);
+        let column = (usize::from(width).clamp(80, 160) - 3) / 2;
         let left = lines(&base.pieces, column);
         let right = lines(&hardened.pieces, column);
         print_row(&style("base alone").yellow().to_string(), &style("hardened").green().to_string(), column);
@@ -76,8 +80,7 @@ impl Completion {
     fn summary(&self) -> String {
         let expert = self.pieces.iter().filter(|piece| piece.by_expert).count();
         let seconds = self.elapsed.as_secs_f64();
-        let line =
-            format!("{} tokens, {expert} by the expert, {:.0} tokens/s", self.tokens, self.tokens as f64 / seconds);
+        let line = format!("{} tokens, {expert} marked, {:.0}/s", self.tokens, self.tokens as f64 / seconds);
         style(line).dim().to_string()
     }
 }
