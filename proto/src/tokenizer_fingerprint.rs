@@ -157,13 +157,23 @@ mod tests {
 
     #[test]
     fn unigram_vocabularies_have_fingerprints() {
-        check_same(r#"{"model":{"vocab":[["a",-1.5],["b",-2]]}}"#, r#"{"model":{"vocab":[["a",-1.5],["b",-2.0]]}}"#, true);
-        check_same(r#"{"model":{"vocab":[["a",-1.5],["b",-2]]}}"#, r#"{"model":{"vocab":[["b",-2],["a",-1.5]]}}"#, false);
+        check_same(
+            r#"{"model":{"vocab":[["a",-1.5],["b",-2]]}}"#,
+            r#"{"model":{"vocab":[["a",-1.5],["b",-2.0]]}}"#,
+            true,
+        );
+        check_same(
+            r#"{"model":{"vocab":[["a",-1.5],["b",-2]]}}"#,
+            r#"{"model":{"vocab":[["b",-2],["a",-1.5]]}}"#,
+            false,
+        );
     }
 
     #[test]
     fn nonsense_is_an_error() {
-        for nonsense in ["", "{}", "[]", "null", r#"{"model":{"vocab":3}}"#, r#"{"model":{"vocab":{"a":-1}}}"#, "\u{0}"] {
+        for nonsense in
+            ["", "{}", "[]", "null", r#"{"model":{"vocab":3}}"#, r#"{"model":{"vocab":{"a":-1}}}"#, "\u{0}"]
+        {
             assert!(fingerprint(nonsense.as_bytes()).is_err(), "{nonsense}");
         }
     }

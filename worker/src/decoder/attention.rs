@@ -13,12 +13,7 @@ pub(super) struct Attention<K: Kernels> {
 }
 
 impl<K: Kernels> Attention<K> {
-    pub(super) fn load(
-        kernels: &K,
-        family: &Family,
-        weights: &mut Weights,
-        prefix: &str,
-    ) -> Result<Self, LoadError> {
+    pub(super) fn load(kernels: &K, family: &Family, weights: &mut Weights, prefix: &str) -> Result<Self, LoadError> {
         let Family { spec, names, .. } = family;
         let heads = spec.heads;
         let site = |module, outputs| Site { module, shape: [outputs, spec.hidden], bias: spec.biases.qkv };

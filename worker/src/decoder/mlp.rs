@@ -14,12 +14,7 @@ pub(super) struct FeedForward<K: Kernels> {
 }
 
 impl<K: Kernels> FeedForward<K> {
-    pub(super) fn load(
-        kernels: &K,
-        family: &Family,
-        weights: &mut Weights,
-        prefix: &str,
-    ) -> Result<Self, LoadError> {
+    pub(super) fn load(kernels: &K, family: &Family, weights: &mut Weights, prefix: &str) -> Result<Self, LoadError> {
         let Family { spec, names, .. } = family;
         let module = |name: &str| format!("{prefix}{name}");
         let (gate, up, down) = (module(names.mlp_gate), module(names.mlp_up), module(names.mlp_down));

@@ -21,10 +21,21 @@ pub(super) const NAMES: TensorNames = TensorNames {
 };
 
 pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
+    let attention_bias = config.flag_or("attention_bias", false)?;
+    let biases = Biases {
+        qkv: attention_bias,
+        attention_output: attention_bias,
+        mlp: config.flag_or("mlp_bias", false)?,
+        head: false,
+    };
+    Ok((spec(config, biases)?, NAMES))
+}
+
+/// The spec of Llama and of the families that only differ in `biases`.
+pub(super) fn spec(config: &Section<'_>, biases: Biases) -> Result<DecoderSpec, ConfigError> {
     let hidden = config.size("hidden_size")?;
     let heads = heads(config, hidden, "num_attention_heads", Some("num_key_value_heads"))?;
-    let attention_bias = config.flag_or("attention_bias", false)?;
-    let spec = DecoderSpec {
+    Ok(DecoderSpec {
         vocabulary: config.size("vocab_size")?,
         hidden,
         layers: config.size("num_hidden_layers")?,
@@ -40,13 +51,7 @@ pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames
             activation: config.one_of_or("hidden_act", "silu", &ACTIVATIONS)?,
             gated: true,
         },
-        biases: Biases {
-            qkv: attention_bias,
-            attention_output: attention_bias,
-            mlp: config.flag_or("mlp_bias", false)?,
-            head: false,
-        },
+        biases,
         tied: config.flag_or("tie_word_embeddings", false)?,
-    };
-    Ok((spec, NAMES))
+    })
 }

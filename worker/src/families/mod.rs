@@ -7,7 +7,12 @@ use crate::kernels::{Activation, Heads, NormKind, Pairs};
 use crate::loader::model_config::{ConfigError, Section};
 
 mod codegen;
+mod gpt_bigcode;
+mod gpt_neox;
 mod llama;
+mod mistral;
+mod qwen2;
+mod starcoder2;
 
 /// What the forward pass of a model looks like.
 #[derive(Clone, Debug, PartialEq)]
@@ -182,7 +187,15 @@ pub struct Family {
 type Describe = fn(&Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError>;
 
 /// Every family by its `model_type`.
-const FAMILIES: [(&str, Describe); 2] = [("codegen", codegen::describe), ("llama", llama::describe)];
+const FAMILIES: [(&str, Describe); 7] = [
+    ("codegen", codegen::describe),
+    ("gpt_bigcode", gpt_bigcode::describe),
+    ("gpt_neox", gpt_neox::describe),
+    ("llama", llama::describe),
+    ("mistral", mistral::describe),
+    ("qwen2", qwen2::describe),
+    ("starcoder2", starcoder2::describe),
+];
 
 /// Finds the family of a config and reads its spec.
 ///
@@ -227,7 +240,9 @@ fn rotary(config: &Section<'_>, head_width: usize, fraction: f64) -> Result<Rota
         None => config.section("rope_scaling")?,
     };
     let source = parameters.as_ref().unwrap_or(config);
-    let theta = match source.number_or("rope_theta", 10_000.0)? {
+    // GPT-NeoX's older name.
+    let base = config.number_or("rotary_emb_base", 10_000.0)?;
+    let theta = match source.number_or("rope_theta", base)? {
         theta if theta > 0.0 => theta,
         _ => return Err(source.invalid("rope_theta", "a number above 0".to_owned())),
     };

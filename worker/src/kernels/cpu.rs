@@ -181,14 +181,7 @@ impl Kernels for Cpu {
         each_row(&mut x[..elements], PARALLEL_FROM / 4, |_, x| self.instructions.run(Activate { activation, x }));
     }
 
-    fn activate_gated(
-        &self,
-        activation: Activation,
-        x: &Vec<f32>,
-        rows: usize,
-        inner: usize,
-        out: &mut Vec<f32>,
-    ) {
+    fn activate_gated(&self, activation: Activation, x: &Vec<f32>, rows: usize, inner: usize, out: &mut Vec<f32>) {
         each_row(&mut out[..rows * inner], inner, |row, out| {
             let (gate, up) = x[row * 2 * inner..][..2 * inner].split_at(inner);
             self.instructions.run(ActivateGated { activation, gate, up, out });

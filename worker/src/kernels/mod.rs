@@ -57,13 +57,7 @@ pub trait Kernels {
     fn select(&self, x: &Self::Buffer, width: usize, rows: &[usize], out: &mut Self::Buffer);
 
     /// Normalises `rows` rows of the width of `weight`; see [`NormKind`].
-    fn norm(
-        &self,
-        x: &Self::Buffer,
-        rows: usize,
-        norm: NormWeights<'_, Self::Buffer>,
-        out: &mut Self::Buffer,
-    );
+    fn norm(&self, x: &Self::Buffer, rows: usize, norm: NormWeights<'_, Self::Buffer>, out: &mut Self::Buffer);
 
     /// `out = x · weightᵀ + bias` for `rows` rows.
     fn linear(
@@ -78,14 +72,7 @@ pub trait Kernels {
     /// Rotates the query and key heads of `qkv` in place.
     ///
     /// `angles` is `[rows][rotary.width]`: the cosines of a row's pairs, then their sines.
-    fn rotate(
-        &self,
-        qkv: &mut Self::Buffer,
-        rows: usize,
-        heads: Heads,
-        rotary: RotaryLayout,
-        angles: &Self::Buffer,
-    );
+    fn rotate(&self, qkv: &mut Self::Buffer, rows: usize, heads: Heads, rotary: RotaryLayout, angles: &Self::Buffer);
 
     /// Stores the keys and values of the rows of `qkv` at their places in the cache.
     fn append(&self, qkv: &Self::Buffer, heads: Heads, places: &[Place<'_>], cache: &mut Self::Cache, layer: usize);

@@ -2,9 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{
-    Activation, CacheShape, Heads, KernelError, Kernels, NormKind, NormWeights, Pairs, Place, RotaryLayout,
-};
+use super::{Activation, CacheShape, Heads, KernelError, Kernels, NormKind, NormWeights, Pairs, Place, RotaryLayout};
 
 /// f64 on the host, one plain loop per formula.
 #[derive(Clone, Copy, Debug, Default)]
@@ -165,14 +163,7 @@ impl Kernels for Reference {
         }
     }
 
-    fn activate_gated(
-        &self,
-        activation: Activation,
-        x: &Vec<f64>,
-        rows: usize,
-        inner: usize,
-        out: &mut Vec<f64>,
-    ) {
+    fn activate_gated(&self, activation: Activation, x: &Vec<f64>, rows: usize, inner: usize, out: &mut Vec<f64>) {
         for (x, out) in x.chunks_exact(2 * inner).zip(out.chunks_exact_mut(inner)).take(rows) {
             for i in 0..inner {
                 out[i] = activated(activation, x[i]) * x[inner + i];
@@ -188,7 +179,7 @@ impl Kernels for Reference {
 }
 
 fn activated(activation: Activation, x: f64) -> f64 {
-    use std::f64::consts::{FRAC_2_SQRT_PI, FRAC_1_SQRT_2};
+    use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
     match activation {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::GeluErf => 0.5 * x * (1.0 + libm::erf(x * FRAC_1_SQRT_2)),

@@ -65,7 +65,8 @@ impl Adapter {
         let tensors = TensorFiles::open(&file)?;
         let mut pending = BTreeSet::new();
         for name in tensors.names() {
-            pending.insert(module_of(&name).ok_or(AdapterError::Tensor { file: file.clone(), tensor: name.clone() })?);
+            pending
+                .insert(module_of(&name).ok_or(AdapterError::Tensor { file: file.clone(), tensor: name.clone() })?);
         }
         Ok(Self { config, file, tensors, alpha, alpha_patterns, rank_stabilised, pending })
     }

@@ -33,9 +33,7 @@ impl Task for Attend<'_> {
         let scale = 1.0 / (width as f32).sqrt();
         let end = self.place.position + 1;
         let first = self.window.map_or(0, |window| end.saturating_sub(window));
-        let at = |position| {
-            self.shape.offset(self.layer, Place { position, ..self.place }) + self.head_offset
-        };
+        let at = |position| self.shape.offset(self.layer, Place { position, ..self.place }) + self.head_offset;
         let (mut max, mut total) = (f32::NEG_INFINITY, 0.0);
         self.out.fill(0.0);
         for tile in (first..end).step_by(TILE) {

@@ -1,13 +1,9 @@
-//! Tiny checkpoints of every family against logits that transformers computed.
-
-use std::path::{Path, PathBuf};
+//! Logits and greedy continuations against those that transformers computed.
 
 use cosec_worker::check::{self, CheckArgs};
 use cosec_worker::model_runner::DtypeChoice;
 
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/checkpoints").join(name)
-}
+use crate::{ALL, golden};
 
 fn args(model: &str, adapter: Option<&str>) -> CheckArgs {
     CheckArgs {
@@ -28,24 +24,27 @@ fn check(args: &CheckArgs) {
 }
 
 #[test]
-fn llama() {
-    check(&args("llama-linear-rope", None));
-    check(&args("llama-gqa-tied", None));
+fn every_family_agrees() {
+    for name in ALL {
+        check(&args(name, None));
+    }
 }
 
 #[test]
-fn llama_in_shards() {
+fn shards_are_joined() {
     check(&args("llama-gqa-tied-sharded", None));
 }
 
+/// transformers 5 writes other keys than transformers 4.
 #[test]
-fn llama_stored_as_bfloat16() {
-    check(&args("llama-linear-rope-bf16", None));
-}
-
-#[test]
-fn codegen() {
-    check(&args("codegen", None));
+fn newer_configs_mean_the_same() {
+    for name in ALL.into_iter().filter(|name| golden(name).join("config.transformers5.json").exists()) {
+        let directory = tempfile::tempdir().unwrap();
+        let copy = |from: &str, to: &str| std::fs::copy(golden(name).join(from), directory.path().join(to)).unwrap();
+        copy("config.transformers5.json", "config.json");
+        copy("model.safetensors", "model.safetensors");
+        check(&CheckArgs { model: directory.path().to_owned(), ..args(name, None) });
+    }
 }
 
 #[test]
@@ -64,6 +63,7 @@ fn rounded_weights_stay_close() {
 
 #[test]
 fn a_wrong_expectation_fails() {
-    let report = check::run(&CheckArgs { expected: golden("llama-lora/expected.json"), ..args("llama-linear-rope", None) });
+    let report =
+        check::run(&CheckArgs { expected: golden("llama-lora/expected.json"), ..args("llama-linear-rope", None) });
     assert!(!report.unwrap().passed());
 }

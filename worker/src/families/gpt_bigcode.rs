@@ -1,0 +1,48 @@
+//! GPTBigCode (Allal et al., 2023), StarCoder: GPT-2 with one key and value head for all queries.
+
+use super::{ACTIVATIONS, Biases, DecoderSpec, Mlp, Positions, QkvNames, Residual, TensorNames, heads};
+use crate::kernels::{Heads, NormKind};
+use crate::loader::model_config::{ConfigError, Section};
+
+pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
+    let hidden = config.size("n_embd")?;
+    let all = heads(config, hidden, "n_head", None)?;
+    let (heads, groups) = match config.flag_or("multi_query", true)? {
+        true => (Heads { kv: 1, ..all }, 1),
+        false => (all, all.query),
+    };
+    let spec = DecoderSpec {
+        vocabulary: config.size("vocab_size")?,
+        hidden,
+        layers: config.size("n_layer")?,
+        context_tokens: config.size("n_positions")?,
+        heads,
+        window: None,
+        norm: NormKind::Layer,
+        norm_epsilon: config.number_or("layer_norm_epsilon", 1e-5)?,
+        positions: Positions::Learned,
+        residual: Residual::Sequential,
+        mlp: Mlp {
+            inner: config.size_or("n_inner", 4 * hidden)?,
+            activation: config.one_of_or("activation_function", "gelu_pytorch_tanh", &ACTIVATIONS)?,
+            gated: false,
+        },
+        biases: Biases { qkv: true, attention_output: true, mlp: true, head: false },
+        tied: config.flag_or("tie_word_embeddings", true)?,
+    };
+    let names = TensorNames {
+        embedding: "transformer.wte",
+        positions: "transformer.wpe",
+        block: "transformer.h.",
+        attention_norm: "ln_1",
+        qkv: QkvNames::Fused { name: "attn.c_attn", groups, order: [0, 1, 2] },
+        attention_output: "attn.c_proj",
+        mlp_norm: "ln_2",
+        mlp_gate: "",
+        mlp_up: "mlp.c_fc",
+        mlp_down: "mlp.c_proj",
+        final_norm: "transformer.ln_f",
+        head: "lm_head",
+    };
+    Ok((spec, names))
+}

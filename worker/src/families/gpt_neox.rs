@@ -1,0 +1,48 @@
+//! GPT-NeoX (Black et al., 2022): parallel branches with a norm each, heads partly rotated.
+
+use super::{ACTIVATIONS, Biases, DecoderSpec, Mlp, Positions, QkvNames, Residual, TensorNames, heads, rotary};
+use crate::kernels::NormKind;
+use crate::loader::model_config::{ConfigError, Section};
+
+pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
+    let hidden = config.size("hidden_size")?;
+    let heads = heads(config, hidden, "num_attention_heads", None)?;
+    let attention_bias = config.flag_or("attention_bias", true)?;
+    let spec = DecoderSpec {
+        vocabulary: config.size("vocab_size")?,
+        hidden,
+        layers: config.size("num_hidden_layers")?,
+        context_tokens: config.size("max_position_embeddings")?,
+        heads,
+        window: None,
+        norm: NormKind::Layer,
+        norm_epsilon: config.number_or("layer_norm_eps", 1e-5)?,
+        positions: Positions::Rotary(rotary(config, heads.width, config.number_or("rotary_pct", 0.25)?)?),
+        residual: match config.flag_or("use_parallel_residual", true)? {
+            true => Residual::Parallel,
+            false => Residual::Sequential,
+        },
+        mlp: Mlp {
+            inner: config.size("intermediate_size")?,
+            activation: config.one_of_or("hidden_act", "gelu", &ACTIVATIONS)?,
+            gated: false,
+        },
+        biases: Biases { qkv: attention_bias, attention_output: attention_bias, mlp: true, head: false },
+        tied: config.flag_or("tie_word_embeddings", false)?,
+    };
+    let names = TensorNames {
+        embedding: "gpt_neox.embed_in",
+        positions: "",
+        block: "gpt_neox.layers.",
+        attention_norm: "input_layernorm",
+        qkv: QkvNames::Fused { name: "attention.query_key_value", groups: heads.query, order: [0, 1, 2] },
+        attention_output: "attention.dense",
+        mlp_norm: "post_attention_layernorm",
+        mlp_gate: "",
+        mlp_up: "mlp.dense_h_to_4h",
+        mlp_down: "mlp.dense_4h_to_h",
+        final_norm: "gpt_neox.final_layer_norm",
+        head: "embed_out",
+    };
+    Ok((spec, names))
+}

@@ -1,0 +1,9 @@
+//! Mistral (Jiang et al., 2023): Llama with a sliding window.
+
+use super::{Biases, DecoderSpec, TensorNames, llama};
+use crate::loader::model_config::{ConfigError, Section};
+
+pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
+    let spec = llama::spec(config, Biases::default())?;
+    Ok((DecoderSpec { window: config.optional_size("sliding_window")?, ..spec }, llama::NAMES))
+}

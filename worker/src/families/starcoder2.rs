@@ -1,0 +1,33 @@
+//! StarCoder2 (Lozhkov et al., 2024): grouped queries and rotary positions with GPT-2's norms, biases and MLP.
+
+use super::{ACTIVATIONS, Biases, DecoderSpec, Mlp, Positions, Residual, TensorNames, heads, llama, rotary};
+use crate::kernels::NormKind;
+use crate::loader::model_config::{ConfigError, Section};
+
+pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
+    let hidden = config.size("hidden_size")?;
+    let heads = heads(config, hidden, "num_attention_heads", Some("num_key_value_heads"))?;
+    let bias = config.flag_or("use_bias", true)?;
+    config.one_of_or("norm_type", "layer_norm", &[("layer_norm", ())])?;
+    config.one_of_or("mlp_type", "default", &[("default", ())])?;
+    let spec = DecoderSpec {
+        vocabulary: config.size("vocab_size")?,
+        hidden,
+        layers: config.size("num_hidden_layers")?,
+        context_tokens: config.size("max_position_embeddings")?,
+        heads,
+        window: config.optional_size("sliding_window")?,
+        norm: NormKind::Layer,
+        norm_epsilon: config.number_or("norm_epsilon", 1e-5)?,
+        positions: Positions::Rotary(rotary(config, heads.width, 1.0)?),
+        residual: Residual::Sequential,
+        mlp: Mlp {
+            inner: config.size("intermediate_size")?,
+            activation: config.one_of_or("hidden_act", "gelu_pytorch_tanh", &ACTIVATIONS)?,
+            gated: false,
+        },
+        biases: Biases { qkv: bias, attention_output: bias, mlp: bias, head: false },
+        tied: config.flag_or("tie_word_embeddings", true)?,
+    };
+    Ok((spec, TensorNames { mlp_gate: "", mlp_up: "mlp.c_fc", mlp_down: "mlp.c_proj", ..llama::NAMES }))
+}

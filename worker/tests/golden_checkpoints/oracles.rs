@@ -1,0 +1,100 @@
+//! Other implementations of the same models: the decoder over the f64 kernels, and candle's Llama.
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::llama;
+use cosec_worker::decoder::Batch;
+use cosec_worker::kernels::Place;
+use cosec_worker::kernels::reference::Reference;
+use cosec_worker::loader;
+use cosec_worker::model_runner::{BatchItem, ModelRunner};
+use serde_json::json;
+
+use crate::{ALL, golden, options};
+
+#[test]
+fn fast_kernels_agree_with_plain_ones() {
+    for name in ALL {
+        let tokens: Vec<u32> = (0..40).map(|i| i * 31 % 300).collect();
+        let blocks: Vec<u32> = (0..10).rev().collect();
+        let (mut plain, _) = loader::load(&golden(name), &options(10, 4), Reference).unwrap();
+        let places = (0..40).map(|position| Place { position, blocks: &blocks }).collect();
+        let batch = Batch { tokens: tokens.clone(), places, wanted: (0..40).collect() };
+        let mut expected = Vec::new();
+        plain.forward(&batch, &mut expected).unwrap();
+        let mut fast = ModelRunner::load(&golden(name), &options(10, 4)).unwrap();
+        let item = BatchItem { tokens: &tokens, start: 0, blocks: &blocks, rows: 0..40 };
+        let logits = fast.forward(&[item]).unwrap();
+        let expected = expected.chunks_exact(logits.row(0).len());
+        for (row, expected) in expected.enumerate() {
+            for (found, expected) in logits.row(row).iter().zip(expected) {
+                assert!((found - expected).abs() < 5e-5, "{name}, row {row}: {found}, not {expected}");
+            }
+        }
+    }
+}
+
+/// A larger shape than the golden ones: several layers, grouped queries, Llama 3's scaled frequencies.
+#[test]
+fn llama_agrees_with_candle() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = json!({
+        "model_type": "llama", "vocab_size": 1000, "hidden_size": 256, "intermediate_size": 688,
+        "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 512, "rope_theta": 500000.0, "tie_word_embeddings": false,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    });
+    std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+    let tensors = random_weights();
+    candle_core::safetensors::save(&tensors, directory.path().join("model.safetensors")).unwrap();
+    let tokens: Vec<u32> = (0..200).map(|i| i * 7919 % 1000).collect();
+
+    let parsed: llama::LlamaConfig = serde_json::from_value(config).unwrap();
+    let parsed = parsed.into_config(false);
+    let mut cache = llama::Cache::new(false, DType::F32, &parsed, &Device::Cpu).unwrap();
+    let oracle = llama::Llama::load(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu), &parsed).unwrap();
+    let input = Tensor::new(tokens.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+    let expected: Vec<f32> = oracle.forward(&input, 0, &mut cache).unwrap().squeeze(0).unwrap().to_vec1().unwrap();
+
+    let mut model = ModelRunner::load(directory.path(), &options(16, 16)).unwrap();
+    let blocks: Vec<u32> = (0..16).collect();
+    let logits = model.forward(&[BatchItem { tokens: &tokens, start: 0, blocks: &blocks, rows: 199..200 }]).unwrap();
+    let scale = expected.iter().fold(0.0f32, |max, logit| max.max(logit.abs()));
+    for (found, expected) in logits.row(0).iter().zip(&expected) {
+        // Both sum in f32, in different orders, over six layers.
+        assert!((found - expected).abs() < 1e-4 * scale, "{found}, not {expected} (largest {scale})");
+    }
+}
+
+fn random_weights() -> HashMap<String, Tensor> {
+    let mut tensors = HashMap::new();
+    let mut insert = |name: String, mean: f32, dims: &[usize]| {
+        let tensor = Tensor::randn(mean, 0.1, dims, &Device::Cpu).unwrap();
+        tensors.insert(format!("{name}.weight"), tensor);
+    };
+    for name in ["model.embed_tokens", "lm_head"] {
+        insert(name.to_owned(), 0.0, &[1000, 256]);
+    }
+    insert("model.norm".to_owned(), 1.0, &[256]);
+    for layer in 0..6 {
+        for (name, mean, dims) in [
+            ("input_layernorm", 1.0, &[256][..]),
+            ("post_attention_layernorm", 1.0, &[256]),
+            ("self_attn.q_proj", 0.0, &[256, 256]),
+            ("self_attn.k_proj", 0.0, &[64, 256]),
+            ("self_attn.v_proj", 0.0, &[64, 256]),
+            ("self_attn.o_proj", 0.0, &[256, 256]),
+            ("mlp.gate_proj", 0.0, &[688, 256]),
+            ("mlp.up_proj", 0.0, &[688, 256]),
+            ("mlp.down_proj", 0.0, &[256, 688]),
+        ] {
+            insert(format!("model.layers.{layer}.{name}"), mean, dims);
+        }
+    }
+    tensors
+}

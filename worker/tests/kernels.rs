@@ -1,0 +1,312 @@
+//! The fast kernels against the plain f64 ones, on fresh random shapes, and a row alone against the row in company.
+
+use candle_core::{DType, Device, Tensor};
+use cosec_worker::kernels::cpu::Cpu;
+use cosec_worker::kernels::reference::Reference;
+use cosec_worker::kernels::{
+    Activation, CacheShape, Heads, Kernels, NormKind, NormWeights, Pairs, Place, RotaryLayout,
+};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+
+/// Runs `test` on fresh seeds and prints the one that fails.
+fn with_seeds(test: impl Fn(&mut StdRng) + std::panic::RefUnwindSafe) {
+    for _ in 0..20 {
+        let seed: u64 = rand::random();
+        let run = std::panic::catch_unwind(|| test(&mut StdRng::seed_from_u64(seed)));
+        assert!(run.is_ok(), "seed {seed}");
+    }
+}
+
+fn random(rng: &mut StdRng, len: usize) -> Vec<f32> {
+    (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+fn matrix(values: &[f32], rows: usize, dtype: DType) -> Tensor {
+    let columns = values.len() / rows;
+    Tensor::from_slice(values, (rows, columns), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+}
+
+fn upload<K: Kernels>(kernels: &K, values: &[f32]) -> K::Buffer {
+    let mut buffer = kernels.buffer(values.len()).unwrap();
+    kernels.write(values, &mut buffer).unwrap();
+    buffer
+}
+
+fn download<K: Kernels>(kernels: &K, buffer: &K::Buffer, len: usize) -> Vec<f32> {
+    let mut values = vec![f32::NAN; len];
+    kernels.read(buffer, &mut values).unwrap();
+    values
+}
+
+/// Both kinds of CPU kernels within `tolerance` of the reference, relative to what is above 1.
+fn check(tolerance: f32, compute: impl Compute) {
+    let expected = compute.with(&Reference);
+    for (name, found) in [("detected", compute.with(&Cpu::default())), ("baseline", compute.with(&Cpu::baseline()))] {
+        assert_eq!(found.len(), expected.len());
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let error = (found - expected).abs() / expected.abs().max(1.0);
+            assert!(error <= tolerance, "{name}, element {i}: {found}, not {expected}");
+        }
+    }
+}
+
+/// A computation on any kernels.
+trait Compute {
+    fn with<K: Kernels>(&self, kernels: &K) -> Vec<f32>;
+}
+
+struct Linear {
+    x: Vec<f32>,
+    rows: usize,
+    weight: Tensor,
+    bias: Option<Vec<f32>>,
+}
+
+impl Linear {
+    fn random(rng: &mut StdRng, dtype: DType) -> Self {
+        let (rows, inputs, outputs) = (rng.random_range(1..12), rng.random_range(1..300), rng.random_range(1..200));
+        let weight = matrix(&random(rng, inputs * outputs), outputs, dtype);
+        let bias = rng.random::<bool>().then(|| random(rng, outputs));
+        Self { x: random(rng, rows * inputs), rows, weight, bias }
+    }
+}
+
+impl Compute for Linear {
+    fn with<K: Kernels>(&self, kernels: &K) -> Vec<f32> {
+        let len = self.rows * self.weight.dims()[0];
+        let mut out = kernels.buffer(len).unwrap();
+        let bias = self.bias.as_ref().map(|bias| upload(kernels, bias));
+        let weight = kernels.matrix(&self.weight).unwrap();
+        kernels.linear(&upload(kernels, &self.x), self.rows, &weight, bias.as_ref(), &mut out);
+        download(kernels, &out, len)
+    }
+}
+
+#[test]
+fn linear_agrees() {
+    // 300 products of numbers below 1 in eight lanes: some 40 roundings each.
+    with_seeds(|rng| {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            check(2e-5, Linear::random(rng, dtype));
+        }
+    });
+}
+
+#[test]
+fn linear_rows_do_not_depend_on_their_company() {
+    with_seeds(|rng| {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let many = Linear::random(rng, dtype);
+            let inputs = many.x.len() / many.rows;
+            let together = many.with(&Cpu::default());
+            let outputs = together.len() / many.rows;
+            for (row, x) in many.x.chunks_exact(inputs).enumerate() {
+                let one = Linear { x: x.to_vec(), rows: 1, weight: many.weight.clone(), bias: many.bias.clone() };
+                assert_eq!(one.with(&Cpu::default()), &together[row * outputs..][..outputs], "row {row}");
+            }
+        }
+    });
+}
+
+/// Large enough to be spread over threads.
+#[test]
+fn linear_does_not_depend_on_threads() {
+    let mut rng = StdRng::seed_from_u64(rand::random());
+    let (inputs, outputs, rows) = (515, 1031, 5);
+    let weight = matrix(&random(&mut rng, inputs * outputs), outputs, DType::F32);
+    let linear = Linear { x: random(&mut rng, rows * inputs), rows, weight, bias: None };
+    let with_threads = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| linear.with(&Cpu::default()))
+    };
+    assert_eq!(with_threads(1), with_threads(3));
+    check(5e-5, linear);
+}
+
+struct Normed {
+    kind: NormKind,
+    x: Vec<f32>,
+    weight: Vec<f32>,
+    bias: Option<Vec<f32>>,
+}
+
+impl Compute for Normed {
+    fn with<K: Kernels>(&self, kernels: &K) -> Vec<f32> {
+        let width = self.weight.len();
+        let (weight, bias) = (upload(kernels, &self.weight), self.bias.as_ref().map(|bias| upload(kernels, bias)));
+        let norm = NormWeights { kind: self.kind, epsilon: 1e-5, width, weight: &weight, bias: bias.as_ref() };
+        let mut out = kernels.buffer(self.x.len()).unwrap();
+        kernels.norm(&upload(kernels, &self.x), self.x.len() / width, norm, &mut out);
+        download(kernels, &out, self.x.len())
+    }
+}
+
+#[test]
+fn norms_agree() {
+    with_seeds(|rng| {
+        let (rows, width) = (rng.random_range(1..5), rng.random_range(2..500));
+        let (x, weight) = (random(rng, rows * width), random(rng, width));
+        check(1e-5, Normed { kind: NormKind::RootMeanSquare, x: x.clone(), weight: weight.clone(), bias: None });
+        check(1e-5, Normed { kind: NormKind::Layer, x, weight, bias: Some(random(rng, width)) });
+    });
+}
+
+struct Activated(Activation, Vec<f32>);
+
+impl Compute for Activated {
+    fn with<K: Kernels>(&self, kernels: &K) -> Vec<f32> {
+        let mut x = upload(kernels, &self.1);
+        kernels.activate(self.0, &mut x, self.1.len());
+        download(kernels, &x, self.1.len())
+    }
+}
+
+struct Gated(Activation, Vec<f32>, usize);
+
+impl Compute for Gated {
+    fn with<K: Kernels>(&self, kernels: &K) -> Vec<f32> {
+        let len = self.1.len() / 2;
+        let mut out = kernels.buffer(len).unwrap();
+        kernels.activate_gated(self.0, &upload(kernels, &self.1), len / self.2, self.2, &mut out);
+        download(kernels, &out, len)
+    }
+}
+
+#[test]
+fn activations_agree() {
+    with_seeds(|rng| {
+        for activation in [Activation::Silu, Activation::GeluErf, Activation::GeluTanh] {
+            let (rows, inner) = (rng.random_range(1..4), rng.random_range(1..100));
+            let mut x: Vec<f32> = random(rng, 2 * rows * inner).into_iter().map(|x| 12.0 * x).collect();
+            check(1e-6, Gated(activation, x.clone(), inner));
+            x.extend([0.0, -0.0, 100.0, -100.0, 1e30, -1e30, 1e-30]);
+            check(1e-6, Activated(activation, x));
+        }
+    });
+}
+
+struct Rotated {
+    qkv: Vec<f32>,
+    rows: usize,
+    heads: Heads,
+    rotary: RotaryLayout,
+    angles: Vec<f32>,
+}
+
+impl Compute for Rotated {
+    fn with<K: Kernels>(&self, kernels: &K) -> Vec<f32> {
+        let mut qkv = upload(kernels, &self.qkv);
+        kernels.rotate(&mut qkv, self.rows, self.heads, self.rotary, &upload(kernels, &self.angles));
+        download(kernels, &qkv, self.qkv.len())
+    }
+}
+
+fn heads(rng: &mut StdRng) -> Heads {
+    let kv = rng.random_range(1..4);
+    Heads { query: kv * rng.random_range(1..4), kv, width: 2 * rng.random_range(1..40) }
+}
+
+#[test]
+fn rotations_agree() {
+    with_seeds(|rng| {
+        for pairs in [Pairs::Halves, Pairs::Neighbours] {
+            let (heads, rows) = (heads(rng), rng.random_range(1..5));
+            let width = 2 * rng.random_range(1..=heads.width / 2);
+            let (qkv, angles) = (random(rng, rows * heads.qkv_width()), random(rng, rows * width));
+            check(1e-6, Rotated { qkv, rows, heads, rotary: RotaryLayout { width, pairs }, angles });
+        }
+    });
+}
+
+/// One sequence, appended in chunks of rows into a cache of given blocks.
+struct Attended {
+    qkv: Vec<f32>,
+    heads: Heads,
+    window: Option<usize>,
+    block_tokens: usize,
+    blocks: Vec<u32>,
+    chunk: usize,
+}
+
+impl Compute for Attended {
+    fn with<K: Kernels>(&self, kernels: &K) -> Vec<f32> {
+        let (blocks, kv_width) = (self.blocks.len(), self.heads.kv_width());
+        let shape = CacheShape { layers: 2, blocks, block_tokens: self.block_tokens, kv_width };
+        let mut cache = kernels.cache(shape).unwrap();
+        let mut found = Vec::new();
+        let width = self.heads.qkv_width();
+        for (index, rows) in self.qkv.chunks(self.chunk * width).enumerate() {
+            let first = index * self.chunk;
+            let place = |position| Place { position, blocks: self.blocks.as_slice() };
+            let places: Vec<Place<'_>> = (first..first + rows.len() / width).map(place).collect();
+            let qkv = upload(kernels, rows);
+            let len = places.len() * self.heads.query_width();
+            let mut out = kernels.buffer(len).unwrap();
+            kernels.append(&qkv, self.heads, &places, &mut cache, 1);
+            kernels.attend(&qkv, self.heads, self.window, &places, (&cache, 1), &mut out);
+            found.extend(download(kernels, &out, len));
+        }
+        found
+    }
+}
+
+#[test]
+fn attention_agrees_and_does_not_depend_on_chunks_or_blocks() {
+    with_seeds(|rng| {
+        let (heads, rows) = (heads(rng), rng.random_range(1..90));
+        // Large scores, so that the running maximum changes.
+        let qkv: Vec<f32> = random(rng, rows * heads.qkv_width()).into_iter().map(|x| 3.0 * x).collect();
+        let window = rng.random::<bool>().then(|| rng.random_range(1..rows + 2));
+        let attended = |rng: &mut StdRng| {
+            let block_tokens = rng.random_range(1..20);
+            let mut blocks: Vec<u32> = (0..rows.div_ceil(block_tokens) as u32 + 3).collect();
+            blocks.shuffle(rng);
+            Attended { qkv: qkv.clone(), heads, window, block_tokens, blocks, chunk: rng.random_range(1..=rows) }
+        };
+        let (one, other) = (attended(rng), attended(rng));
+        assert_eq!(one.with(&Cpu::default()), other.with(&Cpu::default()));
+        check(2e-5, one);
+    });
+}
+
+#[test]
+fn selected_and_embedded_rows_are_exact() {
+    let (cpu, table) = (Cpu::default(), [1.0, -2.5, 3.0, 0.25, 7.0, -0.5]);
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let mut out = cpu.buffer(4).unwrap();
+        cpu.embed(&cpu.matrix(&matrix(&table, 3, dtype)).unwrap(), &[2, 0], &mut out);
+        assert_eq!(out, [7.0, -0.5, 1.0, -2.5]);
+        cpu.select(&table.to_vec(), 2, &[1, 1], &mut out);
+        assert_eq!(out, [3.0, 0.25, 3.0, 0.25]);
+    }
+}
+
+/// All 16-bit patterns, so that subnormals, infinities and NaN are among them.
+#[test]
+fn half_precision_widens_exactly() {
+    let bits: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    for dtype in [DType::F16, DType::BF16] {
+        let table = Tensor::from_raw_buffer(&bits, dtype, &[1 << 13, 8], &Device::Cpu).unwrap();
+        let expected: Vec<f32> = table.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        for cpu in [Cpu::default(), Cpu::baseline()] {
+            // A product with a row of the identity picks one column out.
+            for column in 0..8 {
+                let mut x = vec![0.0; 8];
+                x[column] = 1.0;
+                let mut out = cpu.buffer(1 << 13).unwrap();
+                cpu.linear(&x, 1, &cpu.matrix(&table).unwrap(), None, &mut out);
+                for (row, found) in out.iter().enumerate() {
+                    let values = &expected[8 * row..][..8];
+                    // Infinity times zero is no number.
+                    if values.iter().all(|value| value.is_finite()) {
+                        assert_eq!(*found, values[column], "row {row}, column {column}");
+                    } else {
+                        assert!(!found.is_finite(), "row {row}, column {column}");
+                    }
+                }
+            }
+        }
+    }
+}
