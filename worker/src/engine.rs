@@ -24,8 +24,8 @@ use operation::{Answer, Failure, Operation, Place, Request, Ticket};
 /// Most tokens of one operation.
 const MAX_OPERATION_TOKENS: usize = 8192;
 
-/// Nudges that find no place are not needed: the engine is busy then.
-const SPARE_INBOX: usize = 64;
+/// Places in the inbox beside those of operations: one nudge and one order to stop.
+const SPARE_INBOX: usize = 2;
 
 /// Weight of the newest forward pass in the moving average of their time.
 const STEP_TIME_WEIGHT: f64 = 0.1;
@@ -66,6 +66,8 @@ pub struct Status {
     operations: Arc<AtomicUsize>,
     step_seconds_bits: AtomicU64,
     draining: AtomicBool,
+    /// Whether a nudge lies in the inbox.
+    nudged: AtomicBool,
 }
 
 impl Status {
@@ -76,6 +78,7 @@ impl Status {
             operations: Arc::default(),
             step_seconds_bits: AtomicU64::new(0),
             draining: AtomicBool::new(false),
+            nudged: AtomicBool::new(false),
         }
     }
 
@@ -151,16 +154,17 @@ pub fn start(model: impl Model, options: EngineOptions, metrics: Arc<Metrics>) -
     let description = Arc::new(model.description().clone());
     metrics.total_blocks.set(i64::try_from(options.blocks).unwrap_or(i64::MAX));
     let scheduler = Scheduler::new(options.clone(), description.vocabulary, Arc::clone(&status), metrics);
+    let thread_status = Arc::clone(&status);
     thread::Builder::new().name("engine".to_owned()).spawn(move || {
         // Dropped when the thread ends, by a panic too.
         let _alive = alive_sender;
-        run(scheduler, model, &inbox);
+        run(scheduler, model, &inbox, &thread_status);
     })?;
     Ok(EngineHandle { inbox: sender, status, description, options: Arc::new(options), alive })
 }
 
 /// Serves until told to stop or until nobody can ask any more.
-fn run(mut scheduler: Scheduler, mut model: impl Model, inbox: &Receiver<Command>) {
+fn run(mut scheduler: Scheduler, mut model: impl Model, inbox: &Receiver<Command>, status: &Status) {
     loop {
         let busy = scheduler.step(&mut model);
         let mut patience = if busy { Duration::ZERO } else { scheduler.patience(Instant::now()) };
@@ -175,7 +179,7 @@ fn run(mut scheduler: Scheduler, mut model: impl Model, inbox: &Receiver<Command
             };
             match received {
                 Ok(Command::Submit(operation)) => scheduler.submit(operation, Instant::now()),
-                Ok(Command::Nudge) => {}
+                Ok(Command::Nudge) => status.nudged.store(false, Ordering::SeqCst),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return,
                 Err(TryRecvError::Empty) => break,
             }
@@ -244,8 +248,10 @@ impl EngineHandle {
 
     /// Makes the engine look at operations that were cancelled meanwhile.
     pub fn nudge(&self) {
-        // A full inbox will be looked at anyway, and a stopped engine has no queue.
-        let _ = self.inbox.try_send(Command::Nudge);
+        if !self.status.nudged.swap(true, Ordering::SeqCst) {
+            // A stopped engine has no queue.
+            let _ = self.inbox.try_send(Command::Nudge);
+        }
     }
 
     /// Opens no session any more.

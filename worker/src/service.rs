@@ -205,7 +205,7 @@ impl Connection {
         let StepRequest { op, deadline_ms, operation } = request;
         if let Some(WireOperation::Cancel(cancel)) = &operation {
             if let Some(flag) = self.in_flight.get(&cancel.target) {
-                flag.store(true, Ordering::Relaxed);
+                flag.store(true, Ordering::SeqCst);
                 self.engine.nudge();
             }
             return None;

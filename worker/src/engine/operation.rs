@@ -142,7 +142,7 @@ impl Operation {
 
     /// Whether its caller asked to withdraw it.
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
+        self.cancelled.load(Ordering::SeqCst)
     }
 
     /// Whether nobody waits for its answer any more.
