@@ -129,13 +129,19 @@ async fn json_body(request: Request, doors: &Doors) -> Result<Bytes, ApiError> {
 async fn observed(State(doors): State<Arc<Doors>>, mut request: Request, next: Next) -> Response {
     let id = Uuid::new_v4().simple().to_string();
     let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
+    let probe = route.starts_with("/health/") || route == "/metrics";
     let span = tracing::info_span!("request", id, method = %request.method(), route);
     let mut in_flight = doors.metrics.begin("http", route);
     request.extensions_mut().insert(RequestId(id.clone()));
     async move {
         let mut response = next.run(request).await;
         in_flight.answered(response.status().as_str());
-        tracing::info!(status = response.status().as_u16(), ms = in_flight.elapsed_ms(), "answered");
+        let (status, ms) = (response.status().as_u16(), in_flight.elapsed_ms());
+        if probe {
+            tracing::debug!(status, ms, "answered");
+        } else {
+            tracing::info!(status, ms, "answered");
+        }
         if let Ok(value) = HeaderValue::from_str(&id) {
             response.headers_mut().insert("x-request-id", value);
         }
