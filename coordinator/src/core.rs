@@ -25,7 +25,7 @@ use crate::session::metrics::SessionMetrics;
 use crate::session::plan::Plan;
 use crate::session::{Driver, Opening};
 use crate::worker_pool::reply::OperationError;
-use crate::worker_pool::{PoolConfig, Worker, WorkerPool};
+use crate::worker_pool::{Able, PoolConfig, WorkerPool};
 
 /// Settings of sessions and of the workers behind them.
 #[derive(Clone, Debug, Deserialize)]
@@ -259,9 +259,7 @@ impl Shared {
             [] => Ok(Vec::new()),
             [..] => self.pool.able(&model.name, Role::AntiExpert),
         };
-        let of = |workers: &[(Arc<Worker>, Arc<DescribeResponse>)]| {
-            workers.iter().map(|(_, description)| Arc::clone(description)).collect::<Vec<_>>()
-        };
+        let of = |workers: &[Able]| workers.iter().map(|able| Arc::clone(&able.description)).collect::<Vec<_>>();
         let mut all = of(&bases);
         for others in [&experts, &anti_experts] {
             all.extend(others.as_ref().map(|workers| of(workers)).unwrap_or_default());

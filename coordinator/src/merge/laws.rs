@@ -81,7 +81,7 @@ impl Evidence {
 /// The laws of base and expert at one position, computed from the evidence when a rule first reads them.
 #[derive(Debug)]
 pub struct Laws {
-    evidence: [Evidence; 3],
+    evidence: Box<[Evidence; 3]>,
     warps: Warps,
     judged: OnceCell<Distribution>,
     fallback: OnceCell<Distribution>,
@@ -91,13 +91,13 @@ pub struct Laws {
 impl Laws {
     /// Reads `evidence`, in the order of [`Role::ALL`], through `warps`.
     #[must_use]
-    pub fn new(evidence: [Evidence; 3], warps: Warps) -> Self {
+    pub fn new(evidence: Box<[Evidence; 3]>, warps: Warps) -> Self {
         Self { evidence, warps, judged: OnceCell::new(), fallback: OnceCell::new(), expert: OnceCell::new() }
     }
 
     /// Gives the evidence back.
     #[must_use]
-    pub fn into_evidence(self) -> [Evidence; 3] {
+    pub fn into_evidence(self) -> Box<[Evidence; 3]> {
         self.evidence
     }
 

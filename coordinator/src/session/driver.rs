@@ -229,7 +229,7 @@ impl Driver {
 
     // === tokens ===
 
-    fn merge(&self, position: u32, evidence: [Evidence; 3]) -> impl Future<Output = Done> + Send + use<> {
+    fn merge(&self, position: u32, evidence: Box<[Evidence; 3]>) -> impl Future<Output = Done> + Send + use<> {
         // Whole rows take milliseconds; points take none.
         let is_heavy = evidence.iter().any(|of_role| of_role.row.is_some());
         let plan = self.session.plan();

@@ -172,7 +172,7 @@ impl Lane {
 
     /// The worker has less than was believed; false when that happened too often.
     pub(super) fn rewind(&mut self, have: u32) -> bool {
-        self.cached = have;
+        self.cached = have.min(self.cached);
         self.rewinds += 1;
         self.rewinds <= MAX_REWINDS
     }

@@ -22,7 +22,7 @@ use crate::worker_pool::operation::Ask;
 use crate::worker_pool::reply::{OperationError, Reply, RowView};
 
 /// What happened.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Event {
     /// The session may begin.
     Started,
@@ -60,7 +60,7 @@ pub enum Event {
         /// What.
         lacking: Lacking,
         /// Of the action, given back.
-        evidence: [Evidence; 3],
+        evidence: Box<[Evidence; 3]>,
     },
     /// The rows make no distribution.
     MergeFailed(SessionError),
@@ -98,7 +98,7 @@ pub enum Action {
         /// Of the token to decide.
         position: u32,
         /// In the order of [`Role::ALL`].
-        evidence: [Evidence; 3],
+        evidence: Box<[Evidence; 3]>,
     },
     /// Hand an event to the client; answered by `Emitted`.
     Emit(SessionEvent),
@@ -183,7 +183,7 @@ pub struct Session {
     tokens: Vec<u32>,
     phase: Phase,
     lanes: [Lane; 3],
-    evidence: [Evidence; 3],
+    evidence: Box<[Evidence; 3]>,
 }
 
 impl Session {
@@ -209,8 +209,14 @@ impl Session {
 
     /// Takes note of an event and says what to do about it.
     pub fn step(&mut self, now: Instant, event: Event) -> Vec<Action> {
-        let ended = matches!(self.phase, Phase::Finished | Phase::Emitting { then: Then::End });
-        if now >= self.task.deadline && !ended {
+        if matches!(self.phase, Phase::Finished | Phase::Emitting { then: Then::End }) {
+            return match event {
+                Event::Emitted => self.emitted(),
+                // Too late to matter.
+                _ => Vec::new(),
+            };
+        }
+        if now >= self.task.deadline {
             let message = format!("the request's deadline passed while {}", self.phase.activity());
             return self.fail(ErrorCode::DeadlineExceeded, message);
         }
@@ -222,11 +228,12 @@ impl Session {
             }
             Event::Absent { role, error } => self.absent(role, &error),
             Event::Answered { role, ticket, reply } => self.answered(role, ticket, reply),
-            Event::Decided(token) => self.decided(token),
-            Event::Lacking { lacking, evidence } => self.look_up(lacking, evidence),
+            Event::Decided(token) if self.phase == Phase::Merging => self.decided(token),
+            Event::Lacking { lacking, evidence } if self.phase == Phase::Merging => self.look_up(lacking, evidence),
             Event::MergeFailed(error) => self.fail(error.code, error.message),
             Event::Emitted => self.emitted(),
-            Event::Tick => Vec::new(),
+            // Nobody asked for a decision, or only the time was to be looked at.
+            Event::Decided(_) | Event::Lacking { .. } | Event::Tick => Vec::new(),
         }
     }
 
@@ -272,7 +279,7 @@ impl Session {
             return Vec::new();
         }
         self.task.plan = self.task.plan.degraded();
-        self.evidence = Default::default();
+        *self.evidence = Default::default();
         self.lanes.iter_mut().for_each(Lane::forget);
         let then = if self.phase == Phase::Placing { Then::Begin } else { Then::Round };
         self.emit(SessionEvent::Degraded, then)
@@ -289,7 +296,7 @@ impl Session {
             return self.emit(SessionEvent::Finished(FinishReason::Length), Then::End);
         }
         self.phase = phase;
-        self.evidence = Default::default();
+        *self.evidence = Default::default();
         for role in Role::ALL {
             if let Some(want) = self.task.plan.upfront(role) {
                 self.lanes[role.index()].want(LaneWant::Position(want));
@@ -325,7 +332,7 @@ impl Session {
         vec![Action::Merge { position: self.tokens.len() as u32, evidence }]
     }
 
-    fn look_up(&mut self, lacking: Lacking, evidence: [Evidence; 3]) -> Vec<Action> {
+    fn look_up(&mut self, lacking: Lacking, evidence: Box<[Evidence; 3]>) -> Vec<Action> {
         self.evidence = evidence;
         if let Lacking::Judgement(id) = lacking {
             let base = Role::Base.index();

@@ -58,6 +58,15 @@ struct Connected {
     leave: CancellationToken,
 }
 
+/// A worker that can serve.
+#[derive(Clone)]
+pub struct Able {
+    /// Which.
+    pub worker: Arc<Worker>,
+    /// What it says of itself.
+    pub description: Arc<DescribeResponse>,
+}
+
 /// What a session asks of a worker besides its role.
 #[derive(Clone, Debug)]
 pub struct Wanted {
@@ -147,12 +156,12 @@ impl WorkerPool {
         workers.iter().map(|connected| &connected.worker).filter(of_role).cloned().collect()
     }
 
-    /// Descriptions of the workers that can serve `role` now.
+    /// The workers that can serve `role` now.
     ///
     /// # Errors
     /// When there is none: `ModelMismatch` if one is connected that does not belong here, else `Unavailable` or
     /// `ExpertUnavailable`, each with the reasons.
-    pub fn able(&self, model: &str, role: Role) -> Result<Vec<(Arc<Worker>, Arc<DescribeResponse>)>, OperationError> {
+    pub fn able(&self, model: &str, role: Role) -> Result<Vec<Able>, OperationError> {
         let tokenizer = self.tokenizer(model);
         let mut able = Vec::new();
         let mut reasons = Vec::new();
@@ -164,7 +173,7 @@ impl WorkerPool {
                 State::Up { serving: false, .. } => "it says that it does not serve now".to_owned(),
                 State::Up { description, .. } => match matching::check(role, tokenizer.as_deref(), &description) {
                     Ok(()) => {
-                        able.push((worker, description));
+                        able.push(Able { worker, description });
                         continue;
                     }
                     Err(why) => {
@@ -212,7 +221,7 @@ impl WorkerPool {
         let mut changed = self.changed.subscribe();
         loop {
             let why = match self.choose(wanted) {
-                Ok((worker, description)) => {
+                Ok(Able { worker, description }) => {
                     let stays = current.filter(|seat| Arc::ptr_eq(seat.worker(), &worker));
                     return Ok(stays.unwrap_or_else(|| Arc::new(Seat::new(self, worker, description, session))));
                 }
@@ -225,12 +234,12 @@ impl WorkerPool {
         }
     }
 
-    fn choose(&self, wanted: &Wanted) -> Result<(Arc<Worker>, Arc<DescribeResponse>), OperationError> {
+    fn choose(&self, wanted: &Wanted) -> Result<Able, OperationError> {
         let mut able = self.able(&wanted.model, wanted.role)?;
         if let Some(fingerprint) = &wanted.fingerprint {
-            able.retain(|(_, description)| description.fingerprint == *fingerprint);
+            able.retain(|able| able.description.fingerprint == *fingerprint);
         }
-        let candidates = able.iter().map(|(worker, _)| {
+        let candidates = able.iter().map(|Able { worker, .. }| {
             (worker.load.load(Ordering::Relaxed), wanted.avoid.as_ref() == Some(&worker.member.address))
         });
         match least_load(candidates) {

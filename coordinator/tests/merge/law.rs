@@ -86,7 +86,7 @@ fn product_subtracts_the_anti_expert() {
         row([0.5, f32::NEG_INFINITY, 0.0, 0.0]),
     ];
     let warps = Warps { judged: Warp::RAW, fallback: Warp::RAW, expert: Warp::RAW };
-    let laws = Laws::new(evidence, warps);
+    let laws = Laws::new(Box::new(evidence), warps);
     assert!(laws.row(Role::AntiExpert).is_some());
     let law = Product { alpha: 2.0 }.law(&laws).unwrap();
     // Blended logits: 0 + 2 (1 - 0.5) = 1, 1 + 2 (0 - 0) = 1, ruled out, ruled out.
@@ -100,7 +100,7 @@ fn a_greedy_base_judges_by_its_raw_softmax_and_falls_back_to_its_arg_max() {
     let row = |logits: [f32; 3]| Evidence { row: Some(logits.to_vec()), ..Evidence::default() };
     let warps = Warps { judged: Warp::RAW, fallback: Warp::GREEDY, expert: Warp::GREEDY };
     let decide = |tau: f64, base: [f32; 3]| {
-        let laws = Laws::new([row(base), row([0.0, 1.0, 2.0]), Evidence::default()], warps);
+        let laws = Laws::new(Box::new([row(base), row([0.0, 1.0, 2.0]), Evidence::default()]), warps);
         let draws = Draws { randomness: Randomness { seed: 1, sample: 0 }, position: 9 };
         Cosec { tau }.decide(&laws, &draws).unwrap()
     };

@@ -28,7 +28,7 @@ fn laws() -> impl Strategy<Value = Laws> {
         let row = |row| Evidence { row: Some(row), ..Evidence::default() };
         let judged = if fallback.temperature() == 0.0 { Warp::RAW } else { fallback };
         let warps = Warps { judged, fallback, expert: of_expert };
-        Laws::new([row(base), row(expert), Evidence::default()], warps)
+        Laws::new(Box::new([row(base), row(expert), Evidence::default()]), warps)
     })
 }
 

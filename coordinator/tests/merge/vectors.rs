@@ -60,6 +60,6 @@ impl Case {
             ..Evidence::default()
         };
         let evidence = [evidence(&self.base_logits), evidence(&self.expert_logits), Evidence::default()];
-        Laws::new(evidence, Warps { judged: base, fallback: base, expert })
+        Laws::new(Box::new(evidence), Warps { judged: base, fallback: base, expert })
     }
 }

@@ -1,0 +1,308 @@
+//! The session's state machine, event by event: no socket, no clock, no randomness.
+
+use std::time::{Duration, Instant};
+
+use cosec_coordinator::core::ExpertAbsent;
+use cosec_coordinator::merge::{Drawn, Lacking};
+use cosec_coordinator::request::{
+    Adjustments, ChosenBy, FinishReason, RuleSettings, SessionError, SessionEvent, Settings, TokenEvent, Transport,
+};
+use cosec_coordinator::role::Role;
+use cosec_coordinator::session::plan::Plan;
+use cosec_coordinator::session::state::{Action, Event, Phase, Session, Task};
+use cosec_coordinator::worker_pool::operation::{Ask, View};
+use cosec_coordinator::worker_pool::reply::{OperationError, Reply, RowView};
+use cosec_proto::ErrorCode;
+use cosec_proto::draw::Warp;
+use proptest::prelude::*;
+
+fn task(rule: RuleSettings, transport: Transport, prompt: Vec<u32>, now: Instant) -> Task {
+    let settings = Settings {
+        n: 1,
+        seed: 1,
+        max_tokens: None,
+        min_tokens: 0,
+        stop: Vec::new(),
+        base: Warp::RAW,
+        expert: Warp::RAW,
+        reference_code: false,
+        rule,
+        adjustments: Adjustments::default(),
+        transport,
+        logprobs: None,
+        echo: false,
+        report: false,
+        deadline: now + Duration::from_secs(10),
+    };
+    Task {
+        plan: Plan::new(&settings, false).unwrap(),
+        prompt,
+        max_new_tokens: 2,
+        end_tokens: vec![9],
+        prompt_scores: None,
+        expert_absent: ExpertAbsent::FailClosed,
+        deadline: settings.deadline,
+    }
+}
+
+/// A session under test, with the answers that a healthy world gives.
+struct Script {
+    session: Session,
+    now: Instant,
+}
+
+impl Script {
+    fn new(rule: RuleSettings, transport: Transport, prompt: Vec<u32>) -> Self {
+        let now = Instant::now();
+        Self { session: Session::new(task(rule, transport, prompt, now)), now }
+    }
+
+    /// Feeds `event` and renders the actions, one word or phrase each.
+    fn step(&mut self, event: Event) -> Vec<String> {
+        self.session.step(self.now, event).iter().map(render).collect()
+    }
+
+    #[track_caller]
+    fn check(&mut self, event: Event, expected: &[&str]) {
+        assert_eq!(self.step(event), expected);
+    }
+}
+
+fn render(action: &Action) -> String {
+    match action {
+        Action::Locate { role, failures } => format!("locate {} after {failures}", role.name()),
+        Action::Send { role, at, tokens, ask, .. } => {
+            let ask = match ask {
+                Ask::Draft { k, .. } => format!("draft {k}"),
+                Ask::Release => "release".to_owned(),
+                Ask::Rows(rows) => rows.iter().map(|row| format!("{}@{}", view(&row.view), row.offset)).collect(),
+            };
+            format!("{}: at {at} feed {tokens:?} {ask}", role.name()).trim_end().to_owned()
+        }
+        Action::Merge { position, .. } => format!("merge {position}"),
+        Action::Emit(SessionEvent::Token(token)) => format!("token {}", token.id),
+        Action::Emit(SessionEvent::Finished(reason)) => format!("finished {reason:?}"),
+        Action::Emit(SessionEvent::Failed(error)) => format!("failed {}", error.code),
+        Action::Emit(SessionEvent::Degraded) => "degraded".to_owned(),
+        Action::Emit(SessionEvent::Prompt(_)) => "prompt".to_owned(),
+    }
+}
+
+fn view(view: &View) -> String {
+    match view {
+        View::Gather { ids, .. } => format!("gather {ids:?}"),
+        View::Nucleus { .. } => "nucleus".to_owned(),
+        View::Sample { .. } => "sample".to_owned(),
+        View::Full => "full".to_owned(),
+    }
+}
+
+fn located(role: Role) -> Event {
+    Event::Located { role, fresh: true, max_operation_tokens: 3, vocabulary: 10 }
+}
+
+fn answered(role: Role, ticket: u64, reply: Reply) -> Event {
+    Event::Answered { role, ticket, reply: Ok(reply) }
+}
+
+fn failed(role: Role, ticket: u64, code: ErrorCode) -> Event {
+    Event::Answered { role, ticket, reply: Err(OperationError { code, message: "no".to_owned() }) }
+}
+
+fn drawn(id: u32) -> Drawn {
+    Drawn { id, probability: 0.5 }
+}
+
+fn token(id: u32) -> Event {
+    Event::Decided(TokenEvent { id, chosen_by: ChosenBy::Base, p: None, q: None, score: None })
+}
+
+fn lacking(lacking: Lacking) -> Event {
+    Event::Lacking { lacking, evidence: Box::default() }
+}
+
+const COSEC: RuleSettings = RuleSettings::Cosec { tau: 0.3 };
+
+#[test]
+fn cosec_asks_ahead_for_all_that_needs_no_id() {
+    let mut script = Script::new(COSEC, Transport::Auto, vec![1, 2]);
+    script.check(Event::Started, &["locate base after 0", "locate expert after 0"]);
+    script.check(located(Role::Expert), &[]);
+    script.check(located(Role::Base), &["base: at 0 feed [1, 2] sample@2", "expert: at 0 feed [1, 2] draft 1"]);
+    script.check(answered(Role::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &[]);
+    script.check(answered(Role::Expert, 0, Reply::Drafted(vec![drawn(5)])), &["merge 2"]);
+    script.check(lacking(Lacking::Judgement(5)), &["base: at 2 feed [] gather [5]@0"]);
+    assert_eq!(*script.session.phase(), Phase::Verifying);
+    script.check(answered(Role::Base, 1, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 2"]);
+    script.check(token(5), &["token 5"]);
+    script.check(Event::Emitted, &["base: at 2 feed [5] sample@1", "expert: at 2 feed [5] draft 1"]);
+    script.check(answered(Role::Expert, 1, Reply::Drafted(vec![drawn(9)])), &[]);
+    script.check(answered(Role::Base, 2, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &["merge 3"]);
+    script.check(token(9), &["finished Stop"]);
+    script.check(Event::Emitted, &[]);
+    assert_eq!(*script.session.phase(), Phase::Finished);
+}
+
+#[test]
+fn with_gather_the_base_is_fed_while_the_expert_drafts() {
+    let mut script = Script::new(COSEC, Transport::Gather, vec![1]);
+    script.check(Event::Started, &["locate base after 0", "locate expert after 0"]);
+    script.check(located(Role::Base), &[]);
+    script.check(located(Role::Expert), &["base: at 0 feed [1]", "expert: at 0 feed [1] draft 1"]);
+    script.check(answered(Role::Expert, 0, Reply::Drafted(vec![drawn(5)])), &[]);
+    script.check(answered(Role::Base, 0, Reply::Rows(Vec::new())), &["merge 1"]);
+    script.check(lacking(Lacking::Judgement(5)), &["base: at 1 feed [] gather [5]@0"]);
+    script.check(answered(Role::Base, 1, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 1"]);
+    script.check(lacking(Lacking::Fallback), &["base: at 1 feed [] sample@0"]);
+    script.check(answered(Role::Base, 2, Reply::Rows(vec![RowView::Sampled(drawn(3))])), &["merge 1"]);
+    script.check(token(3), &["token 3"]);
+}
+
+#[test]
+fn a_long_prompt_goes_in_pieces_and_a_lost_cache_goes_again() {
+    let mut script = Script::new(RuleSettings::BaseOnly, Transport::Full, vec![1, 2, 3, 4, 5, 6, 7]);
+    script.check(Event::Started, &["locate base after 0"]);
+    script.check(located(Role::Base), &["base: at 0 feed [1, 2, 3]"]);
+    script.check(answered(Role::Base, 0, Reply::Rows(Vec::new())), &["base: at 3 feed [4, 5, 6]"]);
+    script.check(answered(Role::Base, 1, Reply::Rows(Vec::new())), &["base: at 6 feed [7] full@1"]);
+    script.check(answered(Role::Base, 2, Reply::NeedPrefix { have: 1 }), &["base: at 1 feed [2, 3, 4]"]);
+    script.check(answered(Role::Base, 3, Reply::Rows(Vec::new())), &["base: at 4 feed [5, 6, 7] full@3"]);
+    script.check(answered(Role::Base, 4, Reply::Rows(vec![RowView::Full(vec![0.0; 10])])), &["merge 7"]);
+}
+
+#[test]
+fn a_worker_that_fails_is_replaced_and_the_sequence_goes_to_the_new_one() {
+    let mut script = Script::new(RuleSettings::BaseOnly, Transport::Auto, vec![1, 2]);
+    script.check(Event::Started, &["locate base after 0"]);
+    script.check(located(Role::Base), &["base: at 0 feed [1, 2] sample@2"]);
+    script.check(answered(Role::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &["merge 2"]);
+    script.check(token(4), &["token 4"]);
+    script.check(Event::Emitted, &["base: at 2 feed [4] sample@1"]);
+    script.check(failed(Role::Base, 1, ErrorCode::Unavailable), &["locate base after 1"]);
+    script.check(located(Role::Base), &["base: at 0 feed [1, 2, 4] sample@3"]);
+    for failures in 2..=4 {
+        let expected = format!("locate base after {failures}");
+        script.check(failed(Role::Base, failures, ErrorCode::OutOfBlocks), &[expected.as_str()]);
+        script.check(located(Role::Base), &["base: at 0 feed [1, 2, 4] sample@3"]);
+    }
+    script.check(failed(Role::Base, 5, ErrorCode::OutOfBlocks), &["failed out_of_blocks"]);
+}
+
+#[test]
+fn an_error_that_no_other_worker_can_mend_ends_the_session() {
+    let mut script = Script::new(RuleSettings::BaseOnly, Transport::Auto, vec![1]);
+    script.step(Event::Started);
+    script.step(located(Role::Base));
+    script.check(failed(Role::Base, 0, ErrorCode::InvalidArgument), &["failed invalid_argument"]);
+    script.check(answered(Role::Base, 0, Reply::NeedPrefix { have: 0 }), &[]);
+}
+
+#[test]
+fn a_degraded_session_ignores_answers_to_what_it_asked_before() {
+    let now = Instant::now();
+    let task = Task { expert_absent: ExpertAbsent::Degrade, ..task(COSEC, Transport::Auto, vec![1], now) };
+    let mut script = Script { session: Session::new(task), now };
+    script.step(Event::Started);
+    script.step(located(Role::Base));
+    script.step(located(Role::Expert));
+    script.check(failed(Role::Expert, 0, ErrorCode::Unavailable), &["locate expert after 1"]);
+    let error = OperationError { code: ErrorCode::ExpertUnavailable, message: "none".to_owned() };
+    script.check(Event::Absent { role: Role::Expert, error }, &["degraded"]);
+    script.check(answered(Role::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(3))])), &[]);
+    script.check(Event::Emitted, &["base: at 0 feed [1] sample@1"]);
+    script.check(answered(Role::Base, 1, Reply::Rows(vec![RowView::Sampled(drawn(3))])), &["merge 1"]);
+}
+
+#[test]
+fn without_leave_to_degrade_an_absent_expert_ends_the_session() {
+    let mut script = Script::new(COSEC, Transport::Auto, vec![1]);
+    script.step(Event::Started);
+    let error = OperationError { code: ErrorCode::ExpertUnavailable, message: "none".to_owned() };
+    script.check(Event::Absent { role: Role::Expert, error }, &["failed expert_unavailable"]);
+}
+
+#[test]
+fn the_deadline_ends_the_session_at_any_event() {
+    let mut script = Script::new(COSEC, Transport::Auto, vec![1]);
+    script.step(Event::Started);
+    script.now += Duration::from_secs(11);
+    script.check(Event::Tick, &["failed deadline_exceeded"]);
+    script.check(located(Role::Base), &[]);
+}
+
+#[test]
+fn a_token_that_a_model_does_not_have_is_a_fault_and_a_proposal_beyond_the_base_has_no_mass() {
+    let mut script = Script::new(COSEC, Transport::Auto, vec![1]);
+    script.step(Event::Started);
+    script.step(located(Role::Base));
+    script.step(located(Role::Expert));
+    script.step(answered(Role::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])));
+    script.step(answered(Role::Expert, 0, Reply::Drafted(vec![drawn(77)])));
+    let actions = script.session.step(script.now, lacking(Lacking::Judgement(77)));
+    let [Action::Merge { evidence, .. }] = actions.as_slice() else { panic!("{actions:?}") };
+    assert_eq!(evidence[Role::Base.index()].looked_up, Some(Drawn { id: 77, probability: 0.0 }));
+    script.check(token(77), &["failed worker_fault"]);
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let role = prop_oneof![Just(Role::Base), Just(Role::Expert), Just(Role::AntiExpert)];
+    let codes =
+        [ErrorCode::Unavailable, ErrorCode::OutOfBlocks, ErrorCode::ModelMismatch, ErrorCode::DeadlineExceeded];
+    let error =
+        proptest::sample::select(codes.to_vec()).prop_map(|code| OperationError { code, message: String::new() });
+    let reply = prop_oneof![
+        (0u32..12).prop_map(|have| Ok(Reply::NeedPrefix { have })),
+        Just(Ok(Reply::Released)),
+        Just(Ok(Reply::Rows(Vec::new()))),
+        Just(Ok(Reply::Drafted(Vec::new()))),
+        (0u32..12).prop_map(|id| Ok(Reply::Drafted(vec![drawn(id)]))),
+        (0u32..12).prop_map(|id| Ok(Reply::Rows(vec![RowView::Sampled(drawn(id)), RowView::Gathered(Vec::new())]))),
+        error.clone().prop_map(Err),
+    ];
+    prop_oneof![
+        1 => Just(Event::Started),
+        4 => role.clone().prop_map(located),
+        1 => (role.clone(), error).prop_map(|(role, error)| Event::Absent { role, error }),
+        8 => (role, 0u64..20, reply).prop_map(|(role, ticket, reply)| Event::Answered { role, ticket, reply }),
+        4 => (0u32..12).prop_map(token),
+        2 => (0u32..12).prop_map(|id| lacking(Lacking::Judgement(id))),
+        2 => Just(lacking(Lacking::Row(Role::Expert))),
+        4 => Just(Event::Emitted),
+        1 => Just(Event::MergeFailed(SessionError { code: ErrorCode::Internal, message: String::new() })),
+        1 => Just(Event::Tick),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_order_of_events_panics_or_goes_on_after_the_end(
+        events in proptest::collection::vec(any_event(), 1..120),
+        scores in proptest::option::of(0u32..3),
+        degrades in any::<bool>(),
+        prompt in 1u32..9,
+    ) {
+        let now = Instant::now();
+        let expert_absent = if degrades { ExpertAbsent::Degrade } else { ExpertAbsent::FailClosed };
+        let of = task(COSEC, Transport::Auto, (0..prompt).collect(), now);
+        let mut session = Session::new(Task { prompt_scores: scores, expert_absent, ..of });
+        let (mut ends, mut tokens) = (0, 0);
+        session.step(now, Event::Started);
+        for event in events {
+            for action in session.step(now, event) {
+                prop_assert_eq!(ends, 0, "{:?} after the end", action);
+                match action {
+                    Action::Emit(SessionEvent::Finished(FinishReason::Length | FinishReason::Stop)) => ends += 1,
+                    Action::Emit(SessionEvent::Failed(_)) => ends += 1,
+                    Action::Emit(SessionEvent::Token(token)) => {
+                        tokens += 1;
+                        prop_assert!(token.id < 10);
+                    }
+                    Action::Send { at, tokens, .. } => prop_assert!(at as usize + tokens.len() <= prompt as usize + 2),
+                    Action::Merge { .. } | Action::Locate { .. } => {}
+                    Action::Emit(SessionEvent::Prompt(_) | SessionEvent::Degraded) => {}
+                }
+            }
+            prop_assert!(tokens <= 2);
+        }
+    }
+}
