@@ -45,19 +45,19 @@ fn measure(shape: &Shape, dtype_name: &str, dtype: DType) -> anyhow::Result<()> 
     let directory = tempfile::tempdir()?;
     write_checkpoint(directory.path(), shape, dtype)?;
     let options =
-        LoadOptions { adapter: None, dtype: DtypeChoice::Auto, blocks: 1024, block_tokens: BLOCK_TOKENS, threads: 0 };
+        LoadOptions { adapter: None, dtype: DtypeChoice::Auto, blocks: 256, block_tokens: BLOCK_TOKENS, threads: 0 };
     let mut model = ModelRunner::load(directory.path(), &options)?;
     let vocabulary = shape.vocabulary as u32;
     let prompt: Vec<u32> = (0..PREFILL as u32).map(|i| i * 7919 % vocabulary).collect();
-    let tables: Vec<Vec<u32>> = (0..8).map(|sequence| (sequence * 128..sequence * 128 + 128).collect()).collect();
+    let tables: Vec<Vec<u32>> = (0..8).map(|sequence| (sequence * 32..sequence * 32 + 32).collect()).collect();
     let item = |sequence: usize, tokens, start| BatchItem { tokens, start, blocks: &tables[sequence], rows: 0..1 };
-    let prefill = seconds(3, || model.forward(&[item(0, &prompt, 0)]).map(drop))?;
+    let prefill = seconds(2, || model.forward(&[item(0, &prompt, 0)]).map(drop))?;
     for sequence in 1..8 {
         model.forward(&[item(sequence, &prompt, 0)])?;
     }
     let token = [17];
-    let one = seconds(20, || model.forward(&[item(0, &token, PREFILL)]).map(drop))?;
-    let eight = seconds(10, || {
+    let one = seconds(10, || model.forward(&[item(0, &token, PREFILL)]).map(drop))?;
+    let eight = seconds(5, || {
         let batch: Vec<BatchItem<'_>> = (0..8).map(|sequence| item(sequence, &token, PREFILL)).collect();
         model.forward(&batch).map(drop)
     })?;

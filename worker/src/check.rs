@@ -240,8 +240,14 @@ pub enum CheckError {
     },
     /// The checkpoint.
     #[error(transparent)]
-    Load(#[from] LoadError),
+    Load(Box<LoadError>),
     /// A prompt.
     #[error(transparent)]
     Forward(#[from] ForwardError),
+}
+
+impl From<LoadError> for CheckError {
+    fn from(error: LoadError) -> Self {
+        Self::Load(Box::new(error))
+    }
 }

@@ -1,4 +1,5 @@
 //! The fast kernels against the plain f64 ones, on fresh random shapes, and a row alone against the row in company.
+#![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 
 use candle_core::{DType, Device, Tensor};
 use cosec_worker::kernels::cpu::Cpu;

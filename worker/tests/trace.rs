@@ -1,6 +1,7 @@
 //! Whole models, teacher-forced through the paged cache, against merged distributions computed elsewhere.
 //!
 //! `CODECODING_TRACE` names another file of traces; the checkpoints lie in the `checkpoints` folder beside it.
+#![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
 //! Tiny checkpoints of every family, and what must hold for all of them.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed assumption in a test is a failed test")]
 
 mod agreement;
 mod batches;

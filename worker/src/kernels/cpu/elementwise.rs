@@ -131,7 +131,7 @@ impl Task for ActivateGated<'_> {
 /// `x/2 · (1 + tanh(y)) = x · sigmoid(2y)`, which loses no digits where tanh is near -1.
 #[inline(always)]
 fn gelu_tanh<S: Simd>(x: f32) -> f32 {
-    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
     let inner = multiply_add::<S>(0.044_715 * x * x, x, x);
     x / (1.0 + exp::<S>(-TWICE_SQRT_2_OVER_PI * inner))
 }

@@ -325,7 +325,8 @@ pub(super) fn add_scaled<S: Simd>(simd: S, scale: f32, x: &[f32], out: &mut [f32
 pub(super) fn exp<S: Simd>(x: f32) -> f32 {
     // Adding and subtracting 1.5 · 2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
-    const LN_2_HIGH: f32 = 0.693_359_375;
+    // 355 / 512 exactly: its products with n are exact.
+    const LN_2_HIGH: f32 = 355.0 / 512.0;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-87.0, 88.0);
     let shifted = multiply_add::<S>(clamped, std::f32::consts::LOG2_E, ROUND);

@@ -61,7 +61,7 @@ impl<W: Element> Task for Stripe<'_, W> {
             match rows - row {
                 1 => self.tiles::<1, 4, S>(simd, row),
                 2 | 3 => self.tiles::<2, 4, S>(simd, row),
-                _ => self.tiles::<4, 2, S>(simd, row),
+                _ => self.tiles::<4, 3, S>(simd, row),
             }
             row += match rows - row {
                 1 => 1,
