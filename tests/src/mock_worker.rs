@@ -130,10 +130,11 @@ impl MockWorker {
     /// # Errors
     /// When the port is taken.
     pub fn start_on(model: MockModel, address: SocketAddr) -> std::io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
+        // Only now: a runtime must not be dropped where its caller may be asynchronous.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let hosted = Arc::new(Hosted {
             model,
             sessions: Mutex::default(),
