@@ -170,8 +170,21 @@ pub struct TokenEvent {
     pub p: Option<f64>,
     /// Probability under the expert's, where the rule looked.
     pub q: Option<f64>,
+    /// The expert's proposal that the token stands in for.
+    pub rejected: Option<Rejected>,
     /// Under the law that the token was drawn from; present when `logprobs` is set.
     pub score: Option<Score>,
+}
+
+/// A proposal of the expert that the base did not let pass.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rejected {
+    /// Token id.
+    pub id: u32,
+    /// Probability under the base's distribution that the rule judged by.
+    pub p: f64,
+    /// Probability under the expert's.
+    pub q: f64,
 }
 
 /// Log-probability of a token and of the most probable others.

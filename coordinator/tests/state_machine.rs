@@ -114,7 +114,7 @@ fn drawn(id: u32) -> Drawn {
 }
 
 fn token(id: u32) -> Event {
-    Event::Decided(TokenEvent { id, chosen_by: ChosenBy::Base, p: None, q: None, score: None })
+    Event::Decided(TokenEvent { id, chosen_by: ChosenBy::Base, p: None, q: None, rejected: None, score: None })
 }
 
 fn lacking(lacking: Lacking) -> Event {

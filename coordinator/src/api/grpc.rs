@@ -14,7 +14,7 @@ use super::generation::{ChoiceEvent, Generation, RawRequest, chosen_by, finish_r
 use super::settings::{RawCosec, RawSettings};
 use crate::metrics::RequestInFlight;
 use crate::postprocess::{Delta, PlacedToken};
-use crate::request::{ChatMessage, Prompt, TokenEvent};
+use crate::request::{ChatMessage, Prompt, Rejected, TokenEvent};
 
 const ROUTE: &str = "cosec.coordinator.v1.Coordinator/Generate";
 
@@ -154,6 +154,7 @@ fn token_of(token: PlacedToken, report: bool) -> wire::Token {
         chosen_by: chosen_by(event.chosen_by).to_owned(),
         p: event.p,
         q: event.q,
+        rejected: event.rejected.map(|Rejected { id, p, q }| wire::Rejected { id, p, q }),
     };
     wire::Token {
         id: token.id,

@@ -17,6 +17,6 @@ impl MergeRule for BaseOnly {
 
     fn decide(&self, laws: &Laws, draws: &Draws) -> Result<Decision, MergeError> {
         let own = laws.fallback(draws.fallback())?;
-        Ok(Decision { id: own.id, chosen_by: ChosenBy::Base, p: Some(own.probability), q: None })
+        Ok(Decision { id: own.id, chosen_by: ChosenBy::Base, p: Some(own.probability), q: None, rejected: None })
     }
 }

@@ -4,7 +4,7 @@ use cosec_proto::draw::Distribution;
 
 use super::blend::blend;
 use super::{Decision, Laws, MergeError, MergeRule};
-use crate::request::ChosenBy;
+use crate::request::{ChosenBy, Rejected};
 use crate::sampler::Draws;
 
 /// Draft x ~ q; keep it when `min(1, p(x) / q(x)) > tau`; else take x' ~ p, from the whole of p.
@@ -41,9 +41,17 @@ impl MergeRule for Cosec {
                 chosen_by: ChosenBy::Expert,
                 p: Some(p),
                 q: Some(proposal.probability),
+                rejected: None,
             });
         }
         let own = laws.fallback(draws.fallback())?;
-        Ok(Decision { id: own.id, chosen_by: ChosenBy::Base, p: Some(own.probability), q: None })
+        let rejected = Rejected { id: proposal.id, p, q: proposal.probability };
+        Ok(Decision {
+            id: own.id,
+            chosen_by: ChosenBy::Base,
+            p: Some(own.probability),
+            q: None,
+            rejected: Some(rejected),
+        })
     }
 }

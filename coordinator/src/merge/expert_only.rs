@@ -17,6 +17,12 @@ impl MergeRule for ExpertOnly {
 
     fn decide(&self, laws: &Laws, draws: &Draws) -> Result<Decision, MergeError> {
         let proposal = laws.proposal(draws.draft())?;
-        Ok(Decision { id: proposal.id, chosen_by: ChosenBy::Expert, p: None, q: Some(proposal.probability) })
+        Ok(Decision {
+            id: proposal.id,
+            chosen_by: ChosenBy::Expert,
+            p: None,
+            q: Some(proposal.probability),
+            rejected: None,
+        })
     }
 }

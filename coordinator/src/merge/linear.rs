@@ -25,6 +25,6 @@ impl MergeRule for Linear {
         let id = self.law(laws)?.sample(draws.merged());
         let p = laws.fallback_law()?.probability(id);
         let q = laws.expert_law()?.probability(id);
-        Ok(Decision { id, chosen_by: ChosenBy::Merged, p: Some(p), q: Some(q) })
+        Ok(Decision { id, chosen_by: ChosenBy::Merged, p: Some(p), q: Some(q), rejected: None })
     }
 }

@@ -16,7 +16,7 @@ mod score;
 
 use cosec_proto::draw::{Distribution, InvalidLogits, InvalidSupport};
 
-use crate::request::{ChosenBy, RuleSettings};
+use crate::request::{ChosenBy, Rejected, RuleSettings};
 use crate::role::Role;
 use crate::sampler::Draws;
 
@@ -69,6 +69,8 @@ pub struct Decision {
     pub p: Option<f64>,
     /// Under the expert's law, where the rule looked.
     pub q: Option<f64>,
+    /// The proposal that the token stands in for.
+    pub rejected: Option<Rejected>,
 }
 
 /// What a rule must know before it can decide.

@@ -48,6 +48,6 @@ impl MergeRule for Product {
 
     fn decide(&self, laws: &Laws, draws: &Draws) -> Result<Decision, MergeError> {
         let id = self.law(laws)?.sample(draws.merged());
-        Ok(Decision { id, chosen_by: ChosenBy::Merged, p: None, q: None })
+        Ok(Decision { id, chosen_by: ChosenBy::Merged, p: None, q: None, rejected: None })
     }
 }

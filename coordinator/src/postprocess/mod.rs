@@ -165,7 +165,7 @@ mod tests {
     use crate::request::ChosenBy;
 
     fn token(id: u32) -> TokenEvent {
-        TokenEvent { id, chosen_by: ChosenBy::Expert, p: None, q: None, score: None }
+        TokenEvent { id, chosen_by: ChosenBy::Expert, p: None, q: None, rejected: None, score: None }
     }
 
     /// Feeds `ids` and returns text, ids handed on and whether a stop string ended it.

@@ -60,6 +60,8 @@ impl PromptEncoder {
                 infilling.encode(&self.tokenizer, prefix, suffix)?
             }
             (_, Some(_)) => return Err(EncodeError::SuffixNeedsText),
+            // The tokenizer would make a beginning of text of it, and a completion of that is nobody's wish.
+            (Prompt::Text(text), None) if text.is_empty() => return Err(EncodeError::Empty),
             (Prompt::Text(text), None) => encode(&self.tokenizer, text, true)?,
             (Prompt::Tokens(ids), None) => ids.clone(),
             (Prompt::Chat(messages), None) => {

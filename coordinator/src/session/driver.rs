@@ -313,11 +313,11 @@ impl Merge {
 
     fn decide(&self) -> Result<TokenEvent, MergeError> {
         let rule = self.rule.rule();
-        let Decision { id, chosen_by, p, q } = rule.decide(&self.laws, &self.draws)?;
+        let Decision { id, chosen_by, p, q, rejected } = rule.decide(&self.laws, &self.draws)?;
         let score = match self.alternatives {
             Some(alternatives) => Some(score(&rule.law(&self.laws)?, id, alternatives as usize)),
             None => None,
         };
-        Ok(TokenEvent { id, chosen_by, p, q, score })
+        Ok(TokenEvent { id, chosen_by, p, q, rejected, score })
     }
 }

@@ -114,13 +114,18 @@ impl Envelope {
 
 fn report(token: &PlacedToken, text: &ModelText) -> Option<Value> {
     let event = token.event.as_ref()?;
-    Some(json!({
-        "token": token_string(&text.decoder.bytes(token.id)),
+    let named = |id: u32| token_string(&text.decoder.bytes(id));
+    let mut entry = json!({
+        "token": named(token.id),
         "id": token.id,
         "chosen_by": chosen_by(event.chosen_by),
         "p": event.p,
         "q": event.q,
-    }))
+    });
+    if let Some(rejected) = event.rejected {
+        entry["rejected"] = json!({"token": named(rejected.id), "id": rejected.id, "p": rejected.p, "q": rejected.q});
+    }
+    Some(entry)
 }
 
 /// A token as a string; part of a character is spelled out, as OpenAI does: `bytes:\xe6\x97`.

@@ -21,7 +21,7 @@ fn accented() -> Script {
     assert_eq!(ids.len(), 3);
     let token = |id: u32| {
         let score = Some(Score { log_probability: -0.5, alternatives: vec![(id, -0.5)] });
-        SessionEvent::Token(TokenEvent { id, chosen_by: ChosenBy::Merged, p: None, q: None, score })
+        SessionEvent::Token(TokenEvent { id, chosen_by: ChosenBy::Merged, p: None, q: None, rejected: None, score })
     };
     let mut events: Vec<SessionEvent> = ids.into_iter().map(token).collect();
     events.push(SessionEvent::Finished(FinishReason::Length));

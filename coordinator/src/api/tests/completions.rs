@@ -142,7 +142,8 @@ async fn tokens_say_who_chose_them() {
     let answer = house.answer(PATH, &asked).await;
     let report = json!([
         {"token": "x", "id": 87, "chosen_by": "expert", "p": 0.25, "q": 0.5},
-        {"token": " =", "id": 796, "chosen_by": "base", "p": 0.25, "q": null},
+        {"token": " =", "id": 796, "chosen_by": "base", "p": 0.25, "q": null,
+         "rejected": {"token": "x", "id": 87, "p": 0.125, "q": 0.75}},
     ]);
     assert_eq!(answer["choices"][0]["cosec"], json!({"report": report}));
     assert_eq!(house.seen()[0].settings.transport, Transport::Full);

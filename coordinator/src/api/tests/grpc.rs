@@ -54,7 +54,12 @@ async fn events_of_a_generation() {
             wire::Alternative { id: 0, log_probability: -0.25 },
             wire::Alternative { id, log_probability },
         ],
-        report: Some(wire::TokenReport { chosen_by: chosen_by.to_owned(), p: Some(0.25), q }),
+        report: Some(wire::TokenReport {
+            chosen_by: chosen_by.to_owned(),
+            p: Some(0.25),
+            q,
+            rejected: q.is_none().then_some(wire::Rejected { id: 87, p: 0.125, q: 0.75 }),
+        }),
     };
     let delta =
         |text: &str, token| Event::Delta(wire::Delta { choice: 0, text: text.to_owned(), tokens: vec![token] });

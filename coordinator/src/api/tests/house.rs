@@ -19,7 +19,9 @@ use crate::api::{ApiConfig, Doors, Generator, ModelText, SessionEvents};
 use crate::core::{ModelFacts, ModelInfo};
 use crate::metrics::DoorMetrics;
 use crate::postprocess::samples;
-use crate::request::{ChosenBy, FinishReason, Score, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
+use crate::request::{
+    ChosenBy, FinishReason, Rejected, Score, SessionError, SessionEvent, TokenEvent, TokenizedRequest,
+};
 use crate::server::{RunError, serve};
 
 /// What one session does.
@@ -238,6 +240,7 @@ pub(super) fn saying(text: &str) -> Vec<SessionEvent> {
             chosen_by: if at == 0 { ChosenBy::Expert } else { ChosenBy::Base },
             p: Some(0.25),
             q: (at == 0).then_some(0.5),
+            rejected: (at > 0).then_some(Rejected { id: 87, p: 0.125, q: 0.75 }),
             score: Some(Score { log_probability, alternatives: vec![(0, -0.25), (id, log_probability)] }),
         })
     };
