@@ -1,4 +1,5 @@
 //! The session's state machine, event by event: no socket, no clock, no randomness.
+#![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
 //! Tests of the merge rules: vectors, laws, properties.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed assumption in a test is a failed test")]
 
 mod golden;
 mod law;

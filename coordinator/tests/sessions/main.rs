@@ -1,4 +1,10 @@
 //! Tests of sessions through [`Core`](cosec_coordinator::core::Core), against mock workers over real sockets.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a failed assumption in a test is a failed test"
+)]
 
 mod admission;
 mod cluster;
