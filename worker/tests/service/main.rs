@@ -1,4 +1,10 @@
 //! The worker's service over a real socket, with a model that betrays every mistake in the bookkeeping.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a failed assumption in a test is a failed test"
+)]
 
 mod fake_model;
 mod harness;
