@@ -315,7 +315,7 @@ async fn run(opening: Opening, place: Place, cancel: CancellationToken, shutdown
         Some(SessionEvent::Finished(FinishReason::Length)) => "length",
         Some(SessionEvent::Failed(error)) => error.code.name(),
         // The door had enough (a stop string), or its client left.
-        Some(SessionEvent::Prompt(_) | SessionEvent::Token(_) | SessionEvent::Degraded) | None => "cancelled",
+        Some(SessionEvent::Prompt(_) | SessionEvent::Token(_) | SessionEvent::Degraded) | None => "closed",
     };
     metrics.choices.with_label_values(&[outcome]).inc();
     if let Some(last) = last {

@@ -7,7 +7,8 @@ use prometheus::{
 /// Counters and histograms of sessions and workers.
 #[derive(Debug)]
 pub struct SessionMetrics {
-    /// Choices by how they ended: `stop`, `length`, `cancelled`, or the name of an error code.
+    /// Choices by how their session ended: `stop`, `length`, the name of an error code, or `closed` where the door found
+    /// a stop string or its client left.
     pub choices: IntCounterVec,
     /// Tokens by who chose them.
     pub tokens: IntCounterVec,
@@ -68,7 +69,11 @@ impl SessionMetrics {
             IntCounter::new("cosec_degraded_sessions_total", "Sessions that went on without their expert")?;
         registry.register(Box::new(degraded.clone()))?;
         Ok(Self {
-            choices: counters("cosec_choices_total", "Choices by how they ended", &["outcome"])?,
+            choices: counters(
+                "cosec_choices_total",
+                "Choices by how their session ended; closed: a stop string, or the client left",
+                &["outcome"],
+            )?,
             tokens: counters("cosec_tokens_total", "Tokens by who chose them", &["chosen_by"])?,
             first_token_seconds: histogram("cosec_first_token_seconds", "From admission to the first token")?,
             inter_token_seconds: histogram("cosec_inter_token_seconds", "Between two tokens of one choice")?,

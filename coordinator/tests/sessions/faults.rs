@@ -36,7 +36,7 @@ async fn a_dropped_stream_gives_its_caches_back() {
         drop(stream);
         cluster.released().await;
     }
-    until("the choices are counted", || cluster.metrics.choices.with_label_values(&["cancelled"]).get() == 3).await;
+    until("the choices are counted", || cluster.metrics.choices.with_label_values(&["closed"]).get() == 3).await;
     assert_eq!(cluster.metrics.active_sessions.get(), 0);
     assert!(cluster.base.cancelled() + cluster.expert.cancelled() > 0, "an operation under way is withdrawn");
 }

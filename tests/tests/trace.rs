@@ -1,5 +1,4 @@
 //! Whole models, teacher-forced: worker's logits and coordinator's rule together against laws computed elsewhere.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed assumption in a test is a failed test")]
 
 use std::path::{Path, PathBuf};
 
@@ -66,7 +65,7 @@ impl Cached {
 }
 
 fn golden_directory() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
 }
 
 /// CODECODING_TRACE names another file; checkpoints beside it go before those of the repository.
