@@ -8,10 +8,9 @@ use regex::Regex;
 use serde_json::Value;
 
 use super::model_config::{ConfigError, JsonFile, Section};
-use super::safetensors::{TensorError, TensorFiles};
+use super::tensor_files::{self, TensorError, TensorFiles};
 
 const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 
 /// Settings that change what an adapter computes and are not supported: they must be absent, false or empty.
@@ -34,7 +33,6 @@ const UNSUPPORTED: [&str; 10] = [
 /// family here has one.
 pub struct Adapter {
     config: JsonFile,
-    file: PathBuf,
     tensors: TensorFiles,
     alpha: f64,
     /// `alpha` of the modules whose names match.
@@ -61,14 +59,15 @@ impl Adapter {
         let alpha = root.positive("lora_alpha")?;
         let rank_stabilised = root.flag_or("use_rslora", false)?;
         let alpha_patterns = patterns(&root, "alpha_pattern")?;
-        let file = directory.join(WEIGHTS);
-        let tensors = TensorFiles::open(&file)?;
+        let tensors = TensorFiles::open(directory, &tensor_files::ADAPTER)?;
         let mut pending = BTreeSet::new();
         for name in tensors.names() {
-            pending
-                .insert(module_of(&name).ok_or(AdapterError::Tensor { file: file.clone(), tensor: name.clone() })?);
+            let Some(module) = module_of(&name) else {
+                return Err(AdapterError::Tensor { file: tensors.path().to_owned(), tensor: name });
+            };
+            pending.insert(module);
         }
-        Ok(Self { config, file, tensors, alpha, alpha_patterns, rank_stabilised, pending })
+        Ok(Self { config, tensors, alpha, alpha_patterns, rank_stabilised, pending })
     }
 
     /// What the adapter adds to `module`'s weight `[outputs, inputs]`, in f32; `None` when it leaves it alone.
@@ -97,7 +96,9 @@ impl Adapter {
     pub fn finish(&self) -> Result<(), AdapterError> {
         match self.pending.first() {
             None => Ok(()),
-            Some(module) => Err(AdapterError::Unmatched { file: self.file.clone(), module: module.clone() }),
+            Some(module) => {
+                Err(AdapterError::Unmatched { file: self.tensors.path().to_owned(), module: module.clone() })
+            }
         }
     }
 
@@ -111,7 +112,7 @@ impl Adapter {
     fn rank(&self, module: &str) -> Result<usize, AdapterError> {
         let tensor = format!("{PREFIX}{module}.lora_A.weight");
         match self.tensors.rows(&tensor)? {
-            0 => Err(AdapterError::Tensor { file: self.file.clone(), tensor }),
+            0 => Err(AdapterError::Tensor { file: self.tensors.path().to_owned(), tensor }),
             rank => Ok(rank),
         }
     }
@@ -155,7 +156,7 @@ pub enum AdapterError {
     /// adapter_config.json.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// adapter_model.safetensors.
+    /// adapter_model.safetensors or adapter_model.bin.
     #[error(transparent)]
     Tensors(#[from] TensorError),
     /// A tensor that is no factor of a linear layer.

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use self::lora::{Adapter, AdapterError};
 use self::model_config::{ConfigError, JsonFile};
-use self::safetensors::{TensorError, TensorFiles};
+use self::tensor_files::{TensorError, TensorFiles};
 use crate::decoder::Decoder;
 use crate::families;
 use crate::kernels::{CacheShape, KernelError, Kernels};
@@ -16,7 +16,8 @@ use crate::model_runner::{DtypeChoice, LoadOptions, ModelDescription};
 
 pub mod lora;
 pub mod model_config;
-pub mod safetensors;
+pub mod pickle;
+pub mod tensor_files;
 
 /// Loads the checkpoint in `directory` for the device of `kernels`.
 ///
@@ -33,7 +34,8 @@ pub fn load<K: Kernels>(
     let spec = &family.spec;
     let tokenizer_fingerprint = tokenizer(directory, spec.vocabulary)?;
     let adapter = options.adapter.as_deref().map(Adapter::open).transpose()?;
-    let mut weights = Weights { tensors: TensorFiles::open_checkpoint(directory)?, adapter, dtype: options.dtype };
+    let mut weights =
+        Weights { tensors: TensorFiles::open(directory, &tensor_files::MODEL)?, adapter, dtype: options.dtype };
     let cache = CacheShape {
         layers: spec.layers,
         blocks: options.blocks,

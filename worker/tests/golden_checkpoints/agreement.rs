@@ -5,7 +5,7 @@ use cosec_worker::model_runner::DtypeChoice;
 
 use crate::{ALL, golden};
 
-fn args(model: &str, adapter: Option<&str>) -> CheckArgs {
+pub(crate) fn args(model: &str, adapter: Option<&str>) -> CheckArgs {
     CheckArgs {
         model: golden(model),
         adapter: adapter.map(golden),
@@ -16,7 +16,7 @@ fn args(model: &str, adapter: Option<&str>) -> CheckArgs {
     }
 }
 
-fn check(args: &CheckArgs) {
+pub(crate) fn check(args: &CheckArgs) {
     let report = check::run(args).unwrap();
     assert!(report.prompts.len() == 3 && report.prompts.iter().all(|prompt| prompt.greedy_expected == 16));
     println!("{}\n{report}", args.model.display());

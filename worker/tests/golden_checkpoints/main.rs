@@ -5,6 +5,7 @@ mod agreement;
 mod batches;
 mod malformed;
 mod oracles;
+mod pickles;
 
 use std::path::{Path, PathBuf};
 

@@ -12,10 +12,10 @@ use tempfile::TempDir;
 use crate::{golden, options};
 
 /// A copy of a golden directory that can be broken.
-struct Copy(TempDir);
+pub(crate) struct Copy(TempDir);
 
 impl Copy {
-    fn of(name: &str) -> Self {
+    pub(crate) fn of(name: &str) -> Self {
         let copy = tempfile::tempdir().unwrap();
         for entry in std::fs::read_dir(golden(name)).unwrap() {
             let path = entry.unwrap().path();
@@ -24,7 +24,7 @@ impl Copy {
         Self(copy)
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 
@@ -43,7 +43,7 @@ impl Copy {
     }
 
     /// Loading fails with a message that has all `parts`.
-    fn refused(&self, options: &LoadOptions, parts: &[&str]) {
+    pub(crate) fn refused(&self, options: &LoadOptions, parts: &[&str]) {
         let error = ModelRunner::load(self.path(), options).err().unwrap_or_else(|| panic!("loaded, not {parts:?}"));
         let message = error.to_string();
         assert!(parts.iter().all(|part| message.contains(part)), "{message:?} lacks one of {parts:?}");
@@ -115,7 +115,9 @@ fn broken_tensors_are_refused() {
 
     let absent = Copy::of("codegen");
     std::fs::remove_file(absent.path().join("model.safetensors")).unwrap();
-    absent.refused(&options(4, 4), &["model.safetensors"]);
+    let names =
+        ["model.safetensors,", "model.safetensors.index.json", "pytorch_model.bin,", "pytorch_model.bin.index.json"];
+    absent.refused(&options(4, 4), &names);
 }
 
 #[test]

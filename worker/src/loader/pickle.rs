@@ -1,0 +1,325 @@
+//! Reads one PyTorch checkpoint (the zip archive of `torch.save` since 1.6), without executing what its pickle asks for.
+//!
+//! Candle parses the pickle into plain objects: classes and calls are only names there. A hostile pickle could still
+//! nest or copy objects until the process dies, so each instruction's result is weighed before the next one runs.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufReader, Error as IoError};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use candle_core::DType;
+use candle_core::pickle::{Object, Stack};
+use zip::result::ZipError;
+use zip::{CompressionMethod, ZipArchive};
+
+/// Longest pickle, in bytes. A tensor takes about 200 of them.
+const MAX_PICKLE: u64 = 4 << 20;
+/// Deepest nesting of its objects; a state dict has 6. Objects are dropped recursively.
+const MAX_DEPTH: usize = 32;
+/// Most objects to weigh, a string counting once more for every [`TEXT_UNIT`] bytes. Copies cost as much as weighing.
+const MAX_WEIGHT: usize = 1 << 22;
+const TEXT_UNIT: usize = 64;
+
+/// The tensors of one file.
+pub struct PickledTensors {
+    file: File,
+    tensors: HashMap<String, PickledTensor>,
+}
+
+/// One tensor, not read yet.
+#[derive(Clone, Debug)]
+pub struct PickledTensor {
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Class of its storage, such as `FloatStorage`.
+    pub class: String,
+    strides: Vec<usize>,
+    /// First element in the storage.
+    offset: usize,
+    /// Where the storage lies in the file.
+    storage: Range<u64>,
+}
+
+impl PickledTensors {
+    /// Reads which tensors there are. What else the pickle holds is left alone.
+    ///
+    /// # Errors
+    /// [`PickleError`].
+    pub fn open(path: &Path) -> Result<Self, PickleError> {
+        let file = File::open(path)?;
+        let entries = Entries::read(&file)?;
+        let pickle = entries.pickle()?;
+        let length = pickle.end - pickle.start;
+        if length > MAX_PICKLE {
+            return Err(PickleError::TooLong { length });
+        }
+        let Object::Dict(pairs) = parse(&read_range(&file, pickle)?)? else { return Err(PickleError::NoStateDict) };
+        let mut tensors = HashMap::new();
+        for (name, value) in &pairs {
+            if let (Object::Unicode(name), Some(rebuilt)) = (name, Rebuilt::from_object(value)) {
+                tensors.insert(name.clone(), rebuilt.locate(name, &entries)?);
+            }
+        }
+        Ok(Self { file, tensors })
+    }
+
+    /// Names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        self.tensors.keys()
+    }
+
+    /// Tensor `name`, if there is one.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&PickledTensor> {
+        self.tensors.get(name)
+    }
+
+    /// The elements of `tensor`, row by row, as bytes.
+    ///
+    /// # Errors
+    /// [`PickleError::Tensor`] when they are not all in the file, or stored in another order.
+    pub fn bytes(&self, tensor: &PickledTensor, dtype: DType) -> Result<Vec<u8>, PickleError> {
+        Ok(read_range(&self.file, tensor.extent(dtype).map_err(PickleError::Tensor)?)?)
+    }
+}
+
+impl PickledTensor {
+    /// Type of its elements, if it is one of floats.
+    #[must_use]
+    pub fn dtype(&self) -> Option<DType> {
+        match self.class.as_str() {
+            "FloatStorage" => Some(DType::F32),
+            "DoubleStorage" => Some(DType::F64),
+            "HalfStorage" => Some(DType::F16),
+            "BFloat16Storage" => Some(DType::BF16),
+            _ => None,
+        }
+    }
+
+    fn extent(&self, dtype: DType) -> Result<Range<u64>, String> {
+        if !self.is_contiguous() {
+            return Err(format!(
+                "it has strides {:?} of shape {:?}; expected whole rows in order",
+                self.strides, self.shape
+            ));
+        }
+        let bytes = |elements: usize| elements.checked_mul(dtype.size_in_bytes());
+        let elements = self.shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+        let end = elements.and_then(|elements| bytes(elements.checked_add(self.offset)?));
+        let stored = self.storage.end - self.storage.start;
+        match (bytes(self.offset), end) {
+            (Some(start), Some(end)) if end as u64 <= stored => {
+                Ok(self.storage.start + start as u64..self.storage.start + end as u64)
+            }
+            _ => Err(format!(
+                "it has shape {:?} from element {} on; its storage has {stored} bytes",
+                self.shape, self.offset
+            )),
+        }
+    }
+
+    fn is_contiguous(&self) -> bool {
+        let mut expected = 1usize;
+        self.shape.len() == self.strides.len()
+            && self.shape.iter().zip(&self.strides).rev().all(|(&size, &stride)| {
+                let fits = size <= 1 || stride == expected;
+                expected = expected.saturating_mul(size);
+                fits
+            })
+    }
+}
+
+/// Where the files of the archive lie in it.
+struct Entries(HashMap<String, Range<u64>>);
+
+impl Entries {
+    fn read(file: &File) -> Result<Self, PickleError> {
+        let length = file.metadata()?.len();
+        let mut archive = ZipArchive::new(BufReader::new(file)).map_err(PickleError::Zip)?;
+        let mut entries = HashMap::new();
+        for index in 0..archive.len() {
+            let entry = archive.by_index_raw(index).map_err(PickleError::Zip)?;
+            let name = entry.name().map_err(PickleError::Zip)?.into_owned();
+            let end = entry.data_start().and_then(|start| Some((start, start.checked_add(entry.size())?)));
+            match end {
+                Some((start, end))
+                    if end <= length && entry.compression() == CompressionMethod::Stored && !entry.encrypted() =>
+                {
+                    entries.insert(name, start..end);
+                }
+                _ => return Err(PickleError::Entry { name }),
+            }
+        }
+        Ok(Self(entries))
+    }
+
+    fn pickle(&self) -> Result<Range<u64>, PickleError> {
+        let pickle = self.0.iter().find(|(name, _)| folder(name).is_some());
+        pickle.map(|(_, range)| range.clone()).ok_or(PickleError::NoPickle)
+    }
+
+    /// Storage `key`, beside the pickle in `data/`.
+    fn storage(&self, key: &str) -> Option<Range<u64>> {
+        let folder = self.0.keys().find_map(|name| folder(name))?;
+        self.0.get(&format!("{folder}data/{key}")).cloned()
+    }
+}
+
+/// The folder of the pickle, with a slash at its end; `None` for other files.
+fn folder(name: &str) -> Option<&str> {
+    name.strip_suffix("data.pkl").filter(|folder| folder.ends_with('/') && folder.matches('/').count() == 1)
+}
+
+fn read_range(file: &File, range: Range<u64>) -> Result<Vec<u8>, IoError> {
+    let length = usize::try_from(range.end - range.start).map_err(IoError::other)?;
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, range.start)?;
+    Ok(bytes)
+}
+
+/// Runs the instructions of a pickle. They build objects and call nothing.
+fn parse(pickle: &[u8]) -> Result<Object, PickleError> {
+    let mut stack = Stack::empty();
+    let mut rest = pickle;
+    let mut weight = 0;
+    loop {
+        // A string is allocated before it is read; a long integer is shifted by its length.
+        match *rest {
+            [b'X', a, b, c, d, ref text @ ..] if u32::from_le_bytes([a, b, c, d]) as usize > text.len() => {
+                return Err(PickleError::Hostile("a string that is longer than the file"));
+            }
+            [0x8a, (9..), ..] => return Err(PickleError::Hostile("an integer of more than 64 bits")),
+            _ => {}
+        }
+        let done = stack.read(&mut rest).map_err(|error| PickleError::Instruction(shortened(&error)))?;
+        if let Some(top) = stack.stack().last() {
+            weigh(top, 0, &mut weight)?;
+        }
+        if done {
+            return stack.finalize().map_err(|error| PickleError::Instruction(shortened(&error)));
+        }
+    }
+}
+
+/// Adds the objects within `object` to `weight`.
+fn weigh(object: &Object, depth: usize, weight: &mut usize) -> Result<(), PickleError> {
+    let text = match object {
+        Object::Unicode(text) => text.len(),
+        Object::Class { module_name, class_name } => module_name.len() + class_name.len(),
+        _ => 0,
+    };
+    *weight += 1 + text / TEXT_UNIT;
+    if depth > MAX_DEPTH {
+        return Err(PickleError::Hostile("objects nested too deeply"));
+    }
+    if *weight > MAX_WEIGHT {
+        return Err(PickleError::Hostile("too many copies of objects"));
+    }
+    let mut inner = |object| weigh(object, depth + 1, weight);
+    match object {
+        Object::Tuple(items) | Object::List(items) => items.iter().try_for_each(inner),
+        Object::Dict(pairs) => pairs.iter().try_for_each(|(key, value)| inner(key).and_then(|()| inner(value))),
+        Object::Reduce { callable, args } | Object::Build { callable, args } => {
+            inner(callable).and_then(|()| inner(args))
+        }
+        Object::PersistentLoad(id) => inner(id),
+        _ => Ok(()),
+    }
+}
+
+/// An error of the parser may show a whole object.
+fn shortened(error: &candle_core::Error) -> String {
+    error.to_string().chars().take(200).collect()
+}
+
+/// Arguments of `torch._utils._rebuild_tensor_v2(storage, offset, size, stride, …)`.
+struct Rebuilt<'a> {
+    class: &'a str,
+    key: &'a str,
+    offset: usize,
+    shape: Vec<usize>,
+    strides: Vec<usize>,
+}
+
+impl<'a> Rebuilt<'a> {
+    /// `None` when `object` is no tensor.
+    fn from_object(object: &'a Object) -> Option<Self> {
+        let Object::Reduce { callable, args } = object else { return None };
+        let (Object::Class { module_name, class_name }, Object::Tuple(args)) = (&**callable, &**args) else {
+            return None;
+        };
+        match (module_name.as_str(), class_name.as_str(), args.as_slice()) {
+            ("torch._utils", "_rebuild_parameter", [data, ..]) => Self::from_object(data),
+            ("torch._utils", "_rebuild_tensor_v2", [Object::PersistentLoad(id), offset, size, stride, ..]) => {
+                let Object::Tuple(id) = &**id else { return None };
+                // ("storage", class, key, device, elements)
+                let [_, Object::Class { class_name: class, .. }, Object::Unicode(key), ..] = id.as_slice() else {
+                    return None;
+                };
+                Some(Self { class, key, offset: number(offset)?, shape: numbers(size)?, strides: numbers(stride)? })
+            }
+            _ => None,
+        }
+    }
+
+    fn locate(self, name: &str, entries: &Entries) -> Result<PickledTensor, PickleError> {
+        let Self { class, key, offset, shape, strides } = self;
+        let missing = || PickleError::Tensor(format!("{name} lies in the storage {key:?}, which is missing"));
+        let storage = entries.storage(key).ok_or_else(missing)?;
+        Ok(PickledTensor { shape, class: class.to_owned(), strides, offset, storage })
+    }
+}
+
+fn numbers(object: &Object) -> Option<Vec<usize>> {
+    let Object::Tuple(items) = object else { return None };
+    items.iter().map(number).collect()
+}
+
+fn number(object: &Object) -> Option<usize> {
+    match *object {
+        Object::Int(value) => usize::try_from(value).ok(),
+        Object::Long(value) => usize::try_from(value).ok(),
+        _ => None,
+    }
+}
+
+/// Why a file is not read as a PyTorch checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum PickleError {
+    /// The file cannot be read, or ends early.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// No zip archive, or a broken one. Checkpoints of PyTorch before 1.6 are none.
+    #[error("no whole zip archive, as PyTorch writes it since 1.6: {0}")]
+    Zip(ZipError),
+    /// A file of the archive that PyTorch would not have written.
+    #[error("{name:?} is compressed, encrypted or ends outside the file")]
+    Entry {
+        /// Name in the archive.
+        name: String,
+    },
+    /// There is no pickle.
+    #[error("the archive has no FOLDER/data.pkl")]
+    NoPickle,
+    /// The pickle is longer than the names and shapes of tensors need.
+    #[error("data.pkl has {length} bytes; at most {MAX_PICKLE} are allowed")]
+    TooLong {
+        /// In bytes.
+        length: u64,
+    },
+    /// The pickle has an instruction that the format does not need, or none where one should be.
+    #[error("data.pkl: {0}")]
+    Instruction(String),
+    /// The pickle would take a lot of memory.
+    #[error("data.pkl has {0}")]
+    Hostile(&'static str),
+    /// The pickle holds something else.
+    #[error("data.pkl holds no dictionary of tensors")]
+    NoStateDict,
+    /// The data of a tensor.
+    #[error("{0}")]
+    Tensor(String),
+}
