@@ -120,8 +120,8 @@ async fn a_worker_that_dies_at_start_says_why() {
     let broken = logs.path().join("broken");
     std::fs::create_dir(&broken).unwrap();
     std::fs::write(broken.join("config.json"), "{\"model_type\": \"abacus\"}").unwrap();
-    let error = Cluster::start(&ClusterConfig { base: broken, ..demo(logs.path()) }, |_| {}).await.unwrap_err();
-    assert!(matches!(error, StartError::Ended { name: "base", .. }), "{error}");
+    let error = Cluster::start(&ClusterConfig { expert: broken, ..demo(logs.path()) }, |_| {}).await.unwrap_err();
+    assert!(matches!(error, StartError::Ended { name: "expert", .. }), "{error}");
     assert!(error.to_string().contains("abacus"), "{error}");
 }
 
