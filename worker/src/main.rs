@@ -120,7 +120,7 @@ fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error +
 fn blocks(config: &Config, mib: u64) -> Result<usize, Box<dyn Error + Send + Sync>> {
     let file = JsonFile::open(&config.model, "config.json")?;
     let spec = families::describe(&file.root())?.spec;
-    let block_bytes = config.block_tokens * 2 * spec.layers * spec.heads.kv_width() * size_of::<f32>();
+    let block_bytes = config.block_tokens.saturating_mul(spec.kv_bytes_per_token());
     let blocks = usize::try_from(mib << 20)? / block_bytes.max(1);
     if blocks == 0 {
         return Err(format!("kv_memory_mib is {mib}; a block of the cache takes {block_bytes} bytes").into());

@@ -45,6 +45,14 @@ pub struct DecoderSpec {
     pub tied: bool,
 }
 
+impl DecoderSpec {
+    /// Bytes that the keys and values of one token take over all layers, in f32.
+    #[must_use]
+    pub fn kv_bytes_per_token(&self) -> usize {
+        2 * self.layers * self.heads.kv_width() * size_of::<f32>()
+    }
+}
+
 /// How tokens know their order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Positions {

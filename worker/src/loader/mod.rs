@@ -8,15 +8,17 @@ use sha2::{Digest, Sha256};
 
 use self::lora::{Adapter, AdapterError};
 use self::model_config::{ConfigError, JsonFile};
+use self::plan::{Plan, PlanError};
 use self::tensor_files::{TensorError, TensorFiles};
 use crate::decoder::Decoder;
-use crate::families;
+use crate::families::{self, Family};
 use crate::kernels::{CacheShape, KernelError, Kernels};
 use crate::model_runner::{DtypeChoice, LoadOptions, ModelDescription};
 
 pub mod lora;
 pub mod model_config;
 pub mod pickle;
+pub mod plan;
 pub mod tensor_files;
 
 /// Loads the checkpoint in `directory` for the device of `kernels`.
@@ -36,6 +38,16 @@ pub fn load<K: Kernels>(
     let adapter = options.adapter.as_deref().map(Adapter::open).transpose()?;
     let mut weights =
         Weights { tensors: TensorFiles::open(directory, &tensor_files::MODEL)?, adapter, dtype: options.dtype };
+    let plan = Plan {
+        weight_bytes: weights.memory_bytes(&family),
+        kv_bytes_per_token: spec.kv_bytes_per_token() as u64,
+        blocks: options.blocks as u64,
+        block_tokens: options.block_tokens as u64,
+        context_tokens: spec.context_tokens as u64,
+        available_bytes: plan::available_bytes(),
+    };
+    plan.log();
+    plan.check()?;
     let cache = CacheShape {
         layers: spec.layers,
         blocks: options.blocks,
@@ -58,7 +70,7 @@ pub fn load<K: Kernels>(
         end_token_ids: end_token_ids.unwrap_or_default(),
         fingerprint: weights.fingerprint(&config, &tokenizer_fingerprint),
         tokenizer_fingerprint,
-        kv_bytes_per_token: 2 * spec.layers * spec.heads.kv_width() * size_of::<f32>(),
+        kv_bytes_per_token: spec.kv_bytes_per_token(),
     };
     Ok((decoder, description))
 }
@@ -91,12 +103,7 @@ impl Weights {
     /// [`LoadError`].
     pub fn matrix(&mut self, module: &str, shape: [usize; 2]) -> Result<Tensor, LoadError> {
         let stored = self.tensors.read(&format!("{module}.weight"), &shape)?;
-        let dtype = match (self.dtype, stored.dtype()) {
-            (DtypeChoice::Auto, DType::F64) | (DtypeChoice::F32, _) => DType::F32,
-            (DtypeChoice::Auto, stored) => stored,
-            (DtypeChoice::Bf16, _) => DType::BF16,
-            (DtypeChoice::F16, _) => DType::F16,
-        };
+        let dtype = self.memory_dtype(stored.dtype());
         let delta = self.adapter.as_mut().map(|adapter| adapter.delta(module, shape)).transpose()?.flatten();
         let merged = match delta {
             None => Ok(stored),
@@ -112,6 +119,32 @@ impl Weights {
     pub fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
         let stored = self.tensors.read(name, &[len])?;
         stored.to_dtype(DType::F32).and_then(|vector| vector.to_vec1()).map_err(LoadError::Convert)
+    }
+
+    /// Bytes that the tensors take once they are loaded, by what the heads of the files say.
+    fn memory_bytes(&self, family: &Family) -> u64 {
+        let tied = family.spec.tied.then(|| format!("{}.weight", family.names.head));
+        let bytes =
+            self.tensors.floats().filter(|(name, ..)| Some(name) != tied.as_ref()).map(|(_, shape, stored)| {
+                let size = match *shape {
+                    [_] => DType::F32.size_in_bytes(),
+                    [_, _] => self.memory_dtype(stored).size_in_bytes(),
+                    // Masks of attention that older checkpoints keep.
+                    _ => 0,
+                };
+                shape.iter().fold(size as u64, |product, &size| product.saturating_mul(size as u64))
+            });
+        bytes.fold(0, u64::saturating_add)
+    }
+
+    /// Type in memory of a matrix that is stored as `stored`.
+    fn memory_dtype(&self, stored: DType) -> DType {
+        match (self.dtype, stored) {
+            (DtypeChoice::Auto, DType::F64) | (DtypeChoice::F32, _) => DType::F32,
+            (DtypeChoice::Auto, stored) => stored,
+            (DtypeChoice::Bf16, _) => DType::BF16,
+            (DtypeChoice::F16, _) => DType::F16,
+        }
     }
 
     /// Over everything that decides a logit, and the ids that it stands for.
@@ -154,6 +187,9 @@ pub enum LoadError {
         /// What is wrong.
         problem: String,
     },
+    /// Too little memory.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// Weights could not be converted.
     #[error("converting weights: {0}")]
     Convert(candle_core::Error),

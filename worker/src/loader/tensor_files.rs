@@ -90,6 +90,19 @@ impl TensorFiles {
         self.files.iter().flat_map(|file| file.names())
     }
 
+    /// Names, shapes and types of all tensors of floats.
+    pub fn floats(&self) -> impl Iterator<Item = (String, Vec<usize>, DType)> {
+        let of_file = |file: &TensorFile| {
+            let tensors = file.names().into_iter().map(|name| (file.get(&name), name));
+            tensors
+                .filter_map(|(stored, name)| {
+                    stored.ok().and_then(|stored| Some((name, stored.shape, stored.dtype.ok()?)))
+                })
+                .collect::<Vec<_>>()
+        };
+        self.files.iter().flat_map(of_file)
+    }
+
     /// First dimension of tensor `name`; 0 when it has none.
     ///
     /// # Errors

@@ -1,0 +1,198 @@
+//! Whether a model and its cache fit into memory, before any weight is read.
+
+use std::path::{Path, PathBuf};
+
+const MIB: u64 = 1 << 20;
+
+/// Figures of a model that is about to be loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Bytes of the weights in memory.
+    pub weight_bytes: u64,
+    /// Bytes that one cached token takes over all layers.
+    pub kv_bytes_per_token: u64,
+    /// Blocks of the KV cache.
+    pub blocks: u64,
+    /// Tokens of one block.
+    pub block_tokens: u64,
+    /// Longest sequence that the model was made for, in tokens.
+    pub context_tokens: u64,
+    /// Bytes of memory that can be had; `None` where the system does not say.
+    pub available_bytes: Option<u64>,
+}
+
+impl Plan {
+    /// Bytes of the KV cache.
+    #[must_use]
+    pub fn kv_bytes(&self) -> u64 {
+        self.cached_tokens().saturating_mul(self.kv_bytes_per_token)
+    }
+
+    /// Longest sequence that the model takes and the cache holds, in tokens.
+    #[must_use]
+    pub fn longest_context(&self) -> u64 {
+        self.context_tokens.min(self.cached_tokens())
+    }
+
+    /// Checks that weights and cache fit.
+    ///
+    /// # Errors
+    /// [`PlanError`] names the flag to change.
+    pub fn check(&self) -> Result<(), PlanError> {
+        let Some(available) = self.available_bytes else { return Ok(()) };
+        let (weights_mib, available_mib) = (self.weight_bytes.div_ceil(MIB), available / MIB);
+        let Some(room) = available.checked_sub(self.weight_bytes) else {
+            return Err(PlanError::Weights { weights_mib, available_mib });
+        };
+        if self.kv_bytes() <= room {
+            return Ok(());
+        }
+        let block_bytes = self.block_tokens.saturating_mul(self.kv_bytes_per_token).max(1);
+        Err(PlanError::Cache {
+            weights_mib,
+            available_mib,
+            cache_mib: self.kv_bytes().div_ceil(MIB),
+            blocks: self.blocks,
+            block_bytes,
+            room_mib: room / MIB,
+            room_blocks: room / block_bytes,
+        })
+    }
+
+    /// Logs the figures.
+    pub fn log(&self) {
+        tracing::info!(
+            weight_bytes = self.weight_bytes,
+            kv_bytes_per_token = self.kv_bytes_per_token,
+            kv_bytes = self.kv_bytes(),
+            blocks = self.blocks,
+            block_tokens = self.block_tokens,
+            longest_context = self.longest_context(),
+            available_bytes = self.available_bytes,
+            "plan"
+        );
+    }
+
+    fn cached_tokens(&self) -> u64 {
+        self.blocks.saturating_mul(self.block_tokens)
+    }
+}
+
+/// Bytes of memory that this process can still have: the system's, or the limit of its control group if that is lower.
+#[must_use]
+pub fn available_bytes() -> Option<u64> {
+    let system = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_available(&text));
+    let limits = group_limit_files().into_iter().filter_map(|file| std::fs::read_to_string(file).ok());
+    // The limit "max" is no number.
+    let group = limits.filter_map(|text| text.trim().parse().ok()).min();
+    system.into_iter().chain(group).min()
+}
+
+fn mem_available(meminfo: &str) -> Option<u64> {
+    let kib: u64 = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse().ok())?;
+    kib.checked_mul(1024)
+}
+
+/// Limits of the control group and of those around it; the first version's own lies at a fixed place in a container.
+fn group_limit_files() -> Vec<PathBuf> {
+    let mut files = vec![PathBuf::from("/sys/fs/cgroup/memory/memory.limit_in_bytes")];
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    if let Some(group) = groups.lines().find_map(|line| line.strip_prefix("0::/")) {
+        files.extend(
+            Path::new(group).ancestors().map(|group| Path::new("/sys/fs/cgroup").join(group).join("memory.max")),
+        );
+    }
+    files
+}
+
+/// Why a model cannot be loaded into the memory that there is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// The weights alone are too large.
+    #[error(
+        "the weights take {weights_mib} MiB, the memory available is {available_mib} MiB: \
+         choose a smaller type with --dtype, or a smaller model"
+    )]
+    Weights {
+        /// The weights.
+        weights_mib: u64,
+        /// The memory.
+        available_mib: u64,
+    },
+    /// The weights fit, the cache does not.
+    #[error(
+        "the weights take {weights_mib} MiB and the KV cache {cache_mib} MiB ({blocks} blocks of {block_bytes} bytes), \
+         the memory available is {available_mib} MiB: set --kv-memory-mib to at most {room_mib} or --blocks to at most \
+         {room_blocks}, or choose a smaller type with --dtype"
+    )]
+    Cache {
+        /// The weights.
+        weights_mib: u64,
+        /// The memory.
+        available_mib: u64,
+        /// The cache.
+        cache_mib: u64,
+        /// Its blocks.
+        blocks: u64,
+        /// Bytes of one.
+        block_bytes: u64,
+        /// What the weights leave of the memory.
+        room_mib: u64,
+        /// Blocks that fit into it.
+        room_blocks: u64,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Weights of 100 MiB, blocks of 1 MiB.
+    const PLAN: Plan = Plan {
+        weight_bytes: 100 * MIB,
+        kv_bytes_per_token: MIB / 16,
+        blocks: 20,
+        block_tokens: 16,
+        context_tokens: 2048,
+        available_bytes: Some(120 * MIB),
+    };
+
+    fn check(plan: Plan, expected: Result<(), &[&str]>) {
+        match (plan.check(), expected) {
+            (Ok(()), Ok(())) => {}
+            (Err(error), Err(parts)) => {
+                let message = error.to_string();
+                assert!(parts.iter().all(|part| message.contains(part)), "{message:?} lacks one of {parts:?}");
+            }
+            (found, expected) => panic!("{plan:?}: {found:?}, not {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn what_cannot_fit_is_refused() {
+        check(PLAN, Ok(()));
+        check(Plan { available_bytes: None, blocks: u64::MAX, ..PLAN }, Ok(()));
+        let cache =
+            ["100 MiB", "21 MiB", "120 MiB", "--kv-memory-mib to at most 20", "--blocks to at most 20", "--dtype"];
+        check(Plan { blocks: 21, ..PLAN }, Err(&cache));
+        check(Plan { available_bytes: Some(120 * MIB - 1), ..PLAN }, Err(&["at most 19 "]));
+        check(Plan { available_bytes: Some(99 * MIB), ..PLAN }, Err(&["weights take 100 MiB", "99 MiB", "--dtype"]));
+        check(Plan { blocks: u64::MAX, kv_bytes_per_token: u64::MAX, ..PLAN }, Err(&["--blocks to at most 0"]));
+        check(Plan { weight_bytes: u64::MAX, ..PLAN }, Err(&["--dtype"]));
+    }
+
+    #[test]
+    fn the_longest_context_is_the_models_or_the_caches() {
+        assert_eq!(PLAN.longest_context(), 320);
+        assert_eq!(Plan { blocks: 1000, ..PLAN }.longest_context(), 2048);
+    }
+
+    #[test]
+    fn memory_is_read_as_linux_writes_it() {
+        let text = "MemTotal:       24684096 kB\nMemFree:        12551080 kB\nMemAvailable:   21497560 kB\n";
+        assert_eq!(mem_available(text), Some(21_497_560 * 1024));
+        assert_eq!(mem_available("MemTotal: 3 kB"), None);
+    }
+}
