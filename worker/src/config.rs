@@ -46,7 +46,7 @@ pub struct Flags {
     #[arg(long, env = "COSEC_WORKER_CONFIG", value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
-    /// Hugging Face directory: config.json, tokenizer.json, safetensors. Required.
+    /// Hugging Face directory: config.json, tokenizer.json, safetensors or pytorch_model.bin. Required.
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
