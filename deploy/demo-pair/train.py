@@ -9,6 +9,7 @@ import datetime
 import json
 import math
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -181,6 +182,8 @@ def main():
             save(last=False)
             next_save = time.monotonic() + 240
     save(last=not stopping)
+    if stopping:
+        sys.exit("stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":
