@@ -216,7 +216,8 @@ impl Process {
     fn ended(&self) -> StartError {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let last_words = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("(it said nothing)");
-        StartError::Ended { name: self.name, last_words: last_words.to_owned(), log: self.log.clone() }
+        let last_words = last_words.trim_start_matches("error: ").to_owned();
+        StartError::Ended { name: self.name, last_words, log: self.log.clone() }
     }
 }
 
