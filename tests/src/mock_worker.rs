@@ -244,6 +244,15 @@ impl worker::worker_server::Worker for Service {
         }))
     }
 
+    type TokenizerStream = Pin<Box<dyn Stream<Item = Result<worker::TokenizerResponse, Status>> + Send>>;
+
+    async fn tokenizer(
+        &self,
+        _: Request<worker::TokenizerRequest>,
+    ) -> Result<Response<Self::TokenizerStream>, Status> {
+        Err(Status::unimplemented("a mock worker has no tokenizer"))
+    }
+
     type StepStream = Pin<Box<dyn Stream<Item = Result<worker::StepResponse, Status>> + Send>>;
 
     async fn step(
@@ -379,7 +388,7 @@ impl Hosted {
         if let Some(cache) = lock(&self.sessions).get_mut(&draft.session) {
             cache.tokens = history;
         }
-        Ok(step_response::Outcome::Drafted(worker::Drafted { length, ids, probabilities }))
+        Ok(step_response::Outcome::Drafted(worker::Drafted { length, ids, probabilities, rows: Vec::new() }))
     }
 }
 

@@ -96,11 +96,18 @@ async fn malformed_operations_are_refused_by_name_and_the_stream_goes_on() {
     let cluster = cluster(&logs).await;
     let mut wire = Wire::open(transport::channel(&cluster.base_address).unwrap()).await;
     let session = SessionId::random().to_wire();
-    let extend = Extend { session: session.clone(), at: 0, tokens: vec![5, 6], rows: vec![] };
+    let extend = Extend { session: session.clone(), at: 0, tokens: vec![5, 6], rows: vec![], ..Extend::default() };
     let view = |view| Extend { rows: vec![RowRequest { offset: 1, view: Some(view) }], ..extend.clone() };
     let bad_warp = |temperature, top_p| Some(Warp { temperature, top_p, top_k: 0 });
-    let draft =
-        Draft { session, at: 0, tokens: vec![5], k: 2, warp: Some(warp()), randomness: Some(Default::default()) };
+    let draft = Draft {
+        session,
+        at: 0,
+        tokens: vec![5],
+        k: 2,
+        warp: Some(warp()),
+        randomness: Some(Default::default()),
+        ..Draft::default()
+    };
     let cases = [
         ("operation", None),
         ("session", Some(Operation::Extend(Extend { session: vec![1, 2, 3], ..extend.clone() }))),
@@ -147,7 +154,13 @@ async fn a_rollback_is_as_if_it_had_never_been() {
     let prompt: Vec<u32> = (10..40).collect();
     let fresh = SessionId::random().to_wire();
     let rolled = SessionId::random().to_wire();
-    let open = |session: &Vec<u8>| Extend { session: session.clone(), at: 0, tokens: prompt.clone(), rows: vec![] };
+    let open = |session: &Vec<u8>| Extend {
+        session: session.clone(),
+        at: 0,
+        tokens: prompt.clone(),
+        rows: vec![],
+        ..Extend::default()
+    };
     wire.rows(open(&fresh)).await;
     wire.rows(open(&rolled)).await;
     let randomness = Randomness { seed: 5, sample: 0 };
@@ -158,6 +171,7 @@ async fn a_rollback_is_as_if_it_had_never_been() {
         k: 6,
         warp: Some(warp()),
         randomness: Some(randomness.into()),
+        ..Draft::default()
     };
     match wire.run(Some(Operation::Draft(draft))).await {
         Outcome::Drafted(drafted) => {
@@ -166,11 +180,12 @@ async fn a_rollback_is_as_if_it_had_never_been() {
         }
         other => panic!("{other:?}"),
     }
-    let next = |session| Extend { session, at: 30, tokens: vec![7, 8], rows: vec![full(1), full(2)] };
+    let next =
+        |session| Extend { session, at: 30, tokens: vec![7, 8], rows: vec![full(1), full(2)], ..Extend::default() };
     let expected = wire.rows(next(fresh.clone())).await;
     assert_eq!(wire.rows(next(rolled)).await, expected);
     // A shorter cache says how short, and changes nothing.
-    let ahead = Extend { session: fresh, at: 99, tokens: vec![1], rows: vec![] };
+    let ahead = Extend { session: fresh, at: 99, tokens: vec![1], rows: vec![], ..Extend::default() };
     let answer = wire.run(Some(Operation::Extend(ahead))).await;
     assert!(matches!(answer, Outcome::NeedPrefix(NeedPrefix { have: 32 })), "{answer:?}");
 }
@@ -188,7 +203,13 @@ async fn every_view_is_of_one_distribution() {
         View::Gather(Gather { warp: Some(warp()), ids: vec![0, 9, 300] }),
     ];
     let rows = views.into_iter().map(|view| RowRequest { offset: 4, view: Some(view) }).collect();
-    let extend = Extend { session: SessionId::random().to_wire(), at: 0, tokens: vec![3, 50, 70, 9], rows };
+    let extend = Extend {
+        session: SessionId::random().to_wire(),
+        at: 0,
+        tokens: vec![3, 50, 70, 9],
+        rows,
+        ..Extend::default()
+    };
     let rows = wire.rows(extend).await;
     let expected = Distribution::warped(&logits(&rows[0]), &warp().try_into().unwrap()).unwrap();
     match &rows[1..] {

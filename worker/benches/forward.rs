@@ -50,7 +50,13 @@ fn measure(shape: &Shape, dtype_name: &str, dtype: DType) -> anyhow::Result<()> 
     let vocabulary = shape.vocabulary as u32;
     let prompt: Vec<u32> = (0..PREFILL as u32).map(|i| i * 7919 % vocabulary).collect();
     let tables: Vec<Vec<u32>> = (0..8).map(|sequence| (sequence * 32..sequence * 32 + 32).collect()).collect();
-    let item = |sequence: usize, tokens, start| BatchItem { tokens, start, blocks: &tables[sequence], rows: 0..1 };
+    let item = |sequence: usize, tokens, start| BatchItem {
+        tokens,
+        start,
+        blocks: &tables[sequence],
+        rows: 0..1,
+        adapter: None,
+    };
     let prefill = seconds(2, || model.forward(&[item(0, &prompt, 0)]).map(drop))?;
     for sequence in 1..8 {
         model.forward(&[item(sequence, &prompt, 0)])?;

@@ -136,7 +136,8 @@ fn check_prompt(model: &mut ModelRunner, prompt: &Prompt, measure: Measure) -> R
     let count = (prompt.input_ids.len() + prompt.greedy.len()).div_ceil(BLOCK_TOKENS) as u32;
     let blocks: Vec<u32> = (0..count).rev().collect();
     let tokens = prompt.input_ids.as_slice();
-    let logits = model.forward(&[BatchItem { tokens, start: 0, blocks: &blocks, rows: 0..tokens.len() }])?;
+    let logits =
+        model.forward(&[BatchItem { tokens, start: 0, blocks: &blocks, rows: 0..tokens.len(), adapter: None }])?;
     let last_row = logits.row(tokens.len() - 1);
     let last = difference(last_row, &prompt.last_logits, measure)?;
     let all = match &prompt.all_logits {
@@ -157,7 +158,8 @@ fn check_prompt(model: &mut ModelRunner, prompt: &Prompt, measure: Measure) -> R
             break;
         }
         agreeing += 1;
-        let item = BatchItem { tokens: &[next], start: tokens.len() + step, blocks: &blocks, rows: 0..1 };
+        let item =
+            BatchItem { tokens: &[next], start: tokens.len() + step, blocks: &blocks, rows: 0..1, adapter: None };
         if agreeing < prompt.greedy.len() {
             next = arg_max(model.forward(&[item])?.row(0));
         }

@@ -61,6 +61,8 @@ pub struct ModelDescription {
     pub tokenizer_fingerprint: String,
     /// Bytes that one cached token takes over all layers.
     pub kv_bytes_per_token: usize,
+    /// Names of the unmerged adapters that a batch item may choose, by index.
+    pub adapters: Vec<String>,
 }
 
 /// Tokens of one sequence in a batch.
@@ -74,6 +76,8 @@ pub struct BatchItem<'a> {
     pub blocks: &'a [u32],
     /// Indices into `tokens` whose logits are wanted: row i is the distribution after `tokens[i]`.
     pub rows: Range<usize>,
+    /// Index into [`ModelDescription::adapters`] of the adapter to apply.
+    pub adapter: Option<usize>,
 }
 
 /// Logits of one forward pass, in the order of the items, then of their rows.
@@ -176,10 +180,14 @@ impl ModelRunner {
     }
 
     fn check(&self, item: &BatchItem<'_>) -> Result<(), String> {
-        let BatchItem { tokens, start, blocks, rows } = item;
+        let BatchItem { tokens, start, blocks, rows, adapter } = item;
         let ModelDescription { vocabulary, context_tokens, .. } = self.description;
         let cache = self.decoder.cache_shape();
         let end = start.saturating_add(tokens.len());
+        if let Some(adapter) = adapter.filter(|&index| index >= self.description.adapters.len()) {
+            let adapters = self.description.adapters.len();
+            return Err(format!("adapter is {adapter}; the model has {adapters} adapters"));
+        }
         if tokens.is_empty() {
             return Err("tokens is empty; at least one is needed".to_owned());
         }

@@ -13,7 +13,9 @@ use cosec_proto::worker::row::Content as WireContent;
 use cosec_proto::worker::step_request::Operation as WireOperation;
 use cosec_proto::worker::step_response::Outcome as WireOutcome;
 use cosec_proto::worker::worker_server::{Worker, WorkerServer};
-use cosec_proto::worker::{self as wire, DescribeRequest, DescribeResponse, StepRequest, StepResponse};
+use cosec_proto::worker::{
+    self as wire, DescribeRequest, DescribeResponse, StepRequest, StepResponse, TokenizerRequest, TokenizerResponse,
+};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use prost::Message;
@@ -115,7 +117,17 @@ impl Worker for WorkerService {
             end_token_ids: model.end_token_ids.clone(),
             max_operation_tokens: count(limits.operation_tokens),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            adapters: model.adapters.clone(),
+            queued_tokens: 0,
+            draining: status.is_draining(),
+            zone: String::new(),
         }))
+    }
+
+    type TokenizerStream = futures::stream::Iter<std::vec::IntoIter<Result<TokenizerResponse, Status>>>;
+
+    async fn tokenizer(&self, _: Request<TokenizerRequest>) -> Result<Response<Self::TokenizerStream>, Status> {
+        Err(Status::unimplemented("the tokenizer is not served yet"))
     }
 
     type StepStream = ReceiverStream<Result<StepResponse, Status>>;
@@ -275,7 +287,7 @@ impl Connection {
                 rows: rows.into_iter().map(|(offset, content)| self.row(offset, content)).collect(),
             }),
             Outcome::Drafted { length, ids, probabilities } => {
-                WireOutcome::Drafted(wire::Drafted { length: count(length), ids, probabilities })
+                WireOutcome::Drafted(wire::Drafted { length: count(length), ids, probabilities, rows: Vec::new() })
             }
             Outcome::NeedPrefix { have } => WireOutcome::NeedPrefix(wire::NeedPrefix { have: count(have) }),
             Outcome::Released => WireOutcome::Released(wire::Released {}),

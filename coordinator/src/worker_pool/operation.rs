@@ -109,6 +109,7 @@ impl Operation {
                 at: self.at,
                 tokens: self.tokens.clone(),
                 rows: rows.iter().map(|row| self.row_request(row)).collect(),
+                ..worker::Extend::default()
             }),
             Ask::Draft { k, warp } => Wire::Draft(worker::Draft {
                 session,
@@ -117,6 +118,7 @@ impl Operation {
                 k: *k,
                 warp: Some((*warp).into()),
                 randomness: Some(self.randomness.into()),
+                ..worker::Draft::default()
             }),
             Ask::Release => Wire::Release(worker::Release { session }),
         };

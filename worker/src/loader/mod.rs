@@ -71,6 +71,7 @@ pub fn load<K: Kernels>(
         fingerprint: weights.fingerprint(&config, &tokenizer_fingerprint),
         tokenizer_fingerprint,
         kv_bytes_per_token: spec.kv_bytes_per_token(),
+        adapters: Vec::new(),
     };
     Ok((decoder, description))
 }

@@ -58,7 +58,7 @@ impl Scheduler {
             .filter_map(|(slice, job)| {
                 let (fed, tokens) = job.slice(slice.tokens);
                 let blocks = self.sessions.get(&job.session())?.table.blocks();
-                Some(BatchItem { tokens, start: job.at() + fed, blocks, rows: slice.rows.clone() })
+                Some(BatchItem { tokens, start: job.at() + fed, blocks, rows: slice.rows.clone(), adapter: None })
             })
             .collect();
         let mut results: Vec<Readings> = slices.iter().map(|_| Ok(Vec::new())).collect();

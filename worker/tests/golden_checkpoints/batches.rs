@@ -16,7 +16,7 @@ fn load(name: &str, block_tokens: usize) -> ModelRunner {
 
 /// All rows of one sequence in one pass.
 fn whole(model: &mut ModelRunner, tokens: &[u32], blocks: &[u32]) -> Vec<Vec<f32>> {
-    let item = BatchItem { tokens, start: 0, blocks, rows: 0..tokens.len() };
+    let item = BatchItem { tokens, start: 0, blocks, rows: 0..tokens.len(), adapter: None };
     let logits = model.forward(&[item]).unwrap();
     (0..logits.len()).map(|row| logits.row(row).to_vec()).collect()
 }
@@ -31,7 +31,13 @@ fn ragged(model: &mut ModelRunner, sequences: &[(Vec<u32>, Vec<u32>)], rng: &mut
             let start = found[index].len();
             if start < tokens.len() && rng.random_range(0..3) > 0 {
                 let count = rng.random_range(1..=(tokens.len() - start).min(6));
-                batch.push(BatchItem { tokens: &tokens[start..start + count], start, blocks, rows: 0..count });
+                batch.push(BatchItem {
+                    tokens: &tokens[start..start + count],
+                    start,
+                    blocks,
+                    rows: 0..count,
+                    adapter: None,
+                });
                 owners.extend(std::iter::repeat_n(index, count));
             }
         }
@@ -66,7 +72,7 @@ fn chunks_company_and_blocks_change_no_bit() {
             assert!(expected == ragged, "{name}, seed {seed}: a ragged batch differs");
             for (position, expected) in expected.iter().enumerate() {
                 let tokens = &tokens[position..=position];
-                let item = BatchItem { tokens, start: position, blocks: &blocks, rows: 0..1 };
+                let item = BatchItem { tokens, start: position, blocks: &blocks, rows: 0..1, adapter: None };
                 let alone = models[0].forward(&[item]).unwrap();
                 assert!(alone.row(0) == expected, "{name}, seed {seed}: token {position} alone differs");
             }
@@ -80,14 +86,14 @@ fn a_truncated_cache_is_overwritten() {
     let blocks: Vec<u32> = (10..20).collect();
     let expected = whole(&mut model, &[5, 6, 7, 8, 9], &blocks);
     whole(&mut model, &[5, 6, 90, 91, 92, 93], &blocks);
-    let item = BatchItem { tokens: &[7, 8, 9], start: 2, blocks: &blocks, rows: 2..3 };
+    let item = BatchItem { tokens: &[7, 8, 9], start: 2, blocks: &blocks, rows: 2..3, adapter: None };
     assert_eq!(model.forward(&[item]).unwrap().row(0), expected[4]);
 }
 
 #[test]
 fn rows_may_be_left_out() {
     let mut model = load("llama-gqa-tied", 4);
-    let item = |rows| BatchItem { tokens: &[1, 2, 3], start: 0, blocks: &[0], rows };
+    let item = |rows| BatchItem { tokens: &[1, 2, 3], start: 0, blocks: &[0], rows, adapter: None };
     assert!(model.forward(&[item(0..0)]).unwrap().is_empty());
     assert!(model.forward(&[]).unwrap().is_empty());
     let all = model.forward(&[item(0..3)]).unwrap().row(1).to_vec();
@@ -98,7 +104,7 @@ fn rows_may_be_left_out() {
 fn impossible_items_are_refused() {
     let mut model = load("llama-gqa-tied", 4);
     let description = model.description().clone();
-    let good = BatchItem { tokens: &[1, 2, 3], start: 1, blocks: &[0], rows: 0..3 };
+    let good = BatchItem { tokens: &[1, 2, 3], start: 1, blocks: &[0], rows: 0..3, adapter: None };
     let long = vec![1; description.context_tokens + 1];
     let long_blocks: Vec<u32> = (0..BLOCKS as u32).collect();
     let outside = [description.vocabulary as u32];
@@ -107,7 +113,7 @@ fn impossible_items_are_refused() {
     for (bad, field) in [
         (BatchItem { tokens: &[], rows: 0..0, ..good.clone() }, "tokens"),
         (BatchItem { tokens: &outside, rows: 0..0, ..good.clone() }, "tokens"),
-        (BatchItem { tokens: &long, start: 0, blocks: &long_blocks, rows: 0..0 }, "context"),
+        (BatchItem { tokens: &long, start: 0, blocks: &long_blocks, rows: 0..0, adapter: None }, "context"),
         (BatchItem { start: usize::MAX, ..good.clone() }, "context"),
         (BatchItem { start: 2, ..good.clone() }, "blocks"),
         (BatchItem { blocks: &[BLOCKS as u32], ..good.clone() }, "blocks"),

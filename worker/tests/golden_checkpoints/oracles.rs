@@ -25,7 +25,7 @@ fn fast_kernels_agree_with_plain_ones() {
         let mut expected = Vec::new();
         plain.forward(&batch, &mut expected).unwrap();
         let mut fast = ModelRunner::load(&golden(name), &options(10, 4)).unwrap();
-        let item = BatchItem { tokens: &tokens, start: 0, blocks: &blocks, rows: 0..40 };
+        let item = BatchItem { tokens: &tokens, start: 0, blocks: &blocks, rows: 0..40, adapter: None };
         let logits = fast.forward(&[item]).unwrap();
         let expected = expected.chunks_exact(logits.row(0).len());
         for (row, expected) in expected.enumerate() {
@@ -63,7 +63,9 @@ fn llama_agrees_with_candle() {
 
     let mut model = ModelRunner::load(directory.path(), &options(16, 16)).unwrap();
     let blocks: Vec<u32> = (0..16).collect();
-    let logits = model.forward(&[BatchItem { tokens: &tokens, start: 0, blocks: &blocks, rows: 199..200 }]).unwrap();
+    let logits = model
+        .forward(&[BatchItem { tokens: &tokens, start: 0, blocks: &blocks, rows: 199..200, adapter: None }])
+        .unwrap();
     let scale = expected.iter().fold(0.0f32, |max, logit| max.max(logit.abs()));
     for (found, expected) in logits.row(0).iter().zip(&expected) {
         // Both sum in f32, in different orders, over six layers.

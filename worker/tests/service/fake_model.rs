@@ -103,6 +103,7 @@ impl FakeModel {
             fingerprint: "f".repeat(64),
             tokenizer_fingerprint: "e".repeat(64),
             kv_bytes_per_token: 4,
+            adapters: Vec::new(),
         };
         Self { description, memory: vec![None; blocks * block_tokens], block_tokens, gate }
     }

@@ -224,7 +224,7 @@ pub(crate) fn full(offset: u32) -> RowRequest {
 
 pub(crate) fn extend(session: SessionId, at: u32, tokens: &[u32], offsets: &[u32]) -> Operation {
     let rows = offsets.iter().map(|&offset| full(offset)).collect();
-    Operation::Extend(Extend { session: session.to_wire(), at, tokens: tokens.to_vec(), rows })
+    Operation::Extend(Extend { session: session.to_wire(), at, tokens: tokens.to_vec(), rows, ..Extend::default() })
 }
 
 pub(crate) fn warp() -> Warp {
@@ -234,7 +234,15 @@ pub(crate) fn warp() -> Warp {
 pub(crate) fn draft(session: SessionId, at: u32, tokens: &[u32], k: u32) -> Operation {
     let randomness = Some(cosec_proto::draw::Randomness { seed: SEED, sample: 1 }.into());
     let warp = Some(warp().into());
-    Operation::Draft(Draft { session: session.to_wire(), at, tokens: tokens.to_vec(), k, warp, randomness })
+    Operation::Draft(Draft {
+        session: session.to_wire(),
+        at,
+        tokens: tokens.to_vec(),
+        k,
+        warp,
+        randomness,
+        ..Draft::default()
+    })
 }
 
 pub(crate) fn release(session: SessionId) -> Operation {

@@ -10,7 +10,7 @@ use crate::harness::{Harness, draft, extend, failure, options, warp};
 
 fn extend_with(change: impl FnOnce(&mut Extend)) -> Option<Operation> {
     let session = SessionId::random().to_wire();
-    let mut extend = Extend { session, at: 0, tokens: vec![1, 2], rows: Vec::new() };
+    let mut extend = Extend { session, at: 0, tokens: vec![1, 2], rows: Vec::new(), ..Extend::default() };
     change(&mut extend);
     Some(Operation::Extend(extend))
 }

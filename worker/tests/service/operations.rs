@@ -69,7 +69,8 @@ async fn every_view_is_of_the_same_row() {
         View::Full(Full { precision: Precision::F16.into() }),
     ];
     let rows = views.into_iter().map(|view| RowRequest { offset: 2, view: Some(view) }).collect();
-    let extend = Extend { session: SessionId::random().to_wire(), at: 0, tokens: vec![9, 9], rows };
+    let extend =
+        Extend { session: SessionId::random().to_wire(), at: 0, tokens: vec![9, 9], rows, ..Extend::default() };
     let Outcome::Rows(rows) = wire.run(Operation::Extend(extend)).await else { panic!("no rows") };
     assert_eq!(rows.length, 2);
     let contents: Vec<Content> = rows.rows.into_iter().map(|row| row.content.unwrap()).collect();
