@@ -57,7 +57,13 @@ impl Cached {
     /// Feeds tokens and returns what is known of the next one.
     fn feed(&mut self, tokens: &[u32]) -> Evidence {
         let blocks: Vec<u32> = (0..16).collect();
-        let item = BatchItem { tokens, start: self.tokens, blocks: &blocks, rows: tokens.len() - 1..tokens.len() };
+        let item = BatchItem {
+            tokens,
+            start: self.tokens,
+            blocks: &blocks,
+            rows: tokens.len() - 1..tokens.len(),
+            adapter: None,
+        };
         let row = self.model.forward(&[item]).unwrap().row(0).to_vec();
         self.tokens += tokens.len();
         Evidence { row: Some(row), ..Evidence::default() }
