@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::api::ApiConfig;
 use crate::api::settings::Defaults;
 use crate::core::CoreConfig;
+use crate::session::speculation::Speculation;
 
 /// Begins the names of environment variables; `__` leads into a section: `COSEC_COORDINATOR_DEFAULTS__TAU`.
 const PREFIX: &str = "COSEC_COORDINATOR_";
@@ -78,6 +79,9 @@ pub struct Flags {
     /// Seconds that requests in flight may go on after SIGTERM or SIGINT.
     #[arg(long, value_name = "SECONDS")]
     pub grace_seconds: Option<u64>,
+    /// Whether the expert drafts several tokens that the base verifies at once: off, fixed:K or adaptive.
+    #[arg(long, value_name = "MODE")]
+    pub speculation: Option<Speculation>,
     /// Name of the one model to serve, in place of those in the file.
     #[arg(long, value_name = "NAME", requires = "tokenizer", requires = "base")]
     pub model: Option<String>,
@@ -106,6 +110,10 @@ impl Flags {
             ("grace_seconds", self.grace_seconds.map(|seconds| json!(seconds))),
         ];
         values.extend(scalars.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+        let mut core = Map::new();
+        if let Some(speculation) = self.speculation {
+            core.insert("speculation".to_owned(), json!(speculation.to_string()));
+        }
         if let Some(name) = &self.model {
             let model = json!({
                 "name": name,
@@ -114,7 +122,10 @@ impl Flags {
                 "expert": self.expert,
                 "anti_expert": self.anti_expert,
             });
-            values.insert("core".to_owned(), json!({"models": [model]}));
+            core.insert("models".to_owned(), json!([model]));
+        }
+        if !core.is_empty() {
+            values.insert("core".to_owned(), core.into());
         }
         values
     }
@@ -264,6 +275,7 @@ mod tests {
         check(&format!("[defaults]\nexpert_temperature = nan\n{MODEL}"), "defaults.expert_temperature");
         check(&format!("[defaults]\nrule = 'magic'\n{MODEL}"), "magic");
         check(&format!("[api]\nmax_choices = 0\n{MODEL}"), "api.max_choices");
+        check(&format!("[core]\nspeculation = 'fixed:0'\n{MODEL}"), "fixed:K");
         check("", "core.models");
         check(&format!("{MODEL}{MODEL}"), "\"a\"");
         check("[[core.models]]\nname = 'a'\n", "tokenizer");

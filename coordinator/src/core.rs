@@ -23,6 +23,7 @@ use crate::request::{FinishReason, SessionError, SessionEvent, TokenizedRequest}
 use crate::role::Role;
 use crate::session::metrics::SessionMetrics;
 use crate::session::plan::Plan;
+use crate::session::speculation::{MOST_DRAFTED, Speculation};
 use crate::session::{Driver, Opening};
 use crate::worker_pool::reply::OperationError;
 use crate::worker_pool::{Able, PoolConfig, WorkerPool};
@@ -43,6 +44,11 @@ pub struct CoreConfig {
     pub describe_interval_ms: u64,
     /// What to do while no expert can serve. Default `fail_closed`.
     pub expert_absent: ExpertAbsent,
+    /// Whether the expert drafts several tokens that the base verifies at once: `off`, `fixed:K` or `adaptive`. It changes
+    /// the time, never the tokens. Default `adaptive`.
+    pub speculation: Speculation,
+    /// Most tokens that an adaptive draft takes, 1 to 64. Default 8.
+    pub max_draft: u32,
 }
 
 impl Default for CoreConfig {
@@ -54,6 +60,8 @@ impl Default for CoreConfig {
             step_deadline_ms: 30_000,
             describe_interval_ms: 5_000,
             expert_absent: ExpertAbsent::FailClosed,
+            speculation: Speculation::Adaptive,
+            max_draft: 8,
         }
     }
 }
@@ -389,6 +397,10 @@ fn check(config: &CoreConfig) -> Result<(), StartError> {
         if value == 0 {
             return problem(field.to_owned(), "is 0; it must be at least 1");
         }
+    }
+    if !(1..=MOST_DRAFTED).contains(&config.max_draft) {
+        let what = format!("is {}; it must be 1 to {MOST_DRAFTED}", config.max_draft);
+        return problem("max_draft".to_owned(), &what);
     }
     // The semaphores' own limit.
     if config.max_sessions.saturating_add(config.max_queued_sessions) > Semaphore::MAX_PERMITS {

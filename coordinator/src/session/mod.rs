@@ -4,6 +4,7 @@ mod driver;
 mod lane;
 pub mod metrics;
 pub mod plan;
+pub mod speculation;
 pub mod state;
 
 pub(crate) use driver::{Driver, Opening};

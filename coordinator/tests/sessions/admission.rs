@@ -89,5 +89,6 @@ async fn a_configuration_that_makes_no_sense_names_the_field() {
     check(of(vec![ModelConfig { base: Vec::new(), ..model() }]), "models[0].base");
     check(of(vec![ModelConfig { expert: Vec::new(), ..model() }]), "models[0].expert");
     check(of(vec![ModelConfig { expert: vec!["a b".to_owned()], ..model() }]), "models[0].expert[0]");
+    check(CoreConfig { max_draft: 65, ..of(vec![model()]) }, "max_draft");
     check(CoreConfig { max_sessions: 0, ..of(vec![model()]) }, "max_sessions");
 }
