@@ -1,14 +1,16 @@
 //! The fast kernels against the plain f64 ones, on fresh random shapes, and a row alone against the row in company.
 #![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use cosec_worker::kernels::cpu::Cpu;
 use cosec_worker::kernels::reference::Reference;
 use cosec_worker::kernels::{
-    Activation, CacheShape, Heads, Kernels, NormKind, NormWeights, Pairs, Place, RotaryLayout,
+    Activation, CacheFormat, CacheShape, Heads, Kernels, NormKind, NormWeights, Pairs, Place, RotaryLayout,
+    WeightFormat,
 };
 use rand::rngs::StdRng;
-use rand::seq::SliceRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 
 /// Runs `test` on fresh seeds and prints the one that fails.
@@ -24,10 +26,13 @@ fn random(rng: &mut StdRng, len: usize) -> Vec<f32> {
     (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
-fn matrix(values: &[f32], rows: usize, dtype: DType) -> Tensor {
+fn matrix(values: &[f32], rows: usize) -> Tensor {
     let columns = values.len() / rows;
-    Tensor::from_slice(values, (rows, columns), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+    Tensor::from_slice(values, (rows, columns), &Device::Cpu).unwrap()
 }
+
+const FORMATS: [WeightFormat; 5] =
+    [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16, WeightFormat::Q8_0, WeightFormat::Q4K];
 
 fn upload<K: Kernels>(kernels: &K, values: &[f32]) -> K::Buffer {
     let mut buffer = kernels.buffer(values.len()).unwrap();
@@ -62,15 +67,16 @@ struct Linear {
     x: Vec<f32>,
     rows: usize,
     weight: Tensor,
+    format: WeightFormat,
     bias: Option<Vec<f32>>,
 }
 
 impl Linear {
-    fn random(rng: &mut StdRng, dtype: DType) -> Self {
+    fn random(rng: &mut StdRng, format: WeightFormat) -> Self {
         let (rows, inputs, outputs) = (rng.random_range(1..12), rng.random_range(1..300), rng.random_range(1..200));
-        let weight = matrix(&random(rng, inputs * outputs), outputs, dtype);
+        let weight = matrix(&random(rng, inputs * outputs), outputs);
         let bias = rng.random::<bool>().then(|| random(rng, outputs));
-        Self { x: random(rng, rows * inputs), rows, weight, bias }
+        Self { x: random(rng, rows * inputs), rows, weight, format, bias }
     }
 }
 
@@ -79,7 +85,7 @@ impl Compute for Linear {
         let len = self.rows * self.weight.dims()[0];
         let mut out = kernels.buffer(len).unwrap();
         let bias = self.bias.as_ref().map(|bias| upload(kernels, bias));
-        let weight = kernels.matrix(&self.weight).unwrap();
+        let weight = kernels.matrix(&self.weight, self.format).unwrap();
         kernels.linear(&upload(kernels, &self.x), self.rows, &weight, bias.as_ref(), &mut out);
         download(kernels, &out, len)
     }
@@ -89,8 +95,8 @@ impl Compute for Linear {
 fn linear_agrees() {
     // 300 products of numbers below 1 in eight lanes: some 40 roundings each.
     with_seeds(|rng| {
-        for dtype in [DType::F32, DType::BF16, DType::F16] {
-            check(2e-5, Linear::random(rng, dtype));
+        for format in FORMATS {
+            check(2e-5, Linear::random(rng, format));
         }
     });
 }
@@ -98,13 +104,14 @@ fn linear_agrees() {
 #[test]
 fn linear_rows_do_not_depend_on_their_company() {
     with_seeds(|rng| {
-        for dtype in [DType::F32, DType::BF16, DType::F16] {
-            let many = Linear::random(rng, dtype);
+        for format in FORMATS {
+            let many = Linear::random(rng, format);
             let inputs = many.x.len() / many.rows;
             let together = many.with(&Cpu::default());
             let outputs = together.len() / many.rows;
             for (row, x) in many.x.chunks_exact(inputs).enumerate() {
-                let one = Linear { x: x.to_vec(), rows: 1, weight: many.weight.clone(), bias: many.bias.clone() };
+                let (weight, bias) = (many.weight.clone(), many.bias.clone());
+                let one = Linear { x: x.to_vec(), rows: 1, weight, format, bias };
                 assert_eq!(one.with(&Cpu::default()), &together[row * outputs..][..outputs], "row {row}");
             }
         }
@@ -116,14 +123,16 @@ fn linear_rows_do_not_depend_on_their_company() {
 fn linear_does_not_depend_on_threads() {
     let mut rng = StdRng::seed_from_u64(rand::random());
     let (inputs, outputs, rows) = (515, 1031, 5);
-    let weight = matrix(&random(&mut rng, inputs * outputs), outputs, DType::F32);
-    let linear = Linear { x: random(&mut rng, rows * inputs), rows, weight, bias: None };
-    let with_threads = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| linear.with(&Cpu::default()))
-    };
-    assert_eq!(with_threads(1), with_threads(3));
-    check(5e-5, linear);
+    for format in FORMATS {
+        let weight = matrix(&random(&mut rng, inputs * outputs), outputs);
+        let linear = Linear { x: random(&mut rng, rows * inputs), rows, weight, format, bias: None };
+        let with_threads = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| linear.with(&Cpu::default()))
+        };
+        assert_eq!(with_threads(1), with_threads(3));
+        check(5e-5, linear);
+    }
 }
 
 struct Normed {
@@ -226,6 +235,7 @@ struct Attended {
     qkv: Vec<f32>,
     heads: Heads,
     window: Option<usize>,
+    format: CacheFormat,
     block_tokens: usize,
     blocks: Vec<u32>,
     chunk: usize,
@@ -234,7 +244,7 @@ struct Attended {
 impl Compute for Attended {
     fn with<K: Kernels>(&self, kernels: &K) -> Vec<f32> {
         let (blocks, kv_width) = (self.blocks.len(), self.heads.kv_width());
-        let shape = CacheShape { layers: 2, blocks, block_tokens: self.block_tokens, kv_width };
+        let shape = CacheShape { layers: 2, blocks, block_tokens: self.block_tokens, kv_width, format: self.format };
         let mut cache = kernels.cache(shape).unwrap();
         let mut found = Vec::new();
         let width = self.heads.qkv_width();
@@ -260,11 +270,13 @@ fn attention_agrees_and_does_not_depend_on_chunks_or_blocks() {
         // Large scores, so that the running maximum changes.
         let qkv: Vec<f32> = random(rng, rows * heads.qkv_width()).into_iter().map(|x| 3.0 * x).collect();
         let window = rng.random::<bool>().then(|| rng.random_range(1..rows + 2));
+        let format = *[CacheFormat::F32, CacheFormat::F16, CacheFormat::Bf16].choose(rng).unwrap();
         let attended = |rng: &mut StdRng| {
             let block_tokens = rng.random_range(1..20);
             let mut blocks: Vec<u32> = (0..rows.div_ceil(block_tokens) as u32 + 3).collect();
             blocks.shuffle(rng);
-            Attended { qkv: qkv.clone(), heads, window, block_tokens, blocks, chunk: rng.random_range(1..=rows) }
+            let chunk = rng.random_range(1..=rows);
+            Attended { qkv: qkv.clone(), heads, window, format, block_tokens, blocks, chunk }
         };
         let (one, other) = (attended(rng), attended(rng));
         assert_eq!(one.with(&Cpu::default()), other.with(&Cpu::default()));
@@ -275,12 +287,59 @@ fn attention_agrees_and_does_not_depend_on_chunks_or_blocks() {
 #[test]
 fn selected_and_embedded_rows_are_exact() {
     let (cpu, table) = (Cpu::default(), [1.0, -2.5, 3.0, 0.25, 7.0, -0.5]);
-    for dtype in [DType::F32, DType::BF16, DType::F16] {
+    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16] {
         let mut out = cpu.buffer(4).unwrap();
-        cpu.embed(&cpu.matrix(&matrix(&table, 3, dtype)).unwrap(), &[2, 0], &mut out);
+        cpu.embed(&cpu.matrix(&matrix(&table, 3), format).unwrap(), &[2, 0], &mut out);
         assert_eq!(out, [7.0, -0.5, 1.0, -2.5]);
         cpu.select(&table.to_vec(), 2, &[1, 1], &mut out);
         assert_eq!(out, [3.0, 0.25, 3.0, 0.25]);
+    }
+}
+
+struct Embedded(Tensor, WeightFormat, Vec<u32>);
+
+impl Compute for Embedded {
+    fn with<K: Kernels>(&self, kernels: &K) -> Vec<f32> {
+        let Self(table, format, ids) = self;
+        let len = ids.len() * table.dims()[1];
+        let mut out = kernels.buffer(len).unwrap();
+        kernels.embed(&kernels.matrix(table, *format).unwrap(), ids, &mut out);
+        download(kernels, &out, len)
+    }
+}
+
+/// One rounding of the difference in Q4_K; the others are exact.
+#[test]
+fn embedded_rows_are_what_the_blocks_stand_for() {
+    with_seeds(|rng| {
+        for format in FORMATS {
+            let (rows, width) = (rng.random_range(1..40), rng.random_range(1..600));
+            let ids = (0..5).map(|_| rng.random_range(0..rows as u32)).collect();
+            check(2e-7, Embedded(matrix(&random(rng, rows * width), rows), format, ids));
+        }
+    });
+}
+
+#[test]
+fn blocks_of_a_file_are_the_weights_they_stand_for() {
+    let mut rng = StdRng::seed_from_u64(rand::random());
+    let (outputs, inputs) = (37, 512);
+    let (weight, x) = (matrix(&random(&mut rng, outputs * inputs), outputs), random(&mut rng, inputs));
+    for (format, dtype) in [(WeightFormat::Q8_0, GgmlDType::Q8_0), (WeightFormat::Q4K, GgmlDType::Q4K)] {
+        let blocks = QTensor::quantize(&weight, dtype).unwrap().data().unwrap().into_owned();
+        for kernels in [Cpu::default(), Cpu::baseline()] {
+            let product = |weight| {
+                let mut out = kernels.buffer(outputs).unwrap();
+                kernels.linear(&x, 1, &weight, None, &mut out);
+                out
+            };
+            let stored = kernels.matrix_from_blocks(format, [outputs, inputs], &blocks).unwrap();
+            assert_eq!(product(stored), product(kernels.matrix(&weight, format).unwrap()));
+            for (shape, bytes) in [([outputs, inputs], 1..), ([outputs + 1, inputs], 0..), ([outputs, 500], 0..)] {
+                assert!(kernels.matrix_from_blocks(format, shape, &blocks[bytes]).is_err());
+            }
+            assert!(kernels.matrix_from_blocks(WeightFormat::F32, [1, 1], &[0; 4]).is_err());
+        }
     }
 }
 
@@ -297,7 +356,7 @@ fn half_precision_widens_exactly() {
                 let mut x = vec![0.0; 8];
                 x[column] = 1.0;
                 let mut out = cpu.buffer(1 << 13).unwrap();
-                cpu.linear(&x, 1, &cpu.matrix(&table).unwrap(), None, &mut out);
+                cpu.linear(&x, 1, &cpu.matrix(&table, WeightFormat::of(dtype)).unwrap(), None, &mut out);
                 for (row, found) in out.iter().enumerate() {
                     let values = &expected[8 * row..][..8];
                     // Infinity times zero is no number.

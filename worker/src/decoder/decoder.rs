@@ -5,7 +5,7 @@ use super::linear::{Linear, Site};
 use super::mlp::FeedForward;
 use super::norm::Norm;
 use crate::families::{DecoderSpec, Family, Mlp, Positions, Residual};
-use crate::kernels::{CacheShape, KernelError, Kernels, Place};
+use crate::kernels::{CacheShape, KernelError, Kernels, Place, WeightFormat};
 use crate::loader::{LoadError, Weights};
 
 /// Rows of several sequences, one behind the other.
@@ -56,12 +56,13 @@ impl<K: Kernels> Decoder<K> {
     ) -> Result<Self, LoadError> {
         let Family { spec, names, .. } = family;
         let table = [spec.vocabulary, spec.hidden];
-        let embedding = kernels.matrix(&weights.matrix(names.embedding, table)?)?;
+        let embedding = weights.matrix(names.embedding, table)?;
+        let embedding = kernels.matrix(&embedding, WeightFormat::of(embedding.dtype()))?;
         let positions = match spec.positions {
             Positions::Rotary(_) => None,
             Positions::Learned => {
                 let table = weights.matrix(names.positions, [spec.context_tokens, spec.hidden])?;
-                Some(kernels.matrix(&table)?)
+                Some(kernels.matrix(&table, WeightFormat::of(table.dtype()))?)
             }
         };
         // Not reserved from the config's number: a block that the checkpoint lacks is an error first.

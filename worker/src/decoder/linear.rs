@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, WeightFormat};
 use crate::loader::{LoadError, Weights};
 
 /// `x · weightᵀ + bias`.
@@ -60,7 +60,7 @@ impl<K: Kernels> Linear<K> {
 
     fn upload(kernels: &K, weight: &Tensor, bias: Option<&[f32]>) -> Result<Self, LoadError> {
         let bias = bias.map(|bias| vector(kernels, bias)).transpose()?;
-        Ok(Self { weight: kernels.matrix(weight)?, bias })
+        Ok(Self { weight: kernels.matrix(weight, WeightFormat::of(weight.dtype()))?, bias })
     }
 
     pub(super) fn forward(&self, kernels: &K, x: &K::Buffer, rows: usize, out: &mut K::Buffer) {

@@ -1,4 +1,4 @@
-//! The kernels on CPU cores: f32 activations, weights in f32, bf16 or f16.
+//! The kernels on CPU cores: f32 activations, weights in any [`WeightFormat`].
 //!
 //! Work is spread over the threads of the rayon pool that the caller stands in.
 
@@ -6,12 +6,17 @@ use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use self::attention::Attend;
+use self::attention::Rows;
+use self::blocks_linear::Blocks;
 use self::elementwise::{Activate, ActivateGated, Normalise, Rotate};
 use self::lanes::{Element, InstructionSet};
-use super::{Activation, CacheShape, Heads, KernelError, Kernels, NormWeights, Place, RotaryLayout};
+use super::{
+    Activation, CacheFormat, CacheShape, Heads, KernelError, Kernels, NormWeights, Place, RotaryLayout, WeightFormat,
+    blocks,
+};
 
 mod attention;
+mod blocks_linear;
 mod elementwise;
 mod lanes;
 mod linear;
@@ -51,14 +56,22 @@ enum Values {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
     F16(Vec<f16>),
+    Blocks(Blocks),
 }
 
-/// Keys and values in f32.
+/// Keys and values.
 #[derive(Clone, Debug)]
 pub struct Cache {
     shape: CacheShape,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    stored: Stored,
+}
+
+/// Keys, then values.
+#[derive(Clone, Debug)]
+enum Stored {
+    F32([Vec<f32>; 2]),
+    F16([Vec<f16>; 2]),
+    Bf16([Vec<bf16>; 2]),
 }
 
 impl Kernels for Cpu {
@@ -67,28 +80,44 @@ impl Kernels for Cpu {
     type Cache = Cache;
 
     fn buffer(&self, elements: usize) -> Result<Vec<f32>, KernelError> {
-        let mut buffer = Vec::new();
-        buffer.try_reserve_exact(elements).map_err(|_| KernelError::OutOfMemory { elements })?;
-        buffer.resize(elements, 0.0);
-        Ok(buffer)
+        zeros(elements)
     }
 
-    fn matrix(&self, weights: &Tensor) -> Result<Matrix, KernelError> {
+    fn matrix(&self, weights: &Tensor, format: WeightFormat) -> Result<Matrix, KernelError> {
         let device = |error: candle_core::Error| KernelError::Device(error.to_string());
-        let (_, inputs) = weights.dims2().map_err(device)?;
-        let flat = weights.flatten_all().map_err(device)?;
-        let values = match flat.dtype() {
-            DType::F32 => flat.to_vec1().map(Values::F32),
-            DType::BF16 => flat.to_vec1().map(Values::Bf16),
-            DType::F16 => flat.to_vec1().map(Values::F16),
-            other => return Err(KernelError::Device(format!("no kernels for weights of type {other:?}"))),
+        let (outputs, inputs) = weights.dims2().map_err(device)?;
+        let flat = |dtype| weights.to_dtype(dtype).and_then(|weights| weights.flatten_all());
+        let values = match format {
+            WeightFormat::F32 => flat(DType::F32).and_then(|flat| flat.to_vec1()).map(Values::F32),
+            WeightFormat::Bf16 => flat(DType::BF16).and_then(|flat| flat.to_vec1()).map(Values::Bf16),
+            WeightFormat::F16 => flat(DType::F16).and_then(|flat| flat.to_vec1()).map(Values::F16),
+            WeightFormat::Q8_0 | WeightFormat::Q4K => {
+                let bytes = blocks::quantise(weights, format)?;
+                Ok(Values::Blocks(Blocks { format, outputs, bytes }))
+            }
         };
         Ok(Matrix { values: values.map_err(device)?, inputs })
     }
 
+    fn matrix_from_blocks(
+        &self,
+        format: WeightFormat,
+        shape: [usize; 2],
+        blocks: &[u8],
+    ) -> Result<Matrix, KernelError> {
+        blocks::check(format, shape, blocks)?;
+        let [outputs, inputs] = shape;
+        Ok(Matrix { values: Values::Blocks(Blocks { format, outputs, bytes: blocks.to_vec() }), inputs })
+    }
+
     fn cache(&self, shape: CacheShape) -> Result<Cache, KernelError> {
         let elements = shape.elements().ok_or(KernelError::OutOfMemory { elements: usize::MAX })?;
-        Ok(Cache { shape, keys: self.buffer(elements)?, values: self.buffer(elements)? })
+        let stored = match shape.format {
+            CacheFormat::F32 => Stored::F32([zeros(elements)?, zeros(elements)?]),
+            CacheFormat::F16 => Stored::F16([zeros(elements)?, zeros(elements)?]),
+            CacheFormat::Bf16 => Stored::Bf16([zeros(elements)?, zeros(elements)?]),
+        };
+        Ok(Cache { shape, stored })
     }
 
     fn write(&self, values: &[f32], buffer: &mut Vec<f32>) -> Result<(), KernelError> {
@@ -106,6 +135,7 @@ impl Kernels for Cpu {
             Values::F32(values) => embed(values, table.inputs, ids, out),
             Values::Bf16(values) => embed(values, table.inputs, ids, out),
             Values::F16(values) => embed(values, table.inputs, ids, out),
+            Values::Blocks(blocks) => blocks.embed(table.inputs, ids, out),
         }
     }
 
@@ -130,6 +160,7 @@ impl Kernels for Cpu {
             Values::F32(values) => linear::linear(self.instructions, x, (values, weight.inputs), bias, out),
             Values::Bf16(values) => linear::linear(self.instructions, x, (values, weight.inputs), bias, out),
             Values::F16(values) => linear::linear(self.instructions, x, (values, weight.inputs), bias, out),
+            Values::Blocks(blocks) => blocks.linear(self.instructions, x, weight.inputs, bias, out),
         }
     }
 
@@ -143,11 +174,10 @@ impl Kernels for Cpu {
     }
 
     fn append(&self, qkv: &Vec<f32>, heads: Heads, places: &[Place<'_>], cache: &mut Cache, layer: usize) {
-        for (row, &place) in qkv.chunks_exact(heads.qkv_width()).zip(places) {
-            let at = cache.shape.offset(layer, place);
-            let (keys, values) = row[heads.query_width()..].split_at(heads.kv_width());
-            cache.keys[at..][..heads.kv_width()].copy_from_slice(keys);
-            cache.values[at..][..heads.kv_width()].copy_from_slice(values);
+        match &mut cache.stored {
+            Stored::F32(stored) => append(qkv, heads, places, (&cache.shape, layer), stored),
+            Stored::F16(stored) => append(qkv, heads, places, (&cache.shape, layer), stored),
+            Stored::Bf16(stored) => append(qkv, heads, places, (&cache.shape, layer), stored),
         }
     }
 
@@ -160,20 +190,11 @@ impl Kernels for Cpu {
         (cache, layer): (&Cache, usize),
         out: &mut Vec<f32>,
     ) {
-        let Cache { shape, keys, values } = cache;
-        let one_head = |index: usize, out: &mut [f32]| {
-            let (row, head) = (index / heads.query, index % heads.query);
-            let query = &qkv[row * heads.qkv_width() + head * heads.width..][..heads.width];
-            let head_offset = head / (heads.query / heads.kv) * heads.width;
-            let place = places[row];
-            self.instructions.run(Attend { query, keys, values, shape, layer, place, head_offset, window, out });
-        };
-        let out = &mut out[..places.len() * heads.query_width()];
-        let keys_read: usize = places.iter().map(|place| place.position + 1).sum();
-        if keys_read * heads.query_width() < PARALLEL_FROM {
-            out.chunks_exact_mut(heads.width).enumerate().for_each(|(index, out)| one_head(index, out));
-        } else {
-            out.par_chunks_exact_mut(heads.width).enumerate().for_each(|(index, out)| one_head(index, out));
+        let rows = Rows { qkv, heads, window, places };
+        match &cache.stored {
+            Stored::F32(stored) => attention::attend(self.instructions, rows, (&cache.shape, layer), stored, out),
+            Stored::F16(stored) => attention::attend(self.instructions, rows, (&cache.shape, layer), stored, out),
+            Stored::Bf16(stored) => attention::attend(self.instructions, rows, (&cache.shape, layer), stored, out),
         }
     }
 
@@ -192,6 +213,29 @@ impl Kernels for Cpu {
         for (x, y) in x[..elements].iter_mut().zip(y) {
             *x += y;
         }
+    }
+}
+
+fn zeros<T: Clone + Default>(elements: usize) -> Result<Vec<T>, KernelError> {
+    let mut zeros = Vec::new();
+    zeros.try_reserve_exact(elements).map_err(|_| KernelError::OutOfMemory { elements })?;
+    zeros.resize(elements, T::default());
+    Ok(zeros)
+}
+
+fn append<W: Element>(
+    qkv: &[f32],
+    heads: Heads,
+    places: &[Place<'_>],
+    (shape, layer): (&CacheShape, usize),
+    [keys, values]: &mut [Vec<W>; 2],
+) {
+    let width = heads.kv_width();
+    for (row, &place) in qkv.chunks_exact(heads.qkv_width()).zip(places) {
+        let at = shape.offset(layer, place);
+        let (key, value) = row[heads.query_width()..].split_at(width);
+        keys[at..][..width].iter_mut().zip(key).for_each(|(to, &from)| *to = W::narrow(from));
+        values[at..][..width].iter_mut().zip(value).for_each(|(to, &from)| *to = W::narrow(from));
     }
 }
 

@@ -6,8 +6,9 @@
 //! Whoever implements [`Kernels`] promises that a row of a result has the same bits whatever the other rows are, how
 //! many they are, and however the cache blocks of its sequence lie.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
+mod blocks;
 pub mod cpu;
 pub mod reference;
 
@@ -26,11 +27,22 @@ pub trait Kernels {
     /// [`KernelError::OutOfMemory`].
     fn buffer(&self, elements: usize) -> Result<Self::Buffer, KernelError>;
 
-    /// Brings a matrix of weights to the device.
+    /// Brings a matrix of weights to the device, converted or quantised to `format`.
     ///
     /// # Errors
     /// [`KernelError`] when `weights` is no matrix of floats, or out of memory.
-    fn matrix(&self, weights: &Tensor) -> Result<Self::Matrix, KernelError>;
+    fn matrix(&self, weights: &Tensor, format: WeightFormat) -> Result<Self::Matrix, KernelError>;
+
+    /// Brings a matrix `[outputs, inputs]` to the device that is stored in the blocks of a GGML file.
+    ///
+    /// # Errors
+    /// [`KernelError`] when `format` has no blocks, or `blocks` is not what a matrix of `shape` takes in them.
+    fn matrix_from_blocks(
+        &self,
+        format: WeightFormat,
+        shape: [usize; 2],
+        blocks: &[u8],
+    ) -> Result<Self::Matrix, KernelError>;
 
     /// An empty cache.
     ///
@@ -105,6 +117,67 @@ pub trait Kernels {
 
     /// `x += y` for the first `elements`.
     fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer, elements: usize);
+}
+
+/// How a device stores weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightFormat {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+    /// GGML's Q8_0: blocks of 32 weights of 8 bits with one scale.
+    Q8_0,
+    /// GGML's Q4_K: blocks of 256 weights of 4 bits in eight parts, each with a scale and a minimum of 6 bits.
+    Q4K,
+}
+
+impl WeightFormat {
+    /// The format that keeps numbers of `dtype` as they are; f32 for what has none.
+    #[must_use]
+    pub fn of(dtype: DType) -> Self {
+        match dtype {
+            DType::BF16 => Self::Bf16,
+            DType::F16 => Self::F16,
+            _ => Self::F32,
+        }
+    }
+
+    /// Weights of a block, and its bytes in a file.
+    #[must_use]
+    pub fn block(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::Bf16 | Self::F16 => (1, 2),
+            Self::Q8_0 => (blocks::BLOCK, 34),
+            Self::Q4K => (blocks::SUPER_BLOCK, 144),
+        }
+    }
+}
+
+/// How a device stores keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheFormat {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl CacheFormat {
+    /// Bytes of one number.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
 }
 
 /// Weights of a normalisation and how they apply.
@@ -211,6 +284,8 @@ pub struct CacheShape {
     pub block_tokens: usize,
     /// Elements of one token's keys (or values) in one layer.
     pub kv_width: usize,
+    /// How they are stored.
+    pub format: CacheFormat,
 }
 
 impl CacheShape {

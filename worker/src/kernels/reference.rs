@@ -1,8 +1,13 @@
 //! The kernels as their formulas read, in f64: what the fast ones are held against.
 
-use candle_core::{DType, Tensor};
+use candle_core::quantized::{QStorage, QTensor};
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
 
-use super::{Activation, CacheShape, Heads, KernelError, Kernels, NormKind, NormWeights, Pairs, Place, RotaryLayout};
+use super::{
+    Activation, CacheFormat, CacheShape, Heads, KernelError, Kernels, NormKind, NormWeights, Pairs, Place,
+    RotaryLayout, WeightFormat, blocks,
+};
 
 /// f64 on the host, one plain loop per formula.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,11 +37,27 @@ impl Kernels for Reference {
         Ok(vec![0.0; elements])
     }
 
-    fn matrix(&self, weights: &Tensor) -> Result<Matrix, KernelError> {
-        let device = |error: candle_core::Error| KernelError::Device(error.to_string());
-        let (_, inputs) = weights.dims2().map_err(device)?;
-        let flat = weights.to_dtype(DType::F64).and_then(|wide| wide.flatten_all()).map_err(device)?;
-        Ok(Matrix { values: flat.to_vec1().map_err(device)?, inputs })
+    fn matrix(&self, weights: &Tensor, format: WeightFormat) -> Result<Matrix, KernelError> {
+        let (outputs, inputs) = weights.dims2().map_err(device)?;
+        let stored = match format {
+            WeightFormat::F32 => weights.to_dtype(DType::F32),
+            WeightFormat::Bf16 => weights.to_dtype(DType::BF16),
+            WeightFormat::F16 => weights.to_dtype(DType::F16),
+            WeightFormat::Q8_0 | WeightFormat::Q4K => {
+                let shape = [outputs, inputs.next_multiple_of(format.block().0)];
+                dequantise(format, shape, &blocks::quantise(weights, format)?)?.narrow(1, 0, inputs)
+            }
+        };
+        matrix(stored)
+    }
+
+    fn matrix_from_blocks(
+        &self,
+        format: WeightFormat,
+        shape: [usize; 2],
+        blocks: &[u8],
+    ) -> Result<Matrix, KernelError> {
+        matrix(Ok(dequantise(format, shape, blocks)?))
     }
 
     fn cache(&self, shape: CacheShape) -> Result<Cache, KernelError> {
@@ -114,11 +135,18 @@ impl Kernels for Reference {
     }
 
     fn append(&self, qkv: &Vec<f64>, heads: Heads, places: &[Place<'_>], cache: &mut Cache, layer: usize) {
+        let stored = |value: f64| match cache.shape.format {
+            CacheFormat::F32 => value,
+            CacheFormat::F16 => f16::from_f32(value as f32).to_f64(),
+            CacheFormat::Bf16 => bf16::from_f32(value as f32).to_f64(),
+        };
         for (row, &place) in qkv.chunks_exact(heads.qkv_width()).zip(places) {
             let at = cache.shape.offset(layer, place);
             let (keys, values) = row[heads.query_width()..].split_at(heads.kv_width());
-            cache.keys[at..][..heads.kv_width()].copy_from_slice(keys);
-            cache.values[at..][..heads.kv_width()].copy_from_slice(values);
+            for i in 0..heads.kv_width() {
+                cache.keys[at + i] = stored(keys[i]);
+                cache.values[at + i] = stored(values[i]);
+            }
         }
     }
 
@@ -176,6 +204,26 @@ impl Kernels for Reference {
             *x += y;
         }
     }
+}
+
+fn device(error: candle_core::Error) -> KernelError {
+    KernelError::Device(error.to_string())
+}
+
+fn matrix(weights: candle_core::Result<Tensor>) -> Result<Matrix, KernelError> {
+    let weights = weights.and_then(|weights| weights.to_dtype(DType::F64)).map_err(device)?;
+    let (_, inputs) = weights.dims2().map_err(device)?;
+    let flat = weights.flatten_all().map_err(device)?;
+    Ok(Matrix { values: flat.to_vec1().map_err(device)?, inputs })
+}
+
+/// What the blocks stand for, by candle's reading of them.
+fn dequantise(format: WeightFormat, shape: [usize; 2], blocks: &[u8]) -> Result<Tensor, KernelError> {
+    blocks::check(format, shape, blocks)?;
+    let dtype = blocks::ggml(format)?;
+    let stored = QStorage::from_data(blocks.into(), &Device::Cpu, dtype);
+    let weights = stored.and_then(|stored| QTensor::new(stored, (shape[0], shape[1])));
+    weights.and_then(|weights| weights.dequantize(&Device::Cpu)).map_err(device)
 }
 
 fn activated(activation: Activation, x: f64) -> f64 {

@@ -12,7 +12,7 @@ use self::plan::{Plan, PlanError};
 use self::tensor_files::{TensorError, TensorFiles};
 use crate::decoder::Decoder;
 use crate::families::{self, Family};
-use crate::kernels::{CacheShape, KernelError, Kernels};
+use crate::kernels::{CacheFormat, CacheShape, KernelError, Kernels};
 use crate::model_runner::{DtypeChoice, LoadOptions, ModelDescription};
 
 pub mod lora;
@@ -53,6 +53,7 @@ pub fn load<K: Kernels>(
         blocks: options.blocks,
         block_tokens: options.block_tokens,
         kv_width: spec.heads.kv_width(),
+        format: CacheFormat::F32,
     };
     let decoder = Decoder::load(kernels, &family, &mut weights, cache)?;
     if let Some(adapter) = &weights.adapter {

@@ -3,27 +3,66 @@
 //! A row goes through its keys in tiles counted from its first key, in ascending order; blocks only say where a key
 //! lies. So neither their size nor their order, nor the rows beside it, change a bit of the result.
 
-use super::lanes::{LANES, Simd, Task, add_scaled, dot_products, exp, sum};
-use crate::kernels::{CacheShape, Place};
+use rayon::prelude::*;
+
+use super::lanes::{Element, InstructionSet, LANES, Simd, Task, add_scaled, dot_products, exp, sum};
+use crate::kernels::{CacheShape, Heads, Place};
 
 /// Keys whose scores are held at once.
 const TILE: usize = 32;
 
-/// One query head of one row.
-pub(super) struct Attend<'a> {
-    pub(super) query: &'a [f32],
-    pub(super) keys: &'a [f32],
-    pub(super) values: &'a [f32],
-    pub(super) shape: &'a CacheShape,
-    pub(super) layer: usize,
-    pub(super) place: Place<'a>,
-    /// Of the key head within a cached token.
-    pub(super) head_offset: usize,
+/// Multiplications below which one thread works alone.
+const PARALLEL_FROM: usize = 1 << 15;
+
+/// Queries of a batch.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub(super) qkv: &'a [f32],
+    pub(super) heads: Heads,
     pub(super) window: Option<usize>,
-    pub(super) out: &'a mut [f32],
+    pub(super) places: &'a [Place<'a>],
 }
 
-impl Task for Attend<'_> {
+/// Writes `[rows][heads][head_dim]`.
+pub(super) fn attend<W: Element>(
+    instructions: InstructionSet,
+    rows: Rows<'_>,
+    (shape, layer): (&CacheShape, usize),
+    [keys, values]: &[Vec<W>; 2],
+    out: &mut [f32],
+) {
+    let Rows { qkv, heads, window, places } = rows;
+    let one_head = |index: usize, out: &mut [f32]| {
+        let (row, head) = (index / heads.query, index % heads.query);
+        let query = &qkv[row * heads.qkv_width() + head * heads.width..][..heads.width];
+        let head_offset = head / (heads.query / heads.kv) * heads.width;
+        let place = places[row];
+        instructions.run(Attend { query, keys, values, shape, layer, place, head_offset, window, out });
+    };
+    let out = &mut out[..places.len() * heads.query_width()];
+    let keys_read: usize = places.iter().map(|place| place.position + 1).sum();
+    if keys_read * heads.query_width() < PARALLEL_FROM {
+        out.chunks_exact_mut(heads.width).enumerate().for_each(|(index, out)| one_head(index, out));
+    } else {
+        out.par_chunks_exact_mut(heads.width).enumerate().for_each(|(index, out)| one_head(index, out));
+    }
+}
+
+/// One query head of one row.
+struct Attend<'a, W> {
+    query: &'a [f32],
+    keys: &'a [W],
+    values: &'a [W],
+    shape: &'a CacheShape,
+    layer: usize,
+    place: Place<'a>,
+    /// Of the key head within a cached token.
+    head_offset: usize,
+    window: Option<usize>,
+    out: &'a mut [f32],
+}
+
+impl<W: Element> Task for Attend<'_, W> {
     type Output = ();
 
     /// Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.

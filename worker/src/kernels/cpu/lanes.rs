@@ -194,6 +194,9 @@ pub(super) trait Element: Copy + Default + Send + Sync {
     /// The same number as f32.
     fn widen(self) -> f32;
 
+    /// The nearest number of this type.
+    fn narrow(value: f32) -> Self;
+
     /// Eight of them as f32.
     fn load<S: Simd>(simd: S, values: &[Self; LANES]) -> S::Vector;
 }
@@ -201,6 +204,10 @@ pub(super) trait Element: Copy + Default + Send + Sync {
 impl Element for f32 {
     fn widen(self) -> f32 {
         self
+    }
+
+    fn narrow(value: f32) -> f32 {
+        value
     }
 
     #[inline(always)]
@@ -214,6 +221,10 @@ impl Element for bf16 {
         self.to_f32()
     }
 
+    fn narrow(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+
     #[inline(always)]
     fn load<S: Simd>(simd: S, values: &[bf16; LANES]) -> S::Vector {
         simd.load_bf16(values)
@@ -223,6 +234,10 @@ impl Element for bf16 {
 impl Element for f16 {
     fn widen(self) -> f32 {
         self.to_f32()
+    }
+
+    fn narrow(value: f32) -> Self {
+        Self::from_f32(value)
     }
 
     #[inline(always)]
@@ -306,14 +321,14 @@ pub(super) fn dot_products<const R: usize, const C: usize, S: Simd, W: Element>(
 
 /// `out += scale · x`.
 #[inline(always)]
-pub(super) fn add_scaled<S: Simd>(simd: S, scale: f32, x: &[f32], out: &mut [f32]) {
+pub(super) fn add_scaled<S: Simd, W: Element>(simd: S, scale: f32, x: &[W], out: &mut [f32]) {
     let factor = simd.splat(scale);
     let ((x, x_rest), (out, out_rest)) = (x.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
     for (x, out) in x.iter().zip(out) {
-        simd.store(simd.multiply_add(factor, simd.load_f32(x), simd.load_f32(out)), out);
+        simd.store(simd.multiply_add(factor, W::load(simd, x), simd.load_f32(out)), out);
     }
     for (x, out) in x_rest.iter().zip(out_rest) {
-        *out = multiply_add::<S>(scale, *x, *out);
+        *out = multiply_add::<S>(scale, x.widen(), *out);
     }
 }
 

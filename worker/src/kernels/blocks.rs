@@ -1,0 +1,115 @@
+//! Weights in GGML's block formats: quantising, and the numbers in a block.
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Tensor};
+use half::f16;
+
+use super::{KernelError, WeightFormat};
+
+/// Weights of a block of [`WeightFormat::Q8_0`], and of the part of a Q4_K block that has a scale of its own.
+pub(super) const BLOCK: usize = 32;
+
+/// Weights of a block of [`WeightFormat::Q4K`].
+pub(super) const SUPER_BLOCK: usize = 256;
+
+/// Parts of a super-block that have a scale of their own.
+pub(super) const PARTS: usize = SUPER_BLOCK / BLOCK;
+
+/// Quantises `[outputs, inputs]` to the blocks of a GGML file; rows are padded with zeros to whole blocks.
+pub(super) fn quantise(weights: &Tensor, format: WeightFormat) -> Result<Vec<u8>, KernelError> {
+    let dtype = ggml(format)?;
+    let whole = || -> candle_core::Result<Vec<u8>> {
+        let (_, inputs) = weights.dims2()?;
+        let missing = inputs.next_multiple_of(format.block().0) - inputs;
+        let padded = weights.to_dtype(DType::F32)?.pad_with_zeros(1, 0, missing)?;
+        Ok(QTensor::quantize(&padded, dtype)?.data()?.into_owned())
+    };
+    whole().map_err(|error| KernelError::Device(error.to_string()))
+}
+
+/// The type's name in candle.
+pub(super) fn ggml(format: WeightFormat) -> Result<GgmlDType, KernelError> {
+    match format {
+        WeightFormat::Q8_0 => Ok(GgmlDType::Q8_0),
+        WeightFormat::Q4K => Ok(GgmlDType::Q4K),
+        other => Err(KernelError::Device(format!("{other:?} has no blocks; expected Q8_0 or Q4K"))),
+    }
+}
+
+/// Checks that `blocks` are a matrix of `shape` in whole blocks.
+pub(super) fn check(format: WeightFormat, shape: [usize; 2], blocks: &[u8]) -> Result<(), KernelError> {
+    ggml(format)?;
+    let ([outputs, inputs], (weights, bytes)) = (shape, format.block());
+    let expected = (inputs / weights).checked_mul(bytes).and_then(|row| row.checked_mul(outputs));
+    if !inputs.is_multiple_of(weights) || expected != Some(blocks.len()) {
+        let found = blocks.len();
+        return Err(KernelError::Device(format!("{found} bytes are no {format:?} matrix [{outputs}, {inputs}]")));
+    }
+    Ok(())
+}
+
+/// 32 weights `scale · quant`.
+pub(super) struct Q8Block {
+    pub(super) scale: f16,
+    pub(super) quants: [i8; BLOCK],
+}
+
+/// 256 weights `scale · scales[i] · quant - minimum · minimums[i]`, part `i` of 32 at a time.
+pub(super) struct Q4KBlock {
+    pub(super) scale: f16,
+    pub(super) minimum: f16,
+    /// Below 64.
+    pub(super) scales: [u8; PARTS],
+    /// Below 64.
+    pub(super) minimums: [u8; PARTS],
+    /// Below 16.
+    pub(super) quants: [u8; SUPER_BLOCK],
+}
+
+/// GGML's `block_q8_0`.
+pub(super) fn q8_0(bytes: &[u8; 34]) -> Q8Block {
+    let (scale, quants) = half(bytes);
+    Q8Block { scale, quants: std::array::from_fn(|i| quants[i] as i8) }
+}
+
+/// GGML's `block_q4_K`: two halves, 12 bytes of 6-bit scales and minimums, 4-bit quants.
+pub(super) fn q4_k(bytes: &[u8; 144]) -> Q4KBlock {
+    let (scale, rest) = half(bytes);
+    let (minimum, rest) = half(rest);
+    let (packed, nibbles) = rest.split_at(12);
+    // The first four of each have their six bits together; the upper two of the others sit above those.
+    let split = |i: usize| match i < 4 {
+        true => (packed[i] & 63, packed[i + 4] & 63),
+        false => {
+            let (low, scale, minimum) = (packed[i + 4], packed[i - 4] >> 6, packed[i] >> 6);
+            ((low & 15) | (scale << 4), (low >> 4) | (minimum << 4))
+        }
+    };
+    let quants = std::array::from_fn(|i| {
+        let (pair, within) = (i / (2 * BLOCK), i % (2 * BLOCK));
+        let byte = nibbles[pair * BLOCK + within % BLOCK];
+        if within < BLOCK { byte & 15 } else { byte >> 4 }
+    });
+    let (scales, minimums) = (std::array::from_fn(|i| split(i).0), std::array::from_fn(|i| split(i).1));
+    Q4KBlock { scale, minimum, scales, minimums, quants }
+}
+
+fn half(bytes: &[u8]) -> (f16, &[u8]) {
+    (f16::from_le_bytes([bytes[0], bytes[1]]), &bytes[2..])
+}
+
+impl Q8Block {
+    pub(super) fn weights(&self) -> [f32; BLOCK] {
+        self.quants.map(|quant| self.scale.to_f32() * f32::from(quant))
+    }
+}
+
+impl Q4KBlock {
+    pub(super) fn weights(&self) -> [f32; SUPER_BLOCK] {
+        std::array::from_fn(|i| {
+            let part = i / BLOCK;
+            let scale = self.scale.to_f32() * f32::from(self.scales[part]);
+            scale * f32::from(self.quants[i]) - self.minimum.to_f32() * f32::from(self.minimums[part])
+        })
+    }
+}
