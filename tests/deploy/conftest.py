@@ -1,0 +1,14 @@
+"""Hands each overlay to the tests, rendered once."""
+
+import functools
+
+import pytest
+from rendered import OVERLAYS, Overlay
+
+render = functools.cache(Overlay)
+
+
+@pytest.fixture(params=OVERLAYS)
+def overlay(request) -> Overlay:
+    """One of the overlays."""
+    return render(request.param)
