@@ -166,7 +166,11 @@ pub struct Process {
 }
 
 impl Process {
-    fn start(name: &'static str, command: &mut Command, logs: &Path) -> Result<Self, StartError> {
+    /// Starts `command`; `logs/name.log` takes its standard error.
+    ///
+    /// # Errors
+    /// When the log cannot be written or the program not be started.
+    pub fn start(name: &'static str, command: &mut Command, logs: &Path) -> Result<Self, StartError> {
         let log = logs.join(format!("{name}.log"));
         let program = PathBuf::from(command.as_std().get_program());
         let log_file = match File::create(&log) {
@@ -206,7 +210,11 @@ impl Process {
         self.child.id()
     }
 
-    fn check_alive(&mut self) -> Result<(), StartError> {
+    /// Checks that the process runs.
+    ///
+    /// # Errors
+    /// [`StartError::Ended`] with its last words.
+    pub fn check_alive(&mut self) -> Result<(), StartError> {
         match self.child.try_wait() {
             Ok(None) => Ok(()),
             _ => Err(self.ended()),

@@ -1,0 +1,297 @@
+//! Writes checkpoints of random weights as Hugging Face directories: config.json, tokenizer.json, model.safetensors.
+//!
+//! Tensors are made while they are written, so that a checkpoint larger than memory could be.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use half::bf16;
+use safetensors::tensor::{Dtype, View};
+use serde_json::{Map, Value, json};
+
+use crate::shape::{Family, Shape};
+
+/// What the logits of a checkpoint say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Head {
+    /// Nothing: every matrix is random.
+    Random,
+    /// Behind token t the logit of t + 1 (modulo the vocabulary) stands out. The branches of all layers are computed, but
+    /// are scaled down so that they do not drown the embedding, which the head reads.
+    Planted,
+    /// As `Planted`, and two other tokens stand out by [`RIVAL_GAP`] less: a draw under temperature T gives t + 1 with
+    /// probability `1 / (1 + 2 exp(-RIVAL_GAP / T))`, whatever the context.
+    PlantedWithRivals,
+}
+
+impl Head {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::Planted => "planted",
+            Self::PlantedWithRivals => "rivals",
+        }
+    }
+}
+
+/// By how much a planted logit stands out.
+const PLANTED_LOGIT: f32 = 60.0;
+
+/// By how much the planted logit exceeds its two rivals.
+pub const RIVAL_GAP: f64 = 2.0;
+
+/// The temperature under which a [`Head::PlantedWithRivals`] draws the planted token with probability `rate`, in (1/3, 1).
+#[must_use]
+pub fn temperature_for(rate: f64) -> f64 {
+    RIVAL_GAP / (2.0 * rate / (1.0 - rate)).ln()
+}
+
+/// Writes the checkpoint into a folder of `work` unless it is there, and names the folder.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn prepare(work: &Path, shape: &Shape, head: Head) -> Result<PathBuf> {
+    let directory = work.join(format!("{}-{}", shape.name, head.name()));
+    // Written last, so what has it is complete.
+    let config = directory.join("config.json");
+    if config.is_file() {
+        return Ok(directory);
+    }
+    println!(
+        "writing {} ({} M weights)",
+        directory.display(),
+        weights(shape, head).iter().map(Weight::len).sum::<usize>() / 1_000_000
+    );
+    let write = || -> Result<()> {
+        std::fs::create_dir_all(&directory)?;
+        std::fs::write(directory.join("tokenizer.json"), tokenizer(shape.vocabulary).to_string())?;
+        let tensors = weights(shape, head).into_iter().map(|weight| (weight.name.clone(), weight));
+        safetensors::serialize_to_file(tensors, None, &directory.join("model.safetensors"))?;
+        std::fs::write(&config, shape.config().to_string())?;
+        Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", directory.display()))?;
+    Ok(directory)
+}
+
+/// One word a token.
+fn tokenizer(vocabulary: usize) -> Value {
+    let words: Map<String, Value> = (0..vocabulary).map(|id| (format!("w{id}"), json!(id))).collect();
+    json!({
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
+    })
+}
+
+/// A tensor that is made when it is written.
+struct Weight {
+    name: String,
+    dims: Vec<usize>,
+    content: Content,
+}
+
+enum Content {
+    Constant(f32),
+    /// Nearly normal numbers; a row is a function of `seed` and its index.
+    Random {
+        seed: u64,
+        deviation: f32,
+    },
+    /// Row v is the sum of the embedding's rows v - shift (modulo the vocabulary), each times its factor.
+    Echo {
+        embedding: u64,
+        terms: Vec<(usize, f32)>,
+    },
+}
+
+impl Weight {
+    fn len(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    fn values(&self) -> Vec<f32> {
+        let columns = self.dims.last().copied().unwrap_or(1);
+        let rows = self.len() / columns;
+        match &self.content {
+            Content::Constant(value) => vec![*value; self.len()],
+            Content::Random { seed, deviation } => {
+                let mut values = Vec::with_capacity(self.len());
+                for row in 0..rows {
+                    values.extend(random_row(*seed, row, columns).map(|value| value * deviation));
+                }
+                values
+            }
+            Content::Echo { embedding, terms } => {
+                let mut values = vec![0.0; self.len()];
+                for (row, sum) in values.chunks_mut(columns).enumerate() {
+                    for (shift, factor) in terms {
+                        let source = (row + rows - shift) % rows;
+                        sum.iter_mut()
+                            .zip(random_row(*embedding, source, columns))
+                            .for_each(|(s, v)| *s += factor * v);
+                    }
+                }
+                values
+            }
+        }
+    }
+}
+
+impl View for Weight {
+    fn dtype(&self) -> Dtype {
+        Dtype::BF16
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.dims
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(self.values().into_iter().flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect())
+    }
+
+    fn data_len(&self) -> usize {
+        2 * self.len()
+    }
+}
+
+/// Numbers of mean 0 and deviation 1: sums of four uniform ones.
+fn random_row(seed: u64, row: usize, columns: usize) -> impl Iterator<Item = f32> {
+    // Splitmix64 (Steele et al. 2014).
+    let mut state = (seed << 32) ^ row as u64;
+    (0..columns).map(move |_| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = state;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^= bits >> 31;
+        let sum: u32 = (0..4).map(|part| u32::from((bits >> (16 * part)) as u16)).sum();
+        // Four numbers from 0 to 2^16 have mean 2^17 and deviation 2^16 / sqrt(3).
+        (sum as f32 - 131_070.0) * (1.732_050_8 / 65_536.0)
+    })
+}
+
+const EMBEDDING_SEED: u64 = 1;
+
+/// Deviation of random matrices, and of those that lead back into the residual stream where the logits are planted.
+const DEVIATION: f32 = 0.02;
+const QUIET: f32 = 0.0005;
+
+fn weights(shape: &Shape, head: Head) -> Vec<Weight> {
+    let mut list = List { weights: Vec::new(), into_stream: if head == Head::Random { DEVIATION } else { QUIET } };
+    let Shape { hidden, layers, vocabulary, .. } = *shape;
+    let (embedding, block, output) = match shape.family {
+        Family::Llama => ("model.embed_tokens", "model.layers", "lm_head"),
+        Family::Codegen => ("transformer.wte", "transformer.h", "lm_head"),
+        Family::GptNeox => ("gpt_neox.embed_in", "gpt_neox.layers", "embed_out"),
+    };
+    list.add(
+        format!("{embedding}.weight"),
+        &[vocabulary, hidden],
+        Content::Random { seed: EMBEDDING_SEED, deviation: 1.0 },
+    );
+    for layer in 0..layers {
+        list.block(shape, &format!("{block}.{layer}"));
+    }
+    match shape.family {
+        Family::Llama => list.norm("model.norm", hidden, false),
+        Family::Codegen => list.norm("transformer.ln_f", hidden, true),
+        Family::GptNeox => list.norm("gpt_neox.final_layer_norm", hidden, true),
+    }
+    let planted = PLANTED_LOGIT / hidden as f32;
+    let rival = (PLANTED_LOGIT - RIVAL_GAP as f32) / hidden as f32;
+    let content = match head {
+        Head::Random => Content::Random { seed: list.next_seed(), deviation: DEVIATION },
+        Head::Planted => Content::Echo { embedding: EMBEDDING_SEED, terms: vec![(1, planted)] },
+        Head::PlantedWithRivals => Content::Echo {
+            embedding: EMBEDDING_SEED,
+            terms: vec![(1, planted), (vocabulary / 3, rival), (2 * vocabulary / 3, rival)],
+        },
+    };
+    list.add(format!("{output}.weight"), &[vocabulary, hidden], content);
+    if shape.family == Family::Codegen {
+        list.add(format!("{output}.bias"), &[vocabulary], Content::Constant(0.0));
+    }
+    list.weights
+}
+
+struct List {
+    weights: Vec<Weight>,
+    /// Deviation of the matrices whose output is added to the residual stream.
+    into_stream: f32,
+}
+
+impl List {
+    fn add(&mut self, name: String, dims: &[usize], content: Content) {
+        self.weights.push(Weight { name, dims: dims.to_vec(), content });
+    }
+
+    fn next_seed(&self) -> u64 {
+        EMBEDDING_SEED + 1 + self.weights.len() as u64
+    }
+
+    fn linear(&mut self, name: &str, outputs: usize, inputs: usize, deviation: f32, biased: bool) {
+        let content = Content::Random { seed: self.next_seed(), deviation };
+        self.add(format!("{name}.weight"), &[outputs, inputs], content);
+        if biased {
+            self.add(format!("{name}.bias"), &[outputs], Content::Constant(0.0));
+        }
+    }
+
+    fn norm(&mut self, name: &str, hidden: usize, biased: bool) {
+        self.add(format!("{name}.weight"), &[hidden], Content::Constant(1.0));
+        if biased {
+            self.add(format!("{name}.bias"), &[hidden], Content::Constant(0.0));
+        }
+    }
+
+    fn block(&mut self, shape: &Shape, block: &str) {
+        let Shape { hidden, inner, .. } = *shape;
+        let into_stream = self.into_stream;
+        match shape.family {
+            Family::Llama => {
+                for name in ["q_proj", "k_proj", "v_proj"] {
+                    self.linear(&format!("{block}.self_attn.{name}"), hidden, hidden, DEVIATION, false);
+                }
+                self.linear(&format!("{block}.self_attn.o_proj"), hidden, hidden, into_stream, false);
+                self.linear(&format!("{block}.mlp.gate_proj"), inner, hidden, DEVIATION, false);
+                self.linear(&format!("{block}.mlp.up_proj"), inner, hidden, DEVIATION, false);
+                self.linear(&format!("{block}.mlp.down_proj"), hidden, inner, into_stream, false);
+                self.norm(&format!("{block}.input_layernorm"), hidden, false);
+                self.norm(&format!("{block}.post_attention_layernorm"), hidden, false);
+            }
+            Family::Codegen => {
+                self.linear(&format!("{block}.attn.qkv_proj"), 3 * hidden, hidden, DEVIATION, false);
+                self.linear(&format!("{block}.attn.out_proj"), hidden, hidden, into_stream, false);
+                self.linear(&format!("{block}.mlp.fc_in"), inner, hidden, DEVIATION, true);
+                self.linear(&format!("{block}.mlp.fc_out"), hidden, inner, into_stream, true);
+                self.norm(&format!("{block}.ln_1"), hidden, true);
+            }
+            Family::GptNeox => {
+                self.linear(&format!("{block}.attention.query_key_value"), 3 * hidden, hidden, DEVIATION, true);
+                self.linear(&format!("{block}.attention.dense"), hidden, hidden, into_stream, true);
+                self.linear(&format!("{block}.mlp.dense_h_to_4h"), inner, hidden, DEVIATION, true);
+                self.linear(&format!("{block}.mlp.dense_4h_to_h"), hidden, inner, into_stream, true);
+                self.norm(&format!("{block}.input_layernorm"), hidden, true);
+                self.norm(&format!("{block}.post_attention_layernorm"), hidden, true);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_rows_have_mean_0_and_deviation_1() {
+        let values: Vec<f32> = (0..64).flat_map(|row| random_row(9, row, 1024)).collect();
+        let mean = values.iter().sum::<f32>() / values.len() as f32;
+        let deviation = (values.iter().map(|value| value * value).sum::<f32>() / values.len() as f32).sqrt();
+        assert!(mean.abs() < 0.02, "{mean}");
+        assert!((deviation - 1.0).abs() < 0.02, "{deviation}");
+    }
+}
