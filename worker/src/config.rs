@@ -66,6 +66,10 @@ pub struct Flags {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Where the worker stands (a zone, a rack), for coordinators that prefer what is near [default: nowhere said].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
     /// Directory of a PEFT LoRA adapter, merged into the weights.
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -121,6 +125,8 @@ pub struct Config {
     pub role: Role,
     /// Name that the worker gives its model.
     pub name: String,
+    /// Where the worker stands; empty when that was not said.
+    pub zone: String,
     /// Address of the gRPC service.
     pub listen: SocketAddr,
     /// Address of `/metrics`.
@@ -163,6 +169,7 @@ struct Settings {
     model: Option<PathBuf>,
     role: Option<Role>,
     name: Option<String>,
+    zone: String,
     listen: SocketAddr,
     metrics_listen: Option<SocketAddr>,
     adapter: Option<PathBuf>,
@@ -184,6 +191,7 @@ impl Default for Settings {
             model: None,
             role: None,
             name: None,
+            zone: String::new(),
             listen: (Ipv4Addr::LOCALHOST, 9001).into(),
             metrics_listen: None,
             adapter: None,
@@ -238,6 +246,7 @@ impl Settings {
             model,
             role,
             name,
+            zone: self.zone,
             listen: self.listen,
             metrics_listen: self.metrics_listen,
             adapter: self.adapter,

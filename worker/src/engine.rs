@@ -63,6 +63,7 @@ pub struct Limits {
 pub struct Status {
     free_blocks: AtomicUsize,
     sessions: AtomicUsize,
+    queued_tokens: AtomicUsize,
     operations: Arc<AtomicUsize>,
     step_seconds_bits: AtomicU64,
     draining: AtomicBool,
@@ -75,6 +76,7 @@ impl Status {
         Self {
             free_blocks: AtomicUsize::new(blocks),
             sessions: AtomicUsize::new(0),
+            queued_tokens: AtomicUsize::new(0),
             operations: Arc::default(),
             step_seconds_bits: AtomicU64::new(0),
             draining: AtomicBool::new(false),
@@ -94,6 +96,12 @@ impl Status {
         self.sessions.load(Ordering::Acquire)
     }
 
+    /// Tokens of unanswered operations that are still to be fed.
+    #[must_use]
+    pub fn queued_tokens(&self) -> usize {
+        self.queued_tokens.load(Ordering::Acquire)
+    }
+
     /// Unanswered operations.
     #[must_use]
     pub fn operations(&self) -> usize {
@@ -110,9 +118,10 @@ impl Status {
         self.draining.load(Ordering::Acquire)
     }
 
-    pub(crate) fn set_room(&self, free_blocks: usize, sessions: usize) {
+    pub(crate) fn set_room(&self, free_blocks: usize, sessions: usize, queued_tokens: usize) {
         self.free_blocks.store(free_blocks, Ordering::Release);
         self.sessions.store(sessions, Ordering::Release);
+        self.queued_tokens.store(queued_tokens, Ordering::Release);
     }
 
     /// Called by the engine's thread alone.
@@ -127,7 +136,7 @@ impl Status {
 #[derive(Debug)]
 enum Command {
     Submit(Operation),
-    /// An operation in the queue was cancelled.
+    /// An operation was cancelled.
     Nudge,
     Stop,
 }

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::decoder::{Batch, Decoder};
 use crate::kernels::cpu::Cpu;
@@ -63,6 +64,8 @@ pub struct ModelDescription {
     pub kv_bytes_per_token: usize,
     /// Names of the unmerged adapters that a batch item may choose, by index.
     pub adapters: Vec<String>,
+    /// Content of tokenizer.json; `None` when the model came without one.
+    pub tokenizer: Option<Arc<[u8]>>,
 }
 
 /// Tokens of one sequence in a batch.

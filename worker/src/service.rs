@@ -17,7 +17,7 @@ use cosec_proto::worker::{
     self as wire, DescribeRequest, DescribeResponse, StepRequest, StepResponse, TokenizerRequest, TokenizerResponse,
 };
 use futures::future::BoxFuture;
-use futures::stream::{FuturesUnordered, StreamExt};
+use futures::stream::{self, BoxStream, FuturesUnordered, StreamExt};
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -40,6 +40,9 @@ const MAX_IN_FLIGHT: usize = 1024;
 /// Most bytes that the answers to the operations in flight on a stream may take together.
 const MAX_REPLY_BYTES: usize = 4 * MAX_MESSAGE_BYTES;
 
+/// Most bytes of a piece of the tokenizer.
+const TOKENIZER_PIECE: usize = 1 << 20;
+
 /// Responses that wait for the transport; others stay with the engine's replies.
 const REPLY_QUEUE: usize = 4;
 
@@ -50,6 +53,8 @@ pub struct Identity {
     pub role: wire::Role,
     /// Name of the model; not unique.
     pub model: String,
+    /// Where the worker stands; empty when that was not said.
+    pub zone: String,
 }
 
 /// The `Worker` service. Clones share everything.
@@ -118,16 +123,22 @@ impl Worker for WorkerService {
             max_operation_tokens: count(limits.operation_tokens),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             adapters: model.adapters.clone(),
-            queued_tokens: 0,
+            queued_tokens: count(status.queued_tokens()),
             draining: status.is_draining(),
-            zone: String::new(),
+            zone: self.identity.zone.clone(),
         }))
     }
 
-    type TokenizerStream = futures::stream::Iter<std::vec::IntoIter<Result<TokenizerResponse, Status>>>;
+    type TokenizerStream = BoxStream<'static, Result<TokenizerResponse, Status>>;
 
     async fn tokenizer(&self, _: Request<TokenizerRequest>) -> Result<Response<Self::TokenizerStream>, Status> {
-        Err(Status::unimplemented("the tokenizer is not served yet"))
+        let tokenizer = self.engine()?.description().tokenizer.clone();
+        let tokenizer = tokenizer.ok_or_else(|| Status::not_found("the model has no tokenizer.json"))?;
+        let pieces = (0..tokenizer.len()).step_by(TOKENIZER_PIECE).map(move |from| {
+            let piece = tokenizer[from..].iter().take(TOKENIZER_PIECE).copied().collect();
+            Ok(TokenizerResponse { piece })
+        });
+        Ok(Response::new(stream::iter(pieces).boxed()))
     }
 
     type StepStream = ReceiverStream<Result<StepResponse, Status>>;
@@ -240,7 +251,8 @@ impl Connection {
         if self.in_flight.contains_key(&op) {
             return Err(invalid(format!("op is {op}; an operation of that number is in flight on this stream")));
         }
-        let parsed = parse(operation, deadline_ms, received, &self.engine.limits())?;
+        let parsed =
+            parse(operation, deadline_ms, received, &self.engine.limits(), &self.engine.description().adapters)?;
         if self.in_flight.len() >= MAX_IN_FLIGHT {
             let message = format!("{MAX_IN_FLIGHT} operations are in flight on this stream, as many as it may have");
             return Err(Failure::new(ErrorCode::Overloaded, message));
@@ -282,19 +294,25 @@ impl Connection {
 
     fn outcome(&self, outcome: Outcome) -> WireOutcome {
         match outcome {
-            Outcome::Rows { length, rows } => WireOutcome::Rows(wire::Rows {
-                length: count(length),
-                rows: rows.into_iter().map(|(offset, content)| self.row(offset, content)).collect(),
-            }),
-            Outcome::Drafted { length, ids, probabilities } => {
-                WireOutcome::Drafted(wire::Drafted { length: count(length), ids, probabilities, rows: Vec::new() })
+            Outcome::Rows { length, rows } => {
+                WireOutcome::Rows(wire::Rows { length: count(length), rows: self.rows(rows) })
             }
+            Outcome::Drafted { length, ids, probabilities, rows } => WireOutcome::Drafted(wire::Drafted {
+                length: count(length),
+                ids,
+                probabilities,
+                rows: self.rows(rows),
+            }),
             Outcome::NeedPrefix { have } => WireOutcome::NeedPrefix(wire::NeedPrefix { have: count(have) }),
             Outcome::Released => WireOutcome::Released(wire::Released {}),
             Outcome::Failed(Failure { code, message }) => {
                 WireOutcome::Failure(wire::Failure { code: code.name().to_owned(), message })
             }
         }
+    }
+
+    fn rows(&self, rows: Vec<(usize, Content)>) -> Vec<wire::Row> {
+        rows.into_iter().map(|(offset, content)| self.row(offset, content)).collect()
     }
 
     fn row(&self, offset: usize, content: Content) -> wire::Row {

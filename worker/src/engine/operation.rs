@@ -17,6 +17,10 @@ pub struct Request {
     pub session: SessionId,
     /// What to do.
     pub work: Work,
+    /// Whose session it is.
+    pub tenant: u64,
+    /// Index of the LoRA adapter to apply.
+    pub adapter: Option<usize>,
     /// When the caller got it; queue time counts from here.
     pub received: Instant,
     /// When its result is of no use any more.
@@ -47,15 +51,18 @@ pub enum Work {
         warp: Warp,
         /// Names the random numbers.
         randomness: Randomness,
+        /// Views of the rows that the tokens are drawn from, to answer in this order; offset i is the i-th token's.
+        rows: Vec<RowRequest>,
     },
     /// Forgets the session.
     Release,
 }
 
-/// One view of the row `offset`: the distribution of the token at position `at + offset`.
+/// One view of a row.
 #[derive(Clone, Debug)]
 pub struct RowRequest {
-    /// At most the number of tokens fed; 0 is the row kept from before.
+    /// Of an Extend: the row is the distribution of the token at position `at + offset`, at most the number of tokens fed;
+    /// 0 is the row kept from before. Of a Draft: the row that the token of this number is drawn from.
     pub offset: usize,
     /// Which part.
     pub view: View,
@@ -90,6 +97,8 @@ pub enum Outcome {
         ids: Vec<u32>,
         /// Of each, under the distribution that it was drawn from.
         probabilities: Vec<f64>,
+        /// Offset and content, in the order of the requests.
+        rows: Vec<(usize, Content)>,
     },
     /// The cache holds only so many of the tokens that the operation assumed; nothing was changed.
     NeedPrefix {
@@ -124,6 +133,8 @@ impl Failure {
 pub(crate) struct Operation {
     pub(crate) session: SessionId,
     pub(crate) work: Work,
+    pub(crate) tenant: u64,
+    pub(crate) adapter: Option<usize>,
     pub(crate) received: Instant,
     pub(crate) deadline: Instant,
     cancelled: Arc<AtomicBool>,
@@ -133,11 +144,12 @@ pub(crate) struct Operation {
 
 impl Operation {
     pub(crate) fn new(request: Request, place: Place) -> (Self, Ticket) {
-        let Request { session, work, received, deadline } = request;
+        let Request { session, work, tenant, adapter, received, deadline } = request;
         let (reply, answer) = oneshot::channel();
         let cancelled = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&cancelled);
-        (Self { session, work, received, deadline, cancelled, reply, _place: place }, Ticket { answer, flag })
+        let operation = Self { session, work, tenant, adapter, received, deadline, cancelled, reply, _place: place };
+        (operation, Ticket { answer, flag })
     }
 
     /// Whether its caller asked to withdraw it.

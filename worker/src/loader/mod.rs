@@ -1,6 +1,7 @@
 //! From a directory to a decoder: config, tensors, adapter, fingerprints.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use cosec_proto::tokenizer_fingerprint;
@@ -34,7 +35,7 @@ pub fn load<K: Kernels>(
     let generation = JsonFile::open_optional(directory, "generation_config.json")?;
     let family = families::describe(&config.root())?;
     let spec = &family.spec;
-    let tokenizer_fingerprint = tokenizer(directory, spec.vocabulary)?;
+    let Tokenizer { content, fingerprint: tokenizer_fingerprint } = tokenizer(directory, spec.vocabulary)?;
     let adapter = options.adapter.as_deref().map(Adapter::open).transpose()?;
     let mut weights =
         Weights { tensors: TensorFiles::open(directory, &tensor_files::MODEL)?, adapter, dtype: options.dtype };
@@ -71,21 +72,28 @@ pub fn load<K: Kernels>(
         end_token_ids: end_token_ids.unwrap_or_default(),
         fingerprint: weights.fingerprint(&config, &tokenizer_fingerprint),
         tokenizer_fingerprint,
+        tokenizer: content,
         kv_bytes_per_token: spec.kv_bytes_per_token(),
         adapters: Vec::new(),
     };
     Ok((decoder, description))
 }
 
-fn tokenizer(directory: &Path, vocabulary: usize) -> Result<String, LoadError> {
+struct Tokenizer {
+    content: Option<Arc<[u8]>>,
+    fingerprint: String,
+}
+
+fn tokenizer(directory: &Path, vocabulary: usize) -> Result<Tokenizer, LoadError> {
     let path = directory.join("tokenizer.json");
     match std::fs::read(&path) {
         Ok(bytes) => {
             let invalid = |error| LoadError::Tokenizer { file: path.clone(), problem: format!("{error}") };
-            tokenizer_fingerprint::fingerprint(&bytes).map_err(invalid)
+            let fingerprint = tokenizer_fingerprint::fingerprint(&bytes).map_err(invalid)?;
+            Ok(Tokenizer { content: Some(bytes.into()), fingerprint })
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Ok(tokenizer_fingerprint::without_tokenizer(vocabulary))
+            Ok(Tokenizer { content: None, fingerprint: tokenizer_fingerprint::without_tokenizer(vocabulary) })
         }
         Err(error) => Err(LoadError::Tokenizer { file: path, problem: error.to_string() }),
     }

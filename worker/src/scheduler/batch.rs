@@ -10,7 +10,7 @@ use cosec_proto::{ErrorCode, SessionId};
 use super::job::Job;
 use super::request_queue::Arrival;
 use super::{Scheduler, Session};
-use crate::engine::operation::{Failure, Outcome, Work};
+use crate::engine::operation::{Failure, Operation, Outcome, Work};
 use crate::kv_cache::BlockTable;
 
 /// The tokens of one job that ride in a forward pass.
@@ -134,7 +134,9 @@ impl Scheduler {
     fn refusal(&self, job: &Job) -> Option<Outcome> {
         let session = self.sessions.get(&job.session());
         let at = job.at();
-        let have = session.map_or(0, |session| session.table.length());
+        let Operation { tenant, adapter, .. } = job.operation;
+        let same = session.filter(|session| (session.tenant, session.adapter) == (tenant, adapter));
+        let have = same.map_or(0, |session| session.table.length());
         if at > have {
             return Some(Outcome::NeedPrefix { have });
         }
@@ -164,8 +166,11 @@ impl Scheduler {
     fn begin(&mut self, arrival: Arrival, opens: bool, now: Instant) -> Result<(), InvalidLogits> {
         let Some(job) = self.queue.get_mut(arrival) else { return Ok(()) };
         let block_tokens = self.options.block_tokens;
-        let fresh = || Session { table: BlockTable::new(block_tokens), kept: None, heard: now };
+        let Operation { tenant, adapter, .. } = job.operation;
+        let fresh = || Session { table: BlockTable::new(block_tokens), kept: None, tenant, adapter, heard: now };
         let session = self.sessions.entry(job.session()).or_insert_with(fresh);
+        // Only an operation at 0 comes so far under another name.
+        (session.tenant, session.adapter) = (tenant, adapter);
         job.missing_blocks = 0;
         job.begin(opens, session.kept.as_deref())?;
         if job.at() < session.table.length() {

@@ -81,9 +81,29 @@ impl Job {
 
     fn requests(&self) -> &[RowRequest] {
         match &self.operation.work {
-            Work::Extend { rows, .. } => rows,
-            Work::Draft { .. } | Work::Release => &[],
+            Work::Extend { rows, .. } | Work::Draft { rows, .. } => rows,
+            Work::Release => &[],
         }
+    }
+
+    /// Offset of request `index` behind `at`.
+    fn offset(&self, index: usize) -> usize {
+        let drawn_behind = match &self.operation.work {
+            Work::Draft { tokens, .. } => tokens.len(),
+            Work::Extend { .. } | Work::Release => 0,
+        };
+        drawn_behind + self.requests()[index].offset
+    }
+
+    /// Tokens given by the caller that are still to be fed.
+    pub(crate) fn waiting_tokens(&self) -> usize {
+        let fed = self.progress.as_ref().map_or(0, |progress| progress.fed);
+        self.given().len().saturating_sub(fed)
+    }
+
+    /// Cached tokens as far as it is.
+    pub(crate) fn length_so_far(&self) -> usize {
+        self.at() + self.progress.as_ref().map_or(0, |progress| progress.fed)
     }
 
     /// Cached tokens when it is done.
@@ -112,7 +132,7 @@ impl Job {
     /// Begins; `kept` is the row behind the token before `at`, where [`Self::needs_kept_row`].
     pub(crate) fn begin(&mut self, opened: bool, kept: Option<&[f32]>) -> Result<(), InvalidLogits> {
         let mut by_offset: Vec<usize> = (0..self.requests().len()).collect();
-        by_offset.sort_by_key(|&index| self.requests()[index].offset);
+        by_offset.sort_by_key(|&index| self.offset(index));
         self.progress = Some(Progress {
             opened,
             tokens: self.given().to_vec(),
@@ -149,7 +169,7 @@ impl Job {
     fn wanted(&self, count: usize) -> Range<usize> {
         let Some(progress) = &self.progress else { return 0..0 };
         let fed = progress.fed;
-        let offset = |&index: &usize| self.requests()[index].offset;
+        let offset = |&index: &usize| self.offset(index);
         let from = progress.by_offset.partition_point(|index| offset(index) <= fed);
         let to = progress.by_offset.partition_point(|index| offset(index) <= fed + count);
         let asked = &progress.by_offset[from..to];
@@ -174,13 +194,12 @@ impl Job {
         let Some(progress) = &self.progress else { return Ok(Reading::default()) };
         let reaches_end = offset == progress.tokens.len();
         let mut reading = Reading::default();
-        let from = progress.by_offset.partition_point(|&index| self.requests()[index].offset < offset);
+        let from = progress.by_offset.partition_point(|&index| self.offset(index) < offset);
         for &index in &progress.by_offset[from..] {
-            let request = &self.requests()[index];
-            if request.offset > offset {
+            if self.offset(index) > offset {
                 break;
             }
-            reading.contents.push((index, request.view.of(logits)?));
+            reading.contents.push((index, self.requests()[index].view.of(logits)?));
         }
         if let (true, Work::Draft { at, warp, randomness, .. }) = (reaches_end, &self.operation.work) {
             let distribution = Distribution::warped(logits, warp)?;
@@ -225,17 +244,20 @@ impl Job {
         let length = self.length_afterwards();
         let offsets: Vec<usize> = self.requests().iter().map(|request| request.offset).collect();
         let Some(progress) = &mut self.progress else { return Finish { outcome: Outcome::Released, last_row: None } };
+        let rows = offsets.into_iter().zip(progress.contents.drain(..).flatten()).collect();
         let outcome = match self.operation.work {
-            Work::Extend { .. } => {
-                let rows = offsets.into_iter().zip(progress.contents.drain(..).flatten()).collect();
-                Outcome::Rows { length, rows }
-            }
+            Work::Extend { .. } => Outcome::Rows { length, rows },
             Work::Draft { .. } => {
                 let (ids, probabilities) = progress.drawn.drain(..).unzip();
-                Outcome::Drafted { length, ids, probabilities }
+                Outcome::Drafted { length, ids, probabilities, rows }
             }
             Work::Release => Outcome::Released,
         };
         Finish { outcome, last_row: progress.last_row.take() }
+    }
+
+    /// The row behind the last token fed, if it is known.
+    pub(crate) fn take_last_row(&mut self) -> Option<Vec<f32>> {
+        self.progress.as_mut()?.last_row.take()
     }
 }

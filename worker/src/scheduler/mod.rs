@@ -34,6 +34,9 @@ struct Session {
     table: BlockTable,
     /// The row behind the last cached token.
     kept: Option<Vec<f32>>,
+    /// Under whose name and with which adapter its tokens were cached.
+    tenant: u64,
+    adapter: Option<usize>,
     /// When an operation on it last came or ended.
     heard: Instant,
 }
@@ -45,6 +48,8 @@ pub(crate) struct Scheduler {
     sessions: HashMap<SessionId, Session>,
     pool: BlockPool,
     options: EngineOptions,
+    /// Tokens of unanswered operations that are still to be fed.
+    queued_tokens: usize,
     /// Rows of logits that one forward pass may produce.
     step_rows: usize,
     status: Arc<Status>,
@@ -59,6 +64,7 @@ impl Scheduler {
             pool: BlockPool::new(options.blocks),
             step_rows: (STEP_LOGITS_BYTES / (4 * vocabulary.max(1))).max(1),
             options,
+            queued_tokens: 0,
             status,
             metrics,
         };
@@ -71,7 +77,9 @@ impl Scheduler {
         if let Some(session) = self.sessions.get_mut(&operation.session) {
             session.heard = now;
         }
-        self.queue.push(Job::new(operation));
+        let job = Job::new(operation);
+        self.queued_tokens += job.waiting_tokens();
+        self.queue.push(job);
     }
 
     /// Ends what is over: withdrawn operations, passed deadlines, sessions without a lease.
@@ -79,6 +87,9 @@ impl Scheduler {
         let failed: Vec<(Arrival, Failure)> =
             self.queue.iter().filter_map(|(arrival, job)| Some((arrival, verdict(job, now)?))).collect();
         for (arrival, failure) in failed {
+            if self.queue.get(arrival).is_some_and(|job| job.operation.is_cancelled()) {
+                self.keep_what_was_fed(arrival);
+            }
             self.fail(arrival, failure, now);
         }
         let lease = self.options.lease;
@@ -126,6 +137,20 @@ impl Scheduler {
         self.answer(arrival, finish.outcome, now);
     }
 
+    /// Counts as cached what a cancelled operation has fed.
+    fn keep_what_was_fed(&mut self, arrival: Arrival) {
+        let Some(job) = self.queue.get_mut(arrival) else { return };
+        let length = job.length_so_far();
+        if length == job.at() {
+            return;
+        }
+        if let (Some(progress), Some(session)) = (&mut job.progress, self.sessions.get_mut(&job.operation.session)) {
+            progress.opened = false;
+            session.table.commit(length);
+            session.kept = job.take_last_row();
+        }
+    }
+
     /// Answers an operation without a result and leaves its session as it was.
     fn fail(&mut self, arrival: Arrival, failure: Failure, now: Instant) {
         let Some(job) = self.queue.get(arrival) else { return };
@@ -142,6 +167,7 @@ impl Scheduler {
 
     fn answer(&mut self, arrival: Arrival, outcome: Outcome, now: Instant) {
         let Some(job) = self.queue.remove(arrival) else { return };
+        self.queued_tokens -= job.waiting_tokens();
         if let Some(session) = self.sessions.get_mut(&job.session()) {
             session.heard = now;
         }
@@ -155,7 +181,7 @@ impl Scheduler {
     }
 
     fn report(&self) {
-        self.status.set_room(self.pool.free(), self.sessions.len());
+        self.status.set_room(self.pool.free(), self.sessions.len(), self.queued_tokens);
         self.metrics.free_blocks.set(gauge(self.pool.free()));
         self.metrics.sessions.set(gauge(self.sessions.len()));
     }
@@ -170,8 +196,8 @@ fn verdict(job: &Job, now: Instant) -> Option<Failure> {
     if job.operation.is_abandoned() {
         return Some(Failure::new(ErrorCode::Cancelled, "the caller is gone"));
     }
-    if job.operation.is_cancelled() && job.progress.is_none() {
-        return Some(Failure::new(ErrorCode::Cancelled, "the operation was cancelled before it started"));
+    if job.operation.is_cancelled() {
+        return Some(Failure::new(ErrorCode::Cancelled, "the operation was cancelled before it was done"));
     }
     if now < job.operation.deadline {
         return None;

@@ -58,7 +58,13 @@ impl Scheduler {
             .filter_map(|(slice, job)| {
                 let (fed, tokens) = job.slice(slice.tokens);
                 let blocks = self.sessions.get(&job.session())?.table.blocks();
-                Some(BatchItem { tokens, start: job.at() + fed, blocks, rows: slice.rows.clone(), adapter: None })
+                Some(BatchItem {
+                    tokens,
+                    start: job.at() + fed,
+                    blocks,
+                    rows: slice.rows.clone(),
+                    adapter: job.operation.adapter,
+                })
             })
             .collect();
         let mut results: Vec<Readings> = slices.iter().map(|_| Ok(Vec::new())).collect();
@@ -81,7 +87,9 @@ impl Scheduler {
         let Some(job) = self.queue.get_mut(slice.arrival) else { return };
         match result {
             Ok(readings) => {
+                let waiting = job.waiting_tokens();
                 job.apply(slice.tokens, readings);
+                self.queued_tokens -= waiting - job.waiting_tokens();
                 if job.is_done() {
                     self.complete(slice.arrival, now);
                 }

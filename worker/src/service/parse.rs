@@ -44,14 +44,21 @@ pub(super) fn parse(
     deadline_ms: u32,
     received: Instant,
     limits: &Limits,
+    adapters: &[String],
 ) -> Result<Parsed, Failure> {
-    let (session, work, response_bytes) = match operation {
+    let (session, work, tenant, adapter, response_bytes) = match operation {
         WireOperation::Extend(extend) => {
             let session = session("extend.session", &extend.session)?;
             let at = span("extend", extend.at, &extend.tokens, 0, limits)?;
-            let rows = rows(extend.rows, at, extend.tokens.len(), limits)?;
-            let bytes = rows.iter().map(|row| row_bytes(&row.view, limits)).sum();
-            (session, Work::Extend { at, tokens: extend.tokens, rows }, bytes)
+            let adapter = adapter("extend.adapter", &extend.adapter, adapters)?;
+            let rows = rows("extend.rows", extend.rows, extend.tokens.len() + 1, limits)?;
+            if let Some(index) = rows.iter().position(|row| at == 0 && row.offset == 0) {
+                return Err(invalid(format!(
+                    "extend.rows[{index}].offset is 0 at position 0; no row stands before the first token"
+                )));
+            }
+            let bytes = rows_bytes(&rows, limits);
+            (session, Work::Extend { at, tokens: extend.tokens, rows }, extend.tenant, adapter, bytes)
         }
         WireOperation::Draft(draft) => {
             let session = session("draft.session", &draft.session)?;
@@ -66,19 +73,24 @@ pub(super) fn parse(
             let warp = warp("draft.warp", draft.warp)?;
             let randomness =
                 draft.randomness.ok_or_else(|| invalid("draft.randomness is missing; it is required"))?.into();
-            (session, Work::Draft { at, tokens: draft.tokens, k, warp, randomness }, 16 * k)
+            let adapter = adapter("draft.adapter", &draft.adapter, adapters)?;
+            let rows = rows("draft.rows", draft.rows, k, limits)?;
+            let bytes = 16 * k + rows_bytes(&rows, limits);
+            let work = Work::Draft { at, tokens: draft.tokens, k, warp, randomness, rows };
+            (session, work, draft.tenant, adapter, bytes)
         }
-        WireOperation::Release(release) => (session("release.session", &release.session)?, Work::Release, 0),
+        WireOperation::Release(release) => (session("release.session", &release.session)?, Work::Release, 0, None, 0),
         WireOperation::Cancel(_) => return Err(invalid("cancel is no operation of a session")),
     };
     let response_bytes = response_bytes + RESPONSE_OVERHEAD;
     if response_bytes > MAX_MESSAGE_BYTES {
         return Err(invalid(format!(
-            "extend.rows asks for up to {response_bytes} bytes; a response takes at most {MAX_MESSAGE_BYTES}"
+            "rows asks for up to {response_bytes} bytes; a response takes at most {MAX_MESSAGE_BYTES}"
         )));
     }
     let patience = if deadline_ms == 0 { DEFAULT_DEADLINE } else { Duration::from_millis(deadline_ms.into()) };
-    Ok(Parsed { request: Request { session, work, received, deadline: received + patience }, response_bytes })
+    let request = Request { session, work, tenant, adapter, received, deadline: received + patience };
+    Ok(Parsed { request, response_bytes })
 }
 
 pub(super) fn invalid(message: impl Into<String>) -> Failure {
@@ -125,30 +137,37 @@ fn warp(field: &str, warp: Option<wire::Warp>) -> Result<Warp, Failure> {
     Warp::try_from(warp).map_err(|error| invalid(format!("{field}.{error}")))
 }
 
-fn rows(rows: Vec<wire::RowRequest>, at: usize, tokens: usize, limits: &Limits) -> Result<Vec<RowRequest>, Failure> {
-    let most = REQUESTS_PER_ROW * (tokens + 1);
-    if rows.len() > most {
-        return Err(invalid(format!("extend.rows has {} requests; {tokens} tokens allow {most}", rows.len())));
+/// Index of the adapter called `name`.
+fn adapter(field: &str, name: &str, adapters: &[String]) -> Result<Option<usize>, Failure> {
+    if name.is_empty() {
+        return Ok(None);
     }
-    rows.into_iter().enumerate().map(|(index, row)| self::row(index, row, at, tokens, limits)).collect()
+    let known = || if adapters.is_empty() { "the model has none".to_owned() } else { adapters.join(", ") };
+    let index = adapters.iter().position(|adapter| adapter == name);
+    index.map(Some).ok_or_else(|| invalid(format!("{field} is {name:?}; the adapters are: {}", known())))
 }
 
-fn row(
-    index: usize,
-    row: wire::RowRequest,
-    at: usize,
-    tokens: usize,
+/// Checks views of rows whose offsets are below `offsets`.
+fn rows(
+    field: &str,
+    rows: Vec<wire::RowRequest>,
+    offsets: usize,
     limits: &Limits,
-) -> Result<RowRequest, Failure> {
-    let field = format!("extend.rows[{index}]");
-    let offset = row.offset as usize;
-    if offset > tokens {
-        return Err(invalid(format!(
-            "{field}.offset is {offset}; it must be at most {tokens}, the number of tokens"
-        )));
+) -> Result<Vec<RowRequest>, Failure> {
+    let most = REQUESTS_PER_ROW * offsets;
+    if rows.len() > most {
+        return Err(invalid(format!("{field} has {} requests; {offsets} rows allow {most}", rows.len())));
     }
-    if at == 0 && offset == 0 {
-        return Err(invalid(format!("{field}.offset is 0 at position 0; no row stands before the first token")));
+    rows.into_iter()
+        .enumerate()
+        .map(|(index, row)| self::row(&format!("{field}[{index}]"), row, offsets, limits))
+        .collect()
+}
+
+fn row(field: &str, row: wire::RowRequest, offsets: usize, limits: &Limits) -> Result<RowRequest, Failure> {
+    let offset = row.offset as usize;
+    if offset >= offsets {
+        return Err(invalid(format!("{field}.offset is {offset}; it must be at most {}", offsets - 1)));
     }
     let view = match row.view {
         Some(WireView::Gather(gather)) => {
@@ -187,6 +206,11 @@ fn row(
         }
     };
     Ok(RowRequest { offset, view })
+}
+
+/// The most bytes that the views take in a response.
+fn rows_bytes(rows: &[RowRequest], limits: &Limits) -> usize {
+    rows.iter().map(|row| row_bytes(&row.view, limits)).sum()
 }
 
 /// The most bytes that a row takes in a response.

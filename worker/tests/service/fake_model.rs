@@ -11,6 +11,9 @@ use cosec_worker::model_runner::{BatchItem, ForwardError, ModelDescription};
 pub(crate) const VOCABULARY: usize = 300;
 pub(crate) const CONTEXT_TOKENS: usize = 1000;
 
+/// Repeats to a tokenizer of more than two pieces.
+pub(crate) const TOKENIZER: &[u8] = b"tokenizer";
+
 /// The rows behind it are not numbers.
 pub(crate) const NAN_TOKEN: u32 = 290;
 /// A batch with it is refused.
@@ -38,6 +41,11 @@ pub(crate) fn logits(history: &[u32]) -> Vec<f32> {
         .collect()
 }
 
+/// A token that was fed under `adapter`, as it stands in the history.
+pub(crate) fn adapted(adapter: Option<usize>, token: u32) -> u32 {
+    token + 1000 * adapter.map_or(0, |index| index as u32 + 1)
+}
+
 /// Holds forward passes back while it is closed, and counts those that came.
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
@@ -48,6 +56,8 @@ pub(crate) struct Gate {
 #[derive(Debug, Default)]
 struct GateState {
     closed: bool,
+    /// Passes let through although it is closed.
+    permits: usize,
     /// Tokens per item, for each pass.
     passes: Vec<Vec<usize>>,
 }
@@ -59,6 +69,12 @@ impl Gate {
 
     pub(crate) fn open(&self) {
         self.state.lock().unwrap().closed = false;
+        self.changed.notify_all();
+    }
+
+    /// Lets one pass through.
+    pub(crate) fn open_once(&self) {
+        self.state.lock().unwrap().permits += 1;
         self.changed.notify_all();
     }
 
@@ -77,8 +93,11 @@ impl Gate {
     fn pass(&self, tokens: Vec<usize>) {
         let mut state = self.state.lock().unwrap();
         state.passes.push(tokens);
-        while state.closed {
+        while state.closed && state.permits == 0 {
             state = self.changed.wait(state).unwrap();
+        }
+        if state.closed {
+            state.permits -= 1;
         }
     }
 }
@@ -103,7 +122,8 @@ impl FakeModel {
             fingerprint: "f".repeat(64),
             tokenizer_fingerprint: "e".repeat(64),
             kv_bytes_per_token: 4,
-            adapters: Vec::new(),
+            adapters: vec!["polite".to_owned(), "terse".to_owned()],
+            tokenizer: Some(TOKENIZER.repeat(300_000).into()),
         };
         Self { description, memory: vec![None; blocks * block_tokens], block_tokens, gate }
     }
@@ -129,7 +149,7 @@ impl Model for FakeModel {
             assert!(!item.tokens.is_empty());
             for (index, &token) in item.tokens.iter().enumerate() {
                 let slot = self.slot(item.blocks, item.start + index);
-                self.memory[slot] = Some(token);
+                self.memory[slot] = Some(adapted(item.adapter, token));
             }
         }
         for item in batch {

@@ -92,7 +92,7 @@ impl Harness {
         let server = Server::bind(any, Some(any)).await.unwrap();
         let (address, metrics_address) = (server.address(), server.metrics_address().unwrap());
         let shutdown = CancellationToken::new();
-        let identity = Identity { role: Role::Expert, model: "fake".to_owned() };
+        let identity = Identity { role: Role::Expert, model: "fake".to_owned(), zone: "here".to_owned() };
         let server = tokio::spawn(server.run(identity, load, PATIENCE, shutdown.clone()));
         let channel = transport::channel(&address.to_string()).unwrap();
         Self { address, metrics_address, gate, shutdown, server, channel }

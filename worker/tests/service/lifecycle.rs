@@ -82,7 +82,7 @@ async fn shutdown_finishes_what_runs_and_opens_nothing() {
     harness.gate.reached(2).await;
     harness.shutdown.cancel();
     harness.reaches_health(ServingStatus::NotServing).await;
-    sleep(PAUSE).await;
+    harness.describes(|described| described.draining).await;
     let opening = wire.send(extend(SessionId::random(), 0, &[1], &[]), 0).await;
     sleep(PAUSE).await;
     harness.gate.open();

@@ -6,9 +6,11 @@ use cosec_proto::worker::row::Content;
 use cosec_proto::worker::row_request::View;
 use cosec_proto::worker::step_request::Operation;
 use cosec_proto::worker::step_response::Outcome;
-use cosec_proto::worker::{Extend, Full, Gather, Nucleus, Precision, Role, RowRequest, Sample};
+use cosec_proto::worker::{
+    Extend, Full, Gather, Nucleus, Precision, Role, RowRequest, Sample, TokenizerRequest, TokenizerResponse,
+};
 
-use crate::fake_model::{CONTEXT_TOKENS, ERROR_TOKEN, NAN_TOKEN, VOCABULARY, logits};
+use crate::fake_model::{CONTEXT_TOKENS, ERROR_TOKEN, NAN_TOKEN, TOKENIZER, VOCABULARY, adapted, logits};
 use crate::harness::{Harness, SEED, draft, extend, failure, full_rows, need_prefix, options, release, warp};
 
 fn drafted(outcome: Outcome) -> (u32, Vec<u32>, Vec<f64>) {
@@ -26,6 +28,8 @@ async fn describes_itself() {
     assert_eq!((described.vocabulary, described.context_tokens), (VOCABULARY as u32, CONTEXT_TOKENS as u32));
     assert_eq!((described.block_tokens, described.total_blocks, described.free_blocks), (4, 512, 512));
     assert_eq!((described.sessions, described.step_seconds), (0, 0.0));
+    assert_eq!((described.queued_tokens, described.draining, described.zone.as_str()), (0, false, "here"));
+    assert_eq!(described.adapters, ["polite", "terse"]);
     assert_eq!(described.end_token_ids, [0, 7]);
     assert_eq!(described.max_operation_tokens, CONTEXT_TOKENS as u32);
     let mut wire = harness.wire().await;
@@ -178,6 +182,76 @@ async fn a_draft_is_what_one_would_sample_step_by_step() {
     let (_, more, _) = drafted(wire.run(draft(at_once, length, &[], 3)).await);
     assert_eq!(more[0], ids[k as usize - 1]);
     assert_eq!(more.len(), 3);
+}
+
+#[tokio::test]
+async fn a_draft_shows_the_rows_that_it_drew_from() {
+    let harness = Harness::start(options()).await;
+    let mut wire = harness.wire().await;
+    let session = SessionId::random();
+    wire.rows(session, 0, &[40], &[]).await;
+    let views = |offset| {
+        [
+            View::Full(Full { precision: Precision::F32.into() }),
+            View::Gather(Gather { warp: Some(warp().into()), ids: vec![3] }),
+        ]
+        .map(|view| RowRequest { offset, view: Some(view) })
+    };
+    let mut at = 1;
+    let mut history = vec![40];
+    // From tokens, then from the kept row.
+    for tokens in [vec![41, 42], vec![]] {
+        let Operation::Draft(mut asked) = draft(session, at, &tokens, 3) else { unreachable!() };
+        // Not in order, and not of every row.
+        asked.rows = [views(2), views(0)].concat();
+        let Outcome::Drafted(drafted) = wire.run(Operation::Draft(asked)).await else { panic!("nothing drafted") };
+        history.extend(tokens);
+        let rows = [[&history[..], &drafted.ids[..2]].concat(), history.clone()].map(|history| logits(&history));
+        let shown: Vec<u32> = drafted.rows.iter().map(|row| row.offset).collect();
+        assert_eq!(shown, [2, 2, 0, 0]);
+        for (pair, row) in drafted.rows.chunks(2).zip(rows) {
+            let Some(Content::Full(full)) = &pair[0].content else { panic!("{pair:?}") };
+            let values: Vec<f32> = full.logits.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+            assert_eq!(values, row);
+            let distribution = Distribution::warped(&row, &warp()).unwrap();
+            let Some(Content::Gathered(gathered)) = &pair[1].content else { panic!("{pair:?}") };
+            assert_eq!(gathered.probabilities, [distribution.probability(3)]);
+        }
+        history.extend(&drafted.ids[..2]);
+        at = drafted.length;
+    }
+}
+
+#[tokio::test]
+async fn a_session_keeps_to_its_adapter() {
+    let harness = Harness::start(options()).await;
+    let mut wire = harness.wire().await;
+    let session = SessionId::random();
+    let under = |adapter: &str, at, tokens: &[u32]| {
+        let Operation::Extend(extend) = extend(session, at, tokens, &[1]) else { unreachable!() };
+        Operation::Extend(Extend { adapter: adapter.to_owned(), ..extend })
+    };
+    let row = |history: &[u32]| Some(vec![logits(history)]);
+    assert_eq!(full_rows(&wire.run(under("terse", 0, &[5])).await), row(&[adapted(Some(1), 5)]));
+    let both = [5, 6].map(|token| adapted(Some(1), token));
+    assert_eq!(full_rows(&wire.run(under("terse", 1, &[6])).await), row(&both));
+    for other in ["", "polite"] {
+        assert_eq!(need_prefix(&wire.run(under(other, 1, &[6])).await), Some(0));
+    }
+    assert_eq!(full_rows(&wire.run(under("polite", 0, &[5])).await), row(&[adapted(Some(0), 5)]));
+    assert_eq!(need_prefix(&wire.run(under("terse", 1, &[6])).await), Some(0));
+}
+
+#[tokio::test]
+async fn the_tokenizer_comes_in_pieces() {
+    let harness = Harness::start(options()).await;
+    let mut pieces = harness.client().tokenizer(TokenizerRequest {}).await.unwrap().into_inner();
+    let mut content = Vec::new();
+    while let Some(TokenizerResponse { piece }) = pieces.message().await.unwrap() {
+        assert!((1..=1 << 20).contains(&piece.len()));
+        content.extend(piece);
+    }
+    assert!(content == TOKENIZER.repeat(300_000));
 }
 
 #[tokio::test]

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use cosec_proto::SessionId;
+use cosec_proto::draw::{Distribution, Purpose, Randomness};
 use cosec_proto::worker::step_response::Outcome;
 use cosec_worker::engine::EngineOptions;
 use tokio::time::sleep;
 
 use crate::fake_model::logits;
-use crate::harness::{Harness, draft, extend, failure, full_rows, need_prefix, options, release};
+use crate::harness::{Harness, SEED, draft, extend, failure, full_rows, need_prefix, options, release, warp};
 
 /// Longer than [`SHORT_MS`].
 const PAUSE: Duration = Duration::from_millis(60);
@@ -59,7 +60,7 @@ async fn what_is_cancelled_in_the_queue_never_starts() {
     harness.gate.reached(2).await;
     let second = wire.send(extend(queued, 1, &[9, 9], &[1]), 0).await;
     wire.cancel(second).await;
-    // It has started: too late.
+    // Its only forward pass runs: too late.
     wire.cancel(first).await;
     // Nobody knows it: no answer.
     wire.cancel(12_345).await;
@@ -69,6 +70,42 @@ async fn what_is_cancelled_in_the_queue_never_starts() {
     assert_eq!(full_rows(&wire.answer(first).await), Some(vec![logits(&[1])]));
     assert_eq!(wire.rows(queued, 2, &[], &[0]).await, [logits(&[5, 6])]);
     assert_eq!(harness.gate.passes().len(), 2);
+}
+
+#[tokio::test]
+async fn what_is_cancelled_under_way_ends_before_its_next_pass_and_keeps_what_it_fed() {
+    let harness = Harness::start(options()).await;
+    let mut wire = harness.wire().await;
+    let (prompting, drafting) = (SessionId::random(), SessionId::random());
+    let prompt: Vec<u32> = (0..200).collect();
+    wire.rows(drafting, 0, &[1, 2], &[]).await;
+    harness.gate.close();
+    let prompted = wire.send(extend(prompting, 0, &prompt, &[200]), 0).await;
+    harness.gate.reached(2).await;
+    let drafted = wire.send(draft(drafting, 2, &[3], 60), 0).await;
+    sleep(PAUSE).await;
+    harness.gate.open_once();
+    harness.gate.reached(3).await;
+    assert_eq!(harness.describe().await.queued_tokens, 200 - 64 + 1);
+    harness.gate.open_once();
+    harness.gate.reached(4).await;
+    wire.cancel(prompted).await;
+    wire.cancel(drafted).await;
+    sleep(PAUSE).await;
+    harness.gate.open();
+    assert_eq!(failure(wire.answer(prompted).await).0, "cancelled");
+    assert_eq!(failure(wire.answer(drafted).await).0, "cancelled");
+    assert_eq!(harness.gate.passes().len(), 4);
+    let described = harness.describe().await;
+    // Passes of 64, 63 and 63 tokens of the prompt, and of one drafted token beside the given one.
+    assert_eq!((described.free_blocks, described.queued_tokens), (512 - 190_u32.div_ceil(4) - 1, 0));
+    assert_eq!(need_prefix(&wire.run(extend(prompting, 191, &[1], &[1])).await), Some(190));
+    assert_eq!(need_prefix(&wire.run(extend(prompting, 190, &[], &[0])).await), Some(189));
+    assert_eq!(wire.rows(prompting, 190, &prompt[190..], &[10]).await, [logits(&prompt)]);
+    // The row behind what was drafted is kept, as behind a draft that ended.
+    let u = Randomness { seed: SEED, sample: 1 }.uniform(Purpose::Draft, 3);
+    let drawn = Distribution::warped(&logits(&[1, 2, 3]), &warp()).unwrap().sample(u);
+    assert_eq!(wire.rows(drafting, 4, &[], &[0]).await, [logits(&[1, 2, 3, drawn])]);
 }
 
 #[tokio::test]
