@@ -49,7 +49,14 @@ struct Cached {
 
 impl Cached {
     fn load(directory: &Path, adapter: Option<PathBuf>) -> Self {
-        let options = LoadOptions { adapter, dtype: DtypeChoice::F32, blocks: 16, block_tokens: 4, threads: 1 };
+        let options = LoadOptions {
+            adapter,
+            lora: Vec::new(),
+            dtype: DtypeChoice::F32,
+            blocks: 16,
+            block_tokens: 4,
+            threads: 1,
+        };
         let model = ModelRunner::load(directory, &options).unwrap_or_else(|error| panic!("{directory:?}: {error}"));
         Self { model, tokens: 0 }
     }

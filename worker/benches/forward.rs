@@ -44,8 +44,14 @@ fn main() -> anyhow::Result<()> {
 fn measure(shape: &Shape, dtype_name: &str, dtype: DType) -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     write_checkpoint(directory.path(), shape, dtype)?;
-    let options =
-        LoadOptions { adapter: None, dtype: DtypeChoice::Auto, blocks: 256, block_tokens: BLOCK_TOKENS, threads: 0 };
+    let options = LoadOptions {
+        adapter: None,
+        lora: Vec::new(),
+        dtype: DtypeChoice::Auto,
+        blocks: 256,
+        block_tokens: BLOCK_TOKENS,
+        threads: 0,
+    };
     let mut model = ModelRunner::load(directory.path(), &options)?;
     let vocabulary = shape.vocabulary as u32;
     let prompt: Vec<u32> = (0..PREFILL as u32).map(|i| i * 7919 % vocabulary).collect();

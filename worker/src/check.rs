@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use crate::model_runner::{BatchItem, DtypeChoice, ForwardError, LoadError, LoadOptions, ModelRunner};
+use crate::model_runner::{BatchItem, DtypeChoice, ForwardError, LoadError, LoadOptions, ModelRunner, NamedAdapter};
 
 /// Tokens of a cache block; small, so that the check crosses blocks.
 const BLOCK_TOKENS: usize = 4;
@@ -16,9 +16,12 @@ pub struct CheckArgs {
     /// Directory of the checkpoint.
     #[arg(long)]
     pub model: PathBuf,
-    /// Directory of a PEFT LoRA adapter.
+    /// Directory of a PEFT LoRA adapter, merged into the weights.
     #[arg(long)]
     pub adapter: Option<PathBuf>,
+    /// A PEFT LoRA adapter beside the weights, which all prompts choose.
+    #[arg(long, value_name = "NAME=DIR")]
+    pub lora: Option<NamedAdapter>,
     /// Element type of the weights.
     #[arg(long, value_enum, default_value_t)]
     pub dtype: DtypeChoice,
@@ -93,6 +96,7 @@ pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
     let longest = expected.prompts.iter().map(|prompt| prompt.input_ids.len() + prompt.greedy.len()).max();
     let options = LoadOptions {
         adapter: args.adapter.clone(),
+        lora: args.lora.iter().cloned().collect(),
         dtype: args.dtype,
         blocks: longest.unwrap_or(0).div_ceil(BLOCK_TOKENS).max(1),
         block_tokens: BLOCK_TOKENS,
@@ -136,8 +140,9 @@ fn check_prompt(model: &mut ModelRunner, prompt: &Prompt, measure: Measure) -> R
     let count = (prompt.input_ids.len() + prompt.greedy.len()).div_ceil(BLOCK_TOKENS) as u32;
     let blocks: Vec<u32> = (0..count).rev().collect();
     let tokens = prompt.input_ids.as_slice();
-    let logits =
-        model.forward(&[BatchItem { tokens, start: 0, blocks: &blocks, rows: 0..tokens.len(), adapter: None }])?;
+    // There is one at most.
+    let adapter = (!model.description().adapters.is_empty()).then_some(0);
+    let logits = model.forward(&[BatchItem { tokens, start: 0, blocks: &blocks, rows: 0..tokens.len(), adapter }])?;
     let last_row = logits.row(tokens.len() - 1);
     let last = difference(last_row, &prompt.last_logits, measure)?;
     let all = match &prompt.all_logits {
@@ -158,8 +163,7 @@ fn check_prompt(model: &mut ModelRunner, prompt: &Prompt, measure: Measure) -> R
             break;
         }
         agreeing += 1;
-        let item =
-            BatchItem { tokens: &[next], start: tokens.len() + step, blocks: &blocks, rows: 0..1, adapter: None };
+        let item = BatchItem { tokens: &[next], start: tokens.len() + step, blocks: &blocks, rows: 0..1, adapter };
         if agreeing < prompt.greedy.len() {
             next = arg_max(model.forward(&[item])?.row(0));
         }

@@ -1,5 +1,6 @@
 //! Settings of `serve`: defaults, then a TOML file, then the environment, then flags.
 
+use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -9,7 +10,7 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
-use crate::model_runner::DtypeChoice;
+use crate::model_runner::{DtypeChoice, NamedAdapter};
 
 /// Prefix of the environment variables: `COSEC_WORKER_STEP_TOKENS` sets `step_tokens`.
 const ENVIRONMENT: &str = "COSEC_WORKER_";
@@ -74,6 +75,10 @@ pub struct Flags {
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<PathBuf>,
+    /// A PEFT LoRA adapter that sessions choose by its name, beside the weights; may be given several times.
+    #[arg(long, value_name = "NAME=DIR")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lora: Vec<NamedAdapter>,
     /// Element type of the weights in memory [default: auto].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -131,8 +136,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Address of `/metrics`.
     pub metrics_listen: Option<SocketAddr>,
-    /// Directory of a LoRA adapter.
+    /// Directory of a LoRA adapter, merged into the weights.
     pub adapter: Option<PathBuf>,
+    /// Adapters that sessions choose by name.
+    pub lora: Vec<NamedAdapter>,
     /// Element type of the weights in memory.
     pub dtype: DtypeChoice,
     /// Size of the KV cache.
@@ -173,6 +180,7 @@ struct Settings {
     listen: SocketAddr,
     metrics_listen: Option<SocketAddr>,
     adapter: Option<PathBuf>,
+    lora: Vec<NamedAdapter>,
     dtype: DtypeChoice,
     kv_memory_mib: Option<u64>,
     blocks: Option<usize>,
@@ -195,6 +203,7 @@ impl Default for Settings {
             listen: (Ipv4Addr::LOCALHOST, 9001).into(),
             metrics_listen: None,
             adapter: None,
+            lora: Vec::new(),
             dtype: DtypeChoice::Auto,
             kv_memory_mib: None,
             blocks: None,
@@ -250,6 +259,7 @@ impl Settings {
             listen: self.listen,
             metrics_listen: self.metrics_listen,
             adapter: self.adapter,
+            lora: distinct(self.lora)?,
             dtype: self.dtype,
             cache,
             block_tokens: within("block_tokens", self.block_tokens, 1, 1024)?,
@@ -267,6 +277,15 @@ fn directory_name(directory: &Path) -> String {
     // `.` has no last part before it is resolved.
     let resolved = directory.canonicalize().unwrap_or_else(|_| directory.to_path_buf());
     resolved.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Checks that no two adapters have one name.
+fn distinct(adapters: Vec<NamedAdapter>) -> Result<Vec<NamedAdapter>, ConfigError> {
+    let mut names = HashSet::new();
+    match adapters.iter().find(|adapter| !names.insert(&adapter.name)) {
+        Some(twice) => Err(ConfigError::TwoAdapters(twice.name.clone())),
+        None => Ok(adapters),
+    }
 }
 
 fn within<T>(key: &'static str, value: T, least: T, most: T) -> Result<T, ConfigError>
@@ -304,6 +323,9 @@ pub enum ConfigError {
     /// Memory and blocks are both set.
     #[error("kv_memory_mib and blocks are both set; only one of them is allowed")]
     TwoCacheSizes,
+    /// Two adapters have one name.
+    #[error("lora names {0} twice; every adapter needs a name of its own")]
+    TwoAdapters(String),
     /// A number that makes no sense.
     #[error("{key} is {value}; it must be {least} to {most}")]
     Range {
@@ -351,6 +373,11 @@ mod tests {
         check("lease_seconds = -1", &flags(), Err("lease_seconds"));
         check("blocks = 3\nkv_memory_mib = 4", &flags(), Err("both set"));
         check("listen = \"nowhere\"", &flags(), Err("listen"));
+        check("lora = [\"a=x\", \"b-1.0=x\"]", &flags(), Ok(()));
+        check("lora = [\"a=x\", \"a=y\"]", &flags(), Err("lora names a twice"));
+        check("lora = [\"a\"]", &flags(), Err("expected NAME=DIR"));
+        check("lora = [\"a b=x\"]", &flags(), Err("the name is \"a b\""));
+        check("lora = [\"=x\"]", &flags(), Err("the name is \"\""));
         let missing = Flags { config: Some("no/such/file.toml".into()), ..flags() };
         assert_eq!(Config::load(&missing), Err(ConfigError::NoFile("no/such/file.toml".into())));
     }

@@ -99,6 +99,7 @@ fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error +
     };
     let options = LoadOptions {
         adapter: config.adapter.clone(),
+        lora: config.lora.clone(),
         dtype: config.dtype,
         blocks,
         block_tokens: config.block_tokens,

@@ -7,11 +7,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::decoder::{Batch, Decoder};
+use crate::decoder::{AdaptedRows, Batch, Decoder};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::{KernelError, Place};
 use crate::loader;
 pub use crate::loader::LoadError;
+pub use crate::loader::lora::NamedAdapter;
 
 /// Element type of the weights in memory. Activations are f32 on the CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
@@ -33,6 +34,8 @@ pub enum DtypeChoice {
 pub struct LoadOptions {
     /// Directory of a PEFT LoRA adapter, merged into the weights.
     pub adapter: Option<PathBuf>,
+    /// Adapters that stay beside the weights, for batch items to choose from.
+    pub lora: Vec<NamedAdapter>,
     /// Element type of the weights.
     pub dtype: DtypeChoice,
     /// Blocks of the KV cache.
@@ -56,7 +59,7 @@ pub struct ModelDescription {
     pub context_tokens: usize,
     /// Ids that end a generation (generation_config.json, else config.json).
     pub end_token_ids: Vec<u32>,
-    /// SHA-256 over weights, config, tokenizer, adapter and compute type, in hex.
+    /// SHA-256 over weights, config, tokenizer, merged adapter and compute type, in hex.
     pub fingerprint: String,
     /// SHA-256 over the content of the vocabulary, in hex: equal for models that may co-decode.
     pub tokenizer_fingerprint: String,
@@ -64,6 +67,9 @@ pub struct ModelDescription {
     pub kv_bytes_per_token: usize,
     /// Names of the unmerged adapters that a batch item may choose, by index.
     pub adapters: Vec<String>,
+    /// SHA-256 over `fingerprint` and an adapter's content, in hex, in the order of `adapters`: equal where the same
+    /// adapter stands beside the same model, whatever it is called.
+    pub adapter_fingerprints: Vec<String>,
     /// Content of tokenizer.json; `None` when the model came without one.
     pub tokenizer: Option<Arc<[u8]>>,
 }
@@ -171,11 +177,15 @@ impl ModelRunner {
         let mut rows = Batch::default();
         for (index, item) in batch.iter().enumerate() {
             self.check(item).map_err(|problem| ForwardError::InvalidItem { item: index, problem })?;
-            let first = rows.tokens.len();
+            let (first, first_wanted) = (rows.tokens.len(), rows.wanted.len());
             rows.wanted.extend(item.rows.clone().map(|row| first + row));
             rows.tokens.extend_from_slice(item.tokens);
             let positions = item.start..item.start + item.tokens.len();
             rows.places.extend(positions.map(|position| Place { position, blocks: item.blocks }));
+            if let Some(adapter) = item.adapter {
+                adapt(&mut rows.adapted, adapter, first..rows.tokens.len());
+                adapt(&mut rows.adapted_wanted, adapter, first_wanted..rows.wanted.len());
+            }
         }
         let Self { decoder, logits, threads, .. } = self;
         threads.install(|| decoder.forward(&rows, logits))?;
@@ -211,5 +221,13 @@ impl ModelRunner {
             return Err(format!("rows is {rows:?}; there are {} tokens", tokens.len()));
         }
         Ok(())
+    }
+}
+
+/// Adds `rows` to those of `adapter`.
+fn adapt(adapted: &mut Vec<AdaptedRows>, adapter: usize, rows: Range<usize>) {
+    match adapted.iter_mut().find(|known| known.adapter == adapter) {
+        Some(known) => known.rows.extend(rows),
+        None => adapted.push(AdaptedRows { adapter, rows: rows.collect() }),
     }
 }

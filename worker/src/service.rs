@@ -126,6 +126,7 @@ impl Worker for WorkerService {
             queued_tokens: count(status.queued_tokens()),
             draining: status.is_draining(),
             zone: self.identity.zone.clone(),
+            adapter_fingerprints: model.adapter_fingerprints.clone(),
         }))
     }
 

@@ -3,7 +3,7 @@
 use super::decoder::{Batch, Workspace};
 use super::linear::{Linear, Site};
 use crate::families::{DecoderSpec, Family, Positions, QkvNames};
-use crate::kernels::{Heads, Kernels, RotaryLayout};
+use crate::kernels::{Heads, KernelError, Kernels, RotaryLayout};
 use crate::loader::{LoadError, Weights};
 
 pub(super) struct Attention<K: Kernels> {
@@ -44,17 +44,17 @@ impl<K: Kernels> Attention<K> {
         batch: &Batch<'_>,
         (cache, layer): (&mut K::Cache, usize),
         workspace: &mut Workspace<K>,
-    ) {
-        let Workspace { normed, qkv, angles, found, attended, .. } = workspace;
-        let (rows, places) = (batch.tokens.len(), batch.places.as_slice());
-        self.qkv.forward(kernels, normed, rows, qkv);
+    ) -> Result<(), KernelError> {
+        let Workspace { normed, qkv, angles, found, attended, scratch, .. } = workspace;
+        let (rows, places) = (batch.rows(), batch.places.as_slice());
+        self.qkv.forward(kernels, rows, normed, qkv, scratch)?;
         if let Positions::Rotary(rotary) = &spec.positions {
             let layout = RotaryLayout { width: rotary.width, pairs: rotary.pairs };
-            kernels.rotate(qkv, rows, spec.heads, layout, angles);
+            kernels.rotate(qkv, rows.count, spec.heads, layout, angles);
         }
         kernels.append(qkv, spec.heads, places, cache, layer);
         kernels.attend(qkv, spec.heads, spec.window, places, (&*cache, layer), found);
-        self.output.forward(kernels, found, rows, attended);
+        self.output.forward(kernels, rows, found, attended, scratch)
     }
 }
 

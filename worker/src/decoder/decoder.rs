@@ -1,7 +1,9 @@
 //! Embed, blocks, norm, head.
 
 use super::attention::Attention;
-use super::linear::{Linear, Site};
+use super::growing::Growing;
+use super::linear::{Linear, Rows, Site, Stored};
+use super::lora::{AdaptedRows, Scratch, Updates};
 use super::mlp::FeedForward;
 use super::norm::Norm;
 use crate::families::{DecoderSpec, Family, Mlp, Positions, Residual};
@@ -17,6 +19,20 @@ pub struct Batch<'a> {
     pub places: Vec<Place<'a>>,
     /// Rows whose logits are wanted.
     pub wanted: Vec<usize>,
+    /// Rows by the adapter that they chose.
+    pub adapted: Vec<AdaptedRows>,
+    /// Indices into `wanted` by the adapter that their rows chose.
+    pub adapted_wanted: Vec<AdaptedRows>,
+}
+
+impl Batch<'_> {
+    pub(super) fn rows(&self) -> Rows<'_> {
+        Rows { count: self.tokens.len(), adapted: &self.adapted }
+    }
+
+    fn wanted_rows(&self) -> Rows<'_> {
+        Rows { count: self.wanted.len(), adapted: &self.adapted_wanted }
+    }
 }
 
 /// A model on a device, with its cache.
@@ -28,11 +44,16 @@ pub struct Decoder<K: Kernels> {
     positions: Option<K::Matrix>,
     blocks: Vec<Block<K>>,
     final_norm: Norm<K>,
-    /// `None` when the embedding serves as head.
-    head: Option<Linear<K>>,
+    head: Head<K>,
     cache: K::Cache,
     cache_shape: CacheShape,
     workspace: Workspace<K>,
+}
+
+enum Head<K: Kernels> {
+    Own(Linear<K>),
+    /// The embedding, and what adapters add to it in this place only.
+    Tied(Updates<K>),
 }
 
 struct Block<K: Kernels> {
@@ -56,12 +77,12 @@ impl<K: Kernels> Decoder<K> {
     ) -> Result<Self, LoadError> {
         let Family { spec, names, .. } = family;
         let table = [spec.vocabulary, spec.hidden];
-        let embedding = weights.matrix(names.embedding, table)?;
+        let embedding = weights.table(names.embedding, table)?;
         let embedding = kernels.matrix(&embedding, WeightFormat::of(embedding.dtype()))?;
         let positions = match spec.positions {
             Positions::Rotary(_) => None,
             Positions::Learned => {
-                let table = weights.matrix(names.positions, [spec.context_tokens, spec.hidden])?;
+                let table = weights.table(names.positions, [spec.context_tokens, spec.hidden])?;
                 Some(kernels.matrix(&table, WeightFormat::of(table.dtype()))?)
             }
         };
@@ -71,13 +92,7 @@ impl<K: Kernels> Decoder<K> {
             blocks.push(Block::load(&kernels, family, weights, &format!("{}{index}.", names.block))?);
         }
         let final_norm = Norm::load(&kernels, spec, weights, names.final_norm)?;
-        let head = match spec.tied {
-            true => None,
-            false => {
-                let site = Site { module: names.head, shape: table, bias: spec.biases.head };
-                Some(Linear::load(&kernels, weights, site)?)
-            }
-        };
+        let head = Head::load(&kernels, family, weights)?;
         let (cache, workspace) = (kernels.cache(cache_shape)?, Workspace::new(&kernels, spec, 1)?);
         let spec = spec.clone();
         Ok(Self { kernels, spec, embedding, positions, blocks, final_norm, head, cache, cache_shape, workspace })
@@ -106,7 +121,7 @@ impl<K: Kernels> Decoder<K> {
         self.workspace.reserve(&self.kernels, &self.spec, batch.tokens.len())?;
         self.embed(batch)?;
         for layer in 0..self.blocks.len() {
-            self.block(layer, batch);
+            self.block(layer, batch)?;
         }
         self.head(batch, logits)
     }
@@ -130,29 +145,30 @@ impl<K: Kernels> Decoder<K> {
         Ok(())
     }
 
-    fn block(&mut self, layer: usize, batch: &Batch<'_>) {
+    fn block(&mut self, layer: usize, batch: &Batch<'_>) -> Result<(), KernelError> {
         let Self { kernels, spec, cache, workspace, .. } = self;
         let block = &self.blocks[layer];
         let rows = batch.tokens.len();
         let elements = rows * spec.hidden;
         block.attention_norm.forward(kernels, &workspace.stream, rows, &mut workspace.normed);
-        block.attention.forward(kernels, spec, batch, (cache, layer), workspace);
+        block.attention.forward(kernels, spec, batch, (cache, layer), workspace)?;
         if spec.residual == Residual::Sequential {
             kernels.add(&mut workspace.stream, &workspace.attended, elements);
         }
         if let Some(norm) = &block.mlp_norm {
             norm.forward(kernels, &workspace.stream, rows, &mut workspace.normed);
         }
-        block.mlp.forward(kernels, rows, workspace);
+        block.mlp.forward(kernels, batch.rows(), workspace)?;
         if spec.residual != Residual::Sequential {
             kernels.add(&mut workspace.stream, &workspace.attended, elements);
         }
         kernels.add(&mut workspace.stream, &workspace.branch, elements);
+        Ok(())
     }
 
     fn head(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<(), KernelError> {
         let rows = batch.wanted.len();
-        let Workspace { stream, normed, branch, logits: out, .. } = &mut self.workspace;
+        let Workspace { stream, normed, branch, logits: out, scratch, .. } = &mut self.workspace;
         logits.resize(rows * self.spec.vocabulary, 0.0);
         if rows == 0 {
             return Ok(());
@@ -161,10 +177,33 @@ impl<K: Kernels> Decoder<K> {
         self.kernels.select(stream, self.spec.hidden, &batch.wanted, branch);
         self.final_norm.forward(&self.kernels, branch, rows, normed);
         match &self.head {
-            Some(head) => head.forward(&self.kernels, normed, rows, out),
-            None => self.kernels.linear(normed, rows, &self.embedding, None, out),
+            Head::Own(head) => head.forward(&self.kernels, batch.wanted_rows(), normed, out, scratch)?,
+            Head::Tied(updates) => {
+                self.kernels.linear(normed, rows, &self.embedding, None, out);
+                updates.apply(&self.kernels, batch.wanted_rows(), normed, out, scratch)?;
+            }
         }
         self.kernels.read(out, logits)
+    }
+}
+
+impl<K: Kernels> Head<K> {
+    fn load(kernels: &K, family: &Family, weights: &mut Weights) -> Result<Self, LoadError> {
+        let Family { spec, names, .. } = family;
+        let shape = [spec.vocabulary, spec.hidden];
+        if !spec.tied {
+            let site = Site { module: names.head, shape, bias: spec.biases.head };
+            return Ok(Self::Own(Linear::load(kernels, weights, site)?));
+        }
+        let factors = weights.factors(names.head, shape)?;
+        if weights.is_merged_into(names.head) {
+            // The embedding itself stays as it is.
+            let weight = weights.merged(names.embedding, names.head, shape)?;
+            return Ok(Self::Own(Linear::upload(kernels, Stored { weight, bias: None, factors })?));
+        }
+        let mut updates = Updates::new(shape);
+        updates.push(kernels, 0, &factors)?;
+        Ok(Self::Tied(updates))
     }
 }
 
@@ -205,22 +244,7 @@ pub(super) struct Workspace<K: Kernels> {
     pub(super) angles: K::Buffer,
     host_angles: Vec<f32>,
     logits: Growing<K>,
-}
-
-/// A buffer that grows on its own.
-struct Growing<K: Kernels> {
-    buffer: K::Buffer,
-    elements: usize,
-}
-
-impl<K: Kernels> Growing<K> {
-    fn reserve(&mut self, kernels: &K, elements: usize) -> Result<&mut K::Buffer, KernelError> {
-        if elements > self.elements {
-            self.buffer = kernels.buffer(elements)?;
-            self.elements = elements;
-        }
-        Ok(&mut self.buffer)
-    }
+    pub(super) scratch: Scratch<K>,
 }
 
 impl<K: Kernels> Workspace<K> {
@@ -243,7 +267,8 @@ impl<K: Kernels> Workspace<K> {
             inner: buffer(if gated { inner } else { 0 })?,
             angles: buffer(rotated)?,
             host_angles: Vec::new(),
-            logits: Growing { buffer: kernels.buffer(0)?, elements: 0 },
+            logits: Growing::new(kernels)?,
+            scratch: Scratch::new(kernels)?,
         })
     }
 

@@ -2,13 +2,16 @@
 
 use candle_core::{DType, Tensor};
 
-use crate::kernels::{Kernels, WeightFormat};
+use super::lora::{AdaptedRows, Scratch, Updates};
+use crate::kernels::{KernelError, Kernels, WeightFormat};
+use crate::loader::lora::Factors;
 use crate::loader::{LoadError, Weights};
 
-/// `x · weightᵀ + bias`.
+/// `x · weightᵀ + bias`, and what the adapters of the rows add.
 pub(super) struct Linear<K: Kernels> {
     weight: K::Matrix,
     bias: Option<K::Buffer>,
+    updates: Updates<K>,
 }
 
 /// Where a checkpoint keeps a linear layer.
@@ -22,25 +25,46 @@ pub(super) struct Site<'a> {
     pub(super) bias: bool,
 }
 
+/// The rows that a layer is applied to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rows<'a> {
+    pub(super) count: usize,
+    pub(super) adapted: &'a [AdaptedRows],
+}
+
+/// A layer as it was read.
+pub(super) struct Stored {
+    pub(super) weight: Tensor,
+    pub(super) bias: Option<Vec<f32>>,
+    /// By adapter.
+    pub(super) factors: Vec<Option<Factors>>,
+}
+
 impl<K: Kernels> Linear<K> {
     pub(super) fn load(kernels: &K, weights: &mut Weights, site: Site<'_>) -> Result<Self, LoadError> {
-        let (weight, bias) = site.read(weights)?;
-        Self::upload(kernels, &weight, bias.as_deref())
+        Self::upload(kernels, site.read(weights)?)
     }
 
     /// Joins layers over the same inputs into one, whose outputs are theirs one behind the other.
     pub(super) fn load_joined(kernels: &K, weights: &mut Weights, sites: &[Site<'_>]) -> Result<Self, LoadError> {
         let parts = sites.iter().map(|site| site.read(weights)).collect::<Result<Vec<_>, _>>()?;
-        let first = parts.first().map(|(weight, _)| weight.dtype());
-        let same = parts.iter().all(|(weight, _)| Some(weight.dtype()) == first);
-        let unified = parts.iter().map(|(weight, _)| match same {
-            true => Ok(weight.clone()),
-            false => weight.to_dtype(DType::F32),
+        let first = parts.first().map(|part| part.weight.dtype());
+        let same = parts.iter().all(|part| Some(part.weight.dtype()) == first);
+        let unified = parts.iter().map(|part| match same {
+            true => Ok(part.weight.clone()),
+            false => part.weight.to_dtype(DType::F32),
         });
         let unified = unified.collect::<Result<Vec<_>, _>>().map_err(LoadError::Convert)?;
         let weight = Tensor::cat(&unified, 0).map_err(LoadError::Convert)?;
-        let biases: Option<Vec<Vec<f32>>> = parts.into_iter().map(|(_, bias)| bias).collect();
-        Self::upload(kernels, &weight, biases.map(|biases| biases.concat()).as_deref())
+        let biases: Option<Vec<&[f32]>> = parts.iter().map(|part| part.bias.as_deref()).collect();
+        let bias = biases.map(|biases| biases.concat());
+        let mut linear = Self::upload(kernels, Stored { weight, bias, factors: Vec::new() })?;
+        let mut outputs = 0;
+        for (part, site) in parts.iter().zip(sites) {
+            linear.updates.push(kernels, outputs, &part.factors)?;
+            outputs += site.shape[0];
+        }
+        Ok(linear)
     }
 
     /// As [`Self::load`] with the outputs in another order: output `i` is the stored one `order()[i]`.
@@ -50,32 +74,47 @@ impl<K: Kernels> Linear<K> {
         site: Site<'_>,
         order: impl FnOnce() -> Vec<u32>,
     ) -> Result<Self, LoadError> {
-        let (weight, bias) = site.read(weights)?;
+        let Stored { weight, bias, mut factors } = site.read(weights)?;
         let order = order();
         let index = Tensor::from_slice(&order, order.len(), weight.device()).map_err(LoadError::Convert)?;
-        let weight = weight.index_select(&index, 0).map_err(LoadError::Convert)?;
-        let bias = bias.map(|bias| order.iter().map(|&from| bias[from as usize]).collect::<Vec<_>>());
-        Self::upload(kernels, &weight, bias.as_deref())
+        let reordered = |rows: &Tensor| rows.index_select(&index, 0).map_err(LoadError::Convert);
+        for factors in factors.iter_mut().flatten() {
+            factors.up = reordered(&factors.up)?;
+        }
+        let bias = bias.map(|bias| order.iter().map(|&from| bias[from as usize]).collect());
+        Self::upload(kernels, Stored { weight: reordered(&weight)?, bias, factors })
     }
 
-    fn upload(kernels: &K, weight: &Tensor, bias: Option<&[f32]>) -> Result<Self, LoadError> {
-        let bias = bias.map(|bias| vector(kernels, bias)).transpose()?;
-        Ok(Self { weight: kernels.matrix(weight, WeightFormat::of(weight.dtype()))?, bias })
+    pub(super) fn upload(kernels: &K, stored: Stored) -> Result<Self, LoadError> {
+        let Stored { weight, bias, factors } = stored;
+        let bias = bias.map(|bias| vector(kernels, &bias)).transpose()?;
+        let mut updates = Updates::new(weight.dims2().map_err(LoadError::Convert)?.into());
+        updates.push(kernels, 0, &factors)?;
+        let weight = kernels.matrix(&weight, WeightFormat::of(weight.dtype()))?;
+        Ok(Self { weight, bias, updates })
     }
 
-    pub(super) fn forward(&self, kernels: &K, x: &K::Buffer, rows: usize, out: &mut K::Buffer) {
-        kernels.linear(x, rows, &self.weight, self.bias.as_ref(), out);
+    pub(super) fn forward(
+        &self,
+        kernels: &K,
+        rows: Rows<'_>,
+        x: &K::Buffer,
+        out: &mut K::Buffer,
+        scratch: &mut Scratch<K>,
+    ) -> Result<(), KernelError> {
+        kernels.linear(x, rows.count, &self.weight, self.bias.as_ref(), out);
+        self.updates.apply(kernels, rows, x, out, scratch)
     }
 }
 
 impl Site<'_> {
-    fn read(&self, weights: &mut Weights) -> Result<(Tensor, Option<Vec<f32>>), LoadError> {
+    fn read(&self, weights: &mut Weights) -> Result<Stored, LoadError> {
         let weight = weights.matrix(self.module, self.shape)?;
         let bias = match self.bias {
             true => Some(weights.vector(&format!("{}.bias", self.module), self.shape[0])?),
             false => None,
         };
-        Ok((weight, bias))
+        Ok(Stored { weight, bias, factors: weights.factors(self.module, self.shape)? })
     }
 }
 

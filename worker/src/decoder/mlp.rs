@@ -1,9 +1,9 @@
 //! The MLP of a block, gated or not.
 
 use super::decoder::Workspace;
-use super::linear::{Linear, Site};
+use super::linear::{Linear, Rows, Site};
 use crate::families::{Family, Mlp};
-use crate::kernels::Kernels;
+use crate::kernels::{KernelError, Kernels};
 use crate::loader::{LoadError, Weights};
 
 pub(super) struct FeedForward<K: Kernels> {
@@ -30,16 +30,21 @@ impl<K: Kernels> FeedForward<K> {
     }
 
     /// Reads `workspace.normed`, writes `workspace.branch`.
-    pub(super) fn forward(&self, kernels: &K, rows: usize, workspace: &mut Workspace<K>) {
-        let Workspace { normed, projected, inner, branch, .. } = workspace;
+    pub(super) fn forward(
+        &self,
+        kernels: &K,
+        rows: Rows<'_>,
+        workspace: &mut Workspace<K>,
+    ) -> Result<(), KernelError> {
+        let Workspace { normed, projected, inner, branch, scratch, .. } = workspace;
         let Mlp { inner: width, activation, gated } = self.shape;
-        self.up.forward(kernels, normed, rows, projected);
+        self.up.forward(kernels, rows, normed, projected, scratch)?;
         if gated {
-            kernels.activate_gated(activation, projected, rows, width, inner);
-            self.down.forward(kernels, inner, rows, branch);
+            kernels.activate_gated(activation, projected, rows.count, width, inner);
+            self.down.forward(kernels, rows, inner, branch, scratch)
         } else {
-            kernels.activate(activation, projected, rows * width);
-            self.down.forward(kernels, projected, rows, branch);
+            kernels.activate(activation, projected, rows.count * width);
+            self.down.forward(kernels, rows, projected, branch, scratch)
         }
     }
 }

@@ -5,9 +5,12 @@
 mod attention;
 #[expect(clippy::module_inception, reason = "the file that reads like the paper's diagram")]
 mod decoder;
+mod growing;
 mod linear;
+mod lora;
 mod mlp;
 mod norm;
 mod rotary;
 
 pub use decoder::{Batch, Decoder};
+pub use lora::AdaptedRows;

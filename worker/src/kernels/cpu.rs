@@ -2,6 +2,8 @@
 //!
 //! Work is spread over the threads of the rayon pool that the caller stands in.
 
+use std::ops::Range;
+
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -212,6 +214,13 @@ impl Kernels for Cpu {
     fn add(&self, x: &mut Vec<f32>, y: &Vec<f32>, elements: usize) {
         for (x, y) in x[..elements].iter_mut().zip(y) {
             *x += y;
+        }
+    }
+
+    fn add_rows(&self, x: &mut Vec<f32>, width: usize, rows: &[usize], columns: Range<usize>, y: &Vec<f32>) {
+        for (&row, y) in rows.iter().zip(y.chunks_exact(columns.len())) {
+            let x = &mut x[row * width..][columns.clone()];
+            x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
         }
     }
 }

@@ -6,6 +6,8 @@
 //! Whoever implements [`Kernels`] promises that a row of a result has the same bits whatever the other rows are, how
 //! many they are, and however the cache blocks of its sequence lie.
 
+use std::ops::Range;
+
 use candle_core::{DType, Tensor};
 
 mod blocks;
@@ -117,6 +119,9 @@ pub trait Kernels {
 
     /// `x += y` for the first `elements`.
     fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer, elements: usize);
+
+    /// `x[rows[i]][columns] += y[i]` for rows of `x` of `width`, each named once.
+    fn add_rows(&self, x: &mut Self::Buffer, width: usize, rows: &[usize], columns: Range<usize>, y: &Self::Buffer);
 }
 
 /// How a device stores weights.

@@ -1,5 +1,7 @@
 //! The kernels as their formulas read, in f64: what the fast ones are held against.
 
+use std::ops::Range;
+
 use candle_core::quantized::{QStorage, QTensor};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
@@ -202,6 +204,13 @@ impl Kernels for Reference {
     fn add(&self, x: &mut Vec<f64>, y: &Vec<f64>, elements: usize) {
         for (x, y) in x[..elements].iter_mut().zip(y) {
             *x += y;
+        }
+    }
+
+    fn add_rows(&self, x: &mut Vec<f64>, width: usize, rows: &[usize], columns: Range<usize>, y: &Vec<f64>) {
+        for (&row, y) in rows.iter().zip(y.chunks_exact(columns.len())) {
+            let x = &mut x[row * width..][columns.clone()];
+            x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
         }
     }
 }

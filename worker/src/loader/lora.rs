@@ -1,10 +1,13 @@
-//! LoRA adapters (Hu et al., 2021) in PEFT's format, merged into the weights as they are loaded.
+//! LoRA adapters (Hu et al., 2021) in PEFT's format: what they add to a weight, as two factors or merged.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use candle_core::{DType, Tensor};
 use regex::Regex;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::model_config::{ConfigError, JsonFile, Section};
@@ -13,8 +16,14 @@ use super::tensor_files::{self, TensorError, TensorFiles};
 const CONFIG: &str = "adapter_config.json";
 const PREFIX: &str = "base_model.model.";
 
+/// Most characters of an adapter's name.
+const MAX_NAME: usize = 64;
+
+/// Beginnings of the adapter's factors that leave the model's own weights alone.
+const INITIAL: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+
 /// Settings that change what an adapter computes and are not supported: they must be absent, false or empty.
-const UNSUPPORTED: [&str; 10] = [
+const UNSUPPORTED: [&str; 13] = [
     "use_dora",
     "use_qalora",
     "use_bdlora",
@@ -25,9 +34,78 @@ const UNSUPPORTED: [&str; 10] = [
     "target_parameters",
     "alora_invocation_tokens",
     "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
 ];
 
-/// An adapter and which of its modules have not been merged yet.
+/// A LoRA adapter that sessions choose by name, written `NAME=DIR`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NamedAdapter {
+    /// 1 to 64 letters, digits, `.`, `_` or `-`.
+    pub name: String,
+    /// Directory of the adapter.
+    pub directory: PathBuf,
+}
+
+impl FromStr for NamedAdapter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = "expected NAME=DIR";
+        let (name, directory) = text.split_once('=').ok_or_else(|| format!("it is {text:?}; {expected}"))?;
+        let allowed = |c: char| c.is_ascii_alphanumeric() || ['.', '_', '-'].contains(&c);
+        if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(allowed) {
+            return Err(format!("the name is {name:?}; it must be 1 to {MAX_NAME} letters, digits, '.', '_' or '-'"));
+        }
+        if directory.is_empty() {
+            return Err(format!("the directory of {name} is empty; {expected}"));
+        }
+        Ok(Self { name: name.to_owned(), directory: directory.into() })
+    }
+}
+
+impl TryFrom<String> for NamedAdapter {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<NamedAdapter> for String {
+    fn from(adapter: NamedAdapter) -> Self {
+        adapter.to_string()
+    }
+}
+
+impl fmt::Display for NamedAdapter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.name, self.directory.display())
+    }
+}
+
+/// What an adapter adds to a weight `[outputs, inputs]`: `up · down`, in f32, the adapter's scale in `up`.
+#[derive(Clone, Debug)]
+pub struct Factors {
+    /// `[rank, inputs]`.
+    pub down: Tensor,
+    /// `[outputs, rank]`.
+    pub up: Tensor,
+}
+
+impl Factors {
+    /// The product `[outputs, inputs]`.
+    ///
+    /// # Errors
+    /// [`AdapterError::Compute`].
+    pub fn product(&self) -> Result<Tensor, AdapterError> {
+        self.up.matmul(&self.down).map_err(AdapterError::Compute)
+    }
+}
+
+/// An adapter and which of its modules have not been read yet.
 ///
 /// `fan_in_fan_out` has no effect, as in PEFT: it is about layers that store their weights `[inputs, outputs]`, and no
 /// family here has one.
@@ -56,6 +134,14 @@ impl Adapter {
                 return Err(root.invalid(field, "null, false or empty: not supported".to_owned()).into());
             }
         }
+        let initial = root.get("init_lora_weights");
+        if !initial.is_none_or(|initial| {
+            initial.is_boolean() || initial.as_str().is_some_and(|name| INITIAL.contains(&name))
+        }) {
+            let expected =
+                format!("true, false or one of {}: others change the model's own weights", INITIAL.join(", "));
+            return Err(root.invalid("init_lora_weights", expected).into());
+        }
         let alpha = root.positive("lora_alpha")?;
         let rank_stabilised = root.flag_or("use_rslora", false)?;
         let alpha_patterns = patterns(&root, "alpha_pattern")?;
@@ -70,26 +156,32 @@ impl Adapter {
         Ok(Self { config, tensors, alpha, alpha_patterns, rank_stabilised, pending })
     }
 
-    /// What the adapter adds to `module`'s weight `[outputs, inputs]`, in f32; `None` when it leaves it alone.
+    /// Whether the adapter changes `module` and was not asked for it yet.
+    #[must_use]
+    pub fn changes(&self, module: &str) -> bool {
+        self.pending.contains(module)
+    }
+
+    /// What the adapter adds to `module`'s weight `[outputs, inputs]`; `None` when it leaves it alone.
     ///
     /// # Errors
     /// [`AdapterError`] when its tensors do not fit.
-    pub fn delta(&mut self, module: &str, [outputs, inputs]: [usize; 2]) -> Result<Option<Tensor>, AdapterError> {
+    pub fn factors(&mut self, module: &str, [outputs, inputs]: [usize; 2]) -> Result<Option<Factors>, AdapterError> {
         if !self.pending.remove(module) {
             return Ok(None);
         }
         let rank = self.rank(module)?;
+        let scale = self.alpha_of(module)? / if self.rank_stabilised { (rank as f64).sqrt() } else { rank as f64 };
         let mut factor = |name: &str, shape: [usize; 2]| {
             let tensor = self.tensors.read(&format!("{PREFIX}{module}.{name}.weight"), &shape)?;
             tensor.to_dtype(DType::F32).map_err(AdapterError::Compute)
         };
         let (down, up) = (factor("lora_A", [rank, inputs])?, factor("lora_B", [outputs, rank])?);
-        let scale = self.alpha_of(module) / if self.rank_stabilised { (rank as f64).sqrt() } else { rank as f64 };
-        let delta = up.matmul(&down).and_then(|product| product.affine(scale, 0.0));
-        delta.map(Some).map_err(AdapterError::Compute)
+        let up = up.affine(scale, 0.0).map_err(AdapterError::Compute)?;
+        Ok(Some(Factors { down, up }))
     }
 
-    /// Checks that every module of the adapter was merged.
+    /// Checks that every module of the adapter was read.
     ///
     /// # Errors
     /// [`AdapterError::Unmatched`].
@@ -102,10 +194,26 @@ impl Adapter {
         }
     }
 
-    /// Config and tensors, for a fingerprint.
+    /// adapter_config.json as it is, for a fingerprint.
     #[must_use]
-    pub fn digest(&self) -> (&[u8], [u8; 32]) {
-        (self.config.bytes(), self.tensors.digest())
+    pub fn config(&self) -> &[u8] {
+        self.config.bytes()
+    }
+
+    /// SHA-256 over the tensors that were read, for a fingerprint.
+    #[must_use]
+    pub fn tensors_digest(&self) -> [u8; 32] {
+        self.tensors.digest()
+    }
+
+    /// Bytes of all factors in f32.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        let elements =
+            |shape: &[usize]| shape.iter().fold(1u64, |product, &size| product.saturating_mul(size as u64));
+        let bytes =
+            self.tensors.floats().map(|(_, shape, _)| elements(&shape).saturating_mul(size_of::<f32>() as u64));
+        bytes.fold(0, u64::saturating_add)
     }
 
     /// The tensors themselves say the rank, whatever `r` and `rank_pattern` say.
@@ -117,9 +225,18 @@ impl Adapter {
         }
     }
 
-    fn alpha_of(&self, module: &str) -> f64 {
-        let specific = self.alpha_patterns.iter().find(|(pattern, _)| pattern.is_match(module));
-        specific.map_or(self.alpha, |&(_, alpha)| alpha)
+    /// The alpha of the one pattern that fits, else of all modules. PEFT takes the first of several patterns in the
+    /// file's order, which JSON does not keep; several that say the same are no question.
+    fn alpha_of(&self, module: &str) -> Result<f64, AdapterError> {
+        let mut fitting = self.alpha_patterns.iter().filter(|(pattern, _)| pattern.is_match(module));
+        let Some(&(_, alpha)) = fitting.next() else { return Ok(self.alpha) };
+        match fitting.all(|&(_, other)| other == alpha) {
+            true => Ok(alpha),
+            false => {
+                let expected = format!("patterns of which only one alpha fits {module}");
+                Err(self.config.root().invalid("alpha_pattern", expected).into())
+            }
+        }
     }
 }
 
@@ -168,14 +285,14 @@ pub enum AdapterError {
         tensor: String,
     },
     /// The model has no such module.
-    #[error("{}: the model has no module {module}", file.display())]
+    #[error("{}: the model has no linear layer {module}", file.display())]
     Unmatched {
         /// Which file.
         file: PathBuf,
         /// Which module.
         module: String,
     },
-    /// Merging failed.
-    #[error("merging the adapter: {0}")]
+    /// The factors could not be converted or multiplied.
+    #[error("computing with the adapter: {0}")]
     Compute(candle_core::Error),
 }

@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor};
 use cosec_proto::tokenizer_fingerprint;
 use sha2::{Digest, Sha256};
 
-use self::lora::{Adapter, AdapterError};
+use self::lora::{Adapter, AdapterError, Factors};
 use self::model_config::{ConfigError, JsonFile};
 use self::plan::{Plan, PlanError};
 use self::tensor_files::{TensorError, TensorFiles};
@@ -36,9 +36,12 @@ pub fn load<K: Kernels>(
     let family = families::describe(&config.root())?;
     let spec = &family.spec;
     let Tokenizer { content, fingerprint: tokenizer_fingerprint } = tokenizer(directory, spec.vocabulary)?;
-    let adapter = options.adapter.as_deref().map(Adapter::open).transpose()?;
-    let mut weights =
-        Weights { tensors: TensorFiles::open(directory, &tensor_files::MODEL)?, adapter, dtype: options.dtype };
+    let mut weights = Weights {
+        tensors: TensorFiles::open(directory, &tensor_files::MODEL)?,
+        adapter: options.adapter.as_deref().map(Adapter::open).transpose()?,
+        beside: options.lora.iter().map(|adapter| Adapter::open(&adapter.directory)).collect::<Result<_, _>>()?,
+        dtype: options.dtype,
+    };
     let plan = Plan {
         weight_bytes: weights.memory_bytes(&family),
         kv_bytes_per_token: spec.kv_bytes_per_token() as u64,
@@ -57,24 +60,24 @@ pub fn load<K: Kernels>(
         format: CacheFormat::F32,
     };
     let decoder = Decoder::load(kernels, &family, &mut weights, cache)?;
-    if let Some(adapter) = &weights.adapter {
-        adapter.finish()?;
-    }
+    weights.adapter.iter().chain(&weights.beside).try_for_each(Adapter::finish)?;
     let end_token_ids = match &generation {
         Some(file) if file.root().has("eos_token_id") => file.root().token_ids("eos_token_id")?,
         _ => config.root().token_ids("eos_token_id")?,
     };
+    let fingerprint = weights.fingerprint(&config, &tokenizer_fingerprint);
     let description = ModelDescription {
         family: family.name.to_owned(),
         parameters: weights.tensors.elements(),
         vocabulary: spec.vocabulary,
         context_tokens: spec.context_tokens,
         end_token_ids: end_token_ids.unwrap_or_default(),
-        fingerprint: weights.fingerprint(&config, &tokenizer_fingerprint),
+        adapter_fingerprints: weights.beside.iter().map(|adapter| adapted(&fingerprint, adapter)).collect(),
+        fingerprint,
         tokenizer_fingerprint,
         tokenizer: content,
         kv_bytes_per_token: spec.kv_bytes_per_token(),
-        adapters: Vec::new(),
+        adapters: options.lora.iter().map(|adapter| adapter.name.clone()).collect(),
     };
     Ok((decoder, description))
 }
@@ -99,27 +102,80 @@ fn tokenizer(directory: &Path, vocabulary: usize) -> Result<Tokenizer, LoadError
     }
 }
 
-/// The weights of a checkpoint with its adapter merged, in the type they are to have in memory.
+/// The fingerprint of a model under an adapter that is applied beside it.
+fn adapted(model: &str, adapter: &Adapter) -> String {
+    digest([model.as_bytes(), adapter.config(), &adapter.tensors_digest()])
+}
+
+/// SHA-256, in hex, over some contents with their lengths.
+fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut digest = Sha256::new();
+    for bytes in parts {
+        digest.update((bytes.len() as u64).to_le_bytes());
+        digest.update(bytes);
+    }
+    format!("{:x}", digest.finalize())
+}
+
+/// The weights of a checkpoint with an adapter merged, in the type they are to have in memory, and the adapters beside
+/// them.
 pub struct Weights {
     tensors: TensorFiles,
+    /// Merged.
     adapter: Option<Adapter>,
+    /// In the order of their indices.
+    beside: Vec<Adapter>,
     dtype: DtypeChoice,
 }
 
 impl Weights {
-    /// The weight `[outputs, inputs]` of `module`.
+    /// The weight `[outputs, inputs]` of the linear layer `module`.
     ///
     /// # Errors
     /// [`LoadError`].
     pub fn matrix(&mut self, module: &str, shape: [usize; 2]) -> Result<Tensor, LoadError> {
-        let stored = self.tensors.read(&format!("{module}.weight"), &shape)?;
+        self.merged(module, module, shape)
+    }
+
+    /// The matrix stored for `table`, which is no linear layer: adapters leave it alone.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn table(&mut self, table: &str, shape: [usize; 2]) -> Result<Tensor, LoadError> {
+        let stored = self.tensors.read(&format!("{table}.weight"), &shape)?;
+        stored.to_dtype(self.memory_dtype(stored.dtype())).map_err(LoadError::Convert)
+    }
+
+    /// The matrix stored for `table`, with what the merged adapter adds to the linear layer `module`.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn merged(&mut self, table: &str, module: &str, shape: [usize; 2]) -> Result<Tensor, LoadError> {
+        let stored = self.tensors.read(&format!("{table}.weight"), &shape)?;
         let dtype = self.memory_dtype(stored.dtype());
-        let delta = self.adapter.as_mut().map(|adapter| adapter.delta(module, shape)).transpose()?.flatten();
-        let merged = match delta {
+        let factors = self.adapter.as_mut().map(|adapter| adapter.factors(module, shape)).transpose()?.flatten();
+        let merged = match factors {
             None => Ok(stored),
-            Some(delta) => stored.to_dtype(DType::F32).and_then(|weight| weight + delta),
+            Some(factors) => {
+                let product = factors.product()?;
+                stored.to_dtype(DType::F32).and_then(|weight| weight + product)
+            }
         };
         merged.and_then(|weight| weight.to_dtype(dtype)).map_err(LoadError::Convert)
+    }
+
+    /// Whether the merged adapter changes the linear layer `module`, which was not read yet.
+    #[must_use]
+    pub fn is_merged_into(&self, module: &str) -> bool {
+        self.adapter.as_ref().is_some_and(|adapter| adapter.changes(module))
+    }
+
+    /// What the adapters beside the weights add to the linear layer `module`, in the order of their indices.
+    ///
+    /// # Errors
+    /// [`LoadError::Adapter`].
+    pub fn factors(&mut self, module: &str, shape: [usize; 2]) -> Result<Vec<Option<Factors>>, LoadError> {
+        self.beside.iter_mut().map(|adapter| Ok(adapter.factors(module, shape)?)).collect()
     }
 
     /// The vector called `name`, of `len` elements.
@@ -144,7 +200,8 @@ impl Weights {
                 };
                 shape.iter().fold(size as u64, |product, &size| product.saturating_mul(size as u64))
             });
-        bytes.fold(0, u64::saturating_add)
+        let beside = self.beside.iter().map(Adapter::memory_bytes);
+        bytes.chain(beside).fold(0, u64::saturating_add)
     }
 
     /// Type in memory of a matrix that is stored as `stored`.
@@ -157,23 +214,13 @@ impl Weights {
         }
     }
 
-    /// Over everything that decides a logit, and the ids that it stands for.
+    /// Over everything that decides a logit of a session without an adapter, and the ids that it stands for.
     fn fingerprint(&self, config: &JsonFile, tokenizer: &str) -> String {
-        let mut digest = Sha256::new();
-        let mut part = |bytes: &[u8]| {
-            digest.update((bytes.len() as u64).to_le_bytes());
-            digest.update(bytes);
-        };
-        part(config.bytes());
-        part(tokenizer.as_bytes());
-        part(&self.tensors.digest());
-        part(format!("{:?}", self.dtype).as_bytes());
-        if let Some(adapter) = &self.adapter {
-            let (config, tensors) = adapter.digest();
-            part(config);
-            part(&tensors);
-        }
-        format!("{:x}", digest.finalize())
+        let (tensors, dtype) = (self.tensors.digest(), format!("{:?}", self.dtype));
+        let merged = self.adapter.as_ref().map(|adapter| (adapter.config(), adapter.tensors_digest()));
+        let mut parts = vec![config.bytes(), tokenizer.as_bytes(), &tensors, dtype.as_bytes()];
+        parts.extend(merged.iter().flat_map(|(config, tensors)| [*config, tensors]));
+        digest(parts)
     }
 }
 

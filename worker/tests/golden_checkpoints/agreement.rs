@@ -9,6 +9,7 @@ pub(crate) fn args(model: &str, adapter: Option<&str>) -> CheckArgs {
     CheckArgs {
         model: golden(model),
         adapter: adapter.map(golden),
+        lora: None,
         dtype: DtypeChoice::Auto,
         expected: golden(adapter.unwrap_or(model)).join("expected.json"),
         tolerance: None,

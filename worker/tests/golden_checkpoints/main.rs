@@ -3,6 +3,7 @@
 
 mod agreement;
 mod batches;
+mod lora;
 mod malformed;
 mod oracles;
 mod pickles;
@@ -30,5 +31,5 @@ pub(crate) fn golden(name: &str) -> PathBuf {
 }
 
 pub(crate) fn options(blocks: usize, block_tokens: usize) -> LoadOptions {
-    LoadOptions { adapter: None, dtype: DtypeChoice::Auto, blocks, block_tokens, threads: 2 }
+    LoadOptions { adapter: None, lora: Vec::new(), dtype: DtypeChoice::Auto, blocks, block_tokens, threads: 2 }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use cosec_worker::model_runner::{LoadOptions, ModelRunner};
+use cosec_worker::model_runner::{LoadOptions, ModelRunner, NamedAdapter};
 use rand::Rng;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -181,8 +181,11 @@ fn a_broken_tokenizer_is_refused() {
 fn check_adapter(edit: impl FnOnce(&Copy), parts: &[&str]) {
     let adapter = Copy::of("llama-lora");
     edit(&adapter);
-    let options = LoadOptions { adapter: Some(adapter.path().to_owned()), ..options(4, 4) };
-    Copy::of("llama-linear-rope").refused(&options, parts);
+    let merged = LoadOptions { adapter: Some(adapter.path().to_owned()), ..options(4, 4) };
+    let lora = vec![NamedAdapter { name: "a".to_owned(), directory: adapter.path().to_owned() }];
+    for options in [merged, LoadOptions { lora, ..options(4, 4) }] {
+        Copy::of("llama-linear-rope").refused(&options, parts);
+    }
 }
 
 #[test]
@@ -195,6 +198,8 @@ fn unsupported_adapters_are_refused() {
         ("lora_alpha", Value::Null),
         ("alpha_pattern", json!({"(": 1})),
         ("alpha_pattern", json!({"q_proj": "x"})),
+        ("alpha_pattern", json!({"q_proj": 1, "layers.0.self_attn.q_proj": 2})),
+        ("init_lora_weights", json!("pissa_niter_4")),
     ] {
         let edit = |copy: &Copy| copy.edit_json("adapter_config.json", |config| config[field] = value);
         check_adapter(edit, &["adapter_config.json", field]);
@@ -219,5 +224,5 @@ fn unsupported_adapters_are_refused() {
             }
         });
     };
-    check_adapter(elsewhere, &["no module model.layers.9.x"]);
+    check_adapter(elsewhere, &["no linear layer model.layers.9.x"]);
 }

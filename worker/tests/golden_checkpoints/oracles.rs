@@ -21,7 +21,7 @@ fn fast_kernels_agree_with_plain_ones() {
         let blocks: Vec<u32> = (0..10).rev().collect();
         let (mut plain, _) = loader::load(&golden(name), &options(10, 4), Reference).unwrap();
         let places = (0..40).map(|position| Place { position, blocks: &blocks }).collect();
-        let batch = Batch { tokens: tokens.clone(), places, wanted: (0..40).collect() };
+        let batch = Batch { tokens: tokens.clone(), places, wanted: (0..40).collect(), ..Batch::default() };
         let mut expected = Vec::new();
         plain.forward(&batch, &mut expected).unwrap();
         let mut fast = ModelRunner::load(&golden(name), &options(10, 4)).unwrap();

@@ -123,6 +123,7 @@ impl FakeModel {
             tokenizer_fingerprint: "e".repeat(64),
             kv_bytes_per_token: 4,
             adapters: vec!["polite".to_owned(), "terse".to_owned()],
+            adapter_fingerprints: vec!["a".repeat(64), "b".repeat(64)],
             tokenizer: Some(TOKENIZER.repeat(300_000).into()),
         };
         Self { description, memory: vec![None; blocks * block_tokens], block_tokens, gate }

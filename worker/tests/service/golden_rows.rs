@@ -38,6 +38,7 @@ async fn serve(name: &str, step_tokens: usize) -> Harness {
     let options = EngineOptions { step_tokens, ..options() };
     let load = LoadOptions {
         adapter: None,
+        lora: Vec::new(),
         dtype: DtypeChoice::Auto,
         blocks: options.blocks,
         block_tokens: options.block_tokens,
