@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use cosec_proto::kubernetes;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
@@ -131,6 +132,11 @@ impl Flags {
     }
 }
 
+/// The settings in the environment, less the variable that names the file and those that Kubernetes sets by itself.
+fn environment() -> Env {
+    Env::prefixed(PREFIX).filter(|key| key != "config" && !kubernetes::injects(key.as_str())).split("__")
+}
+
 impl Config {
     /// Reads everything and checks it.
     ///
@@ -145,7 +151,7 @@ impl Config {
             figment = figment.merge(Toml::file_exact(file));
         }
         let config: Self = figment
-            .merge(Env::prefixed(PREFIX).ignore(&["config"]).split("__"))
+            .merge(environment())
             .merge(Serialized::globals(flags.values()))
             .extract()
             .map_err(|cause| ConfigError::Invalid { cause: cause.to_string() })?;
@@ -284,6 +290,14 @@ mod tests {
             jail.set_env("COSEC_COORDINATOR_COLOUR", "1");
             let message = Config::load(&with_file()).unwrap_err().to_string();
             assert!(message.contains("colour"), "{message}");
+            Ok(())
+        });
+        Jail::expect_with(|jail| {
+            jail.create_file("c.toml", MODEL)?;
+            // Of a Service called cosec-coordinator.
+            jail.set_env("COSEC_COORDINATOR_SERVICE_HOST", "10.0.0.1");
+            jail.set_env("COSEC_COORDINATOR_PORT_8000_TCP_ADDR", "10.0.0.1");
+            assert!(Config::load(&with_file()).is_ok());
             Ok(())
         });
         assert!(Config::load(&with_file()).unwrap_err().to_string().contains("c.toml"));

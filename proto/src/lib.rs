@@ -10,6 +10,8 @@ pub mod error_code;
 
 pub mod transport;
 
+pub mod kubernetes;
+
 pub mod draw;
 
 pub mod tokenizer_fingerprint;

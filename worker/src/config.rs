@@ -1,11 +1,10 @@
 //! Settings of `serve`: defaults, then a TOML file, then the environment, then flags.
 
 use std::collections::HashSet;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use cosec_proto::worker as wire;
+use cosec_proto::{kubernetes, worker as wire};
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
@@ -56,13 +55,13 @@ pub struct Flags {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<Role>,
     /// Address of the gRPC service; port 0 takes any [default: 127.0.0.1:9001].
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "HOST:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub listen: Option<SocketAddr>,
+    pub listen: Option<String>,
     /// Address of `/metrics` over HTTP; port 0 takes any [default: none].
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "HOST:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub metrics_listen: Option<SocketAddr>,
+    pub metrics_listen: Option<String>,
     /// Name that the worker gives its model [default: last part of the directory].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -132,10 +131,10 @@ pub struct Config {
     pub name: String,
     /// Where the worker stands; empty when that was not said.
     pub zone: String,
-    /// Address of the gRPC service.
-    pub listen: SocketAddr,
-    /// Address of `/metrics`.
-    pub metrics_listen: Option<SocketAddr>,
+    /// Host and port of the gRPC service.
+    pub listen: String,
+    /// Host and port of `/metrics`.
+    pub metrics_listen: Option<String>,
     /// Directory of a LoRA adapter, merged into the weights.
     pub adapter: Option<PathBuf>,
     /// Adapters that sessions choose by name.
@@ -177,8 +176,8 @@ struct Settings {
     role: Option<Role>,
     name: Option<String>,
     zone: String,
-    listen: SocketAddr,
-    metrics_listen: Option<SocketAddr>,
+    listen: String,
+    metrics_listen: Option<String>,
     adapter: Option<PathBuf>,
     lora: Vec<NamedAdapter>,
     dtype: DtypeChoice,
@@ -200,7 +199,7 @@ impl Default for Settings {
             role: None,
             name: None,
             zone: String::new(),
-            listen: (Ipv4Addr::LOCALHOST, 9001).into(),
+            listen: "127.0.0.1:9001".to_owned(),
             metrics_listen: None,
             adapter: None,
             lora: Vec::new(),
@@ -218,6 +217,11 @@ impl Default for Settings {
     }
 }
 
+/// The settings in the environment, less the variable that names the file and those that Kubernetes sets by itself.
+fn environment() -> Env {
+    Env::prefixed(ENVIRONMENT).filter(|key| key != "config" && !kubernetes::injects(key.as_str()))
+}
+
 impl Config {
     /// Reads all layers; `flags` stand above all.
     ///
@@ -231,8 +235,7 @@ impl Config {
             }
             layers = layers.merge(Toml::file_exact(file));
         }
-        // The variable that names the file is no setting in it.
-        layers = layers.merge(Env::prefixed(ENVIRONMENT).ignore(&["config"]));
+        layers = layers.merge(environment());
         layers = layers.merge(Serialized::defaults(flags));
         let settings: Settings = layers.extract().map_err(|error| ConfigError::Layer(error.to_string()))?;
         settings.checked()
@@ -256,8 +259,8 @@ impl Settings {
             role,
             name,
             zone: self.zone,
-            listen: self.listen,
-            metrics_listen: self.metrics_listen,
+            listen: host_port("listen", self.listen)?,
+            metrics_listen: self.metrics_listen.map(|address| host_port("metrics_listen", address)).transpose()?,
             adapter: self.adapter,
             lora: distinct(self.lora)?,
             dtype: self.dtype,
@@ -285,6 +288,10 @@ fn distinct(adapters: Vec<NamedAdapter>) -> Result<Vec<NamedAdapter>, ConfigErro
     match adapters.iter().find(|adapter| !names.insert(&adapter.name)) {
         Some(twice) => Err(ConfigError::TwoAdapters(twice.name.clone())),
         None => Ok(adapters),
+fn host_port(key: &'static str, address: String) -> Result<String, ConfigError> {
+    match address.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(address),
+        _ => Err(ConfigError::Address { key, address }),
     }
 }
 
@@ -326,6 +333,14 @@ pub enum ConfigError {
     /// Two adapters have one name.
     #[error("lora names {0} twice; every adapter needs a name of its own")]
     TwoAdapters(String),
+    /// No address.
+    #[error("{key} is {address:?}; it must be HOST:PORT")]
+    Address {
+        /// The setting.
+        key: &'static str,
+        /// What was given.
+        address: String,
+    },
     /// A number that makes no sense.
     #[error("{key} is {value}; it must be {least} to {most}")]
     Range {
@@ -372,14 +387,33 @@ mod tests {
         check("role = \"judge\"", &Flags { role: None, ..flags() }, Err("judge"));
         check("lease_seconds = -1", &flags(), Err("lease_seconds"));
         check("blocks = 3\nkv_memory_mib = 4", &flags(), Err("both set"));
-        check("listen = \"nowhere\"", &flags(), Err("listen"));
         check("lora = [\"a=x\", \"b-1.0=x\"]", &flags(), Ok(()));
         check("lora = [\"a=x\", \"a=y\"]", &flags(), Err("lora names a twice"));
         check("lora = [\"a\"]", &flags(), Err("expected NAME=DIR"));
         check("lora = [\"a b=x\"]", &flags(), Err("the name is \"a b\""));
         check("lora = [\"=x\"]", &flags(), Err("the name is \"\""));
+        check("listen = \"localhost:0\"", &flags(), Ok(()));
+        for address in ["nowhere", ":9001", "localhost:", "localhost:65536"] {
+            check(&format!("listen = {address:?}"), &flags(), Err("it must be HOST:PORT"));
+        }
+        check("metrics_listen = \"nowhere\"", &flags(), Err("metrics_listen is"));
         let missing = Flags { config: Some("no/such/file.toml".into()), ..flags() };
         assert_eq!(Config::load(&missing), Err(ConfigError::NoFile("no/such/file.toml".into())));
+    }
+
+    #[test]
+    #[expect(clippy::result_large_err, reason = "figment's own error type")]
+    fn variables_that_kubernetes_sets_are_no_settings() {
+        figment::Jail::expect_with(|jail| {
+            // Of a Service called cosec-worker.
+            jail.set_env("COSEC_WORKER_SERVICE_HOST", "10.0.0.1");
+            jail.set_env("COSEC_WORKER_PORT_9001_TCP_ADDR", "10.0.0.1");
+            jail.set_env("COSEC_WORKER_STEP_TOKENS", "77");
+            assert_eq!(Config::load(&flags()).unwrap().step_tokens, 77);
+            jail.set_env("COSEC_WORKER_STEP_TOKEN", "77");
+            assert!(Config::load(&flags()).unwrap_err().to_string().contains("step_token"));
+            Ok(())
+        });
     }
 
     #[test]

@@ -80,7 +80,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         }
         asked.cancel();
     });
-    let server = Server::bind(config.listen, config.metrics_listen).await?;
+    let server = Server::bind(&config.listen, config.metrics_listen.as_deref()).await?;
     println!("listening on {}", server.address());
     if let Some(address) = server.metrics_address() {
         println!("metrics on {address}");

@@ -42,7 +42,7 @@ impl Server {
     ///
     /// # Errors
     /// [`ServeError::Bind`].
-    pub async fn bind(listen: SocketAddr, metrics_listen: Option<SocketAddr>) -> Result<Self, ServeError> {
+    pub async fn bind(listen: &str, metrics_listen: Option<&str>) -> Result<Self, ServeError> {
         let (listener, address) = bind("listen", listen).await?;
         let (metrics_listener, metrics_address) = match metrics_listen {
             Some(listen) => {
@@ -134,8 +134,9 @@ impl Server {
     }
 }
 
-async fn bind(key: &'static str, listen: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
-    let failed = |cause| ServeError::Bind { key, address: listen, cause };
+/// Takes `HOST:PORT`; of several addresses that a name stands for, the first that can be had.
+async fn bind(key: &'static str, listen: &str) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let failed = |cause| ServeError::Bind { key, address: listen.to_owned(), cause };
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
@@ -219,7 +220,7 @@ pub enum ServeError {
         /// Setting that names the address.
         key: &'static str,
         /// The address.
-        address: SocketAddr,
+        address: String,
         /// The system's word.
         cause: io::Error,
     },

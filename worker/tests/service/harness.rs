@@ -88,7 +88,7 @@ impl Harness {
         gate: Arc<Gate>,
         load: impl FnOnce() -> Result<(M, EngineOptions), LoadError> + Send + 'static,
     ) -> Self {
-        let any = "127.0.0.1:0".parse().unwrap();
+        let any = "127.0.0.1:0";
         let server = Server::bind(any, Some(any)).await.unwrap();
         let (address, metrics_address) = (server.address(), server.metrics_address().unwrap());
         let shutdown = CancellationToken::new();

@@ -32,10 +32,10 @@ async fn nothing_is_served_before_the_model_is_loaded() {
 #[tokio::test]
 async fn a_port_in_use_is_named() {
     let harness = Harness::start(options()).await;
-    let error = Server::bind(harness.address, None).await.unwrap_err().to_string();
+    let error = Server::bind(&harness.address.to_string(), None).await.unwrap_err().to_string();
     assert!(error.contains(&format!("listen is {}", harness.address)), "{error}");
-    let any = "127.0.0.1:0".parse().unwrap();
-    let error = Server::bind(any, Some(harness.metrics_address)).await.unwrap_err().to_string();
+    let taken = harness.metrics_address.to_string();
+    let error = Server::bind("localhost:0", Some(&taken)).await.unwrap_err().to_string();
     assert!(error.contains(&format!("metrics_listen is {}", harness.metrics_address)), "{error}");
 }
 
