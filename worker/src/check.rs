@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::loader::hub::{self, Content, HubError};
 use crate::model_runner::{BatchItem, DtypeChoice, ForwardError, LoadError, LoadOptions, ModelRunner, NamedAdapter};
 
 /// Tokens of a cache block; small, so that the check crosses blocks.
@@ -13,14 +14,17 @@ const BLOCK_TOKENS: usize = 4;
 /// What to compare with what.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CheckArgs {
-    /// Directory of the checkpoint.
+    /// Directory of a checkpoint, or its hub id OWNER/NAME.
     #[arg(long)]
     pub model: PathBuf,
-    /// Directory of a PEFT LoRA adapter, merged into the weights.
+    /// Branch, tag or commit of a hub id [default: main].
+    #[arg(long)]
+    pub revision: Option<String>,
+    /// Directory of a PEFT LoRA adapter, or its hub id OWNER/NAME[@REVISION]; merged into the weights.
     #[arg(long)]
     pub adapter: Option<PathBuf>,
     /// A PEFT LoRA adapter beside the weights, which all prompts choose.
-    #[arg(long, value_name = "NAME=DIR")]
+    #[arg(long, value_name = "NAME=ADAPTER")]
     pub lora: Option<NamedAdapter>,
     /// Element type of the weights.
     #[arg(long, value_enum, default_value_t)]
@@ -94,6 +98,7 @@ pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
     let bytes = std::fs::read(&args.expected).map_err(|error| unreadable(error.to_string()))?;
     let expected: Expected = serde_json::from_slice(&bytes).map_err(|error| unreadable(error.to_string()))?;
     let longest = expected.prompts.iter().map(|prompt| prompt.input_ids.len() + prompt.greedy.len()).max();
+    let directory = hub::locate(&args.model, args.revision.as_deref(), Content::Model)?;
     let options = LoadOptions {
         adapter: args.adapter.clone(),
         lora: args.lora.iter().cloned().collect(),
@@ -102,7 +107,7 @@ pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
         block_tokens: BLOCK_TOKENS,
         threads: args.threads,
     };
-    let mut model = ModelRunner::load(&args.model, &options)?;
+    let mut model = ModelRunner::load(&directory, &options)?;
     let measure = match args.dtype {
         // The expectation was computed from the checkpoint's own weights, in f32.
         DtypeChoice::Auto | DtypeChoice::F32 => Measure::Absolute,
@@ -244,6 +249,9 @@ pub enum CheckError {
         /// What is wrong.
         problem: String,
     },
+    /// Where the checkpoint or the adapter is.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// The checkpoint.
     #[error(transparent)]
     Load(Box<LoadError>),

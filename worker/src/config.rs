@@ -46,10 +46,15 @@ pub struct Flags {
     #[arg(long, env = "COSEC_WORKER_CONFIG", value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
-    /// Hugging Face directory: config.json, tokenizer.json, safetensors or pytorch_model.bin. Required.
-    #[arg(long, value_name = "DIR")]
+    /// Directory of a Hugging Face checkpoint (config.json, tokenizer.json, safetensors or pytorch_model.bin), or its hub
+    /// id OWNER/NAME. Required.
+    #[arg(long, value_name = "MODEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
+    /// Branch, tag or commit of a hub id [default: main].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
     /// What the model is for. Required.
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,7 +67,7 @@ pub struct Flags {
     #[arg(long, value_name = "HOST:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics_listen: Option<String>,
-    /// Name that the worker gives its model [default: last part of the directory].
+    /// Name that the worker gives its model [default: last part of the path or hub id].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -70,12 +75,12 @@ pub struct Flags {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
-    /// Directory of a PEFT LoRA adapter, merged into the weights.
-    #[arg(long, value_name = "DIR")]
+    /// Directory of a PEFT LoRA adapter, or its hub id OWNER/NAME[@REVISION]; merged into the weights.
+    #[arg(long, value_name = "ADAPTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<PathBuf>,
     /// A PEFT LoRA adapter that sessions choose by its name, beside the weights; may be given several times.
-    #[arg(long, value_name = "NAME=DIR")]
+    #[arg(long, value_name = "NAME=ADAPTER")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lora: Vec<NamedAdapter>,
     /// Element type of the weights in memory [default: auto].
@@ -123,8 +128,10 @@ pub struct Flags {
 /// Settings of `serve`, complete and checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Hugging Face directory.
+    /// Path or hub id of the model.
     pub model: PathBuf,
+    /// Branch, tag or commit of a hub id.
+    pub revision: Option<String>,
     /// What the model is for.
     pub role: Role,
     /// Name that the worker gives its model.
@@ -135,7 +142,7 @@ pub struct Config {
     pub listen: String,
     /// Host and port of `/metrics`.
     pub metrics_listen: Option<String>,
-    /// Directory of a LoRA adapter, merged into the weights.
+    /// Path or hub id of a LoRA adapter, merged into the weights.
     pub adapter: Option<PathBuf>,
     /// Adapters that sessions choose by name.
     pub lora: Vec<NamedAdapter>,
@@ -173,6 +180,7 @@ pub enum CacheSize {
 #[serde(deny_unknown_fields, default)]
 struct Settings {
     model: Option<PathBuf>,
+    revision: Option<String>,
     role: Option<Role>,
     name: Option<String>,
     zone: String,
@@ -196,6 +204,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             model: None,
+            revision: None,
             role: None,
             name: None,
             zone: String::new(),
@@ -244,10 +253,10 @@ impl Config {
 
 impl Settings {
     fn checked(self) -> Result<Config, ConfigError> {
-        let model = self.model.ok_or(ConfigError::Missing { key: "model", flag: "--model DIR" })?;
+        let model = self.model.ok_or(ConfigError::Missing { key: "model", flag: "--model" })?;
         let role =
             self.role.ok_or(ConfigError::Missing { key: "role", flag: "--role base, expert or anti-expert" })?;
-        let name = self.name.unwrap_or_else(|| directory_name(&model));
+        let name = self.name.unwrap_or_else(|| model_name(&model));
         let cache = match (self.kv_memory_mib, self.blocks) {
             (Some(_), Some(_)) => return Err(ConfigError::TwoCacheSizes),
             (None, Some(blocks)) => CacheSize::Blocks(within("blocks", blocks, 1, u32::MAX as usize)?),
@@ -256,6 +265,7 @@ impl Settings {
         };
         Ok(Config {
             model,
+            revision: self.revision,
             role,
             name,
             zone: self.zone,
@@ -276,10 +286,11 @@ impl Settings {
     }
 }
 
-fn directory_name(directory: &Path) -> String {
-    // `.` has no last part before it is resolved.
-    let resolved = directory.canonicalize().unwrap_or_else(|_| directory.to_path_buf());
-    resolved.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
+fn model_name(model: &Path) -> String {
+    // `.` has no last part before it is resolved; a hub id stays as it is.
+    let resolved = model.canonicalize().unwrap_or_else(|_| model.to_path_buf());
+    let name = resolved.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy());
+    name.split_once('@').map_or(name.as_ref(), |(name, _)| name).to_owned()
 }
 
 /// Checks that no two adapters have one name.
@@ -288,6 +299,9 @@ fn distinct(adapters: Vec<NamedAdapter>) -> Result<Vec<NamedAdapter>, ConfigErro
     match adapters.iter().find(|adapter| !names.insert(&adapter.name)) {
         Some(twice) => Err(ConfigError::TwoAdapters(twice.name.clone())),
         None => Ok(adapters),
+    }
+}
+
 fn host_port(key: &'static str, address: String) -> Result<String, ConfigError> {
     match address.rsplit_once(':') {
         Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(address),

@@ -1,6 +1,7 @@
 //! `cosec-worker`: serves one model, or checks it against expected logits.
 
 use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use cosec_worker::check::{self, CheckArgs};
 use cosec_worker::config::{CacheSize, Config, Flags};
 use cosec_worker::engine::EngineOptions;
 use cosec_worker::families;
+use cosec_worker::loader::hub::{self, Content};
 use cosec_worker::loader::model_config::JsonFile;
 use cosec_worker::model_runner::{LoadOptions, ModelRunner};
 use cosec_worker::server::Server;
@@ -93,9 +95,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error + Send + Sync>> {
+    let directory = hub::locate(&config.model, config.revision.as_deref(), Content::Model)?;
     let blocks = match config.cache {
         CacheSize::Blocks(blocks) => blocks,
-        CacheSize::MemoryMib(mib) => blocks(config, mib)?,
+        CacheSize::MemoryMib(mib) => blocks(&directory, config.block_tokens, mib)?,
     };
     let options = LoadOptions {
         adapter: config.adapter.clone(),
@@ -105,7 +108,7 @@ fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error +
         block_tokens: config.block_tokens,
         threads: config.threads,
     };
-    let model = ModelRunner::load(&config.model, &options)?;
+    let model = ModelRunner::load(&directory, &options)?;
     let engine = EngineOptions {
         blocks,
         block_tokens: config.block_tokens,
@@ -118,10 +121,10 @@ fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error +
 }
 
 /// Blocks that fit into `mib` MiB, as far as the config of the model says.
-fn blocks(config: &Config, mib: u64) -> Result<usize, Box<dyn Error + Send + Sync>> {
-    let file = JsonFile::open(&config.model, "config.json")?;
+fn blocks(directory: &Path, block_tokens: usize, mib: u64) -> Result<usize, Box<dyn Error + Send + Sync>> {
+    let file = JsonFile::open(directory, "config.json")?;
     let spec = families::describe(&file.root())?.spec;
-    let block_bytes = config.block_tokens.saturating_mul(spec.kv_bytes_per_token());
+    let block_bytes = block_tokens.saturating_mul(spec.kv_bytes_per_token());
     let blocks = usize::try_from(mib << 20)? / block_bytes.max(1);
     if blocks == 0 {
         return Err(format!("kv_memory_mib is {mib}; a block of the cache takes {block_bytes} bytes").into());

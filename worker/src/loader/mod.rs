@@ -7,6 +7,7 @@ use candle_core::{DType, Tensor};
 use cosec_proto::tokenizer_fingerprint;
 use sha2::{Digest, Sha256};
 
+use self::hub::{Content, HubError};
 use self::lora::{Adapter, AdapterError, Factors};
 use self::model_config::{ConfigError, JsonFile};
 use self::plan::{Plan, PlanError};
@@ -16,10 +17,12 @@ use crate::families::{self, Family};
 use crate::kernels::{CacheFormat, CacheShape, KernelError, Kernels};
 use crate::model_runner::{DtypeChoice, LoadOptions, ModelDescription};
 
+pub mod hub;
 pub mod lora;
 pub mod model_config;
 pub mod pickle;
 pub mod plan;
+pub mod progress;
 pub mod tensor_files;
 
 /// Loads the checkpoint in `directory` for the device of `kernels`.
@@ -38,8 +41,8 @@ pub fn load<K: Kernels>(
     let Tokenizer { content, fingerprint: tokenizer_fingerprint } = tokenizer(directory, spec.vocabulary)?;
     let mut weights = Weights {
         tensors: TensorFiles::open(directory, &tensor_files::MODEL)?,
-        adapter: options.adapter.as_deref().map(Adapter::open).transpose()?,
-        beside: options.lora.iter().map(|adapter| Adapter::open(&adapter.directory)).collect::<Result<_, _>>()?,
+        adapter: options.adapter.as_deref().map(adapter).transpose()?,
+        beside: options.lora.iter().map(|named| adapter(&named.directory)).collect::<Result<_, _>>()?,
         dtype: options.dtype,
     };
     let plan = Plan {
@@ -80,6 +83,11 @@ pub fn load<K: Kernels>(
         adapters: options.lora.iter().map(|adapter| adapter.name.clone()).collect(),
     };
     Ok((decoder, description))
+}
+
+/// Opens the adapter that a path or hub id stands for.
+fn adapter(reference: &Path) -> Result<Adapter, LoadError> {
+    Ok(Adapter::open(&hub::locate(reference, None, Content::Adapter)?)?)
 }
 
 struct Tokenizer {
@@ -227,6 +235,9 @@ impl Weights {
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
+    /// A hub id.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// A config file.
     #[error(transparent)]
     Config(#[from] ConfigError),

@@ -8,6 +8,7 @@ use crate::{ALL, golden};
 pub(crate) fn args(model: &str, adapter: Option<&str>) -> CheckArgs {
     CheckArgs {
         model: golden(model),
+        revision: None,
         adapter: adapter.map(golden),
         lora: None,
         dtype: DtypeChoice::Auto,

@@ -1,0 +1,353 @@
+//! Models and adapters by hub id: found in Hugging Face's cache, else downloaded into it.
+//!
+//! What is cached is never asked for again, so a model that was loaded once loads without a network. A branch thus stays
+//! at the commit that was downloaded first.
+
+use std::env;
+use std::error::Error;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hf_hub::api::tokio::{Api, ApiBuilder, ApiError, Progress as Watch};
+use hf_hub::{Cache, Repo, RepoType};
+use serde_json::Value;
+
+pub use self::error::HubError;
+use super::progress::Progress;
+use super::tensor_files;
+
+mod error;
+
+/// The public hub.
+const ENDPOINT: &str = "https://huggingface.co";
+/// A download that brings nothing for so long has been interrupted.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often that is looked at.
+const POLL: Duration = Duration::from_secs(1);
+
+/// What is wanted of a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A model with its tokenizer.
+    Model,
+    /// A PEFT adapter.
+    Adapter,
+}
+
+impl Content {
+    /// Names of the files beside the weights; the first must be there.
+    fn configs(self) -> &'static [&'static str] {
+        match self {
+            Self::Model => &["config.json", "generation_config.json", "tokenizer.json"],
+            Self::Adapter => &["adapter_config.json"],
+        }
+    }
+
+    /// Names of the weights, the preferred ones first.
+    fn weights(self) -> &'static [&'static str] {
+        match self {
+            Self::Model => &tensor_files::MODEL,
+            Self::Adapter => &tensor_files::ADAPTER,
+        }
+    }
+}
+
+/// Finds what `reference` stands for: a path that exists, or a hub id `OWNER/NAME` or `OWNER/NAME@REVISION`.
+///
+/// Blocks while it downloads; it must not be called within an asynchronous runtime.
+///
+/// # Errors
+/// [`HubError`].
+pub fn locate(reference: &Path, revision: Option<&str>, content: Content) -> Result<PathBuf, HubError> {
+    if reference.exists() {
+        return match revision {
+            None => Ok(reference.to_owned()),
+            Some(_) => Err(HubError::LocalRevision { path: reference.to_owned() }),
+        };
+    }
+    let id = reference.to_str().and_then(|text| HubId::parse(text, revision));
+    let id = id.ok_or_else(|| HubError::NoReference { reference: reference.to_owned() })?;
+    Hub::from_env()?.directory(&id, content)
+}
+
+/// A repository at a revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubId {
+    name: String,
+    revision: String,
+}
+
+impl HubId {
+    fn parse(text: &str, revision: Option<&str>) -> Option<Self> {
+        let (name, revision) = match (text.split_once('@'), revision) {
+            (Some((name, revision)), None) => (name, revision),
+            (None, revision) => (text, revision.unwrap_or("main")),
+            (Some(_), Some(_)) => return None,
+        };
+        let word = |part: &str| {
+            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+            !part.is_empty() && part.bytes().all(allowed) && !part.starts_with('.') && !part.contains("..")
+        };
+        let (owner, repository) = name.split_once('/')?;
+        let valid = word(owner) && word(repository) && revision.split('/').all(word);
+        valid.then(|| Self { name: name.to_owned(), revision: revision.to_owned() })
+    }
+}
+
+impl fmt::Display for HubId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.name, self.revision)
+    }
+}
+
+/// A hub, and the cache of what came from it.
+struct Hub {
+    cache: PathBuf,
+    endpoint: String,
+    token: Option<String>,
+    offline: bool,
+}
+
+impl Hub {
+    /// As the environment says, in the variables of Python's `huggingface_hub`.
+    fn from_env() -> Result<Self, HubError> {
+        let variable = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
+        let home = match (variable("HF_HOME"), variable("XDG_CACHE_HOME"), variable("HOME")) {
+            (Some(home), ..) => Some(PathBuf::from(home)),
+            (None, Some(cache), _) => Some(Path::new(&cache).join("huggingface")),
+            (None, None, Some(user)) => Some(Path::new(&user).join(".cache/huggingface")),
+            (None, None, None) => None,
+        };
+        let hub = home.as_ref().map(|home| home.join("hub"));
+        let cache = variable("HF_HUB_CACHE").map(PathBuf::from).or(hub).ok_or(HubError::NoCache)?;
+        let token_file = || fs::read_to_string(home?.join("token")).ok();
+        let token = variable("HF_TOKEN").or_else(token_file).map(|token| token.trim().to_owned());
+        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
+        let offline = variable("HF_HUB_OFFLINE");
+        Ok(Self {
+            cache,
+            endpoint: endpoint.trim_end_matches('/').to_owned(),
+            token: token.filter(|token| !token.is_empty()),
+            offline: offline.is_some_and(|value| ["1", "on", "yes", "true"].contains(&value.to_lowercase().as_str())),
+        })
+    }
+
+    fn directory(&self, id: &HubId, content: Content) -> Result<PathBuf, HubError> {
+        if let Some(directory) = self.cached(id, content) {
+            return Ok(directory);
+        }
+        if self.offline {
+            return Err(HubError::NotCached { id: id.clone(), cache: self.cache.clone() });
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(HubError::Runtime)?;
+        runtime.block_on(Download::new(self, id)?.run(content))
+    }
+
+    /// The snapshot of `id` if all of it has been downloaded.
+    fn cached(&self, id: &HubId, content: Content) -> Option<PathBuf> {
+        let repository = Repo::with_revision(id.name.clone(), RepoType::Model, id.revision.clone());
+        let folder = self.cache.join(repository.folder_name());
+        // A revision is a branch or tag with a file of its own, or the commit itself.
+        let commit = fs::read_to_string(folder.join("refs").join(&id.revision));
+        let commit = commit.map_or_else(|_| id.revision.clone(), |commit| commit.trim().to_owned());
+        let snapshot = folder.join("snapshots").join(commit);
+        complete(&snapshot, content).then_some(snapshot)
+    }
+}
+
+/// Whether `snapshot` has a config and weights with all their shards. The weights are downloaded last.
+fn complete(snapshot: &Path, content: Content) -> bool {
+    let there = |name: &str| snapshot.join(name).exists();
+    let weights = content.weights().iter().find(|name| there(name));
+    let weights_complete = weights.is_some_and(|name| match name.ends_with(".index.json") {
+        true => shards(&snapshot.join(name)).is_some_and(|shards| shards.iter().all(|shard| there(shard))),
+        false => true,
+    });
+    weights_complete && there(content.configs()[0])
+}
+
+/// The files that an index names; `None` when it is no index.
+fn shards(index: &Path) -> Option<Vec<String>> {
+    let index: Value = serde_json::from_slice(&fs::read(index).ok()?).ok()?;
+    let files = index.get("weight_map")?.as_object()?.values();
+    let mut shards: Vec<String> = files.map(|file| file.as_str().map(str::to_owned)).collect::<Option<_>>()?;
+    shards.sort_unstable();
+    shards.dedup();
+    Some(shards)
+}
+
+/// A repository that is being downloaded.
+struct Download<'a> {
+    hub: &'a Hub,
+    id: &'a HubId,
+    api: Api,
+}
+
+impl<'a> Download<'a> {
+    fn new(hub: &'a Hub, id: &'a HubId) -> Result<Self, HubError> {
+        let builder = ApiBuilder::from_cache(Cache::new(hub.cache.clone())).with_endpoint(hub.endpoint.clone());
+        let api = builder.with_token(hub.token.clone()).with_progress(false).build();
+        let api = api.map_err(|error| HubError::Answer { endpoint: hub.endpoint.clone(), problem: chain(&error) })?;
+        Ok(Self { hub, id, api })
+    }
+
+    /// Downloads the files that are wanted and not there yet.
+    async fn run(&self, content: Content) -> Result<PathBuf, HubError> {
+        let Self { hub, id, api } = self;
+        let repository = |revision: &str| Repo::with_revision(id.name.clone(), RepoType::Model, revision.to_owned());
+        let asked = api.repo(repository(&id.revision));
+        let info = tokio::time::timeout(PATIENCE, asked.info()).await;
+        let stalled = |_| HubError::Stalled { file: "its list of files".to_owned(), id: (*id).clone() };
+        let info = info.map_err(stalled)?.map_err(|error| self.error("its list of files", error))?;
+        if !info.sha.bytes().all(|byte| byte.is_ascii_alphanumeric()) || info.sha.is_empty() {
+            return Err(self.answer(format!("the commit {:?}", info.sha)));
+        }
+        let has = |name: &str| info.siblings.iter().any(|file| file.rfilename == name);
+        let weights = content.weights().iter().find(|name| has(name));
+        let (Some(weights), true) = (weights, has(content.configs()[0])) else {
+            return Err(HubError::NoModel {
+                id: (*id).clone(),
+                config: content.configs()[0],
+                weights: content.weights().join(", "),
+            });
+        };
+        tracing::info!(model = id.name, revision = id.revision, commit = info.sha, hub = hub.endpoint, "downloading");
+        // All files of one commit, even if a branch moves on meanwhile.
+        let pinned = repository(&info.sha);
+        let cache = Cache::new(hub.cache.clone());
+        let snapshot = cache.repo(pinned.clone()).pointer_path(&info.sha);
+        for name in content.configs().iter().filter(|name| has(name)) {
+            self.fetch(&pinned, &snapshot, name).await?;
+        }
+        self.fetch(&pinned, &snapshot, weights).await?;
+        if weights.ends_with(".index.json") {
+            let invalid = || self.answer(format!("{weights} without a weight_map of files"));
+            for shard in shards(&snapshot.join(weights)).ok_or_else(invalid)? {
+                if !has(&shard) {
+                    return Err(self.answer(format!("{weights} names {shard:?}, which the repository lacks")));
+                }
+                self.fetch(&pinned, &snapshot, &shard).await?;
+            }
+        }
+        if id.revision != info.sha {
+            cache.repo(repository(&id.revision)).create_ref(&info.sha).map_err(HubError::Cache)?;
+        }
+        Ok(snapshot)
+    }
+
+    async fn fetch(&self, repository: &Repo, snapshot: &Path, file: &str) -> Result<(), HubError> {
+        if snapshot.join(file).exists() {
+            return Ok(());
+        }
+        let watch = Shown { progress: None, heard: Arc::new(Mutex::new(Instant::now())) };
+        let heard = Arc::clone(&watch.heard);
+        let silent = async {
+            while heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < PATIENCE {
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        // A task of its own: what a wrong answer may do to the client ends there.
+        let (repository, name) = (self.api.repo(repository.clone()), file.to_owned());
+        let mut download = tokio::spawn(async move { repository.download_with_progress(&name, watch).await });
+        let done = tokio::select! {
+            done = &mut download => done,
+            () = silent => {
+                download.abort();
+                return Err(HubError::Stalled { file: file.to_owned(), id: self.id.clone() });
+            }
+        };
+        let path = done.map_err(|error| self.answer(error.to_string()))?;
+        match path.map_err(|error| self.error(file, error))? {
+            path if path == snapshot.join(file) => Ok(()),
+            path => Err(self.answer(format!("another commit for {file}: {}", path.display()))),
+        }
+    }
+
+    fn error(&self, file: &str, error: ApiError) -> HubError {
+        let (id, endpoint) = (self.id.clone(), self.hub.endpoint.clone());
+        match &error {
+            ApiError::RequestError(cause) => match cause.status().map(|status| status.as_u16()) {
+                Some(401 | 403) if self.hub.token.is_some() => HubError::Forbidden { id, endpoint },
+                Some(401 | 403) => HubError::Unauthorised { id, endpoint },
+                Some(404) => HubError::NotFound { id, endpoint },
+                Some(_) => self.answer(chain(cause)),
+                None if cause.is_connect() => HubError::Unreachable { id, endpoint, problem: chain(cause) },
+                None => HubError::Interrupted { id, file: file.to_owned(), problem: chain(cause) },
+            },
+            ApiError::LockAcquisition(_) => HubError::Locked { id, file: file.to_owned() },
+            _ => self.answer(chain(&error)),
+        }
+    }
+
+    fn answer(&self, problem: String) -> HubError {
+        HubError::Answer { endpoint: self.hub.endpoint.clone(), problem }
+    }
+}
+
+/// A download as it is shown, and when anything of it was last heard.
+#[derive(Clone)]
+struct Shown {
+    progress: Option<Progress>,
+    heard: Arc<Mutex<Instant>>,
+}
+
+impl Watch for Shown {
+    async fn init(&mut self, size: usize, filename: &str) {
+        self.progress = Some(Progress::new(&format!("downloading {filename}"), size as u64));
+        self.update(0).await;
+    }
+
+    async fn update(&mut self, size: usize) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        if let Some(progress) = &self.progress {
+            progress.advance(size as u64);
+        }
+    }
+
+    async fn finish(&mut self) {
+        if let Some(progress) = &self.progress {
+            progress.finish();
+        }
+    }
+}
+
+/// An error and what caused it, which some do not say by themselves.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, revision: Option<&str>, expected: Option<(&str, &str)>) {
+        let id = HubId::parse(text, revision);
+        let found = id.as_ref().map(|id| (id.name.as_str(), id.revision.as_str()));
+        assert_eq!(found, expected, "{text} {revision:?}");
+    }
+
+    #[test]
+    fn hub_ids_have_an_owner_a_name_and_perhaps_a_revision() {
+        check("a/b-1.3B_x", None, Some(("a/b-1.3B_x", "main")));
+        check("a/b@v1", None, Some(("a/b", "v1")));
+        check("a/b", Some("refs/pr/3"), Some(("a/b", "refs/pr/3")));
+        for text in ["", "a", "a/", "/b", "a/b/c", "./a", "../a", "a/..", "a b/c", "a/b@", "a/b@../../c", "~/b"] {
+            check(text, None, None);
+        }
+        check("a/b@v1", Some("v1"), None);
+        check("a/b", Some("/etc"), None);
+    }
+}
