@@ -82,6 +82,22 @@ pub struct ModelConfig {
     /// Addresses of the workers that host the anti-expert of the rule `product`. Default none.
     #[serde(default)]
     pub anti_expert: Vec<String>,
+    /// Name of the LoRA adapter that the base's workers apply, so that several models can share them. Default none.
+    pub base_adapter: Option<String>,
+    /// Name of the LoRA adapter that the expert's workers apply: one expert per language or weakness. Default none.
+    pub expert_adapter: Option<String>,
+}
+
+impl ModelConfig {
+    /// Name of the adapter that the workers of this role apply.
+    #[must_use]
+    pub fn adapter(&self, role: Role) -> Option<&str> {
+        match role {
+            Role::Base => self.base_adapter.as_deref(),
+            Role::Expert => self.expert_adapter.as_deref(),
+            Role::AntiExpert => None,
+        }
+    }
 }
 
 /// What to do with a rule that needs the expert while no expert can serve.
@@ -181,6 +197,7 @@ impl Core {
         check(&config)?;
         let pool_config = PoolConfig {
             tokenizers: tokenizers(&config.models)?,
+            adapters: adapters(&config.models),
             step_deadline: Duration::from_millis(config.step_deadline_ms),
             describe_interval: Duration::from_millis(config.describe_interval_ms),
         };
@@ -420,6 +437,14 @@ fn check(config: &CoreConfig) -> Result<(), StartError> {
             let what = "is empty; name the address of at least one worker, or set expert_absent to degrade";
             return problem(format!("models[{index}].expert"), what);
         }
+        for (field, adapter) in [("base_adapter", &model.base_adapter), ("expert_adapter", &model.expert_adapter)] {
+            if adapter.as_ref().is_some_and(String::is_empty) {
+                return problem(
+                    format!("models[{index}].{field}"),
+                    "is empty; name an adapter of the workers, or leave it out",
+                );
+            }
+        }
         for (role, addresses) in
             [("base", &model.base), ("expert", &model.expert), ("anti_expert", &model.anti_expert)]
         {
@@ -445,6 +470,11 @@ fn members(models: &[ModelConfig]) -> Vec<Member> {
         }
     }
     members
+}
+
+fn adapters(models: &[ModelConfig]) -> HashMap<(String, Role), String> {
+    let of = |model: &ModelConfig, role| Some(((model.name.clone(), role), model.adapter(role)?.to_owned()));
+    models.iter().flat_map(|model| Role::ALL.into_iter().filter_map(move |role| of(model, role))).collect()
 }
 
 /// Fingerprints of the tokenizers of those models that have one here.

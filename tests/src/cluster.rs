@@ -8,12 +8,10 @@ use cosec_launcher::ClusterConfig;
 /// Describes the cluster that `deploy/demo` starts, on ports of the system's choice.
 #[must_use]
 pub fn demo(logs: &Path) -> ClusterConfig {
-    // Test programs stand in target/release/deps, the binaries one folder up.
-    let own = std::env::current_exe().unwrap();
     let pair = root().join("deploy/demo-pair");
     let any_port = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     ClusterConfig {
-        binaries: own.ancestors().nth(2).unwrap().to_owned(),
+        binaries: binaries(),
         logs: logs.to_owned(),
         model: "demo".to_owned(),
         base: pair.join("base"),
@@ -24,6 +22,14 @@ pub fn demo(logs: &Path) -> ClusterConfig {
         coordinator_flags: Vec::new(),
         patience: Duration::from_secs(120),
     }
+}
+
+/// Folder of the built programs.
+#[must_use]
+pub fn binaries() -> PathBuf {
+    // Test programs stand in target/release/deps, the binaries one folder up.
+    let own = std::env::current_exe().unwrap();
+    own.ancestors().nth(2).unwrap().to_owned()
 }
 
 /// The project's top folder.

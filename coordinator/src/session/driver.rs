@@ -164,7 +164,7 @@ impl Driver {
         let wanted = Wanted {
             model: self.opening.request.model.clone(),
             role,
-            fingerprint: seat.as_ref().map(|seat| seat.description().fingerprint.clone()),
+            fingerprint: seat.as_ref().map(|seat| seat.fingerprint().to_owned()),
             avoid: seat.as_ref().map(|seat| seat.address().to_owned()),
         };
         let (pool, id) = (Arc::clone(&self.opening.pool), self.id);
@@ -193,8 +193,9 @@ impl Driver {
         tokens: Vec<u32>,
         ask: Ask,
     ) -> impl Future<Output = Done> + Send + use<> {
-        let operation = Operation { session: self.id, randomness: self.randomness(), at, tokens, ask };
         let seat = self.seats[role.index()].clone();
+        let adapter = seat.as_ref().map_or_else(String::new, |seat| seat.adapter().to_owned());
+        let operation = Operation { session: self.id, adapter, randomness: self.randomness(), at, tokens, ask };
         let left = self.opening.request.settings.deadline.saturating_duration_since(Instant::now());
         let deadline = self.opening.pool.step_deadline().min(left);
         async move {

@@ -35,6 +35,8 @@ pub use worker::Worker;
 pub struct PoolConfig {
     /// Fingerprint of the coordinator's own tokenizer by model, where it has one.
     pub tokenizers: HashMap<String, String>,
+    /// Name of the adapter that sessions apply by model and role, where there is one.
+    pub adapters: HashMap<(String, Role), String>,
     /// For one operation.
     pub step_deadline: Duration,
     /// Between two looks at a worker.
@@ -162,7 +164,7 @@ impl WorkerPool {
     /// When there is none: `ModelMismatch` if one is connected that does not belong here, else `Unavailable` or
     /// `ExpertUnavailable`, each with the reasons.
     pub fn able(&self, model: &str, role: Role) -> Result<Vec<Able>, OperationError> {
-        let tokenizer = self.tokenizer(model);
+        let (tokenizer, adapter) = (self.tokenizer(model), self.adapter(model, role));
         let mut able = Vec::new();
         let mut reasons = Vec::new();
         let mut mismatch = false;
@@ -171,16 +173,18 @@ impl WorkerPool {
             let reason = match state {
                 State::Down(why) => why,
                 State::Up { serving: false, .. } => "it says that it does not serve now".to_owned(),
-                State::Up { description, .. } => match matching::check(role, tokenizer.as_deref(), &description) {
-                    Ok(()) => {
-                        able.push(Able { worker, description });
-                        continue;
+                State::Up { description, .. } => {
+                    match matching::check(role, tokenizer.as_deref(), adapter, &description) {
+                        Ok(()) => {
+                            able.push(Able { worker, description });
+                            continue;
+                        }
+                        Err(why) => {
+                            mismatch = true;
+                            why
+                        }
                     }
-                    Err(why) => {
-                        mismatch = true;
-                        why
-                    }
-                },
+                }
             };
             reasons.push(format!("{}: {reason}", worker.member.address));
         }
@@ -194,6 +198,10 @@ impl WorkerPool {
         };
         let reasons = if reasons.is_empty() { "none is configured".to_owned() } else { reasons.join("; ") };
         Err(OperationError::new(code, format!("model {model} has no {} that can serve: {reasons}", role.name())))
+    }
+
+    fn adapter(&self, model: &str, role: Role) -> Option<&str> {
+        self.config.adapters.get(&(model.to_owned(), role)).map(String::as_str)
     }
 
     /// The tokenizer that all workers of a model must have: the coordinator's, else the first connected base's.
@@ -223,7 +231,9 @@ impl WorkerPool {
             let why = match self.choose(wanted) {
                 Ok(Able { worker, description }) => {
                     let stays = current.filter(|seat| Arc::ptr_eq(seat.worker(), &worker));
-                    return Ok(stays.unwrap_or_else(|| Arc::new(Seat::new(self, worker, description, session))));
+                    let adapter = self.adapter(&wanted.model, wanted.role);
+                    let seat = || Arc::new(Seat::new(self, worker, description, adapter, session));
+                    return Ok(stays.unwrap_or_else(seat));
                 }
                 Err(why) => why,
             };
@@ -237,7 +247,8 @@ impl WorkerPool {
     fn choose(&self, wanted: &Wanted) -> Result<Able, OperationError> {
         let mut able = self.able(&wanted.model, wanted.role)?;
         if let Some(fingerprint) = &wanted.fingerprint {
-            able.retain(|able| able.description.fingerprint == *fingerprint);
+            let adapter = self.adapter(&wanted.model, wanted.role);
+            able.retain(|able| matching::fingerprint(&able.description, adapter) == Ok(fingerprint.as_str()));
         }
         let candidates = able.iter().map(|Able { worker, .. }| {
             (worker.load.load(Ordering::Relaxed), wanted.avoid.as_ref() == Some(&worker.member.address))

@@ -11,6 +11,8 @@ pub const NUCLEUS_CAP: u32 = 4096;
 pub struct Operation {
     /// Whose cache.
     pub session: SessionId,
+    /// Name of the adapter to apply; empty for none.
+    pub adapter: String,
     /// Names the session's draws.
     pub randomness: Randomness,
     /// Cached tokens that the operation assumes.
@@ -79,7 +81,7 @@ impl Operation {
     #[must_use]
     pub fn release(session: SessionId) -> Self {
         let randomness = Randomness { seed: 0, sample: 0 };
-        Self { session, randomness, at: 0, tokens: Vec::new(), ask: Ask::Release }
+        Self { session, adapter: String::new(), randomness, at: 0, tokens: Vec::new(), ask: Ask::Release }
     }
 
     /// What travels back, for metrics.
@@ -109,6 +111,7 @@ impl Operation {
                 at: self.at,
                 tokens: self.tokens.clone(),
                 rows: rows.iter().map(|row| self.row_request(row)).collect(),
+                adapter: self.adapter.clone(),
                 ..worker::Extend::default()
             }),
             Ask::Draft { k, warp } => Wire::Draft(worker::Draft {
@@ -118,6 +121,7 @@ impl Operation {
                 k: *k,
                 warp: Some((*warp).into()),
                 randomness: Some(self.randomness.into()),
+                adapter: self.adapter.clone(),
                 ..worker::Draft::default()
             }),
             Ask::Release => Wire::Release(worker::Release { session }),

@@ -9,12 +9,13 @@ use cosec_proto::worker::DescribeResponse;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
-use super::{Operation, Worker, WorkerPool};
+use super::{Operation, Worker, WorkerPool, matching};
 
 /// Counts in the worker's load; dropping it has the worker release the session's cache.
 pub struct Seat {
     worker: Arc<Worker>,
     description: Arc<DescribeResponse>,
+    adapter: Option<String>,
     session: SessionId,
     tracker: TaskTracker,
     runtime: Handle,
@@ -26,11 +27,13 @@ impl Seat {
         pool: &WorkerPool,
         worker: Arc<Worker>,
         description: Arc<DescribeResponse>,
+        adapter: Option<&str>,
         session: SessionId,
     ) -> Self {
         worker.load.fetch_add(1, Ordering::AcqRel);
         let (tracker, runtime) = (pool.tracker.clone(), pool.runtime.clone());
-        Self { worker, description, session, tracker, runtime, deadline: pool.config.step_deadline }
+        let adapter = adapter.map(str::to_owned);
+        Self { worker, description, adapter, session, tracker, runtime, deadline: pool.config.step_deadline }
     }
 
     /// Who serves.
@@ -43,6 +46,19 @@ impl Seat {
     #[must_use]
     pub fn address(&self) -> &str {
         &self.worker.member.address
+    }
+
+    /// Name of the adapter that the session applies there; empty for none.
+    #[must_use]
+    pub fn adapter(&self) -> &str {
+        self.adapter.as_deref().unwrap_or_default()
+    }
+
+    /// Of what the session computes with there.
+    #[must_use]
+    pub fn fingerprint(&self) -> &str {
+        // A worker without the adapter is not able and gets no seat.
+        matching::fingerprint(&self.description, self.adapter.as_deref()).unwrap_or_default()
     }
 
     /// What the worker said of itself when the seat was taken.

@@ -174,10 +174,10 @@ impl Keeper {
             match self.look().await {
                 Ok((description, serving)) => {
                     let before = match &*self.worker.state.borrow() {
-                        State::Up { description, .. } => description.fingerprint.clone(),
+                        State::Up { description, .. } => Arc::clone(description),
                         State::Down(why) => return why.clone(),
                     };
-                    if before != description.fingerprint {
+                    if hosts(&before) != hosts(&description) {
                         return "it hosts another model now".to_owned();
                     }
                     let description = Arc::new(description);
@@ -200,6 +200,11 @@ impl Keeper {
         let health = within(health.check(request)).await?;
         Ok((description, health.status() == ServingStatus::Serving))
     }
+}
+
+/// What must not change while sessions run: the model and its adapters.
+fn hosts(description: &worker::DescribeResponse) -> (&str, &[String], &[String]) {
+    (&description.fingerprint, &description.adapters, &description.adapter_fingerprints)
 }
 
 async fn within<T>(call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T, String> {

@@ -82,6 +82,8 @@ async fn a_configuration_that_makes_no_sense_names_the_field() {
         base: vec!["127.0.0.1:1".to_owned()],
         expert: vec!["127.0.0.1:2".to_owned()],
         anti_expert: Vec::new(),
+        base_adapter: None,
+        expert_adapter: None,
     };
     let of = |models| CoreConfig { models, ..CoreConfig::default() };
     check(of(Vec::new()), "models is empty");
@@ -89,6 +91,7 @@ async fn a_configuration_that_makes_no_sense_names_the_field() {
     check(of(vec![ModelConfig { base: Vec::new(), ..model() }]), "models[0].base");
     check(of(vec![ModelConfig { expert: Vec::new(), ..model() }]), "models[0].expert");
     check(of(vec![ModelConfig { expert: vec!["a b".to_owned()], ..model() }]), "models[0].expert[0]");
+    check(of(vec![ModelConfig { expert_adapter: Some(String::new()), ..model() }]), "models[0].expert_adapter");
     check(CoreConfig { max_draft: 65, ..of(vec![model()]) }, "max_draft");
     check(CoreConfig { max_sessions: 0, ..of(vec![model()]) }, "max_sessions");
 }

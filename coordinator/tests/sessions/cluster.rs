@@ -40,6 +40,8 @@ pub(crate) fn config(base: &[&MockWorker], expert: &[&MockWorker]) -> CoreConfig
         base: addresses(base),
         expert: addresses(expert),
         anti_expert: Vec::new(),
+        base_adapter: None,
+        expert_adapter: None,
     };
     CoreConfig { models: vec![model], describe_interval_ms: 100, step_deadline_ms: 5_000, ..CoreConfig::default() }
 }

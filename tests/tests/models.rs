@@ -1,0 +1,150 @@
+//! Real processes: which models go together under one name, and what they then compute.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cosec_launcher::Process;
+use cosec_tests::cluster::{binaries, root};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::process::Command;
+use tokio::time::{Instant, sleep};
+
+const PROMPT: &str = "def remove(conn, key):\n    cur = conn.cursor()\n    cur.execute(";
+
+fn demo(model: &str) -> PathBuf {
+    root().join("deploy/demo-pair").join(model)
+}
+
+fn deadline() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+/// Starts a worker, and says where it listens.
+async fn worker(name: &'static str, role: &str, model: &Path, flags: &[String], logs: &Path) -> (Process, String) {
+    let mut command = Command::new(binaries().join("cosec-worker"));
+    command.args(["serve", "--role", role, "--listen", "127.0.0.1:0", "--dtype", "f32", "--threads", "1", "--model"]);
+    let mut process = Process::start(name, command.arg(model).args(flags), logs).unwrap();
+    let address = process.announced("listening on ", deadline()).await.unwrap();
+    (process, address)
+}
+
+/// Starts a coordinator with this configuration, and gives the address of its API.
+async fn coordinator(config: &str, logs: &Path) -> (Process, String) {
+    let file = logs.join("coordinator.toml");
+    fs::write(&file, config).unwrap();
+    let mut command = Command::new(binaries().join("cosec-coordinator"));
+    command.args(["--http-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--config"]).arg(file);
+    let mut process = Process::start("coordinator", &mut command, logs).unwrap();
+    let http = process.announced("http on ", deadline()).await.unwrap();
+    (process, format!("http://{http}"))
+}
+
+/// Asks for readiness until the answer is as `wanted`, and returns it.
+async fn readiness(http: &str, wanted: impl Fn(StatusCode, &str) -> bool) -> String {
+    let until = deadline();
+    loop {
+        let answer = reqwest::get(format!("{http}/health/ready")).await.unwrap();
+        let (status, text) = (answer.status(), answer.text().await.unwrap());
+        if wanted(status, &text) {
+            return text;
+        }
+        assert!(Instant::now() < until, "{status}: {text}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn complete(http: &str, body: &Value) -> String {
+    let answer = reqwest::Client::new().post(format!("{http}/v1/completions")).json(body).send().await.unwrap();
+    let answer: Value = answer.json().await.unwrap();
+    answer["choices"][0]["text"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+}
+
+fn model(name: &str, base: &str, expert: &str, more: &str) -> String {
+    let tokenizer = demo("base").display().to_string();
+    format!(
+        "[[core.models]]\nname = {name:?}\ntokenizer = {tokenizer:?}\nbase = [{base:?}]\nexpert = [{expert:?}]\n{more}\n"
+    )
+}
+
+/// Writes an adapter of rank 2 for two projections of the demo expert, with factors that `seed` decides.
+fn adapter(directory: &Path, seed: u32) {
+    fs::create_dir(directory).unwrap();
+    let config = json!({"peft_type": "LORA", "bias": "none", "r": 2, "lora_alpha": 4});
+    fs::write(directory.join("adapter_config.json"), config.to_string()).unwrap();
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (f64::from(state) / f64::from(u32::MAX) - 0.5) as f32 * 0.4
+    };
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (module, inputs, outputs) in [("self_attn.o_proj", 256, 256), ("mlp.up_proj", 256, 640)] {
+        for (factor, shape) in [("lora_A", [2, inputs]), ("lora_B", [outputs, 2])] {
+            let begin = data.len();
+            (0..shape[0] * shape[1]).for_each(|_| data.extend(next().to_le_bytes()));
+            let tensor = json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, data.len()]});
+            header.insert(format!("base_model.model.model.layers.1.{module}.{factor}.weight"), tensor);
+        }
+    }
+    let header = Value::Object(header).to_string();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.extend(data);
+    fs::write(directory.join("adapter_model.safetensors"), file).unwrap();
+}
+
+/// One expert worker serves two experts; each gives what a worker gives that has the adapter in its weights.
+#[tokio::test]
+async fn adapters_of_one_worker_are_experts_of_several_models() {
+    let folder = TempDir::new().unwrap();
+    let logs = folder.path();
+    let directories = ["sql", "c"].map(|name| logs.join(name));
+    directories.iter().zip([7, 8]).for_each(|(directory, seed)| adapter(directory, seed));
+    let [sql, c] = directories.map(|directory| directory.display().to_string());
+    let flags = |flags: &[&str]| flags.iter().map(|&flag| flag.to_owned()).collect::<Vec<_>>();
+    let beside = flags(&["--lora", &format!("sql={sql}"), "--lora", &format!("c={c}")]);
+    let (_base, base) = worker("base", "base", &demo("base"), &[], logs).await;
+    let (_shared, shared) = worker("shared", "expert", &demo("expert"), &beside, logs).await;
+    let (_sql, sql) = worker("sql", "expert", &demo("expert"), &flags(&["--adapter", &sql]), logs).await;
+    let (_c, c) = worker("c", "expert", &demo("expert"), &flags(&["--adapter", &c]), logs).await;
+    let models = [
+        model("shared", &base, &shared, ""),
+        model("shared-sql", &base, &shared, "expert_adapter = \"sql\""),
+        model("shared-c", &base, &shared, "expert_adapter = \"c\""),
+        model("own-sql", &base, &sql, ""),
+        model("own-c", &base, &c, ""),
+    ];
+    let (_coordinator, http) = coordinator(&models.concat(), logs).await;
+    readiness(&http, |status, _| status.is_success()).await;
+    for (rule, seed) in [("expert_only", 1), ("cosec", 2), ("cosec", 3), ("linear", 4)] {
+        let of = async |model: &str| {
+            let cosec = json!({"rule": rule});
+            let body = json!({"model": model, "prompt": PROMPT, "seed": seed, "max_tokens": 24, "temperature": 0.8, "cosec": cosec});
+            complete(&http, &body).await
+        };
+        // At the same time, so that all three ride in common passes of the shared worker.
+        let (plain, sql, c) = tokio::join!(of("shared"), of("shared-sql"), of("shared-c"));
+        assert_eq!(sql, of("own-sql").await, "{rule}");
+        assert_eq!(c, of("own-c").await, "{rule}");
+        // Under the other rules the base may have its way.
+        if rule == "expert_only" {
+            assert!(plain != sql && sql != c && c != plain, "{plain:?} {sql:?} {c:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_adapter_that_no_worker_has_is_named() {
+    let folder = TempDir::new().unwrap();
+    let logs = folder.path();
+    adapter(&logs.join("sql"), 7);
+    let flags = ["--lora".to_owned(), format!("sql={}", logs.join("sql").display())];
+    let (_base, base) = worker("base", "base", &demo("base"), &[], logs).await;
+    let (_expert, expert) = worker("expert", "expert", &demo("expert"), &flags, logs).await;
+    let config = model("java", &base, &expert, "expert_adapter = \"java\"");
+    let (_coordinator, http) = coordinator(&config, logs).await;
+    let refused = readiness(&http, |_, text| text.contains("adapter")).await;
+    assert!(refused.contains("it has no adapter \\\"java\\\"; it has sql"), "{refused}");
+}
