@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use crate::metrics::Metrics;
 use crate::model_runner::ModelDescription;
 use crate::scheduler::Scheduler;
+use crate::scheduler::job::Job;
 
 pub use model::Model;
 use operation::{Answer, Failure, Operation, Place, Request, Ticket};
@@ -56,6 +57,15 @@ pub struct Limits {
     pub context_tokens: usize,
     /// Most tokens of one operation.
     pub operation_tokens: usize,
+}
+
+impl Limits {
+    fn new(options: &EngineOptions, model: &ModelDescription) -> Self {
+        let capacity = options.blocks.saturating_mul(options.block_tokens);
+        let context_tokens = model.context_tokens.min(capacity);
+        let operation_tokens = context_tokens.min(MAX_OPERATION_TOKENS);
+        Self { vocabulary: model.vocabulary, context_tokens, operation_tokens }
+    }
 }
 
 /// Figures of the engine that others read while it runs.
@@ -135,7 +145,7 @@ impl Status {
 /// What reaches the engine's thread.
 #[derive(Debug)]
 enum Command {
-    Submit(Operation),
+    Submit(Box<Job>),
     /// An operation was cancelled.
     Nudge,
     Stop,
@@ -162,7 +172,8 @@ pub fn start(model: impl Model, options: EngineOptions, metrics: Arc<Metrics>) -
     let status = Arc::new(Status::new(options.blocks));
     let description = Arc::new(model.description().clone());
     metrics.total_blocks.set(i64::try_from(options.blocks).unwrap_or(i64::MAX));
-    let scheduler = Scheduler::new(options.clone(), description.vocabulary, Arc::clone(&status), metrics);
+    let limits = Limits::new(&options, &description);
+    let scheduler = Scheduler::new(options.clone(), &limits, Arc::clone(&status), metrics);
     let thread_status = Arc::clone(&status);
     thread::Builder::new().name("engine".to_owned()).spawn(move || {
         // Dropped when the thread ends, by a panic too.
@@ -187,7 +198,7 @@ fn run(mut scheduler: Scheduler, mut model: impl Model, inbox: &Receiver<Command
                 })
             };
             match received {
-                Ok(Command::Submit(operation)) => scheduler.submit(operation, Instant::now()),
+                Ok(Command::Submit(job)) => scheduler.submit(job, Instant::now()),
                 Ok(Command::Nudge) => status.nudged.store(false, Ordering::SeqCst),
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return,
                 Err(TryRecvError::Empty) => break,
@@ -219,13 +230,7 @@ impl EngineHandle {
     /// What requests must keep to.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        let capacity = self.options.blocks.saturating_mul(self.options.block_tokens);
-        let context_tokens = self.description.context_tokens.min(capacity);
-        Limits {
-            vocabulary: self.description.vocabulary,
-            context_tokens,
-            operation_tokens: context_tokens.min(MAX_OPERATION_TOKENS),
-        }
+        Limits::new(&self.options, &self.description)
     }
 
     /// Queues a request that keeps to the [`Limits`].
@@ -239,7 +244,7 @@ impl EngineHandle {
         };
         let place = Place::take(&self.status.operations, most).ok_or_else(overloaded)?;
         let (operation, ticket) = Operation::new(request, place);
-        match self.inbox.try_send(Command::Submit(operation)) {
+        match self.inbox.try_send(Command::Submit(Box::new(Job::new(operation)))) {
             Ok(()) => Ok(ticket),
             Err(TrySendError::Full(_)) => Err(overloaded()),
             Err(TrySendError::Disconnected(_)) => Err(stopped()),

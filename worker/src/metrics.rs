@@ -8,8 +8,8 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
-    exponential_buckets,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder, exponential_buckets,
 };
 
 /// All figures of a worker.
@@ -26,6 +26,8 @@ pub struct Metrics {
     pub(crate) total_blocks: IntGauge,
     pub(crate) free_blocks: IntGauge,
     pub(crate) row_bytes: IntCounterVec,
+    pub(crate) shared_tokens: IntCounter,
+    pub(crate) preemptions: IntCounter,
 }
 
 impl Metrics {
@@ -68,10 +70,18 @@ impl Metrics {
             sessions: IntGauge::new("cosec_worker_sessions", "Open sessions.")?,
             streams: IntGauge::new("cosec_worker_streams", "Open streams of coordinators.")?,
             total_blocks: IntGauge::new("cosec_worker_blocks", "Blocks of the KV cache.")?,
-            free_blocks: IntGauge::new("cosec_worker_blocks_free", "Blocks of the KV cache that nobody holds.")?,
+            free_blocks: IntGauge::new("cosec_worker_blocks_free", "Blocks of the KV cache that no session holds.")?,
             row_bytes: IntCounterVec::new(
                 Opts::new("cosec_worker_row_bytes_total", "Bytes of rows sent, by view."),
                 &["view"],
+            )?,
+            shared_tokens: IntCounter::new(
+                "cosec_worker_shared_prefix_tokens_total",
+                "Tokens found in the cache instead of computed.",
+            )?,
+            preemptions: IntCounter::new(
+                "cosec_worker_preemptions_total",
+                "Sessions that lost their blocks to an older one.",
             )?,
             registry,
         };
@@ -89,7 +99,9 @@ impl Metrics {
         self.registry.register(Box::new(self.streams.clone()))?;
         self.registry.register(Box::new(self.total_blocks.clone()))?;
         self.registry.register(Box::new(self.free_blocks.clone()))?;
-        self.registry.register(Box::new(self.row_bytes.clone()))
+        self.registry.register(Box::new(self.row_bytes.clone()))?;
+        self.registry.register(Box::new(self.shared_tokens.clone()))?;
+        self.registry.register(Box::new(self.preemptions.clone()))
     }
 
     /// The text that Prometheus reads.

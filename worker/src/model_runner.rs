@@ -7,6 +7,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use crate::decoder::{AdaptedRows, Batch, Decoder};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::{KernelError, Place};
@@ -190,6 +192,12 @@ impl ModelRunner {
         let Self { decoder, logits, threads, .. } = self;
         threads.install(|| decoder.forward(&rows, logits))?;
         Ok(Logits { values: &self.logits, vocabulary: self.description.vocabulary })
+    }
+
+    /// Shows row i of the last forward pass to `read` with `readers[i]`, on the threads of the model.
+    pub(crate) fn read_rows<R: Send>(&self, readers: &mut [R], read: impl Fn(&mut R, &[f32]) + Sync) {
+        let rows = self.logits.par_chunks_exact(self.description.vocabulary);
+        self.threads.install(|| readers.par_iter_mut().zip(rows).for_each(|(reader, row)| read(reader, row)));
     }
 
     fn check(&self, item: &BatchItem<'_>) -> Result<(), String> {

@@ -3,7 +3,7 @@
 mod parse;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -68,6 +68,8 @@ pub struct WorkerService {
     /// Ends all streams.
     closing: CancellationToken,
     streams: Arc<Semaphore>,
+    /// Streams so far.
+    opened: Arc<AtomicU64>,
 }
 
 impl WorkerService {
@@ -75,7 +77,7 @@ impl WorkerService {
     #[must_use]
     pub fn new(identity: Identity, metrics: Arc<Metrics>, tracker: TaskTracker, closing: CancellationToken) -> Self {
         let streams = Arc::new(Semaphore::new(MAX_STREAMS));
-        Self { identity, engine: Arc::default(), metrics, tracker, closing, streams }
+        Self { identity, engine: Arc::default(), metrics, tracker, closing, streams, opened: Arc::default() }
     }
 
     /// Begins to serve; the first call counts.
@@ -155,6 +157,7 @@ impl Worker for WorkerService {
             metrics: Arc::clone(&self.metrics),
             closing: self.closing.clone(),
             replies,
+            number: self.opened.fetch_add(1, Ordering::Relaxed),
             in_flight: HashMap::new(),
             reply_bytes: 0,
             pending: FuturesUnordered::new(),
@@ -179,6 +182,8 @@ struct Connection {
     metrics: Arc<Metrics>,
     closing: CancellationToken,
     replies: mpsc::Sender<Result<StepResponse, Status>>,
+    /// Tells the streams apart.
+    number: u64,
     /// Flags that withdraw an operation.
     in_flight: HashMap<u64, Arc<AtomicBool>>,
     /// What the answers to the operations in flight may take.
@@ -252,8 +257,14 @@ impl Connection {
         if self.in_flight.contains_key(&op) {
             return Err(invalid(format!("op is {op}; an operation of that number is in flight on this stream")));
         }
-        let parsed =
-            parse(operation, deadline_ms, received, &self.engine.limits(), &self.engine.description().adapters)?;
+        let parsed = parse(
+            operation,
+            deadline_ms,
+            received,
+            &self.engine.limits(),
+            &self.engine.description().adapters,
+            self.number,
+        )?;
         if self.in_flight.len() >= MAX_IN_FLIGHT {
             let message = format!("{MAX_IN_FLIGHT} operations are in flight on this stream, as many as it may have");
             return Err(Failure::new(ErrorCode::Overloaded, message));

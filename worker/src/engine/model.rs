@@ -7,12 +7,17 @@ pub trait Model: Send + 'static {
     /// What the model is.
     fn description(&self) -> &ModelDescription;
 
-    /// Caches the tokens of `batch` and shows the wanted rows of logits, `[vocabulary]` each, to `visit`, in the order
-    /// of the items, then of their rows.
+    /// Caches the tokens of `batch` and shows row i of the wanted rows of logits, `[vocabulary]` each, in the order of the
+    /// items, then of their rows, to `read` with `readers[i]`; on as many threads as there are.
     ///
     /// # Errors
     /// [`ForwardError`]; then the cache of the batch's new tokens is undefined and that of all others as it was.
-    fn forward(&mut self, batch: &[BatchItem<'_>], visit: &mut dyn FnMut(&[f32])) -> Result<(), ForwardError>;
+    fn forward<R: Send>(
+        &mut self,
+        batch: &[BatchItem<'_>],
+        readers: &mut [R],
+        read: impl Fn(&mut R, &[f32]) + Sync,
+    ) -> Result<(), ForwardError>;
 }
 
 impl Model for ModelRunner {
@@ -20,9 +25,14 @@ impl Model for ModelRunner {
         self.description()
     }
 
-    fn forward(&mut self, batch: &[BatchItem<'_>], visit: &mut dyn FnMut(&[f32])) -> Result<(), ForwardError> {
-        let logits = self.forward(batch)?;
-        (0..logits.len()).for_each(|index| visit(logits.row(index)));
+    fn forward<R: Send>(
+        &mut self,
+        batch: &[BatchItem<'_>],
+        readers: &mut [R],
+        read: impl Fn(&mut R, &[f32]) + Sync,
+    ) -> Result<(), ForwardError> {
+        self.forward(batch)?;
+        self.read_rows(readers, read);
         Ok(())
     }
 }

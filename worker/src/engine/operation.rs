@@ -17,6 +17,8 @@ pub struct Request {
     pub session: SessionId,
     /// What to do.
     pub work: Work,
+    /// The coordinator that asks.
+    pub stream: u64,
     /// Whose session it is.
     pub tenant: u64,
     /// Index of the LoRA adapter to apply.
@@ -133,6 +135,7 @@ impl Failure {
 pub(crate) struct Operation {
     pub(crate) session: SessionId,
     pub(crate) work: Work,
+    pub(crate) stream: u64,
     pub(crate) tenant: u64,
     pub(crate) adapter: Option<usize>,
     pub(crate) received: Instant,
@@ -144,11 +147,12 @@ pub(crate) struct Operation {
 
 impl Operation {
     pub(crate) fn new(request: Request, place: Place) -> (Self, Ticket) {
-        let Request { session, work, tenant, adapter, received, deadline } = request;
+        let Request { session, work, stream, tenant, adapter, received, deadline } = request;
         let (reply, answer) = oneshot::channel();
         let cancelled = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&cancelled);
-        let operation = Self { session, work, tenant, adapter, received, deadline, cancelled, reply, _place: place };
+        let operation =
+            Self { session, work, stream, tenant, adapter, received, deadline, cancelled, reply, _place: place };
         (operation, Ticket { answer, flag })
     }
 

@@ -7,7 +7,11 @@ pub(crate) mod request_queue;
 
 pub(crate) mod job;
 
+pub(crate) mod fairness;
+
 pub(crate) mod batch;
+
+pub(crate) mod start;
 
 pub(crate) mod step;
 
@@ -17,26 +21,37 @@ use std::time::{Duration, Instant};
 
 use cosec_proto::{ErrorCode, SessionId};
 
-use crate::engine::operation::{Answer, Failure, Operation, Outcome};
-use crate::engine::{EngineOptions, Status};
+use crate::engine::operation::{Answer, Failure, Outcome};
+use crate::engine::{EngineOptions, Limits, Status};
 use crate::kv_cache::{BlockPool, BlockTable};
 use crate::metrics::Metrics;
 
-use job::Job;
-use request_queue::{Arrival, RequestQueue};
+use batch::Plan;
+use fairness::Fairness;
+use job::{Job, Stage};
+use request_queue::{JobId, RequestQueue};
+use step::Pass;
 
 /// Bytes of logits that one forward pass may produce.
 const STEP_LOGITS_BYTES: usize = 64 << 20;
 
+/// Rows of logits whose memory is kept although nobody needs them.
+const SPARE_ROWS: usize = 64;
+
 /// What is cached for a session.
 #[derive(Debug)]
 struct Session {
+    /// Empty after a preemption.
     table: BlockTable,
     /// The row behind the last cached token.
     kept: Option<Vec<f32>>,
     /// Under whose name and with which adapter its tokens were cached.
     tenant: u64,
     adapter: Option<usize>,
+    /// Arrival of the operation that opened it; a preemption does not change it.
+    age: u64,
+    /// An operation on it is under way.
+    busy: bool,
     /// When an operation on it last came or ended.
     heard: Instant,
 }
@@ -47,24 +62,54 @@ pub(crate) struct Scheduler {
     queue: RequestQueue,
     sessions: HashMap<SessionId, Session>,
     pool: BlockPool,
+    fairness: Fairness,
     options: EngineOptions,
+    /// Blocks of the longest sequence.
+    table_blocks: usize,
     /// Tokens of unanswered operations that are still to be fed.
     queued_tokens: usize,
     /// Rows of logits that one forward pass may produce.
     step_rows: usize,
+    /// Age of the oldest session that waits for blocks; younger ones take none before it.
+    first_in_want: Option<u64>,
+    plan: Plan,
+    pass: Pass,
+    spare_rows: SpareRows,
     status: Arc<Status>,
     metrics: Arc<Metrics>,
 }
 
+/// Memory of rows, to be used again.
+#[derive(Debug, Default)]
+struct SpareRows(Vec<Vec<f32>>);
+
+impl SpareRows {
+    fn take(&mut self) -> Vec<f32> {
+        self.0.pop().unwrap_or_default()
+    }
+
+    fn give(&mut self, row: Option<Vec<f32>>) {
+        if self.0.len() < SPARE_ROWS {
+            self.0.extend(row.filter(|row| row.capacity() > 0));
+        }
+    }
+}
+
 impl Scheduler {
-    pub(crate) fn new(options: EngineOptions, vocabulary: usize, status: Arc<Status>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(options: EngineOptions, limits: &Limits, status: Arc<Status>, metrics: Arc<Metrics>) -> Self {
         let scheduler = Self {
             queue: RequestQueue::default(),
             sessions: HashMap::new(),
-            pool: BlockPool::new(options.blocks),
-            step_rows: (STEP_LOGITS_BYTES / (4 * vocabulary.max(1))).max(1),
-            options,
+            pool: BlockPool::new(options.blocks, options.block_tokens),
+            fairness: Fairness::default(),
+            table_blocks: limits.context_tokens.div_ceil(options.block_tokens),
             queued_tokens: 0,
+            step_rows: (STEP_LOGITS_BYTES / (4 * limits.vocabulary.max(1))).max(1),
+            first_in_want: None,
+            plan: Plan::default(),
+            pass: Pass::default(),
+            spare_rows: SpareRows::default(),
+            options,
             status,
             metrics,
         };
@@ -73,24 +118,24 @@ impl Scheduler {
     }
 
     /// Queues an operation.
-    pub(crate) fn submit(&mut self, operation: Operation, now: Instant) {
-        if let Some(session) = self.sessions.get_mut(&operation.session) {
+    pub(crate) fn submit(&mut self, job: Box<Job>, now: Instant) {
+        if let Some(session) = self.sessions.get_mut(&job.session()) {
             session.heard = now;
         }
-        let job = Job::new(operation);
         self.queued_tokens += job.waiting_tokens();
         self.queue.push(job);
     }
 
     /// Ends what is over: withdrawn operations, passed deadlines, sessions without a lease.
     pub(crate) fn sweep(&mut self, now: Instant) {
-        let failed: Vec<(Arrival, Failure)> =
-            self.queue.iter().filter_map(|(arrival, job)| Some((arrival, verdict(job, now)?))).collect();
-        for (arrival, failure) in failed {
-            if self.queue.get(arrival).is_some_and(|job| job.operation.is_cancelled()) {
-                self.keep_what_was_fed(arrival);
+        let failed: Vec<(JobId, Failure)> =
+            self.queue.iter().filter_map(|(id, job)| Some((id, verdict(job, now)?))).collect();
+        for (id, failure) in failed {
+            if failure.code == ErrorCode::Cancelled {
+                self.cancel(id, failure, now);
+            } else {
+                self.fail(id, failure, now);
             }
-            self.fail(arrival, failure, now);
         }
         let lease = self.options.lease;
         let expired: Vec<SessionId> = self
@@ -106,78 +151,91 @@ impl Scheduler {
         self.report();
     }
 
-    /// How long nothing changes by itself: until the next deadline or end of a lease.
+    /// How long nothing changes by itself: until the next deadline, the end of a lease, or the time when a session has to
+    /// give way to those that wait for blocks.
     pub(crate) fn patience(&self, now: Instant) -> Duration {
         let deadlines = self.queue.iter().map(|(_, job)| job.operation.deadline);
+        let in_want = self.queue.iter().any(|(_, job)| job.missing_blocks > 0);
         let idle = self.sessions.iter().filter(|(id, _)| !self.queue.concerns(**id));
-        let leases = idle.map(|(_, session)| session.heard + self.options.lease);
-        deadlines.chain(leases).min().map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(now))
+        let changes = idle.map(|(_, session)| {
+            let gives_way = session.heard + start::IDLE;
+            if in_want && gives_way > now { gives_way } else { session.heard + self.options.lease }
+        });
+        deadlines.chain(changes).min().map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(now))
     }
 
     /// Gives back everything that a session holds.
     fn forget(&mut self, id: SessionId) {
         if let Some(mut session) = self.sessions.remove(&id) {
-            session.table.truncate(0, &mut self.pool);
+            session.table.clear(&mut self.pool);
+            self.spare_rows.give(session.kept);
         }
     }
 
     /// Answers an operation that has fed all its tokens.
-    fn complete(&mut self, arrival: Arrival, now: Instant) {
-        let Some(job) = self.queue.get_mut(arrival) else { return };
+    fn complete(&mut self, id: JobId, now: Instant) {
+        let Some(job) = self.queue.get_mut(id) else { return };
         if now > job.operation.deadline {
-            return self.fail(arrival, deadline_exceeded(), now);
+            return self.fail(id, deadline_exceeded(), now);
         }
-        let length = job.length_afterwards();
-        let finish = job.finish();
-        if let Some(session) = self.sessions.get_mut(&job.session()) {
-            session.table.commit(length);
-            session.table.trim(&mut self.pool);
-            session.kept = finish.last_row.or(session.kept.take());
-        }
-        self.answer(arrival, finish.outcome, now);
+        let outcome = job.outcome();
+        self.keep(id);
+        self.answer(id, outcome, now);
     }
 
-    /// Counts as cached what a cancelled operation has fed.
-    fn keep_what_was_fed(&mut self, arrival: Arrival) {
-        let Some(job) = self.queue.get_mut(arrival) else { return };
-        let length = job.length_so_far();
-        if length == job.at() {
-            return;
+    /// Answers a withdrawn operation and leaves cached what it has fed.
+    fn cancel(&mut self, id: JobId, failure: Failure, now: Instant) {
+        if self.queue.get(id).is_some_and(|job| job.runs() && job.has_fed()) {
+            self.keep(id);
+            self.answer(id, Outcome::Failed(failure), now);
+        } else {
+            self.fail(id, failure, now);
         }
-        if let (Some(progress), Some(session)) = (&mut job.progress, self.sessions.get_mut(&job.operation.session)) {
-            progress.opened = false;
-            session.table.commit(length);
-            session.kept = job.take_last_row();
+    }
+
+    /// Leaves a session with what its operation has fed and the row behind it.
+    fn keep(&mut self, id: JobId) {
+        let Some(job) = self.queue.get_mut(id) else { return };
+        let Some(session) = self.sessions.get_mut(&job.session()) else { return };
+        session.table.trim(&mut self.pool);
+        if job.has_fed() {
+            let row = job.last_row();
+            let before = std::mem::replace(&mut session.kept, (!row.is_empty()).then_some(row));
+            self.spare_rows.give(before);
         }
     }
 
     /// Answers an operation without a result and leaves its session as it was.
-    fn fail(&mut self, arrival: Arrival, failure: Failure, now: Instant) {
-        let Some(job) = self.queue.get(arrival) else { return };
-        let id = job.session();
-        if let Some(progress) = &job.progress {
-            if progress.opened {
-                self.forget(id);
-            } else if let Some(session) = self.sessions.get_mut(&id) {
-                session.table.trim(&mut self.pool);
+    fn fail(&mut self, id: JobId, failure: Failure, now: Instant) {
+        let Some(job) = self.queue.get(id) else { return };
+        match job.stage {
+            Stage::Waits => {}
+            Stage::Runs { opened: true } => self.forget(job.session()),
+            Stage::Runs { opened: false } => {
+                if let Some(session) = self.sessions.get_mut(&job.session()) {
+                    session.table.truncate(job.at(), &mut self.pool);
+                    if session.table.length() < job.at() {
+                        self.spare_rows.give(session.kept.take());
+                    }
+                }
             }
         }
-        self.answer(arrival, Outcome::Failed(failure), now);
+        self.answer(id, Outcome::Failed(failure), now);
     }
 
-    fn answer(&mut self, arrival: Arrival, outcome: Outcome, now: Instant) {
-        let Some(job) = self.queue.remove(arrival) else { return };
+    fn answer(&mut self, id: JobId, outcome: Outcome, now: Instant) {
+        let Some(mut job) = self.queue.remove(id) else { return };
         self.queued_tokens -= job.waiting_tokens();
         if let Some(session) = self.sessions.get_mut(&job.session()) {
             session.heard = now;
+            session.busy &= !job.runs();
         }
+        self.spare_rows.give(Some(job.last_row()));
         // Whoever reads the answer may ask for the figures next.
         self.report();
-        let served = job.progress.as_ref().and_then(|progress| progress.first_pass).unwrap_or(now);
-        let queue = served.saturating_duration_since(job.operation.received);
-        let compute = job.progress.as_ref().map_or(Duration::ZERO, |progress| progress.compute);
+        let queue = job.first_pass.unwrap_or(now).saturating_duration_since(job.operation.received);
         self.metrics.queue_seconds.observe(queue.as_secs_f64());
-        job.operation.answer(Answer { outcome, queue, compute });
+        job.operation.answer(Answer { outcome, queue, compute: job.compute });
     }
 
     fn report(&self) {

@@ -1,67 +1,108 @@
-//! Operations that have no answer yet: in order of arrival, one at a time per session.
+//! Operations that wait or run, in the order of arrival within each session.
 
-use std::collections::BTreeMap;
-use std::collections::VecDeque;
-use std::collections::hash_map::{Entry, HashMap};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use cosec_proto::SessionId;
 
 use super::job::Job;
 
-/// Place in the order of arrival.
-pub(crate) type Arrival = u64;
+/// Names a job in the queue; used again when the job is gone.
+pub(crate) type JobId = usize;
 
 /// All unanswered operations. The first of each session is its head; only heads run.
 #[derive(Debug, Default)]
 pub(crate) struct RequestQueue {
-    jobs: BTreeMap<Arrival, Job>,
-    sessions: HashMap<SessionId, VecDeque<Arrival>>,
-    next: Arrival,
+    jobs: Vec<Option<Box<Job>>>,
+    vacant: Vec<JobId>,
+    lines: HashMap<SessionId, Line>,
+    arrivals: u64,
+}
+
+/// First and last job of a session.
+#[derive(Debug)]
+struct Line {
+    first: JobId,
+    last: JobId,
 }
 
 impl RequestQueue {
-    pub(crate) fn push(&mut self, job: Job) {
-        let arrival = self.next;
-        self.next += 1;
-        self.sessions.entry(job.session()).or_default().push_back(arrival);
-        self.jobs.insert(arrival, job);
+    pub(crate) fn push(&mut self, mut job: Box<Job>) {
+        job.arrival = self.arrivals;
+        self.arrivals += 1;
+        let session = job.session();
+        let id = match self.vacant.pop() {
+            Some(id) => id,
+            None => {
+                self.jobs.push(None);
+                self.jobs.len() - 1
+            }
+        };
+        self.jobs[id] = Some(job);
+        match self.lines.entry(session) {
+            Entry::Vacant(line) => {
+                line.insert(Line { first: id, last: id });
+            }
+            Entry::Occupied(mut line) => {
+                let before = std::mem::replace(&mut line.get_mut().last, id);
+                if let Some(before) = self.jobs[before].as_mut() {
+                    before.next = Some(id);
+                }
+            }
+        }
     }
 
-    /// The first head that arrived at `from` or later.
-    pub(crate) fn head_from(&self, from: Arrival) -> Option<Arrival> {
-        self.jobs
-            .range(from..)
-            .find(|(arrival, job)| self.is_head(**arrival, job.session()))
-            .map(|(&arrival, _)| arrival)
+    /// The first job of `session`.
+    pub(crate) fn head(&self, session: SessionId) -> Option<JobId> {
+        self.lines.get(&session).map(|line| line.first)
     }
 
-    fn is_head(&self, arrival: Arrival, session: SessionId) -> bool {
-        self.sessions.get(&session).and_then(VecDeque::front) == Some(&arrival)
+    /// The first job of every session, in no order.
+    pub(crate) fn heads(&self) -> impl Iterator<Item = (JobId, &Job)> {
+        self.lines.values().filter_map(|line| Some((line.first, self.get(line.first)?)))
     }
 
     /// Whether an operation of `session` is unanswered.
     pub(crate) fn concerns(&self, session: SessionId) -> bool {
-        self.sessions.contains_key(&session)
+        self.lines.contains_key(&session)
     }
 
-    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (Arrival, &Job)> {
-        self.jobs.iter().map(|(&arrival, job)| (arrival, job))
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (JobId, &Job)> {
+        self.jobs.iter().enumerate().filter_map(|(id, job)| Some((id, job.as_deref()?)))
     }
 
-    pub(crate) fn get(&self, arrival: Arrival) -> Option<&Job> {
-        self.jobs.get(&arrival)
+    pub(crate) fn get(&self, id: JobId) -> Option<&Job> {
+        self.jobs.get(id)?.as_deref()
     }
 
-    pub(crate) fn get_mut(&mut self, arrival: Arrival) -> Option<&mut Job> {
-        self.jobs.get_mut(&arrival)
+    pub(crate) fn get_mut(&mut self, id: JobId) -> Option<&mut Job> {
+        self.jobs.get_mut(id)?.as_deref_mut()
     }
 
-    pub(crate) fn remove(&mut self, arrival: Arrival) -> Option<Job> {
-        let job = self.jobs.remove(&arrival)?;
-        if let Entry::Occupied(mut order) = self.sessions.entry(job.session()) {
-            order.get_mut().retain(|&other| other != arrival);
-            if order.get().is_empty() {
-                order.remove();
+    pub(crate) fn remove(&mut self, id: JobId) -> Option<Box<Job>> {
+        let job = self.jobs.get_mut(id)?.take()?;
+        self.vacant.push(id);
+        let session = job.session();
+        let Some(line) = self.lines.get_mut(&session) else { return Some(job) };
+        if line.first == id {
+            match job.next {
+                Some(next) => line.first = next,
+                None => drop(self.lines.remove(&session)),
+            }
+            return Some(job);
+        }
+        let mut before = line.first;
+        while let Some(other) = self.jobs[before].as_mut() {
+            match other.next {
+                Some(next) if next == id => {
+                    other.next = job.next;
+                    if line.last == id {
+                        line.last = before;
+                    }
+                    break;
+                }
+                Some(next) => before = next,
+                None => break,
             }
         }
         Some(job)

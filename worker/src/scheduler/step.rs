@@ -3,102 +3,124 @@
 use std::time::Instant;
 
 use cosec_proto::ErrorCode;
-use cosec_proto::draw::InvalidLogits;
 
 use super::Scheduler;
 use super::batch::Slice;
 use super::job::Reading;
+use super::start::impossible_row;
 use crate::engine::Model;
 use crate::engine::operation::Failure;
 use crate::model_runner::{BatchItem, ForwardError};
 
-/// What a slice got from a forward pass.
-type Readings = Result<Vec<Reading>, InvalidLogits>;
+/// Memory of a forward pass, kept from one to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Pass {
+    batch: Vec<BatchItem<'static>>,
+    /// In the order of the slices, then of their rows; may be longer than the pass has rows.
+    readings: Vec<Reading>,
+}
 
 impl Scheduler {
     /// Serves whatever is ready with one forward pass. Says whether there was anything.
     pub(crate) fn step(&mut self, model: &mut impl Model) -> bool {
         self.sweep(Instant::now());
-        let slices = self.plan(Instant::now());
-        if slices.is_empty() {
-            return false;
+        let plan = self.plan(Instant::now());
+        let served = !plan.slices.is_empty();
+        if served {
+            self.serve(&plan.slices, model);
         }
-        let phase = self.phase(&slices);
+        self.plan = plan;
+        served
+    }
+
+    fn serve(&mut self, slices: &[Slice], model: &mut impl Model) {
+        let phase = self.phase(slices);
+        let mut pass = std::mem::take(&mut self.pass);
         let started = Instant::now();
-        let results = self.forward(model, &slices);
+        let result = self.forward(slices, &mut pass, model);
         let ended = Instant::now();
         let elapsed = ended - started;
         self.status.observe_step(elapsed);
         self.metrics.step_seconds.with_label_values(&[phase]).observe(elapsed.as_secs_f64());
         self.metrics.step_tokens.observe(slices.iter().map(|slice| slice.tokens).sum::<usize>() as f64);
         self.metrics.step_rows.observe(slices.iter().map(|slice| slice.rows.len()).sum::<usize>() as f64);
-        for slice in &slices {
-            if let Some(progress) = self.queue.get_mut(slice.arrival).and_then(|job| job.progress.as_mut()) {
-                progress.first_pass.get_or_insert(started);
-                progress.compute += elapsed;
+        for slice in slices {
+            if let Some(job) = self.queue.get_mut(slice.job) {
+                job.first_pass.get_or_insert(started);
+                job.compute += elapsed;
             }
         }
-        match results {
-            Ok(results) => slices.iter().zip(results).for_each(|(slice, result)| self.take_up(slice, result, ended)),
-            Err(error) => {
-                tracing::error!(%error, "a forward pass failed");
-                let failure = Failure::new(ErrorCode::WorkerFault, format!("the forward pass failed: {error}"));
-                slices.iter().for_each(|slice| self.fail(slice.arrival, failure.clone(), ended));
-            }
-        }
-        true
-    }
-
-    /// Runs the model over `slices`; one result per slice.
-    fn forward(&self, model: &mut impl Model, slices: &[Slice]) -> Result<Vec<Readings>, ForwardError> {
-        let jobs: Vec<_> = slices.iter().filter_map(|slice| self.queue.get(slice.arrival)).collect();
-        let batch: Vec<BatchItem<'_>> = slices
-            .iter()
-            .zip(&jobs)
-            .filter_map(|(slice, job)| {
-                let (fed, tokens) = job.slice(slice.tokens);
-                let blocks = self.sessions.get(&job.session())?.table.blocks();
-                Some(BatchItem {
-                    tokens,
-                    start: job.at() + fed,
-                    blocks,
-                    rows: slice.rows.clone(),
-                    adapter: job.operation.adapter,
-                })
-            })
-            .collect();
-        let mut results: Vec<Readings> = slices.iter().map(|_| Ok(Vec::new())).collect();
-        let mut wanted =
-            slices.iter().enumerate().flat_map(|(index, slice)| slice.rows.clone().map(move |row| (index, row)));
-        model.forward(&batch, &mut |logits| {
-            let Some((index, row)) = wanted.next() else { return };
-            if let Ok(readings) = &mut results[index] {
-                let job = jobs[index];
-                match job.read(job.slice(0).0 + row + 1, logits) {
-                    Ok(reading) => readings.push(reading),
-                    Err(invalid) => results[index] = Err(invalid),
+        let mut readings = pass.readings.as_mut_slice();
+        for slice in slices {
+            let (own, others) = readings.split_at_mut(slice.rows.len());
+            match &result {
+                Ok(()) => self.take_up(slice, own, ended),
+                Err(error) => {
+                    let failure = Failure::new(ErrorCode::WorkerFault, format!("the forward pass failed: {error}"));
+                    self.fail(slice.job, failure, ended);
                 }
             }
-        })?;
-        Ok(results)
+            readings = others;
+        }
+        if let Err(error) = result {
+            tracing::error!(%error, "a forward pass failed");
+        }
+        self.pass = pass;
     }
 
-    fn take_up(&mut self, slice: &Slice, result: Readings, now: Instant) {
-        let Some(job) = self.queue.get_mut(slice.arrival) else { return };
-        match result {
-            Ok(readings) => {
-                let waiting = job.waiting_tokens();
-                job.apply(slice.tokens, readings);
-                self.queued_tokens -= waiting - job.waiting_tokens();
-                if job.is_done() {
-                    self.complete(slice.arrival, now);
-                }
-            }
-            Err(invalid) => {
-                tracing::error!(session = %job.session(), %invalid, "the model computed an impossible row");
-                let message = format!("the model computed an impossible row: {invalid}");
-                self.fail(slice.arrival, Failure::new(ErrorCode::WorkerFault, message), now);
+    /// Runs the model over `slices` and fills in what the jobs want of its rows.
+    fn forward(&mut self, slices: &[Slice], pass: &mut Pass, model: &mut impl Model) -> Result<(), ForwardError> {
+        let rows: usize = slices.iter().map(|slice| slice.rows.len()).sum();
+        if pass.readings.len() < rows {
+            pass.readings.resize_with(rows, Reading::default);
+        }
+        let mut readings = pass.readings.iter_mut();
+        for slice in slices {
+            let Some(job) = self.queue.get(slice.job) else { continue };
+            for (row, reading) in slice.rows.clone().zip(&mut readings) {
+                reading.begin(slice.job, job.next_offset() + row);
+                reading.row = job.ends_at(reading.offset).then(|| self.spare_rows.take());
             }
         }
+        let Self { queue, sessions, .. } = self;
+        let mut batch = reused(std::mem::take(&mut pass.batch));
+        batch.extend(slices.iter().filter_map(|slice| {
+            let job = queue.get(slice.job)?;
+            let blocks = sessions.get(&job.session())?.table.blocks();
+            let (start, tokens) = (job.at() + job.next_offset() - 1, &job.rest()[..slice.tokens]);
+            Some(BatchItem { tokens, start, blocks, rows: slice.rows.clone(), adapter: job.operation.adapter })
+        }));
+        let result = model.forward(&batch, &mut pass.readings[..rows], |reading, logits| {
+            if let Some(job) = queue.get(reading.job) {
+                job.read(reading, logits);
+            }
+        });
+        pass.batch = reused(batch);
+        result
     }
+
+    fn take_up(&mut self, slice: &Slice, readings: &mut [Reading], now: Instant) {
+        let Self { queue, sessions, pool, spare_rows, .. } = self;
+        let Some(job) = queue.get_mut(slice.job) else { return };
+        if let Some(invalid) = readings.iter().find_map(|reading| reading.invalid) {
+            tracing::error!(session = %job.session(), %invalid, "the model computed an impossible row");
+            return self.fail(slice.job, impossible_row(invalid), now);
+        }
+        let waiting = job.waiting_tokens();
+        if let Some(session) = sessions.get_mut(&job.session()) {
+            session.table.append(job.feed(slice.tokens), pool);
+            readings.iter_mut().for_each(|reading| spare_rows.give(job.take_up(reading)));
+            job.fills = session.table.next_hash(job.rest(), pool);
+        }
+        self.queued_tokens -= waiting - job.waiting_tokens();
+        if job.is_done() {
+            self.complete(slice.job, now);
+        }
+    }
+}
+
+/// The memory of `items` for items of another lifetime.
+fn reused<'a>(items: Vec<BatchItem<'_>>) -> Vec<BatchItem<'a>> {
+    // Collects in place.
+    items.into_iter().map_while(|_| None).collect()
 }

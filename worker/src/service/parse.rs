@@ -45,6 +45,7 @@ pub(super) fn parse(
     received: Instant,
     limits: &Limits,
     adapters: &[String],
+    stream: u64,
 ) -> Result<Parsed, Failure> {
     let (session, work, tenant, adapter, response_bytes) = match operation {
         WireOperation::Extend(extend) => {
@@ -89,7 +90,7 @@ pub(super) fn parse(
         )));
     }
     let patience = if deadline_ms == 0 { DEFAULT_DEADLINE } else { Duration::from_millis(deadline_ms.into()) };
-    let request = Request { session, work, tenant, adapter, received, deadline: received + patience };
+    let request = Request { session, work, stream, tenant, adapter, received, deadline: received + patience };
     Ok(Parsed { request, response_bytes })
 }
 

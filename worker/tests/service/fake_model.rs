@@ -139,7 +139,12 @@ impl Model for FakeModel {
         &self.description
     }
 
-    fn forward(&mut self, batch: &[BatchItem<'_>], visit: &mut dyn FnMut(&[f32])) -> Result<(), ForwardError> {
+    fn forward<R: Send>(
+        &mut self,
+        batch: &[BatchItem<'_>],
+        readers: &mut [R],
+        read: impl Fn(&mut R, &[f32]) + Sync,
+    ) -> Result<(), ForwardError> {
         self.gate.pass(batch.iter().map(|item| item.tokens.len()).collect());
         assert!(batch.iter().all(|item| !item.tokens.contains(&PANIC_TOKEN)), "told to panic");
         if let Some(item) = batch.iter().position(|item| item.tokens.contains(&ERROR_TOKEN)) {
@@ -153,12 +158,13 @@ impl Model for FakeModel {
                 self.memory[slot] = Some(adapted(item.adapter, token));
             }
         }
+        let mut readers = readers.iter_mut();
         for item in batch {
             for row in item.rows.clone() {
                 let history: Vec<u32> = (0..=item.start + row)
                     .map(|position| self.memory[self.slot(item.blocks, position)].unwrap_or(u32::MAX))
                     .collect();
-                visit(&logits(&history));
+                read(readers.next().unwrap(), &logits(&history));
             }
         }
         Ok(())

@@ -20,6 +20,8 @@ use cosec_worker::engine::{EngineOptions, Model};
 use cosec_worker::model_runner::ModelRunner;
 use cosec_worker::server::{LoadError, ServeError, Server};
 use cosec_worker::service::Identity;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -118,6 +120,15 @@ impl Harness {
             }
         };
         timeout(PATIENCE, reached).await.unwrap();
+    }
+
+    /// What Prometheus scrapes.
+    pub(crate) async fn metrics(&self) -> String {
+        let mut stream = TcpStream::connect(self.metrics_address).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
     }
 
     pub(crate) async fn health(&self, service: &str) -> ServingStatus {

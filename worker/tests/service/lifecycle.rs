@@ -6,8 +6,6 @@ use cosec_proto::SessionId;
 use cosec_proto::worker::DescribeRequest;
 use cosec_worker::engine::EngineOptions;
 use cosec_worker::server::Server;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::sleep;
 use tonic_health::pb::health_check_response::ServingStatus;
 
@@ -105,10 +103,7 @@ async fn figures_are_scraped() {
     wire.run(draft(session, 100, &[2], 3)).await;
     wire.run(extend(session, 500, &[1], &[])).await;
     wire.run(None).await;
-    let mut stream = TcpStream::connect(harness.metrics_address).await.unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
+    let text = harness.metrics().await;
     let expected = [
         "cosec_worker_operations_total{kind=\"extend\",outcome=\"rows\",role=\"expert\"} 1",
         "cosec_worker_operations_total{kind=\"extend\",outcome=\"need_prefix\",role=\"expert\"} 1",

@@ -201,18 +201,37 @@ async fn who_waits_in_vain_for_blocks_is_told_so() {
 }
 
 #[tokio::test]
-async fn sessions_that_wait_for_each_other_do_not_wait_for_ever() {
+async fn when_blocks_run_out_the_youngest_loses_its_own_and_comes_back() {
     let harness = Harness::start(EngineOptions { blocks: 20, ..options() }).await;
     let mut wire = harness.wire().await;
     let (older, younger) = (SessionId::random(), SessionId::random());
     wire.rows(older, 0, &[1; 40], &[]).await;
-    wire.rows(younger, 0, &[2; 40], &[]).await;
-    let first = wire.send(extend(older, 40, &[3; 8], &[8]), 0).await;
-    let second = wire.send(extend(younger, 40, &[4; 8], &[8]), 0).await;
-    assert_eq!(failure(wire.answer(second).await).0, "out_of_blocks");
-    // The one that was told gives its blocks back, and the other goes on.
-    wire.run(release(younger)).await;
-    assert_eq!(full_rows(&wire.answer(first).await), Some(vec![logits(&[vec![1; 40], vec![3; 8]].concat())]));
+    wire.rows(younger, 0, &[2; 40], &[40]).await;
+    assert_eq!(wire.rows(older, 40, &[3; 8], &[8]).await, [logits(&[vec![1; 40], vec![3; 8]].concat())]);
+    // It learns it from the answer to its next operation, and waits its turn.
+    assert_eq!(need_prefix(&wire.run(draft(younger, 40, &[], 2)).await), Some(0));
+    let again = wire.send(extend(younger, 0, &[[2; 40], [4; 40]].concat(), &[80]), 0).await;
+    assert!(!wire.rows(older, 48, &[5; 4], &[4]).await.is_empty());
+    wire.run(release(older)).await;
+    assert_eq!(full_rows(&wire.answer(again).await), Some(vec![logits(&[[2; 40], [4; 40]].concat())]));
+    assert!(harness.metrics().await.contains("cosec_worker_preemptions_total{role=\"expert\"} 1"));
+}
+
+#[tokio::test]
+async fn a_session_that_came_back_is_as_old_as_before() {
+    let harness = Harness::start(EngineOptions { blocks: 20, ..options() }).await;
+    let mut wire = harness.wire().await;
+    let [first, second, third] = [(); 3].map(|()| SessionId::random());
+    wire.rows(first, 0, &[1; 20], &[]).await;
+    wire.rows(second, 0, &[2; 20], &[]).await;
+    wire.rows(first, 20, &[1; 48], &[]).await;
+    // The second has lost its blocks; a third comes in its place.
+    wire.rows(third, 0, &[3; 8], &[]).await;
+    assert_eq!(need_prefix(&wire.run(extend(second, 20, &[2], &[1])).await), Some(0));
+    // It gets them back from the third, which came later.
+    assert_eq!(wire.rows(second, 0, &[2; 12], &[12]).await, [logits(&[2; 12])]);
+    assert_eq!(need_prefix(&wire.run(extend(third, 8, &[3], &[1])).await), Some(0));
+    assert_eq!(wire.rows(first, 68, &[], &[0]).await, [logits(&[1; 68])]);
 }
 
 #[tokio::test]

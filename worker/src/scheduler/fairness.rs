@@ -1,0 +1,120 @@
+//! Whose turn it is: fair queueing by tokens, first between coordinators, then between the tenants of each.
+//!
+//! Start-time fair queueing (Goyal, Vin and Cheng, 1996) with two levels: who waits and has been served least is next, and
+//! whoever comes back after a pause is put level with those who waited meanwhile, so that nobody saves up turns.
+
+/// A coordinator's stream and one of its tenants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Party {
+    pub(crate) stream: u64,
+    pub(crate) tenant: u64,
+}
+
+/// Tokens served to every party that waits, or that has had more than its share.
+#[derive(Debug, Default)]
+pub(crate) struct Fairness {
+    streams: Accounts,
+    parties: Accounts,
+}
+
+impl Fairness {
+    /// Opens a round between the parties in `waiting`, ascending and without repetition.
+    pub(crate) fn open_round(&mut self, waiting: impl Iterator<Item = Party> + Clone) {
+        self.streams.open_round(waiting.clone().map(stream));
+        self.parties.open_round(waiting.map(tenant));
+    }
+
+    /// Orders parties by what they have had: the least is next.
+    pub(crate) fn served(&self, party: Party) -> (u64, u64) {
+        (self.streams.served(stream(party)), self.parties.served(tenant(party)))
+    }
+
+    /// Notes that `party` gets `tokens`.
+    pub(crate) fn charge(&mut self, party: Party, tokens: usize) {
+        self.streams.charge(stream(party), tokens);
+        self.parties.charge(tenant(party), tokens);
+    }
+}
+
+/// Rivals, and whose account.
+type Key = (u64, u64);
+
+fn stream(party: Party) -> Key {
+    (0, party.stream)
+}
+
+fn tenant(party: Party) -> Key {
+    (party.stream, party.tenant)
+}
+
+#[derive(Debug)]
+struct Account {
+    key: Key,
+    served: u64,
+    waits: bool,
+}
+
+/// Ascending by key.
+#[derive(Debug, Default)]
+struct Accounts(Vec<Account>);
+
+impl Accounts {
+    /// `waiting` ascends; the same key may come several times in a row.
+    fn open_round(&mut self, waiting: impl Iterator<Item = Key> + Clone) {
+        let mut expected = waiting.clone().peekable();
+        for account in &mut self.0 {
+            while expected.next_if(|&key| key < account.key).is_some() {}
+            account.waits &= expected.peek() == Some(&account.key);
+        }
+        for key in waiting {
+            let place = self.0.binary_search_by_key(&key, |account| account.key);
+            let floor = || self.floor(key.0).unwrap_or(0);
+            match place {
+                Ok(at) if self.0[at].waits => {}
+                Ok(at) => {
+                    let served = self.0[at].served.max(floor());
+                    self.0[at] = Account { key, served, waits: true };
+                }
+                Err(at) => {
+                    let served = floor();
+                    self.0.insert(at, Account { key, served, waits: true });
+                }
+            }
+        }
+        self.close_idle();
+    }
+
+    /// The least that anyone has had who waits among these rivals.
+    fn floor(&self, rivals: u64) -> Option<u64> {
+        let first = self.0.partition_point(|account| account.key.0 < rivals);
+        let group = self.0[first..].iter().take_while(|account| account.key.0 == rivals);
+        group.filter(|account| account.waits).map(|account| account.served).min()
+    }
+
+    /// Closes accounts whose owners would come back level with the others.
+    fn close_idle(&mut self) {
+        let mut floor = (0, None);
+        for at in (0..self.0.len()).rev() {
+            let Account { key, served, waits } = self.0[at];
+            if waits {
+                continue;
+            }
+            if floor != (key.0, floor.1) || floor.1.is_none() {
+                floor = (key.0, self.floor(key.0));
+            }
+            if floor.1.is_none_or(|floor| served <= floor) {
+                self.0.remove(at);
+            }
+        }
+    }
+
+    fn served(&self, key: Key) -> u64 {
+        self.0.binary_search_by_key(&key, |account| account.key).map_or(0, |at| self.0[at].served)
+    }
+
+    fn charge(&mut self, key: Key, tokens: usize) {
+        if let Ok(at) = self.0.binary_search_by_key(&key, |account| account.key) {
+            self.0[at].served += tokens as u64;
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Lets operations begin: checks what they assume, finds what is cached already, and makes room.
+
+use std::time::{Duration, Instant};
+
+use cosec_proto::draw::InvalidLogits;
+use cosec_proto::{ErrorCode, SessionId};
+
+use super::job::{Job, Reading, Stage};
+use super::request_queue::JobId;
+use super::{Scheduler, Session};
+use crate::engine::operation::{Failure, Operation, Outcome, Work};
+use crate::kv_cache::{BlockTable, PrefixHash};
+
+/// A session of which nothing was heard for so long gives way to any other that needs its blocks.
+pub(crate) const IDLE: Duration = Duration::from_secs(2);
+
+/// What became of a job that was to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    Begun,
+    Answered,
+    /// For cache blocks, or for another operation that computes what both need.
+    Waits,
+}
+
+impl Scheduler {
+    /// Lets a job begin: checks what it assumes of its session and reserves all blocks that it will need.
+    pub(crate) fn start(&mut self, id: JobId, now: Instant) -> Start {
+        let Some(job) = self.queue.get(id) else { return Start::Answered };
+        if let Work::Release = job.operation.work {
+            self.forget(job.session());
+            self.answer(id, Outcome::Released, now);
+            return Start::Answered;
+        }
+        if let Some(outcome) = self.refusal(job) {
+            self.answer(id, outcome, now);
+            return Start::Answered;
+        }
+        let (session, age) = (job.session(), self.age(job));
+        let opened = !self.sessions.contains_key(&session);
+        self.roll_back(id, now);
+        match self.make_room(id, age, now) {
+            Ok(fills) => {
+                self.begin(id, Stage::Runs { opened }, fills);
+                if let Err(invalid) = self.read_kept_row(id) {
+                    self.fail(id, impossible_row(invalid), now);
+                } else if self.queue.get(id).is_some_and(Job::is_done) {
+                    self.complete(id, now);
+                } else {
+                    return Start::Begun;
+                }
+                Start::Answered
+            }
+            Err(missing) => {
+                if let Some(job) = self.queue.get_mut(id) {
+                    job.missing_blocks = missing;
+                    job.skip(0);
+                }
+                if missing > 0 {
+                    self.first_in_want = Some(self.first_in_want.map_or(age, |first| first.min(age)));
+                }
+                if opened {
+                    self.forget(session);
+                }
+                Start::Waits
+            }
+        }
+    }
+
+    fn begin(&mut self, id: JobId, stage: Stage, fills: Option<PrefixHash>) {
+        let Some(job) = self.queue.get_mut(id) else { return };
+        (job.stage, job.missing_blocks, job.fills) = (stage, 0, fills);
+        self.queued_tokens -= job.shared_tokens();
+        self.metrics.shared_tokens.inc_by(job.shared_tokens() as u64);
+        if let Some(session) = self.sessions.get_mut(&job.session()) {
+            session.busy = true;
+        }
+    }
+
+    /// The lower, the sooner the session was opened, and the later it is preempted.
+    pub(crate) fn age(&self, job: &Job) -> u64 {
+        self.sessions.get(&job.session()).map_or(job.arrival, |session| session.age)
+    }
+
+    /// The answer to a job that cannot begin, now or later.
+    fn refusal(&self, job: &Job) -> Option<Outcome> {
+        let session = self.sessions.get(&job.session());
+        let at = job.at();
+        let Operation { tenant, adapter, .. } = job.operation;
+        let same = session.filter(|session| (session.tenant, session.adapter) == (tenant, adapter));
+        let have = same.map_or(0, |session| session.table.length());
+        if at > have {
+            return Some(Outcome::NeedPrefix { have });
+        }
+        let kept = at == have && session.is_some_and(|session| session.kept.is_some());
+        if job.needs_kept_row() && !kept {
+            return Some(Outcome::NeedPrefix { have: at.saturating_sub(1) });
+        }
+        let usable = same.map_or(0, |session| session.table.kept_by_truncation(at, &self.pool));
+        if usable < at {
+            return Some(Outcome::NeedPrefix { have: usable });
+        }
+        let (code, message) = if session.is_none() && self.status.is_draining() {
+            (ErrorCode::Unavailable, "the worker is shutting down and opens no session".to_owned())
+        } else if session.is_none() && self.sessions.len() >= self.options.max_sessions {
+            let most = self.options.max_sessions;
+            (ErrorCode::Overloaded, format!("the worker has {most} sessions, as many as it allows"))
+        } else {
+            return None;
+        };
+        Some(Outcome::Failed(Failure { code, message }))
+    }
+
+    /// Takes from the kept row what the job wants of it.
+    fn read_kept_row(&mut self, id: JobId) -> Result<(), InvalidLogits> {
+        let Some(job) = self.queue.get_mut(id).filter(|job| job.needs_kept_row()) else { return Ok(()) };
+        let Some(row) = self.sessions.get(&job.session()).and_then(|session| session.kept.as_ref()) else {
+            return Ok(());
+        };
+        let mut reading = Reading::default();
+        reading.begin(id, 0);
+        job.read(&mut reading, row);
+        job.take_up(&mut reading);
+        reading.invalid.map_or(Ok(()), Err)
+    }
+
+    /// Opens the session of a job, or truncates it to what the job assumes.
+    fn roll_back(&mut self, id: JobId, now: Instant) {
+        let Some(job) = self.queue.get(id) else { return };
+        let Operation { tenant, adapter, .. } = job.operation;
+        let table = || BlockTable::new(PrefixHash::root(tenant, adapter), self.table_blocks);
+        match self.sessions.get_mut(&job.session()) {
+            None => {
+                let table = table();
+                let session =
+                    Session { table, kept: None, tenant, adapter, age: job.arrival, busy: false, heard: now };
+                self.sessions.insert(job.session(), session);
+            }
+            Some(session) => {
+                if job.at() < session.table.length() {
+                    session.table.truncate(job.at(), &mut self.pool);
+                    self.spare_rows.give(session.kept.take());
+                }
+                // Only an operation at 0 comes so far under another name.
+                if (session.tenant, session.adapter) != (tenant, adapter) {
+                    (session.tenant, session.adapter, session.table) = (tenant, adapter, table());
+                }
+            }
+        }
+    }
+
+    /// Shares what is cached of the job's tokens and reserves blocks for the others. Returns what the next block that
+    /// it fills will be called.
+    ///
+    /// # Errors
+    /// When the job has to wait: how many blocks are missing; 0 when another operation is about to compute the next one.
+    fn make_room(&mut self, id: JobId, age: u64, now: Instant) -> Result<Option<PrefixHash>, usize> {
+        let Self { queue, sessions, pool, .. } = self;
+        let Some(job) = queue.get_mut(id) else { return Ok(None) };
+        let Some(session) = sessions.get_mut(&job.session()) else { return Ok(None) };
+        let (at, table) = (job.at(), &mut session.table);
+        let shareable = job.shareable();
+        let shared = table.share(shareable, shareable.len(), pool);
+        let awaited = table.next_hash(&shareable[shared..], pool);
+        job.skip(shared);
+        let fills = table.next_hash(job.rest(), pool);
+        let length = job.length_afterwards();
+        let (session, needed) = (job.session(), table.missing(length, pool));
+        let is_computed = awaited.is_some() && queue.iter().any(|(_, other)| other.runs() && other.fills == awaited);
+        let is_behind = needed > 0 && self.first_in_want.is_some_and(|first| first < age);
+        let missing = if is_computed {
+            Some(0)
+        } else if is_behind {
+            Some(needed)
+        } else {
+            self.free_blocks(needed, age, now).err()
+        };
+        let Some(session) = self.sessions.get_mut(&session) else { return Ok(None) };
+        if let Some(missing) = missing {
+            session.table.truncate(at, &mut self.pool);
+            return Err(missing);
+        }
+        if let Err(error) = session.table.reserve(length, &mut self.pool) {
+            // `free_blocks` has just said otherwise.
+            debug_assert!(false, "{error}");
+        }
+        Ok(fills)
+    }
+
+    /// Sees to it that `needed` blocks are free: younger sessions, the youngest first, and idle ones lose theirs. So the
+    /// oldest that needs blocks always gets them, and every session comes to be the oldest.
+    ///
+    /// # Errors
+    /// How many are missing when that would not be enough; then nobody loses anything.
+    fn free_blocks(&mut self, needed: usize, age: u64, now: Instant) -> Result<(), usize> {
+        if needed <= self.pool.free() {
+            return Ok(());
+        }
+        let Self { sessions, queue, options, .. } = self;
+        let gives_way = |id: &SessionId, session: &Session| {
+            let is_idle = now - session.heard >= IDLE && !queue.concerns(*id);
+            !session.busy && (session.age > age || (is_idle && session.age != age))
+        };
+        let keepers = sessions.iter().filter(|(id, session)| !gives_way(id, session));
+        let kept: usize = keepers.map(|(_, session)| session.table.blocks().len()).sum();
+        if needed > options.blocks.saturating_sub(kept) {
+            return Err(needed - self.pool.free());
+        }
+        while needed > self.pool.free() {
+            let victims = sessions
+                .iter_mut()
+                .filter(|(id, session)| !session.table.blocks().is_empty() && gives_way(id, session));
+            let Some((id, victim)) = victims.max_by_key(|(_, session)| session.age) else {
+                return Err(needed - self.pool.free());
+            };
+            tracing::debug!(session = %id, blocks = victim.table.blocks().len(), "preempted");
+            victim.table.clear(&mut self.pool);
+            self.spare_rows.give(victim.kept.take());
+            self.metrics.preemptions.inc();
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn impossible_row(invalid: InvalidLogits) -> Failure {
+    Failure::new(ErrorCode::WorkerFault, format!("the model computed an impossible row: {invalid}"))
+}
