@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use cosec_coordinator::merge::{Cosec, Evidence, Laws, MergeRule, Warps};
 use cosec_proto::draw::Warp;
-use cosec_worker::model_runner::{BatchItem, DtypeChoice, LoadOptions, ModelRunner};
+use cosec_worker::model_runner::{BatchItem, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
 use serde::Deserialize;
 
 /// The expert's temperature magnifies differences of logits of 1e-5.
@@ -53,6 +53,8 @@ impl Cached {
             adapter,
             lora: Vec::new(),
             dtype: DtypeChoice::F32,
+            quantize: None,
+            kv_dtype: KvDtype::Auto,
             blocks: 16,
             block_tokens: 4,
             threads: 1,

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use cosec_worker::model_runner::{BatchItem, DtypeChoice, LoadOptions, ModelRunner};
+use cosec_worker::model_runner::{BatchItem, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
 
 struct Shape {
     name: &'static str,
@@ -48,6 +48,8 @@ fn measure(shape: &Shape, dtype_name: &str, dtype: DType) -> anyhow::Result<()> 
         adapter: None,
         lora: Vec::new(),
         dtype: DtypeChoice::Auto,
+        quantize: None,
+        kv_dtype: KvDtype::Auto,
         blocks: 256,
         block_tokens: BLOCK_TOKENS,
         threads: 0,

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::loader::hub::{self, Content, HubError};
-use crate::model_runner::{BatchItem, DtypeChoice, ForwardError, LoadError, LoadOptions, ModelRunner, NamedAdapter};
+use crate::model_runner::{
+    BatchItem, DtypeChoice, ForwardError, KvDtype, LoadError, LoadOptions, ModelRunner, NamedAdapter, Quantize,
+};
 
 /// Tokens of a cache block; small, so that the check crosses blocks.
 const BLOCK_TOKENS: usize = 4;
@@ -29,11 +31,17 @@ pub struct CheckArgs {
     /// Element type of the weights.
     #[arg(long, value_enum, default_value_t)]
     pub dtype: DtypeChoice,
+    /// How the weights are quantised [default: not].
+    #[arg(long, value_enum)]
+    pub quantize: Option<Quantize>,
+    /// Element type of the KV cache.
+    #[arg(long, value_enum, default_value_t)]
+    pub kv_dtype: KvDtype,
     /// File of prompts and their expected logits.
     #[arg(long)]
     pub expected: PathBuf,
-    /// Largest difference that passes: absolute, or with 16-bit weights that the expectation does not share, of the
-    /// norm of the difference to the norm of the logits. Defaults to 1e-4 and 2e-2.
+    /// Largest difference that passes: absolute, or with weights or a cache that were rounded, of the norm of the
+    /// difference to the norm of the logits. Defaults to 1e-4; 2e-2 with 16 bits, 5e-2 with q8_0, 3e-1 with q4_k.
     #[arg(long)]
     pub tolerance: Option<f64>,
     /// Threads of the forward pass; 0 takes one per core.
@@ -103,17 +111,22 @@ pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
         adapter: args.adapter.clone(),
         lora: args.lora.iter().cloned().collect(),
         dtype: args.dtype,
+        quantize: args.quantize,
+        kv_dtype: args.kv_dtype,
         blocks: longest.unwrap_or(0).div_ceil(BLOCK_TOKENS).max(1),
         block_tokens: BLOCK_TOKENS,
         threads: args.threads,
     };
     let mut model = ModelRunner::load(&directory, &options)?;
-    let measure = match args.dtype {
-        // The expectation was computed from the checkpoint's own weights, in f32.
-        DtypeChoice::Auto | DtypeChoice::F32 => Measure::Absolute,
-        DtypeChoice::Bf16 | DtypeChoice::F16 => Measure::Relative,
+    // The expectation was computed from the checkpoint's own weights, in f32.
+    let own_weights = matches!(args.dtype, DtypeChoice::Auto | DtypeChoice::F32) && args.quantize.is_none();
+    let own_cache = matches!(args.kv_dtype, KvDtype::Auto | KvDtype::F32);
+    let (measure, default) = match args.quantize {
+        None if own_weights && own_cache => (Measure::Absolute, 1e-4),
+        None => (Measure::Relative, 2e-2),
+        Some(Quantize::Q8_0) => (Measure::Relative, 5e-2),
+        Some(Quantize::Q4K) => (Measure::Relative, 3e-1),
     };
-    let default = if measure == Measure::Absolute { 1e-4 } else { 2e-2 };
     let check = |prompt: &Prompt| check_prompt(&mut model, prompt, measure).map_err(|error| error.or(unreadable));
     let prompts = expected.prompts.iter().map(check).collect::<Result<_, _>>()?;
     Ok(CheckReport { measure, tolerance: args.tolerance.unwrap_or(default), prompts })

@@ -9,7 +9,7 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
-use crate::model_runner::{DtypeChoice, NamedAdapter};
+use crate::model_runner::{DtypeChoice, KvDtype, NamedAdapter, Quantize};
 
 /// Prefix of the environment variables: `COSEC_WORKER_STEP_TOKENS` sets `step_tokens`.
 const ENVIRONMENT: &str = "COSEC_WORKER_";
@@ -87,6 +87,14 @@ pub struct Flags {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<DtypeChoice>,
+    /// How weights are quantised as they are loaded [default: not].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<Quantize>,
+    /// Element type of the KV cache [default: auto, which is f32].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_dtype: Option<KvDtype>,
     /// Memory of the KV cache in MiB [default: 512].
     #[arg(long, value_name = "MIB", conflicts_with = "blocks")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -148,6 +156,10 @@ pub struct Config {
     pub lora: Vec<NamedAdapter>,
     /// Element type of the weights in memory.
     pub dtype: DtypeChoice,
+    /// How they are quantised.
+    pub quantize: Option<Quantize>,
+    /// Element type of the KV cache.
+    pub kv_dtype: KvDtype,
     /// Size of the KV cache.
     pub cache: CacheSize,
     /// Tokens of a block of it.
@@ -189,6 +201,8 @@ struct Settings {
     adapter: Option<PathBuf>,
     lora: Vec<NamedAdapter>,
     dtype: DtypeChoice,
+    quantize: Option<Quantize>,
+    kv_dtype: KvDtype,
     kv_memory_mib: Option<u64>,
     blocks: Option<usize>,
     block_tokens: usize,
@@ -213,6 +227,8 @@ impl Default for Settings {
             adapter: None,
             lora: Vec::new(),
             dtype: DtypeChoice::Auto,
+            quantize: None,
+            kv_dtype: KvDtype::Auto,
             kv_memory_mib: None,
             blocks: None,
             block_tokens: 16,
@@ -274,6 +290,8 @@ impl Settings {
             adapter: self.adapter,
             lora: distinct(self.lora)?,
             dtype: self.dtype,
+            quantize: self.quantize,
+            kv_dtype: self.kv_dtype,
             cache,
             block_tokens: within("block_tokens", self.block_tokens, 1, 1024)?,
             step_tokens: within("step_tokens", self.step_tokens, 4, 1 << 16)?,

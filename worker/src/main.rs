@@ -98,12 +98,14 @@ fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error +
     let directory = hub::locate(&config.model, config.revision.as_deref(), Content::Model)?;
     let blocks = match config.cache {
         CacheSize::Blocks(blocks) => blocks,
-        CacheSize::MemoryMib(mib) => blocks(&directory, config.block_tokens, mib)?,
+        CacheSize::MemoryMib(mib) => blocks(&directory, config, mib)?,
     };
     let options = LoadOptions {
         adapter: config.adapter.clone(),
         lora: config.lora.clone(),
         dtype: config.dtype,
+        quantize: config.quantize,
+        kv_dtype: config.kv_dtype,
         blocks,
         block_tokens: config.block_tokens,
         threads: config.threads,
@@ -121,10 +123,10 @@ fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error +
 }
 
 /// Blocks that fit into `mib` MiB, as far as the config of the model says.
-fn blocks(directory: &Path, block_tokens: usize, mib: u64) -> Result<usize, Box<dyn Error + Send + Sync>> {
+fn blocks(directory: &Path, config: &Config, mib: u64) -> Result<usize, Box<dyn Error + Send + Sync>> {
     let file = JsonFile::open(directory, "config.json")?;
     let spec = families::describe(&file.root())?.spec;
-    let block_bytes = block_tokens.saturating_mul(spec.kv_bytes_per_token());
+    let block_bytes = config.block_tokens.saturating_mul(spec.kv_bytes_per_token(config.kv_dtype.format()));
     let blocks = usize::try_from(mib << 20)? / block_bytes.max(1);
     if blocks == 0 {
         return Err(format!("kv_memory_mib is {mib}; a block of the cache takes {block_bytes} bytes").into());

@@ -11,10 +11,10 @@ use rayon::prelude::*;
 
 use crate::decoder::{AdaptedRows, Batch, Decoder};
 use crate::kernels::cpu::Cpu;
-use crate::kernels::{KernelError, Place};
+use crate::kernels::{CacheFormat, KernelError, Place};
 use crate::loader;
-pub use crate::loader::LoadError;
 pub use crate::loader::lora::NamedAdapter;
+pub use crate::loader::{LoadError, Quantize};
 
 /// Element type of the weights in memory. Activations are f32 on the CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
@@ -31,6 +31,33 @@ pub enum DtypeChoice {
     F16,
 }
 
+/// Element type of the KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvDtype {
+    /// That of the activations: f32 on the CPU.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl KvDtype {
+    /// What the cache stores.
+    #[must_use]
+    pub fn format(self) -> CacheFormat {
+        match self {
+            Self::Auto | Self::F32 => CacheFormat::F32,
+            Self::F16 => CacheFormat::F16,
+            Self::Bf16 => CacheFormat::Bf16,
+        }
+    }
+}
+
 /// How a model is brought into memory.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
@@ -40,6 +67,10 @@ pub struct LoadOptions {
     pub lora: Vec<NamedAdapter>,
     /// Element type of the weights.
     pub dtype: DtypeChoice,
+    /// How they are quantised.
+    pub quantize: Option<Quantize>,
+    /// Element type of the KV cache.
+    pub kv_dtype: KvDtype,
     /// Blocks of the KV cache.
     pub blocks: usize,
     /// Tokens of one block.

@@ -7,7 +7,7 @@ use super::lora::{AdaptedRows, Scratch, Updates};
 use super::mlp::FeedForward;
 use super::norm::Norm;
 use crate::families::{DecoderSpec, Family, Mlp, Positions, Residual};
-use crate::kernels::{CacheShape, KernelError, Kernels, Place, WeightFormat};
+use crate::kernels::{CacheShape, KernelError, Kernels, Place};
 use crate::loader::{LoadError, Weights};
 
 /// Rows of several sequences, one behind the other.
@@ -77,13 +77,14 @@ impl<K: Kernels> Decoder<K> {
     ) -> Result<Self, LoadError> {
         let Family { spec, names, .. } = family;
         let table = [spec.vocabulary, spec.hidden];
-        let embedding = weights.table(names.embedding, table)?;
-        let embedding = kernels.matrix(&embedding, WeightFormat::of(embedding.dtype()))?;
+        // The largest ones first: while they are brought to the device there are two of them.
+        let embedding = weights.table(names.embedding, table)?.upload(&kernels)?;
+        let head = Head::load(&kernels, family, weights)?;
         let positions = match spec.positions {
             Positions::Rotary(_) => None,
             Positions::Learned => {
-                let table = weights.table(names.positions, [spec.context_tokens, spec.hidden])?;
-                Some(kernels.matrix(&table, WeightFormat::of(table.dtype()))?)
+                let table = [spec.context_tokens, spec.hidden];
+                Some(weights.table(names.positions, table)?.upload(&kernels)?)
             }
         };
         // Not reserved from the config's number: a block that the checkpoint lacks is an error first.
@@ -92,7 +93,6 @@ impl<K: Kernels> Decoder<K> {
             blocks.push(Block::load(&kernels, family, weights, &format!("{}{index}.", names.block))?);
         }
         let final_norm = Norm::load(&kernels, spec, weights, names.final_norm)?;
-        let head = Head::load(&kernels, family, weights)?;
         let (cache, workspace) = (kernels.cache(cache_shape)?, Workspace::new(&kernels, spec, 1)?);
         let spec = spec.clone();
         Ok(Self { kernels, spec, embedding, positions, blocks, final_norm, head, cache, cache_shape, workspace })

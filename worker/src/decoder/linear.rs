@@ -1,9 +1,10 @@
 //! A linear layer.
 
-use candle_core::{DType, Tensor};
+use candle_core::{Device, Tensor};
 
 use super::lora::{AdaptedRows, Scratch, Updates};
-use crate::kernels::{KernelError, Kernels, WeightFormat};
+use crate::kernels::{KernelError, Kernels};
+use crate::loader::host_matrix::HostMatrix;
 use crate::loader::lora::Factors;
 use crate::loader::{LoadError, Weights};
 
@@ -34,7 +35,7 @@ pub(super) struct Rows<'a> {
 
 /// A layer as it was read.
 pub(super) struct Stored {
-    pub(super) weight: Tensor,
+    pub(super) weight: HostMatrix,
     pub(super) bias: Option<Vec<f32>>,
     /// By adapter.
     pub(super) factors: Vec<Option<Factors>>,
@@ -48,20 +49,14 @@ impl<K: Kernels> Linear<K> {
     /// Joins layers over the same inputs into one, whose outputs are theirs one behind the other.
     pub(super) fn load_joined(kernels: &K, weights: &mut Weights, sites: &[Site<'_>]) -> Result<Self, LoadError> {
         let parts = sites.iter().map(|site| site.read(weights)).collect::<Result<Vec<_>, _>>()?;
-        let first = parts.first().map(|part| part.weight.dtype());
-        let same = parts.iter().all(|part| Some(part.weight.dtype()) == first);
-        let unified = parts.iter().map(|part| match same {
-            true => Ok(part.weight.clone()),
-            false => part.weight.to_dtype(DType::F32),
-        });
-        let unified = unified.collect::<Result<Vec<_>, _>>().map_err(LoadError::Convert)?;
-        let weight = Tensor::cat(&unified, 0).map_err(LoadError::Convert)?;
         let biases: Option<Vec<&[f32]>> = parts.iter().map(|part| part.bias.as_deref()).collect();
         let bias = biases.map(|biases| biases.concat());
+        let (matrices, factors): (Vec<_>, Vec<_>) = parts.into_iter().map(|part| (part.weight, part.factors)).unzip();
+        let weight = HostMatrix::stacked(matrices)?;
         let mut linear = Self::upload(kernels, Stored { weight, bias, factors: Vec::new() })?;
         let mut outputs = 0;
-        for (part, site) in parts.iter().zip(sites) {
-            linear.updates.push(kernels, outputs, &part.factors)?;
+        for (factors, site) in factors.iter().zip(sites) {
+            linear.updates.push(kernels, outputs, factors)?;
             outputs += site.shape[0];
         }
         Ok(linear)
@@ -76,22 +71,20 @@ impl<K: Kernels> Linear<K> {
     ) -> Result<Self, LoadError> {
         let Stored { weight, bias, mut factors } = site.read(weights)?;
         let order = order();
-        let index = Tensor::from_slice(&order, order.len(), weight.device()).map_err(LoadError::Convert)?;
-        let reordered = |rows: &Tensor| rows.index_select(&index, 0).map_err(LoadError::Convert);
+        let index = Tensor::from_slice(&order, order.len(), &Device::Cpu).map_err(LoadError::Convert)?;
         for factors in factors.iter_mut().flatten() {
-            factors.up = reordered(&factors.up)?;
+            factors.up = factors.up.index_select(&index, 0).map_err(LoadError::Convert)?;
         }
         let bias = bias.map(|bias| order.iter().map(|&from| bias[from as usize]).collect());
-        Self::upload(kernels, Stored { weight: reordered(&weight)?, bias, factors })
+        Self::upload(kernels, Stored { weight: weight.reordered(&order), bias, factors })
     }
 
     pub(super) fn upload(kernels: &K, stored: Stored) -> Result<Self, LoadError> {
         let Stored { weight, bias, factors } = stored;
         let bias = bias.map(|bias| vector(kernels, &bias)).transpose()?;
-        let mut updates = Updates::new(weight.dims2().map_err(LoadError::Convert)?.into());
+        let mut updates = Updates::new(weight.shape());
         updates.push(kernels, 0, &factors)?;
-        let weight = kernels.matrix(&weight, WeightFormat::of(weight.dtype()))?;
-        Ok(Self { weight, bias, updates })
+        Ok(Self { weight: weight.upload(kernels)?, bias, updates })
     }
 
     pub(super) fn forward(

@@ -3,7 +3,7 @@
 //! A family is a function from config.json to a [`Family`]. All of them go through the one decoder; if a family needs
 //! a branch there, the branch is a named field of [`DecoderSpec`].
 
-use crate::kernels::{Activation, Heads, NormKind, Pairs};
+use crate::kernels::{Activation, CacheFormat, Heads, NormKind, Pairs};
 use crate::loader::model_config::{ConfigError, Section};
 
 mod codegen;
@@ -46,10 +46,10 @@ pub struct DecoderSpec {
 }
 
 impl DecoderSpec {
-    /// Bytes that the keys and values of one token take over all layers, in f32.
+    /// Bytes that the keys and values of one token take over all layers.
     #[must_use]
-    pub fn kv_bytes_per_token(&self) -> usize {
-        2 * self.layers * self.heads.kv_width() * size_of::<f32>()
+    pub fn kv_bytes_per_token(&self, format: CacheFormat) -> usize {
+        2 * self.layers * self.heads.kv_width() * format.bytes()
     }
 }
 

@@ -16,7 +16,7 @@ pub(super) const SUPER_BLOCK: usize = 256;
 pub(super) const PARTS: usize = SUPER_BLOCK / BLOCK;
 
 /// Quantises `[outputs, inputs]` to the blocks of a GGML file; rows are padded with zeros to whole blocks.
-pub(super) fn quantise(weights: &Tensor, format: WeightFormat) -> Result<Vec<u8>, KernelError> {
+pub(crate) fn quantise(weights: &Tensor, format: WeightFormat) -> Result<Vec<u8>, KernelError> {
     let dtype = ggml(format)?;
     let whole = || -> candle_core::Result<Vec<u8>> {
         let (_, inputs) = weights.dims2()?;
@@ -36,12 +36,12 @@ pub(super) fn ggml(format: WeightFormat) -> Result<GgmlDType, KernelError> {
     }
 }
 
-/// Checks that `blocks` are a matrix of `shape` in whole blocks.
+/// Checks that `blocks` are a matrix of `shape`, each row in whole blocks of which the last may be filled up.
 pub(super) fn check(format: WeightFormat, shape: [usize; 2], blocks: &[u8]) -> Result<(), KernelError> {
     ggml(format)?;
     let ([outputs, inputs], (weights, bytes)) = (shape, format.block());
-    let expected = (inputs / weights).checked_mul(bytes).and_then(|row| row.checked_mul(outputs));
-    if !inputs.is_multiple_of(weights) || expected != Some(blocks.len()) {
+    let expected = inputs.div_ceil(weights).checked_mul(bytes).and_then(|row| row.checked_mul(outputs));
+    if expected != Some(blocks.len()) {
         let found = blocks.len();
         return Err(KernelError::Device(format!("{found} bytes are no {format:?} matrix [{outputs}, {inputs}]")));
     }

@@ -11,6 +11,7 @@ use std::ops::Range;
 use candle_core::{DType, Tensor};
 
 mod blocks;
+pub(crate) use blocks::quantise;
 pub mod cpu;
 pub mod reference;
 

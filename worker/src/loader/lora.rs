@@ -95,16 +95,6 @@ pub struct Factors {
     pub up: Tensor,
 }
 
-impl Factors {
-    /// The product `[outputs, inputs]`.
-    ///
-    /// # Errors
-    /// [`AdapterError::Compute`].
-    pub fn product(&self) -> Result<Tensor, AdapterError> {
-        self.up.matmul(&self.down).map_err(AdapterError::Compute)
-    }
-}
-
 /// An adapter and which of its modules have not been read yet.
 ///
 /// `fan_in_fan_out` has no effect, as in PEFT: it is about layers that store their weights `[inputs, outputs]`, and no
@@ -210,9 +200,9 @@ impl Adapter {
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         let elements =
-            |shape: &[usize]| shape.iter().fold(1u64, |product, &size| product.saturating_mul(size as u64));
+            |shape: &[usize]| shape.iter().fold(1, |product: u64, &size| product.saturating_mul(size as u64));
         let bytes =
-            self.tensors.floats().map(|(_, shape, _)| elements(&shape).saturating_mul(size_of::<f32>() as u64));
+            self.tensors.stored().map(|(_, stored)| elements(&stored.shape).saturating_mul(size_of::<f32>() as u64));
         bytes.fold(0, u64::saturating_add)
     }
 

@@ -3,27 +3,31 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
 use cosec_proto::tokenizer_fingerprint;
 use sha2::{Digest, Sha256};
 
 use self::hub::{Content, HubError};
-use self::lora::{Adapter, AdapterError, Factors};
+use self::lora::{Adapter, AdapterError};
 use self::model_config::{ConfigError, JsonFile};
 use self::plan::{Plan, PlanError};
 use self::tensor_files::{TensorError, TensorFiles};
+pub use self::weights::{Quantize, Weights};
 use crate::decoder::Decoder;
-use crate::families::{self, Family};
-use crate::kernels::{CacheFormat, CacheShape, KernelError, Kernels};
-use crate::model_runner::{DtypeChoice, LoadOptions, ModelDescription};
+use crate::families;
+use crate::kernels::{CacheShape, KernelError, Kernels};
+use crate::model_runner::{LoadOptions, ModelDescription};
 
+pub mod host_matrix;
 pub mod hub;
 pub mod lora;
+mod mapped_file;
 pub mod model_config;
 pub mod pickle;
 pub mod plan;
 pub mod progress;
+pub mod safetensors;
 pub mod tensor_files;
+mod weights;
 
 /// Loads the checkpoint in `directory` for the device of `kernels`.
 ///
@@ -43,11 +47,15 @@ pub fn load<K: Kernels>(
         tensors: TensorFiles::open(directory, &tensor_files::MODEL)?,
         adapter: options.adapter.as_deref().map(adapter).transpose()?,
         beside: options.lora.iter().map(|named| adapter(&named.directory)).collect::<Result<_, _>>()?,
+        names: family.names.clone(),
         dtype: options.dtype,
+        quantize: options.quantize,
     };
+    let cache_format = options.kv_dtype.format();
+    let kv_bytes_per_token = spec.kv_bytes_per_token(cache_format);
     let plan = Plan {
         weight_bytes: weights.memory_bytes(&family),
-        kv_bytes_per_token: spec.kv_bytes_per_token() as u64,
+        kv_bytes_per_token: kv_bytes_per_token as u64,
         blocks: options.blocks as u64,
         block_tokens: options.block_tokens as u64,
         context_tokens: spec.context_tokens as u64,
@@ -55,12 +63,13 @@ pub fn load<K: Kernels>(
     };
     plan.log();
     plan.check()?;
+    weights.show_progress();
     let cache = CacheShape {
         layers: spec.layers,
         blocks: options.blocks,
         block_tokens: options.block_tokens,
         kv_width: spec.heads.kv_width(),
-        format: CacheFormat::F32,
+        format: cache_format,
     };
     let decoder = Decoder::load(kernels, &family, &mut weights, cache)?;
     weights.adapter.iter().chain(&weights.beside).try_for_each(Adapter::finish)?;
@@ -79,7 +88,7 @@ pub fn load<K: Kernels>(
         fingerprint,
         tokenizer_fingerprint,
         tokenizer: content,
-        kv_bytes_per_token: spec.kv_bytes_per_token(),
+        kv_bytes_per_token,
         adapters: options.lora.iter().map(|adapter| adapter.name.clone()).collect(),
     };
     Ok((decoder, description))
@@ -123,113 +132,6 @@ fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
         digest.update(bytes);
     }
     format!("{:x}", digest.finalize())
-}
-
-/// The weights of a checkpoint with an adapter merged, in the type they are to have in memory, and the adapters beside
-/// them.
-pub struct Weights {
-    tensors: TensorFiles,
-    /// Merged.
-    adapter: Option<Adapter>,
-    /// In the order of their indices.
-    beside: Vec<Adapter>,
-    dtype: DtypeChoice,
-}
-
-impl Weights {
-    /// The weight `[outputs, inputs]` of the linear layer `module`.
-    ///
-    /// # Errors
-    /// [`LoadError`].
-    pub fn matrix(&mut self, module: &str, shape: [usize; 2]) -> Result<Tensor, LoadError> {
-        self.merged(module, module, shape)
-    }
-
-    /// The matrix stored for `table`, which is no linear layer: adapters leave it alone.
-    ///
-    /// # Errors
-    /// [`LoadError`].
-    pub fn table(&mut self, table: &str, shape: [usize; 2]) -> Result<Tensor, LoadError> {
-        let stored = self.tensors.read(&format!("{table}.weight"), &shape)?;
-        stored.to_dtype(self.memory_dtype(stored.dtype())).map_err(LoadError::Convert)
-    }
-
-    /// The matrix stored for `table`, with what the merged adapter adds to the linear layer `module`.
-    ///
-    /// # Errors
-    /// [`LoadError`].
-    pub fn merged(&mut self, table: &str, module: &str, shape: [usize; 2]) -> Result<Tensor, LoadError> {
-        let stored = self.tensors.read(&format!("{table}.weight"), &shape)?;
-        let dtype = self.memory_dtype(stored.dtype());
-        let factors = self.adapter.as_mut().map(|adapter| adapter.factors(module, shape)).transpose()?.flatten();
-        let merged = match factors {
-            None => Ok(stored),
-            Some(factors) => {
-                let product = factors.product()?;
-                stored.to_dtype(DType::F32).and_then(|weight| weight + product)
-            }
-        };
-        merged.and_then(|weight| weight.to_dtype(dtype)).map_err(LoadError::Convert)
-    }
-
-    /// Whether the merged adapter changes the linear layer `module`, which was not read yet.
-    #[must_use]
-    pub fn is_merged_into(&self, module: &str) -> bool {
-        self.adapter.as_ref().is_some_and(|adapter| adapter.changes(module))
-    }
-
-    /// What the adapters beside the weights add to the linear layer `module`, in the order of their indices.
-    ///
-    /// # Errors
-    /// [`LoadError::Adapter`].
-    pub fn factors(&mut self, module: &str, shape: [usize; 2]) -> Result<Vec<Option<Factors>>, LoadError> {
-        self.beside.iter_mut().map(|adapter| Ok(adapter.factors(module, shape)?)).collect()
-    }
-
-    /// The vector called `name`, of `len` elements.
-    ///
-    /// # Errors
-    /// [`LoadError`].
-    pub fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
-        let stored = self.tensors.read(name, &[len])?;
-        stored.to_dtype(DType::F32).and_then(|vector| vector.to_vec1()).map_err(LoadError::Convert)
-    }
-
-    /// Bytes that the tensors take once they are loaded, by what the heads of the files say.
-    fn memory_bytes(&self, family: &Family) -> u64 {
-        let tied = family.spec.tied.then(|| format!("{}.weight", family.names.head));
-        let bytes =
-            self.tensors.floats().filter(|(name, ..)| Some(name) != tied.as_ref()).map(|(_, shape, stored)| {
-                let size = match *shape {
-                    [_] => DType::F32.size_in_bytes(),
-                    [_, _] => self.memory_dtype(stored).size_in_bytes(),
-                    // Masks of attention that older checkpoints keep.
-                    _ => 0,
-                };
-                shape.iter().fold(size as u64, |product, &size| product.saturating_mul(size as u64))
-            });
-        let beside = self.beside.iter().map(Adapter::memory_bytes);
-        bytes.chain(beside).fold(0, u64::saturating_add)
-    }
-
-    /// Type in memory of a matrix that is stored as `stored`.
-    fn memory_dtype(&self, stored: DType) -> DType {
-        match (self.dtype, stored) {
-            (DtypeChoice::Auto, DType::F64) | (DtypeChoice::F32, _) => DType::F32,
-            (DtypeChoice::Auto, stored) => stored,
-            (DtypeChoice::Bf16, _) => DType::BF16,
-            (DtypeChoice::F16, _) => DType::F16,
-        }
-    }
-
-    /// Over everything that decides a logit of a session without an adapter, and the ids that it stands for.
-    fn fingerprint(&self, config: &JsonFile, tokenizer: &str) -> String {
-        let (tensors, dtype) = (self.tensors.digest(), format!("{:?}", self.dtype));
-        let merged = self.adapter.as_ref().map(|adapter| (adapter.config(), adapter.tensors_digest()));
-        let mut parts = vec![config.bytes(), tokenizer.as_bytes(), &tensors, dtype.as_bytes()];
-        parts.extend(merged.iter().flat_map(|(config, tensors)| [*config, tensors]));
-        digest(parts)
-    }
 }
 
 /// Why a model could not be loaded.

@@ -4,141 +4,51 @@
 //! nest or copy objects until the process dies, so each instruction's result is weighed before the next one runs.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufReader, Error as IoError};
+use std::io::Cursor;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use candle_core::DType;
 use candle_core::pickle::{Object, Stack};
 use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
 
+use super::tensor_files::{Encoding, StoredTensor};
+
 /// Longest pickle, in bytes. A tensor takes about 200 of them.
-const MAX_PICKLE: u64 = 4 << 20;
+const MAX_PICKLE: usize = 4 << 20;
 /// Deepest nesting of its objects; a state dict has 6. Objects are dropped recursively.
 const MAX_DEPTH: usize = 32;
 /// Most objects to weigh, a string counting once more for every [`TEXT_UNIT`] bytes. Copies cost as much as weighing.
 const MAX_WEIGHT: usize = 1 << 22;
 const TEXT_UNIT: usize = 64;
 
-/// The tensors of one file.
-pub struct PickledTensors {
-    file: File,
-    tensors: HashMap<String, PickledTensor>,
-}
-
-/// One tensor, not read yet.
-#[derive(Clone, Debug)]
-pub struct PickledTensor {
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// Class of its storage, such as `FloatStorage`.
-    pub class: String,
-    strides: Vec<usize>,
-    /// First element in the storage.
-    offset: usize,
-    /// Where the storage lies in the file.
-    storage: Range<u64>,
-}
-
-impl PickledTensors {
-    /// Reads which tensors there are. What else the pickle holds is left alone.
-    ///
-    /// # Errors
-    /// [`PickleError`].
-    pub fn open(path: &Path) -> Result<Self, PickleError> {
-        let file = File::open(path)?;
-        let entries = Entries::read(&file)?;
-        let pickle = entries.pickle()?;
-        let length = pickle.end - pickle.start;
-        if length > MAX_PICKLE {
-            return Err(PickleError::TooLong { length });
-        }
-        let Object::Dict(pairs) = parse(&read_range(&file, pickle)?)? else { return Err(PickleError::NoStateDict) };
-        let mut tensors = HashMap::new();
-        for (name, value) in &pairs {
-            if let (Object::Unicode(name), Some(rebuilt)) = (name, Rebuilt::from_object(value)) {
-                tensors.insert(name.clone(), rebuilt.locate(name, &entries)?);
-            }
-        }
-        Ok(Self { file, tensors })
+/// Reads which tensors are in the file that `bytes` are, and where. What else the pickle holds is left alone.
+///
+/// # Errors
+/// [`PickleError`].
+pub fn tensors(bytes: &[u8]) -> Result<HashMap<String, StoredTensor>, PickleError> {
+    let entries = Entries::read(bytes)?;
+    let pickle = entries.pickle()?;
+    if pickle.len() > MAX_PICKLE {
+        return Err(PickleError::TooLong { length: pickle.len() });
     }
-
-    /// Names of all tensors.
-    pub fn names(&self) -> impl Iterator<Item = &String> {
-        self.tensors.keys()
-    }
-
-    /// Tensor `name`, if there is one.
-    #[must_use]
-    pub fn get(&self, name: &str) -> Option<&PickledTensor> {
-        self.tensors.get(name)
-    }
-
-    /// The elements of `tensor`, row by row, as bytes.
-    ///
-    /// # Errors
-    /// [`PickleError::Tensor`] when they are not all in the file, or stored in another order.
-    pub fn bytes(&self, tensor: &PickledTensor, dtype: DType) -> Result<Vec<u8>, PickleError> {
-        Ok(read_range(&self.file, tensor.extent(dtype).map_err(PickleError::Tensor)?)?)
-    }
-}
-
-impl PickledTensor {
-    /// Type of its elements, if it is one of floats.
-    #[must_use]
-    pub fn dtype(&self) -> Option<DType> {
-        match self.class.as_str() {
-            "FloatStorage" => Some(DType::F32),
-            "DoubleStorage" => Some(DType::F64),
-            "HalfStorage" => Some(DType::F16),
-            "BFloat16Storage" => Some(DType::BF16),
-            _ => None,
+    let Object::Dict(pairs) = parse(&bytes[pickle])? else { return Err(PickleError::NoStateDict) };
+    let mut tensors = HashMap::new();
+    for (name, value) in &pairs {
+        if let (Object::Unicode(name), Some(rebuilt)) = (name, Rebuilt::from_object(value)) {
+            tensors.insert(name.clone(), rebuilt.locate(name, &entries)?);
         }
     }
-
-    fn extent(&self, dtype: DType) -> Result<Range<u64>, String> {
-        if !self.is_contiguous() {
-            return Err(format!(
-                "it has strides {:?} of shape {:?}; expected whole rows in order",
-                self.strides, self.shape
-            ));
-        }
-        let bytes = |elements: usize| elements.checked_mul(dtype.size_in_bytes());
-        let elements = self.shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
-        let end = elements.and_then(|elements| bytes(elements.checked_add(self.offset)?));
-        let stored = self.storage.end - self.storage.start;
-        match (bytes(self.offset), end) {
-            (Some(start), Some(end)) if end as u64 <= stored => {
-                Ok(self.storage.start + start as u64..self.storage.start + end as u64)
-            }
-            _ => Err(format!(
-                "it has shape {:?} from element {} on; its storage has {stored} bytes",
-                self.shape, self.offset
-            )),
-        }
-    }
-
-    fn is_contiguous(&self) -> bool {
-        let mut expected = 1usize;
-        self.shape.len() == self.strides.len()
-            && self.shape.iter().zip(&self.strides).rev().all(|(&size, &stride)| {
-                let fits = size <= 1 || stride == expected;
-                expected = expected.saturating_mul(size);
-                fits
-            })
-    }
+    Ok(tensors)
 }
 
 /// Where the files of the archive lie in it.
-struct Entries(HashMap<String, Range<u64>>);
+struct Entries(HashMap<String, Range<usize>>);
 
 impl Entries {
-    fn read(file: &File) -> Result<Self, PickleError> {
-        let length = file.metadata()?.len();
-        let mut archive = ZipArchive::new(BufReader::new(file)).map_err(PickleError::Zip)?;
+    /// Each lies within `bytes`.
+    fn read(bytes: &[u8]) -> Result<Self, PickleError> {
+        let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(PickleError::Zip)?;
         let mut entries = HashMap::new();
         for index in 0..archive.len() {
             let entry = archive.by_index_raw(index).map_err(PickleError::Zip)?;
@@ -146,9 +56,11 @@ impl Entries {
             let end = entry.data_start().and_then(|start| Some((start, start.checked_add(entry.size())?)));
             match end {
                 Some((start, end))
-                    if end <= length && entry.compression() == CompressionMethod::Stored && !entry.encrypted() =>
+                    if end <= bytes.len() as u64
+                        && entry.compression() == CompressionMethod::Stored
+                        && !entry.encrypted() =>
                 {
-                    entries.insert(name, start..end);
+                    entries.insert(name, start as usize..end as usize);
                 }
                 _ => return Err(PickleError::Entry { name }),
             }
@@ -156,13 +68,13 @@ impl Entries {
         Ok(Self(entries))
     }
 
-    fn pickle(&self) -> Result<Range<u64>, PickleError> {
+    fn pickle(&self) -> Result<Range<usize>, PickleError> {
         let pickle = self.0.iter().find(|(name, _)| folder(name).is_some());
         pickle.map(|(_, range)| range.clone()).ok_or(PickleError::NoPickle)
     }
 
     /// Storage `key`, beside the pickle in `data/`.
-    fn storage(&self, key: &str) -> Option<Range<u64>> {
+    fn storage(&self, key: &str) -> Option<Range<usize>> {
         let folder = self.0.keys().find_map(|name| folder(name))?;
         self.0.get(&format!("{folder}data/{key}")).cloned()
     }
@@ -171,13 +83,6 @@ impl Entries {
 /// The folder of the pickle, with a slash at its end; `None` for other files.
 fn folder(name: &str) -> Option<&str> {
     name.strip_suffix("data.pkl").filter(|folder| folder.ends_with('/') && folder.matches('/').count() == 1)
-}
-
-fn read_range(file: &File, range: Range<u64>) -> Result<Vec<u8>, IoError> {
-    let length = usize::try_from(range.end - range.start).map_err(IoError::other)?;
-    let mut bytes = vec![0; length];
-    file.read_exact_at(&mut bytes, range.start)?;
-    Ok(bytes)
 }
 
 /// Runs the instructions of a pickle. They build objects and call nothing.
@@ -265,12 +170,48 @@ impl<'a> Rebuilt<'a> {
         }
     }
 
-    fn locate(self, name: &str, entries: &Entries) -> Result<PickledTensor, PickleError> {
-        let Self { class, key, offset, shape, strides } = self;
-        let missing = || PickleError::Tensor(format!("{name} lies in the storage {key:?}, which is missing"));
-        let storage = entries.storage(key).ok_or_else(missing)?;
-        Ok(PickledTensor { shape, class: class.to_owned(), strides, offset, storage })
+    fn locate(self, name: &str, entries: &Entries) -> Result<StoredTensor, PickleError> {
+        let missing = || PickleError::Storage { tensor: name.to_owned(), key: self.key.to_owned() };
+        let storage = entries.storage(self.key).ok_or_else(missing)?;
+        let dtype = match self.class {
+            "FloatStorage" => Some(DType::F32),
+            "DoubleStorage" => Some(DType::F64),
+            "HalfStorage" => Some(DType::F16),
+            "BFloat16Storage" => Some(DType::BF16),
+            _ => None,
+        };
+        let encoding = dtype.map_or_else(|| Encoding::Other(self.class.to_owned()), Encoding::Floats);
+        let extent = self.extent(storage, dtype.map_or(1, |dtype| dtype.size_in_bytes()));
+        Ok(StoredTensor { shape: self.shape, encoding, extent })
     }
+
+    /// Where the elements are in the file, or why they cannot be read from there.
+    fn extent(&self, storage: Range<usize>, element_bytes: usize) -> Result<Range<usize>, String> {
+        let Self { offset, shape, strides, .. } = self;
+        if !is_contiguous(shape, strides) {
+            return Err(format!("it has strides {strides:?} of shape {shape:?}; expected whole rows in order"));
+        }
+        let bytes = |elements: usize| elements.checked_mul(element_bytes);
+        let elements = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+        let end = elements.and_then(|elements| bytes(elements.checked_add(*offset)?));
+        match (bytes(*offset), end) {
+            (Some(start), Some(end)) if end <= storage.len() => Ok(storage.start + start..storage.start + end),
+            _ => Err(format!(
+                "it has shape {shape:?} from element {offset} on; its storage has {} bytes",
+                storage.len()
+            )),
+        }
+    }
+}
+
+fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
+    let mut expected = 1usize;
+    shape.len() == strides.len()
+        && shape.iter().zip(strides).rev().all(|(&size, &stride)| {
+            let fits = size <= 1 || stride == expected;
+            expected = expected.saturating_mul(size);
+            fits
+        })
 }
 
 fn numbers(object: &Object) -> Option<Vec<usize>> {
@@ -289,9 +230,6 @@ fn number(object: &Object) -> Option<usize> {
 /// Why a file is not read as a PyTorch checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum PickleError {
-    /// The file cannot be read, or ends early.
-    #[error(transparent)]
-    Io(#[from] IoError),
     /// No zip archive, or a broken one. Checkpoints of PyTorch before 1.6 are none.
     #[error("no whole zip archive, as PyTorch writes it since 1.6: {0}")]
     Zip(ZipError),
@@ -308,7 +246,7 @@ pub enum PickleError {
     #[error("data.pkl has {length} bytes; at most {MAX_PICKLE} are allowed")]
     TooLong {
         /// In bytes.
-        length: u64,
+        length: usize,
     },
     /// The pickle has an instruction that the format does not need, or none where one should be.
     #[error("data.pkl: {0}")]
@@ -319,7 +257,12 @@ pub enum PickleError {
     /// The pickle holds something else.
     #[error("data.pkl holds no dictionary of tensors")]
     NoStateDict,
-    /// The data of a tensor.
-    #[error("{0}")]
-    Tensor(String),
+    /// The elements of a tensor are nowhere.
+    #[error("{tensor} lies in the storage {key:?}, which is missing")]
+    Storage {
+        /// Which tensor.
+        tensor: String,
+        /// Name of the storage.
+        key: String,
+    },
 }

@@ -1,21 +1,109 @@
 //! Reads named tensors from the files of a checkpoint, whichever format they have.
+//!
+//! A format only says which tensors a file has and where their bytes are. Files are mapped; what has been read is given
+//! back at once, so that no more than a piece of them is in memory beside the weights.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::safetensors::MmapedSafetensors;
+use candle_core::quantized::{GgmlDType, ggml_file};
 use candle_core::{DType, Device, Tensor};
 use sha2::{Digest, Sha256};
 
+pub use self::error::TensorError;
+use super::mapped_file::MappedFile;
 use super::model_config::{ConfigError, JsonFile};
-use super::pickle::{PickleError, PickledTensors};
+use super::pickle;
+use super::progress::Progress;
+use super::safetensors;
+
+mod error;
 
 /// Weights of a model, the preferred ones first.
 pub const MODEL: [&str; 4] =
     ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
 /// Weights of an adapter, the preferred ones first.
 pub const ADAPTER: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
+
+/// Bytes of a piece of a tensor, as far as whole rows allow.
+const PIECE_BYTES: usize = 4 << 20;
+
+/// Where a file keeps a tensor, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// Rows first.
+    pub shape: Vec<usize>,
+    /// How its elements are stored.
+    pub encoding: Encoding,
+    /// Where the elements are, row by row; or why they cannot be read.
+    pub extent: Result<Range<usize>, String>,
+}
+
+/// How the elements of a tensor are stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// F32, BF16, F16 or F64.
+    Floats(DType),
+    /// Quantised, in GGML's blocks.
+    Blocks(GgmlDType),
+    /// What the file calls it.
+    Other(String),
+}
+
+impl Encoding {
+    /// Bytes of `elements` that begin with a block; `None` when they end within one, or are not known to take any.
+    #[must_use]
+    pub fn bytes(&self, elements: usize) -> Option<usize> {
+        match self {
+            Self::Floats(dtype) => elements.checked_mul(dtype.size_in_bytes()),
+            Self::Blocks(dtype) if elements.is_multiple_of(dtype.block_size()) => {
+                (elements / dtype.block_size()).checked_mul(dtype.type_size())
+            }
+            Self::Blocks(_) | Self::Other(_) => None,
+        }
+    }
+}
+
+/// Some rows of a matrix, as they are stored.
+#[derive(Clone, Debug)]
+pub struct Rows<'a> {
+    /// Index of the first one, and how many there are.
+    pub range: Range<usize>,
+    /// Elements of one.
+    pub width: usize,
+    /// How they are stored.
+    pub encoding: &'a Encoding,
+    /// Their bytes.
+    pub bytes: &'a [u8],
+}
+
+impl Rows<'_> {
+    /// The rows as floats `[rows, width]`.
+    ///
+    /// # Errors
+    /// When they are none.
+    pub fn floats(&self) -> candle_core::Result<Tensor> {
+        let shape = [self.range.len(), self.width];
+        match self.encoding {
+            Encoding::Floats(dtype) => Tensor::from_raw_buffer(self.bytes, *dtype, &shape, &Device::Cpu),
+            Encoding::Blocks(dtype) => dequantise(*dtype, shape, self.bytes),
+            Encoding::Other(name) => candle_core::bail!("{name} are no floats"),
+        }
+    }
+}
+
+/// The numbers of `[rows, width]` in the blocks of a GGML file, in f32.
+///
+/// # Errors
+/// When `blocks` are not of this shape, or the type is not supported.
+pub fn dequantise(dtype: GgmlDType, [rows, width]: [usize; 2], blocks: &[u8]) -> candle_core::Result<Tensor> {
+    let expected = Encoding::Blocks(dtype).bytes(width).and_then(|row| row.checked_mul(rows));
+    if expected != Some(blocks.len()) {
+        candle_core::bail!("{} bytes are no {dtype:?} matrix [{rows}, {width}]", blocks.len());
+    }
+    ggml_file::qtensor_from_ggml(dtype, blocks, vec![rows, width], &Device::Cpu)?.dequantize(&Device::Cpu)
+}
 
 /// The files of one directory that hold its tensors.
 pub struct TensorFiles {
@@ -25,16 +113,12 @@ pub struct TensorFiles {
     /// Over names, types, shapes and bytes of the tensors read so far.
     digest: Sha256,
     elements: u64,
+    progress: Option<Progress>,
 }
 
 struct TensorFile {
-    path: PathBuf,
-    source: Source,
-}
-
-enum Source {
-    Safetensors(MmapedSafetensors),
-    Pickle(PickledTensors),
+    map: MappedFile,
+    tensors: HashMap<String, StoredTensor>,
 }
 
 impl TensorFiles {
@@ -48,59 +132,62 @@ impl TensorFiles {
         if name.ends_with(".index.json") {
             return Self::open_shards(directory, &JsonFile::open(directory, name)?);
         }
-        let file = TensorFile::open(directory.join(name))?;
-        Ok(Self { files: vec![file], shards: HashMap::new(), digest: Sha256::new(), elements: 0 })
+        Ok(Self::new(vec![TensorFile::open(&directory.join(name))?], HashMap::new()))
+    }
+
+    /// The tensors of one file whose format is known.
+    #[must_use]
+    pub fn of_file(map: MappedFile, tensors: HashMap<String, StoredTensor>) -> Self {
+        Self::new(vec![TensorFile { map, tensors }], HashMap::new())
+    }
+
+    fn new(files: Vec<TensorFile>, shards: HashMap<String, usize>) -> Self {
+        Self { files, shards, digest: Sha256::new(), elements: 0, progress: None }
     }
 
     fn open_shards(directory: &Path, index: &JsonFile) -> Result<Self, TensorError> {
-        let root = index.root();
-        let names = root.section("weight_map")?;
-        let names = names.ok_or_else(|| root.invalid("weight_map", "an object of tensor names and files".into()))?;
-        let mut files: Vec<TensorFile> = Vec::new();
+        let mut names: Vec<&str> = Vec::new();
         let mut shards = HashMap::new();
-        for (tensor, file) in names.iter() {
-            // A file elsewhere is no part of this checkpoint.
-            let plain = file.as_str().filter(|name| Path::new(name).file_name() == Some(name.as_ref()));
-            let name = plain.ok_or_else(|| names.invalid(tensor, "the name of a file beside the index".into()))?;
-            let path = directory.join(name);
-            let known = files.iter().position(|open| open.path == path);
-            let at = match known {
-                Some(at) => at,
-                None => {
-                    files.push(TensorFile::open(path)?);
-                    files.len() - 1
-                }
-            };
+        for (tensor, name) in shard_names(index)? {
+            let known = names.iter().position(|known| *known == name);
+            let at = known.unwrap_or_else(|| {
+                names.push(name);
+                names.len() - 1
+            });
             shards.insert(tensor.to_owned(), at);
         }
-        if files.is_empty() {
-            return Err(root.invalid("weight_map", "at least one tensor".into()).into());
-        }
-        Ok(Self { files, shards, digest: Sha256::new(), elements: 0 })
+        let files = names.into_iter().map(|name| TensorFile::open(&directory.join(name)));
+        Ok(Self::new(files.collect::<Result<_, _>>()?, shards))
+    }
+
+    /// Shows from now on how much has been read of `total_bytes`.
+    pub fn show_progress(&mut self, total_bytes: u64) {
+        let name = self.path().file_name().map_or_else(Default::default, |name| name.to_string_lossy());
+        self.progress = Some(Progress::new(&format!("loading {name}"), total_bytes));
     }
 
     /// The file, or the first of several.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.files[0].path
+        self.files[0].map.path()
     }
 
     /// Names of all tensors.
     pub fn names(&self) -> impl Iterator<Item = String> {
-        self.files.iter().flat_map(|file| file.names())
+        self.stored().map(|(name, _)| name.to_owned())
     }
 
-    /// Names, shapes and types of all tensors of floats.
-    pub fn floats(&self) -> impl Iterator<Item = (String, Vec<usize>, DType)> {
-        let of_file = |file: &TensorFile| {
-            let tensors = file.names().into_iter().map(|name| (file.get(&name), name));
-            tensors
-                .filter_map(|(stored, name)| {
-                    stored.ok().and_then(|stored| Some((name, stored.shape, stored.dtype.ok()?)))
-                })
-                .collect::<Vec<_>>()
-        };
-        self.files.iter().flat_map(of_file)
+    /// All tensors, whatever they are.
+    pub fn stored(&self) -> impl Iterator<Item = (&str, &StoredTensor)> {
+        self.files.iter().flat_map(|file| &file.tensors).map(|(name, stored)| (name.as_str(), stored))
+    }
+
+    /// Tensor `name`.
+    ///
+    /// # Errors
+    /// [`TensorError::Missing`].
+    pub fn get(&self, name: &str) -> Result<&StoredTensor, TensorError> {
+        self.files[self.locate(name)?].get(name)
     }
 
     /// First dimension of tensor `name`; 0 when it has none.
@@ -108,31 +195,73 @@ impl TensorFiles {
     /// # Errors
     /// [`TensorError::Missing`].
     pub fn rows(&self, name: &str) -> Result<usize, TensorError> {
-        let stored = self.files[self.locate(name)?].get(name)?;
-        Ok(stored.shape.first().copied().unwrap_or(0))
+        Ok(self.get(name)?.shape.first().copied().unwrap_or(0))
     }
 
-    /// Reads tensor `name`, which must have the shape `expected`, in its stored type.
+    /// Reads tensor `name`, which must have the shape `expected`, as the floats it is stored as.
     ///
     /// # Errors
     /// [`TensorError`] names file, tensor, what was found and what is expected.
     pub fn read(&mut self, name: &str, expected: &[usize]) -> Result<Tensor, TensorError> {
+        let at = self.locate(name)?;
+        let Encoding::Floats(dtype) = self.files[at].get(name)?.encoding else {
+            return Err(self.files[at].no_floats(name));
+        };
+        let mut whole = Vec::new();
+        self.read_pieces(name, expected, |rows| {
+            whole.extend_from_slice(rows.bytes);
+            Ok::<_, TensorError>(())
+        })?;
+        let tensor = Tensor::from_raw_buffer(&whole, dtype, expected, &Device::Cpu);
+        tensor.map_err(|source| TensorError::Convert {
+            file: self.files[at].path(),
+            tensor: name.to_owned(),
+            source: Box::new(source),
+        })
+    }
+
+    /// Reads matrix `name`, which must have the shape `[outputs, inputs]`, some rows at a time.
+    ///
+    /// # Errors
+    /// As [`Self::read`], and those of `each`.
+    pub fn read_rows<E: From<TensorError>>(
+        &mut self,
+        name: &str,
+        expected: [usize; 2],
+        each: impl FnMut(Rows<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.read_pieces(name, &expected, each)
+    }
+
+    /// The first dimension of a tensor counts as its rows.
+    fn read_pieces<E: From<TensorError>>(
+        &mut self,
+        name: &str,
+        expected: &[usize],
+        mut each: impl FnMut(Rows<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let file = &self.files[self.locate(name)?];
-        let StoredTensor { shape: found, dtype } = file.get(name)?;
-        let path = || file.path.clone();
-        if found != expected {
-            let expected = expected.to_vec();
-            return Err(TensorError::Shape { file: path(), tensor: name.to_owned(), found, expected });
+        let stored = file.get(name)?;
+        let extent = file.extent(name, stored, expected)?;
+        let StoredTensor { encoding, shape, .. } = stored;
+        self.digest.update(format!("{name}\0{encoding:?}\0{expected:?}\0"));
+        let width = shape.iter().skip(1).product();
+        let row_bytes = encoding.bytes(width).ok_or_else(|| file.no_floats(name))?;
+        let count = shape.first().copied().unwrap_or(1);
+        let step = (PIECE_BYTES / row_bytes.max(1)).max(1);
+        for first in (0..count).step_by(step) {
+            let range = first..count.min(first + step);
+            let place = extent.start + range.start * row_bytes..extent.start + range.end * row_bytes;
+            let bytes = &file.map.bytes()[place.clone()];
+            self.digest.update(bytes);
+            self.elements += (range.len() * width) as u64;
+            each(Rows { range, width, encoding, bytes })?;
+            if let Some(progress) = &self.progress {
+                progress.advance(bytes.len() as u64);
+            }
+            file.map.release(place);
         }
-        let dtype =
-            dtype.map_err(|found| TensorError::ElementType { file: path(), tensor: name.to_owned(), found })?;
-        let data = file.bytes(name, dtype)?;
-        let tensor = Tensor::from_raw_buffer(&data, dtype, expected, &Device::Cpu);
-        let tensor = tensor.map_err(|source| TensorError::Safetensors { file: path(), source })?;
-        self.digest.update(format!("{name}\0{dtype:?}\0{expected:?}\0"));
-        self.digest.update(&data);
-        self.elements += tensor.elem_count() as u64;
-        Ok(tensor)
+        Ok(())
     }
 
     /// Elements of all tensors read so far.
@@ -157,141 +286,80 @@ impl TensorFiles {
     }
 }
 
-/// What a file says about a tensor.
-struct StoredTensor {
-    shape: Vec<usize>,
-    /// What the file calls it when it is no type of floats.
-    dtype: Result<DType, String>,
+/// The tensors that an index lists, each with the file beside it that holds it.
+///
+/// # Errors
+/// [`ConfigError`] when there are none, or a file is elsewhere.
+pub fn shard_names(index: &JsonFile) -> Result<Vec<(&str, &str)>, ConfigError> {
+    let root = index.root();
+    let names = root.section("weight_map")?;
+    let names = names.ok_or_else(|| root.invalid("weight_map", "an object of tensor names and files".into()))?;
+    let mut shards = Vec::new();
+    for (tensor, file) in names.iter() {
+        // A file elsewhere is no part of this checkpoint.
+        let plain = file.as_str().filter(|name| Path::new(name).file_name() == Some(name.as_ref()));
+        let name = plain.ok_or_else(|| names.invalid(tensor, "the name of a file beside the index".into()))?;
+        shards.push((tensor, name));
+    }
+    match shards.is_empty() {
+        true => Err(root.invalid("weight_map", "at least one tensor".into())),
+        false => Ok(shards),
+    }
 }
 
 impl TensorFile {
     /// `.bin` is PyTorch's format; everything else should be safetensors.
-    fn open(path: PathBuf) -> Result<Self, TensorError> {
-        let source = if path.extension().is_some_and(|extension| extension == "bin") {
-            let tensors = PickledTensors::open(&path);
-            Source::Pickle(tensors.map_err(|source| TensorError::Pickle { file: path.clone(), source })?)
-        } else {
-            #[expect(unsafe_code, reason = "the only way to map a file")]
-            // SAFETY: nothing in this process writes the file. Another process that truncates a checkpoint while it is
-            // read can end this one; copying every file first would double the memory of loading.
-            let tensors = unsafe { MmapedSafetensors::new(&path) };
-            Source::Safetensors(tensors.map_err(|source| TensorError::Safetensors { file: path.clone(), source })?)
+    fn open(path: &Path) -> Result<Self, TensorError> {
+        let file = path.to_owned();
+        let map = MappedFile::open(path).map_err(|source| TensorError::Unreadable { file: file.clone(), source })?;
+        let tensors = match path.extension().is_some_and(|extension| extension == "bin") {
+            true => pickle::tensors(map.bytes()).map_err(|source| TensorError::Pickle { file, source })?,
+            false => safetensors::tensors(map.bytes()).map_err(|source| TensorError::Safetensors { file, source })?,
         };
-        Ok(Self { path, source })
+        Ok(Self { map, tensors })
     }
 
-    fn names(&self) -> Vec<String> {
-        match &self.source {
-            Source::Safetensors(tensors) => tensors.tensors().into_iter().map(|(name, _)| name).collect(),
-            Source::Pickle(tensors) => tensors.names().cloned().collect(),
+    fn get(&self, name: &str) -> Result<&StoredTensor, TensorError> {
+        self.tensors.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    /// Where the elements of tensor `name` are, which must have the shape `expected`.
+    fn extent(&self, name: &str, stored: &StoredTensor, expected: &[usize]) -> Result<Range<usize>, TensorError> {
+        let (file, tensor) = (self.path(), name.to_owned());
+        if stored.shape != expected {
+            let (found, expected) = (stored.shape.clone(), expected.to_vec());
+            return Err(TensorError::Shape { file, tensor, found, expected });
         }
-    }
-
-    fn get(&self, name: &str) -> Result<StoredTensor, TensorError> {
-        let (shape, dtype, type_name) = match &self.source {
-            Source::Safetensors(tensors) => {
-                let view = tensors.get(name).map_err(|_| self.missing(name))?;
-                (view.shape().to_vec(), DType::try_from(view.dtype()).ok(), format!("{:?}", view.dtype()))
-            }
-            Source::Pickle(tensors) => {
-                let tensor = tensors.get(name).ok_or_else(|| self.missing(name))?;
-                (tensor.shape.clone(), tensor.dtype(), tensor.class.clone())
-            }
-        };
-        let is_float = |dtype: &DType| matches!(dtype, DType::F32 | DType::BF16 | DType::F16 | DType::F64);
-        Ok(StoredTensor { shape, dtype: dtype.filter(is_float).ok_or(type_name) })
-    }
-
-    fn bytes(&self, name: &str, dtype: DType) -> Result<Cow<'_, [u8]>, TensorError> {
-        match &self.source {
-            Source::Safetensors(tensors) => {
-                Ok(Cow::Borrowed(tensors.get(name).map_err(|_| self.missing(name))?.data()))
-            }
-            Source::Pickle(tensors) => {
-                let tensor = tensors.get(name).ok_or_else(|| self.missing(name))?;
-                let data = tensors.bytes(tensor, dtype);
-                data.map(Cow::Owned).map_err(|source| TensorError::Data {
-                    file: self.path.clone(),
-                    tensor: name.to_owned(),
-                    source,
-                })
-            }
+        if let Encoding::Other(_) = stored.encoding {
+            return Err(self.no_floats(name));
         }
+        let extent = stored.extent.clone().map_err(|problem| TensorError::Data {
+            file: file.clone(),
+            tensor: tensor.clone(),
+            problem,
+        })?;
+        let elements = expected.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+        let bytes = elements.and_then(|elements| stored.encoding.bytes(elements));
+        if bytes == Some(extent.len()) && extent.end <= self.map.bytes().len() {
+            return Ok(extent);
+        }
+        let problem = format!("{} bytes cannot be {:?} of shape {expected:?}", extent.len(), stored.encoding);
+        Err(TensorError::Data { file, tensor, problem })
+    }
+
+    fn path(&self) -> PathBuf {
+        self.map.path().to_owned()
     }
 
     fn missing(&self, name: &str) -> TensorError {
-        TensorError::Missing { file: self.path.clone(), tensor: name.to_owned() }
+        TensorError::Missing { file: self.path(), tensor: name.to_owned() }
     }
-}
 
-/// What is wrong with the tensors of a checkpoint.
-#[derive(Debug, thiserror::Error)]
-pub enum TensorError {
-    /// There are none.
-    #[error("{}: holds no weights; expected one of {expected}", directory.display())]
-    NoWeights {
-        /// Which directory.
-        directory: PathBuf,
-        /// Names of files that would do.
-        expected: String,
-    },
-    /// The index of the shards.
-    #[error(transparent)]
-    Index(#[from] ConfigError),
-    /// No such file, or no safetensors.
-    #[error("{}: cannot be read as safetensors: {source}", file.display())]
-    Safetensors {
-        /// Which.
-        file: PathBuf,
-        /// Why.
-        source: candle_core::Error,
-    },
-    /// No such file, or no PyTorch checkpoint.
-    #[error("{}: cannot be read as a PyTorch checkpoint: {source}", file.display())]
-    Pickle {
-        /// Which.
-        file: PathBuf,
-        /// Why.
-        source: PickleError,
-    },
-    /// The file has no such tensor.
-    #[error("{}: tensor {tensor} is missing", file.display())]
-    Missing {
-        /// Which file.
-        file: PathBuf,
-        /// Its name.
-        tensor: String,
-    },
-    /// The elements of a tensor are not where the file says.
-    #[error("{}: tensor {tensor} cannot be read: {source}", file.display())]
-    Data {
-        /// Which file.
-        file: PathBuf,
-        /// Which tensor.
-        tensor: String,
-        /// What is wrong with them.
-        source: PickleError,
-    },
-    /// The tensor has another shape than the config says.
-    #[error("{}: tensor {tensor} has shape {found:?}; the config makes it {expected:?}", file.display())]
-    Shape {
-        /// Which file.
-        file: PathBuf,
-        /// Which tensor.
-        tensor: String,
-        /// What is stored.
-        found: Vec<usize>,
-        /// What follows from the config.
-        expected: Vec<usize>,
-    },
-    /// Not a type of floats that is supported.
-    #[error("{}: tensor {tensor} has type {found}; expected F32, BF16, F16 or F64", file.display())]
-    ElementType {
-        /// Which file.
-        file: PathBuf,
-        /// Which tensor.
-        tensor: String,
-        /// What is stored.
-        found: String,
-    },
+    fn no_floats(&self, name: &str) -> TensorError {
+        let found = self.tensors.get(name).map(|stored| match &stored.encoding {
+            Encoding::Other(found) => found.clone(),
+            known => format!("{known:?}"),
+        });
+        TensorError::ElementType { file: self.path(), tensor: name.to_owned(), found: found.unwrap_or_default() }
+    }
 }

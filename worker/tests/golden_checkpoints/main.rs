@@ -10,7 +10,7 @@ mod pickles;
 
 use std::path::{Path, PathBuf};
 
-use cosec_worker::model_runner::{DtypeChoice, LoadOptions};
+use cosec_worker::model_runner::{DtypeChoice, KvDtype, LoadOptions};
 
 /// One of every family, and every way of storing queries, keys and values.
 pub(crate) const ALL: [&str; 10] = [
@@ -31,5 +31,14 @@ pub(crate) fn golden(name: &str) -> PathBuf {
 }
 
 pub(crate) fn options(blocks: usize, block_tokens: usize) -> LoadOptions {
-    LoadOptions { adapter: None, lora: Vec::new(), dtype: DtypeChoice::Auto, blocks, block_tokens, threads: 2 }
+    LoadOptions {
+        adapter: None,
+        lora: Vec::new(),
+        dtype: DtypeChoice::Auto,
+        quantize: None,
+        kv_dtype: KvDtype::Auto,
+        blocks,
+        block_tokens,
+        threads: 2,
+    }
 }

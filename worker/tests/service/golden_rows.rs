@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use cosec_proto::SessionId;
 use cosec_proto::worker::step_response::Outcome;
 use cosec_worker::engine::EngineOptions;
-use cosec_worker::model_runner::{DtypeChoice, LoadOptions, ModelRunner};
+use cosec_worker::model_runner::{DtypeChoice, KvDtype, LoadOptions, ModelRunner};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -40,6 +40,8 @@ async fn serve(name: &str, step_tokens: usize) -> Harness {
         adapter: None,
         lora: Vec::new(),
         dtype: DtypeChoice::Auto,
+        quantize: None,
+        kv_dtype: KvDtype::Auto,
         blocks: options.blocks,
         block_tokens: options.block_tokens,
         threads: 2,

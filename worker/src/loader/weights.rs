@@ -1,0 +1,165 @@
+//! The weights of a checkpoint in the formats that they are to have in memory.
+
+use candle_core::DType;
+use candle_core::quantized::GgmlDType;
+
+use super::host_matrix::{HostMatrix, row_bytes};
+use super::lora::{Adapter, Factors};
+use super::model_config::JsonFile;
+use super::tensor_files::{Encoding, TensorFiles};
+use super::{LoadError, digest};
+use crate::families::{Family, TensorNames};
+use crate::kernels::WeightFormat;
+use crate::model_runner::DtypeChoice;
+
+/// How weights are quantised as they are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantize {
+    /// 8 bits a weight and a scale for every 32, as GGML's Q8_0.
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 4.5 bits a weight, as GGML's Q4_K; embedding and head, where it costs most, in Q8_0.
+    #[value(name = "q4_k")]
+    #[serde(rename = "q4_k")]
+    Q4K,
+}
+
+/// The weights of a checkpoint with an adapter merged, in the formats they are to have in memory, and the adapters beside
+/// them.
+pub struct Weights {
+    pub(super) tensors: TensorFiles,
+    /// Merged.
+    pub(super) adapter: Option<Adapter>,
+    /// In the order of their indices.
+    pub(super) beside: Vec<Adapter>,
+    pub(super) names: TensorNames,
+    pub(super) dtype: DtypeChoice,
+    pub(super) quantize: Option<Quantize>,
+}
+
+impl Weights {
+    /// The weight `[outputs, inputs]` of the linear layer `module`.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn matrix(&mut self, module: &str, shape: [usize; 2]) -> Result<HostMatrix, LoadError> {
+        self.merged(module, module, shape)
+    }
+
+    /// The matrix stored for `table`, which is no linear layer: adapters leave it alone.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn table(&mut self, table: &str, shape: [usize; 2]) -> Result<HostMatrix, LoadError> {
+        self.read(table, shape, None)
+    }
+
+    /// The matrix stored for `table`, with what the merged adapter adds to the linear layer `module`.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn merged(&mut self, table: &str, module: &str, shape: [usize; 2]) -> Result<HostMatrix, LoadError> {
+        let factors = self.adapter.as_mut().map(|adapter| adapter.factors(module, shape)).transpose()?.flatten();
+        self.read(table, shape, factors.as_ref())
+    }
+
+    fn read(&mut self, table: &str, shape: [usize; 2], update: Option<&Factors>) -> Result<HostMatrix, LoadError> {
+        let name = format!("{table}.weight");
+        let format = self.format(table, &self.tensors.get(&name)?.encoding);
+        let mut matrix = HostMatrix::new(format, shape);
+        self.tensors.read_rows(&name, shape, |rows| matrix.append(&rows, update))?;
+        Ok(matrix)
+    }
+
+    /// Whether the merged adapter changes the linear layer `module`, which was not read yet.
+    #[must_use]
+    pub fn is_merged_into(&self, module: &str) -> bool {
+        self.adapter.as_ref().is_some_and(|adapter| adapter.changes(module))
+    }
+
+    /// What the adapters beside the weights add to the linear layer `module`, in the order of their indices.
+    ///
+    /// # Errors
+    /// [`LoadError::Adapter`].
+    pub fn factors(&mut self, module: &str, shape: [usize; 2]) -> Result<Vec<Option<Factors>>, LoadError> {
+        self.beside.iter_mut().map(|adapter| Ok(adapter.factors(module, shape)?)).collect()
+    }
+
+    /// The vector called `name`, of `len` elements.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        let stored = self.tensors.read(name, &[len])?;
+        stored.to_dtype(DType::F32).and_then(|vector| vector.to_vec1()).map_err(LoadError::Convert)
+    }
+
+    /// Shows from now on how much of the weights has been read.
+    pub(super) fn show_progress(&mut self) {
+        let stored = self.tensors.stored().filter_map(|(_, stored)| stored.extent.as_ref().ok());
+        let total_bytes = stored.map(|extent| extent.len() as u64).sum();
+        self.tensors.show_progress(total_bytes);
+    }
+
+    /// Bytes that the tensors take once they are loaded, by what the heads of the files say.
+    pub(super) fn memory_bytes(&self, family: &Family) -> u64 {
+        let tied = |module: &str| family.spec.tied && module == family.names.head;
+        let bytes = self.tensors.stored().map(|(name, stored)| {
+            let module = name.strip_suffix(".weight").unwrap_or(name);
+            match (&*stored.shape, &stored.encoding) {
+                (_, Encoding::Other(_)) => 0,
+                ([elements], _) => (*elements as u64).saturating_mul(size_of::<f32>() as u64),
+                ([outputs, inputs], encoding) if !tied(module) => {
+                    (*outputs as u64).saturating_mul(row_bytes(self.format(module, encoding), *inputs) as u64)
+                }
+                // Masks of attention that older checkpoints keep.
+                _ => 0,
+            }
+        });
+        let beside = self.beside.iter().map(Adapter::memory_bytes);
+        bytes.chain(beside).fold(0, u64::saturating_add)
+    }
+
+    /// Format in memory of the matrix of `module`, which a file stores in `encoding`.
+    ///
+    /// What a file stores quantised is never made larger than Q8_0; learned positions stay as they are.
+    fn format(&self, module: &str, encoding: &Encoding) -> WeightFormat {
+        let TensorNames { embedding, positions, head, .. } = self.names;
+        match (encoding, self.quantize) {
+            (Encoding::Blocks(dtype), _) if kept(*dtype).is_some() => kept(*dtype).unwrap_or(WeightFormat::Q8_0),
+            (Encoding::Floats(dtype), None) => self.float_format(*dtype),
+            (Encoding::Floats(dtype), Some(_)) if module == positions => self.float_format(*dtype),
+            (_, Some(Quantize::Q4K)) if module != embedding && module != head => WeightFormat::Q4K,
+            _ => WeightFormat::Q8_0,
+        }
+    }
+
+    fn float_format(&self, stored: DType) -> WeightFormat {
+        match self.dtype {
+            DtypeChoice::Auto => WeightFormat::of(stored),
+            DtypeChoice::F32 => WeightFormat::F32,
+            DtypeChoice::Bf16 => WeightFormat::Bf16,
+            DtypeChoice::F16 => WeightFormat::F16,
+        }
+    }
+
+    /// Over everything that decides a logit of a session without an adapter, and the ids that it stands for.
+    pub(super) fn fingerprint(&self, config: &JsonFile, tokenizer: &str) -> String {
+        let formats = format!("{:?} {:?}", self.dtype, self.quantize);
+        let tensors = self.tensors.digest();
+        let merged = self.adapter.as_ref().map(|adapter| (adapter.config(), adapter.tensors_digest()));
+        let mut parts = vec![config.bytes(), tokenizer.as_bytes(), &tensors, formats.as_bytes()];
+        parts.extend(merged.iter().flat_map(|(config, tensors)| [*config, tensors]));
+        digest(parts)
+    }
+}
+
+/// The format of a file's blocks if there are kernels for it.
+fn kept(dtype: GgmlDType) -> Option<WeightFormat> {
+    match dtype {
+        GgmlDType::Q8_0 => Some(WeightFormat::Q8_0),
+        GgmlDType::Q4K => Some(WeightFormat::Q4K),
+        _ => None,
+    }
+}
