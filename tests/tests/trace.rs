@@ -53,6 +53,7 @@ impl Cached {
             adapter,
             lora: Vec::new(),
             dtype: DtypeChoice::F32,
+            tokenizer: None,
             quantize: None,
             kv_dtype: KvDtype::Auto,
             blocks: 16,

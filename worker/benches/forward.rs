@@ -48,6 +48,7 @@ fn measure(shape: &Shape, dtype_name: &str, dtype: DType) -> anyhow::Result<()> 
         adapter: None,
         lora: Vec::new(),
         dtype: DtypeChoice::Auto,
+        tokenizer: None,
         quantize: None,
         kv_dtype: KvDtype::Auto,
         blocks: 256,

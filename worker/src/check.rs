@@ -16,7 +16,7 @@ const BLOCK_TOKENS: usize = 4;
 /// What to compare with what.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CheckArgs {
-    /// Directory of a checkpoint, or its hub id OWNER/NAME.
+    /// Directory of a checkpoint, its hub id OWNER/NAME, or a GGUF file.
     #[arg(long)]
     pub model: PathBuf,
     /// Branch, tag or commit of a hub id [default: main].
@@ -31,6 +31,9 @@ pub struct CheckArgs {
     /// Element type of the weights.
     #[arg(long, value_enum, default_value_t)]
     pub dtype: DtypeChoice,
+    /// Folder of tokenizer.json [default: the model's].
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
     /// How the weights are quantised [default: not].
     #[arg(long, value_enum)]
     pub quantize: Option<Quantize>,
@@ -111,6 +114,7 @@ pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
         adapter: args.adapter.clone(),
         lora: args.lora.iter().cloned().collect(),
         dtype: args.dtype,
+        tokenizer: args.tokenizer.clone(),
         quantize: args.quantize,
         kv_dtype: args.kv_dtype,
         blocks: longest.unwrap_or(0).div_ceil(BLOCK_TOKENS).max(1),

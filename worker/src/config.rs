@@ -46,8 +46,8 @@ pub struct Flags {
     #[arg(long, env = "COSEC_WORKER_CONFIG", value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
-    /// Directory of a Hugging Face checkpoint (config.json, tokenizer.json, safetensors or pytorch_model.bin), or its hub
-    /// id OWNER/NAME. Required.
+    /// Directory of a Hugging Face checkpoint (config.json, tokenizer.json, safetensors or pytorch_model.bin), its hub id
+    /// OWNER/NAME, or a GGUF file. Required.
     #[arg(long, value_name = "MODEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
@@ -87,6 +87,10 @@ pub struct Flags {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<DtypeChoice>,
+    /// Folder of tokenizer.json [default: the model's].
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
     /// How weights are quantised as they are loaded [default: not].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -156,6 +160,8 @@ pub struct Config {
     pub lora: Vec<NamedAdapter>,
     /// Element type of the weights in memory.
     pub dtype: DtypeChoice,
+    /// Folder of tokenizer.json.
+    pub tokenizer: Option<PathBuf>,
     /// How they are quantised.
     pub quantize: Option<Quantize>,
     /// Element type of the KV cache.
@@ -201,6 +207,7 @@ struct Settings {
     adapter: Option<PathBuf>,
     lora: Vec<NamedAdapter>,
     dtype: DtypeChoice,
+    tokenizer: Option<PathBuf>,
     quantize: Option<Quantize>,
     kv_dtype: KvDtype,
     kv_memory_mib: Option<u64>,
@@ -227,6 +234,7 @@ impl Default for Settings {
             adapter: None,
             lora: Vec::new(),
             dtype: DtypeChoice::Auto,
+            tokenizer: None,
             quantize: None,
             kv_dtype: KvDtype::Auto,
             kv_memory_mib: None,
@@ -290,6 +298,7 @@ impl Settings {
             adapter: self.adapter,
             lora: distinct(self.lora)?,
             dtype: self.dtype,
+            tokenizer: self.tokenizer,
             quantize: self.quantize,
             kv_dtype: self.kv_dtype,
             cache,
@@ -308,7 +317,8 @@ fn model_name(model: &Path) -> String {
     // `.` has no last part before it is resolved; a hub id stays as it is.
     let resolved = model.canonicalize().unwrap_or_else(|_| model.to_path_buf());
     let name = resolved.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy());
-    name.split_once('@').map_or(name.as_ref(), |(name, _)| name).to_owned()
+    let name = name.split_once('@').map_or(name.as_ref(), |(name, _)| name);
+    name.strip_suffix(".gguf").unwrap_or(name).to_owned()
 }
 
 /// Checks that no two adapters have one name.

@@ -10,9 +10,8 @@ use clap::{Parser, Subcommand};
 use cosec_worker::check::{self, CheckArgs};
 use cosec_worker::config::{CacheSize, Config, Flags};
 use cosec_worker::engine::EngineOptions;
-use cosec_worker::families;
+use cosec_worker::loader::Checkpoint;
 use cosec_worker::loader::hub::{self, Content};
-use cosec_worker::loader::model_config::JsonFile;
 use cosec_worker::model_runner::{LoadOptions, ModelRunner};
 use cosec_worker::server::Server;
 use cosec_worker::service::Identity;
@@ -104,6 +103,7 @@ fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error +
         adapter: config.adapter.clone(),
         lora: config.lora.clone(),
         dtype: config.dtype,
+        tokenizer: config.tokenizer.clone(),
         quantize: config.quantize,
         kv_dtype: config.kv_dtype,
         blocks,
@@ -124,8 +124,7 @@ fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error +
 
 /// Blocks that fit into `mib` MiB, as far as the config of the model says.
 fn blocks(directory: &Path, config: &Config, mib: u64) -> Result<usize, Box<dyn Error + Send + Sync>> {
-    let file = JsonFile::open(directory, "config.json")?;
-    let spec = families::describe(&file.root())?.spec;
+    let spec = Checkpoint::open(directory)?.family.spec;
     let block_bytes = config.block_tokens.saturating_mul(spec.kv_bytes_per_token(config.kv_dtype.format()));
     let blocks = usize::try_from(mib << 20)? / block_bytes.max(1);
     if blocks == 0 {

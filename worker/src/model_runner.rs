@@ -65,6 +65,8 @@ pub struct LoadOptions {
     pub adapter: Option<PathBuf>,
     /// Adapters that stay beside the weights, for batch items to choose from.
     pub lora: Vec<NamedAdapter>,
+    /// Folder of tokenizer.json; `None` for the model's own.
+    pub tokenizer: Option<PathBuf>,
     /// Element type of the weights.
     pub dtype: DtypeChoice,
     /// How they are quantised.
@@ -177,7 +179,7 @@ pub struct ModelRunner {
 }
 
 impl ModelRunner {
-    /// Loads the checkpoint in `directory`.
+    /// Loads the checkpoint at a path: see [`loader::Checkpoint::open`].
     ///
     /// # Errors
     /// [`LoadError`] names file, field or tensor, what was found and what is allowed.

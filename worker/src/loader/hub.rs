@@ -309,9 +309,7 @@ impl Watch for Shown {
     }
 
     async fn finish(&mut self) {
-        if let Some(progress) = &self.progress {
-            progress.finish();
-        }
+        self.progress = None;
     }
 }
 

@@ -6,17 +6,20 @@ use std::sync::Arc;
 use cosec_proto::tokenizer_fingerprint;
 use sha2::{Digest, Sha256};
 
+pub use self::checkpoint::Checkpoint;
 use self::hub::{Content, HubError};
 use self::lora::{Adapter, AdapterError};
-use self::model_config::{ConfigError, JsonFile};
+use self::model_config::ConfigError;
 use self::plan::{Plan, PlanError};
-use self::tensor_files::{TensorError, TensorFiles};
+use self::tensor_files::TensorError;
 pub use self::weights::{Quantize, Weights};
 use crate::decoder::Decoder;
-use crate::families;
 use crate::kernels::{CacheShape, KernelError, Kernels};
 use crate::model_runner::{LoadOptions, ModelDescription};
 
+mod checkpoint;
+pub mod gguf;
+pub mod gguf_config;
 pub mod host_matrix;
 pub mod hub;
 pub mod lora;
@@ -29,22 +32,25 @@ pub mod safetensors;
 pub mod tensor_files;
 mod weights;
 
-/// Loads the checkpoint in `directory` for the device of `kernels`.
+/// Loads the checkpoint at `path` for the device of `kernels`.
 ///
 /// # Errors
 /// [`LoadError`] names file, field or tensor, what was found and what is expected.
 pub fn load<K: Kernels>(
-    directory: &Path,
+    path: &Path,
     options: &LoadOptions,
     kernels: K,
 ) -> Result<(Decoder<K>, ModelDescription), LoadError> {
-    let config = JsonFile::open(directory, "config.json")?;
-    let generation = JsonFile::open_optional(directory, "generation_config.json")?;
-    let family = families::describe(&config.root())?;
+    let mut checkpoint = Checkpoint::open(path)?;
+    if checkpoint.gguf.is_some() && (options.adapter.is_some() || !options.lora.is_empty()) {
+        return Err(LoadError::GgufAdapter { file: path.to_owned() });
+    }
+    let Tokenizer { content, fingerprint: tokenizer_fingerprint } = tokenizer(&checkpoint, options)?;
+    let tensors = checkpoint.take_tensors()?;
+    let Checkpoint { family, config, generation, .. } = checkpoint;
     let spec = &family.spec;
-    let Tokenizer { content, fingerprint: tokenizer_fingerprint } = tokenizer(directory, spec.vocabulary)?;
     let mut weights = Weights {
-        tensors: TensorFiles::open(directory, &tensor_files::MODEL)?,
+        tensors,
         adapter: options.adapter.as_deref().map(adapter).transpose()?,
         beside: options.lora.iter().map(|named| adapter(&named.directory)).collect::<Result<_, _>>()?,
         names: family.names.clone(),
@@ -63,6 +69,7 @@ pub fn load<K: Kernels>(
     };
     plan.log();
     plan.check()?;
+    weights.log_conversions();
     weights.show_progress();
     let cache = CacheShape {
         layers: spec.layers,
@@ -104,8 +111,10 @@ struct Tokenizer {
     fingerprint: String,
 }
 
-fn tokenizer(directory: &Path, vocabulary: usize) -> Result<Tokenizer, LoadError> {
-    let path = directory.join("tokenizer.json");
+/// Reads the tokenizer from where the options say, else from beside the weights. A directory may do without one; a GGUF
+/// file has one that is not read, so that another must be there.
+fn tokenizer(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Tokenizer, LoadError> {
+    let path = options.tokenizer.as_ref().unwrap_or(&checkpoint.directory).join("tokenizer.json");
     match std::fs::read(&path) {
         Ok(bytes) => {
             let invalid = |error| LoadError::Tokenizer { file: path.clone(), problem: format!("{error}") };
@@ -113,7 +122,12 @@ fn tokenizer(directory: &Path, vocabulary: usize) -> Result<Tokenizer, LoadError
             Ok(Tokenizer { content: Some(bytes.into()), fingerprint })
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Ok(Tokenizer { content: None, fingerprint: tokenizer_fingerprint::without_tokenizer(vocabulary) })
+            if options.tokenizer.is_some() || checkpoint.gguf.is_some() {
+                let problem = "is missing; name the folder of the model's tokenizer.json with --tokenizer".to_owned();
+                return Err(LoadError::Tokenizer { file: path, problem });
+            }
+            let fingerprint = tokenizer_fingerprint::without_tokenizer(checkpoint.family.spec.vocabulary);
+            Ok(Tokenizer { content: None, fingerprint })
         }
         Err(error) => Err(LoadError::Tokenizer { file: path, problem: error.to_string() }),
     }
@@ -149,6 +163,12 @@ pub enum LoadError {
     /// The adapter.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// An adapter for weights whose rows may be in another order, and quantised.
+    #[error("{}: --adapter and --lora need the model in safetensors or .bin, not in GGUF", file.display())]
+    GgufAdapter {
+        /// The model.
+        file: std::path::PathBuf,
+    },
     /// The tokenizer, whose content is part of the model's identity.
     #[error("{}: {problem}", file.display())]
     Tokenizer {

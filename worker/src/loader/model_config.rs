@@ -24,9 +24,24 @@ impl JsonFile {
         let path = directory.join(name);
         let unreadable = |source| ConfigError::Unreadable { file: path.clone(), source };
         let bytes = std::fs::read(&path).map_err(unreadable)?;
-        let malformed = |source| ConfigError::Malformed { file: path.clone(), source };
+        Self::parse(&path, bytes)
+    }
+
+    /// What the file at `path` would be if it held `bytes`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Malformed`].
+    pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Self, ConfigError> {
+        let malformed = |source| ConfigError::Malformed { file: path.to_owned(), source };
         let fields = serde_json::from_slice(&bytes).map_err(malformed)?;
-        Ok(Self { path, bytes, fields })
+        Ok(Self { path: path.to_owned(), bytes, fields })
+    }
+
+    /// An object that stands for what the file at `path` says in another format.
+    #[must_use]
+    pub fn of_fields(path: &Path, fields: Map<String, Value>) -> Self {
+        let bytes = Value::from(fields.clone()).to_string().into_bytes();
+        Self { path: path.to_owned(), bytes, fields }
     }
 
     /// As [`Self::open`], `None` when there is no such file.

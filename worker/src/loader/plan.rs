@@ -62,14 +62,15 @@ impl Plan {
     /// Logs the figures.
     pub fn log(&self) {
         tracing::info!(
-            weight_bytes = self.weight_bytes,
+            weights_mib = self.weight_bytes.div_ceil(MIB),
+            kv_cache_mib = self.kv_bytes().div_ceil(MIB),
+            available_mib = self.available_bytes.map(|bytes| bytes / MIB),
             kv_bytes_per_token = self.kv_bytes_per_token,
-            kv_bytes = self.kv_bytes(),
             blocks = self.blocks,
             block_tokens = self.block_tokens,
-            longest_context = self.longest_context(),
-            available_bytes = self.available_bytes,
-            "plan"
+            cached_tokens = self.cached_tokens(),
+            longest_context_tokens = self.longest_context(),
+            "memory"
         );
     }
 

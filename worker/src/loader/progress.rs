@@ -4,9 +4,12 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 
-/// Progress towards a known number of bytes; clones count together.
+/// Less than this is there before anybody looks.
+const SHOWN_BYTES: u64 = 16 << 20;
+
+/// Progress towards a known number of bytes; clones count together, and the last one takes the bar away.
 #[derive(Clone, Debug)]
 pub struct Progress {
     what: Arc<str>,
@@ -23,9 +26,9 @@ impl Progress {
         let template = "{msg} [{bar:30}] {bytes} of {total_bytes}, {eta} left";
         // The bar is plain where the template would not be understood.
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = (total_bytes >= SHOWN_BYTES && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::new(total_bytes).with_style(style.progress_chars("=> "));
-            bar.with_message(what.to_owned())
+            bar.with_message(what.to_owned()).with_finish(ProgressFinish::AndClear)
         });
         Self { what: what.into(), total_bytes, done_bytes: Arc::default(), bar }
     }
@@ -36,18 +39,13 @@ impl Progress {
         let done_bytes = before.saturating_add(bytes);
         match &self.bar {
             Some(bar) => bar.inc(bytes),
-            None if tenths(done_bytes, self.total_bytes) > tenths(before, self.total_bytes) => {
+            None if self.total_bytes >= SHOWN_BYTES
+                && tenths(done_bytes, self.total_bytes) > tenths(before, self.total_bytes) =>
+            {
                 let percent = tenths(done_bytes, self.total_bytes) * 10;
-                tracing::info!(percent, done_bytes, total_bytes = self.total_bytes, "{}", self.what);
+                tracing::info!(percent, mib = done_bytes >> 20, of_mib = self.total_bytes >> 20, "{}", self.what);
             }
             None => {}
-        }
-    }
-
-    /// Takes the bar away.
-    pub fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The weights of a checkpoint in the formats that they are to have in memory.
 
+use std::collections::BTreeMap;
+
 use candle_core::DType;
 use candle_core::quantized::GgmlDType;
 
@@ -93,6 +95,22 @@ impl Weights {
     pub fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
         let stored = self.tensors.read(name, &[len])?;
         stored.to_dtype(DType::F32).and_then(|vector| vector.to_vec1()).map_err(LoadError::Convert)
+    }
+
+    /// Logs what is quantised in blocks that there are no kernels for.
+    pub(super) fn log_conversions(&self) {
+        let mut conversions = BTreeMap::new();
+        for (name, stored) in self.tensors.stored() {
+            if let Encoding::Blocks(dtype) = &stored.encoding
+                && kept(*dtype).is_none()
+            {
+                let format = self.format(name.strip_suffix(".weight").unwrap_or(name), &stored.encoding);
+                *conversions.entry((format!("{dtype:?}"), format!("{format:?}"))).or_insert(0) += 1;
+            }
+        }
+        for ((stored, kept), matrices) in conversions {
+            tracing::info!(stored, kept, matrices, "weights are quantised anew");
+        }
     }
 
     /// Shows from now on how much of the weights has been read.

@@ -3,6 +3,7 @@
 
 mod agreement;
 mod batches;
+mod gguf;
 mod lora;
 mod malformed;
 mod oracles;
@@ -35,6 +36,7 @@ pub(crate) fn options(blocks: usize, block_tokens: usize) -> LoadOptions {
         adapter: None,
         lora: Vec::new(),
         dtype: DtypeChoice::Auto,
+        tokenizer: None,
         quantize: None,
         kv_dtype: KvDtype::Auto,
         blocks,

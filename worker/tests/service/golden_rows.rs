@@ -40,6 +40,7 @@ async fn serve(name: &str, step_tokens: usize) -> Harness {
         adapter: None,
         lora: Vec::new(),
         dtype: DtypeChoice::Auto,
+        tokenizer: None,
         quantize: None,
         kv_dtype: KvDtype::Auto,
         blocks: options.blocks,

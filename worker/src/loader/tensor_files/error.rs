@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use safetensors::SafeTensorError;
 
+use crate::loader::gguf::GgufError;
 use crate::loader::model_config::ConfigError;
 use crate::loader::pickle::PickleError;
 
@@ -36,6 +37,14 @@ pub enum TensorError {
         file: PathBuf,
         /// Why.
         source: SafeTensorError,
+    },
+    /// No GGUF.
+    #[error("{}: cannot be read as GGUF: {source}", file.display())]
+    Gguf {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: GgufError,
     },
     /// No PyTorch checkpoint.
     #[error("{}: cannot be read as a PyTorch checkpoint: {source}", file.display())]

@@ -1,0 +1,60 @@
+//! What is fuzzed: every reader of a file that somebody else wrote. The tests replay past findings with it.
+
+use std::path::Path;
+
+use cosec_worker::families;
+use cosec_worker::loader::lora::Adapter;
+use cosec_worker::loader::model_config::JsonFile;
+use cosec_worker::loader::{gguf, gguf_config, pickle, safetensors, tensor_files};
+
+/// config.json.
+pub(crate) fn config(data: &[u8]) {
+    if let Ok(file) = JsonFile::parse(Path::new("config.json"), data.to_vec()) {
+        drop(families::describe(&file.root()));
+    }
+}
+
+/// model.safetensors.index.json.
+pub(crate) fn index(data: &[u8]) {
+    if let Ok(file) = JsonFile::parse(Path::new("model.safetensors.index.json"), data.to_vec()) {
+        drop(tensor_files::shard_names(&file));
+    }
+}
+
+/// The header of model.safetensors.
+pub(crate) fn safetensors(data: &[u8]) {
+    within(data, safetensors::tensors(data).ok());
+}
+
+/// pytorch_model.bin.
+pub(crate) fn pickle(data: &[u8]) {
+    within(data, pickle::tensors(data).ok());
+}
+
+/// The header of a GGUF file.
+pub(crate) fn gguf(data: &[u8]) {
+    if let Ok(header) = gguf::header(data) {
+        drop(gguf_config::describe(Path::new("model.gguf"), &header));
+        within(data, Some(header.tensors));
+    }
+}
+
+/// adapter_config.json, a zero byte, adapter_model.safetensors.
+pub(crate) fn adapter(data: &[u8]) {
+    let end = data.iter().position(|&byte| byte == 0).unwrap_or(data.len());
+    let directory = tempfile::tempdir().expect("a folder for the adapter");
+    let write = |name: &str, bytes: &[u8]| std::fs::write(directory.path().join(name), bytes).expect("a file in it");
+    write("adapter_config.json", &data[..end]);
+    write("adapter_model.safetensors", data.get(end + 1..).unwrap_or_default());
+    if let Ok(mut adapter) = Adapter::open(directory.path()) {
+        drop(adapter.factors("model.layers.0.self_attn.q_proj", [4, 4]));
+        drop(adapter.finish());
+    }
+}
+
+/// What a reader takes for the place of a tensor must lie in the file.
+fn within(data: &[u8], tensors: Option<std::collections::HashMap<String, tensor_files::StoredTensor>>) {
+    for extent in tensors.into_iter().flatten().filter_map(|(_, stored)| stored.extent.ok()) {
+        assert!(extent.start <= extent.end && extent.end <= data.len(), "{extent:?} of {} bytes", data.len());
+    }
+}

@@ -1,0 +1,70 @@
+//! What a checkpoint says about itself before its weights are read, whichever format it has.
+
+use std::path::{Path, PathBuf};
+
+use super::gguf::{self, Header};
+use super::mapped_file::MappedFile;
+use super::model_config::JsonFile;
+use super::tensor_files::{self, TensorError, TensorFiles};
+use super::{LoadError, gguf_config};
+use crate::families::{self, Family};
+
+/// A model on disk.
+pub struct Checkpoint {
+    /// What it computes.
+    pub family: Family,
+    /// Its config, or what stands for it.
+    pub(super) config: JsonFile,
+    /// Which may have other ids that end a generation.
+    pub(super) generation: Option<JsonFile>,
+    /// Where its files are.
+    pub(super) directory: PathBuf,
+    /// A GGUF file, and what its header says.
+    pub(super) gguf: Option<(MappedFile, Header)>,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint at `path`: a directory in Hugging Face's layout, a GGUF file, or a directory with one.
+    ///
+    /// # Errors
+    /// [`LoadError`] names file and field.
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
+        if path.is_file() {
+            return Self::open_gguf(path);
+        }
+        if !path.join("config.json").exists()
+            && let [file] = &*gguf_files(path)
+        {
+            return Self::open_gguf(file);
+        }
+        let config = JsonFile::open(path, "config.json")?;
+        let generation = JsonFile::open_optional(path, "generation_config.json")?;
+        let family = families::describe(&config.root())?;
+        Ok(Self { family, config, generation, directory: path.to_owned(), gguf: None })
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, LoadError> {
+        let file = path.to_owned();
+        let map = MappedFile::open(path).map_err(|source| TensorError::Unreadable { file: file.clone(), source })?;
+        let header = gguf::header(map.bytes()).map_err(|source| TensorError::Gguf { file, source })?;
+        let (config, family) = gguf_config::describe(path, &header)?;
+        let directory = path.parent().map_or_else(PathBuf::new, Path::to_owned);
+        Ok(Self { family, config, generation: None, directory, gguf: Some((map, header)) })
+    }
+
+    /// Its tensors.
+    ///
+    /// # Errors
+    /// [`TensorError`].
+    pub(super) fn take_tensors(&mut self) -> Result<TensorFiles, TensorError> {
+        match self.gguf.take() {
+            Some((map, header)) => Ok(TensorFiles::of_file(map, header.tensors)),
+            None => TensorFiles::open(&self.directory, &tensor_files::MODEL),
+        }
+    }
+}
+
+fn gguf_files(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| path.extension().is_some_and(|extension| extension == "gguf")).collect()
+}

@@ -1,0 +1,156 @@
+//! What a GGUF file says about its model, as a Hugging Face config and the names of its tensors.
+//!
+//! llama.cpp's converter keeps weights as they are, but for the queries and keys of `llama`: it lays the pairs that are
+//! rotated side by side.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::gguf::Header;
+use super::model_config::{ConfigError, JsonFile};
+use crate::families::{self, Family, Positions, QkvNames, TensorNames};
+use crate::kernels::Pairs;
+
+/// The architectures that are read, which are families by the same names.
+const ARCHITECTURES: [&str; 3] = ["llama", "qwen2", "starcoder2"];
+
+const NAMES: TensorNames = TensorNames {
+    embedding: "token_embd",
+    positions: "",
+    block: "blk.",
+    attention_norm: "attn_norm",
+    qkv: QkvNames::Separate { names: ["attn_q", "attn_k", "attn_v"] },
+    attention_output: "attn_output",
+    mlp_norm: "ffn_norm",
+    mlp_gate: "ffn_gate",
+    mlp_up: "ffn_up",
+    mlp_down: "ffn_down",
+    final_norm: "output_norm",
+    head: "output",
+};
+
+/// Sizes that must be there: their keys after the architecture's name, and what a config calls them.
+const SIZES: [(&str, &str); 5] = [
+    ("block_count", "num_hidden_layers"),
+    ("context_length", "max_position_embeddings"),
+    ("embedding_length", "hidden_size"),
+    ("feed_forward_length", "intermediate_size"),
+    ("attention.head_count", "num_attention_heads"),
+];
+
+/// Numbers that may be there.
+const OPTIONAL: [(&str, &str); 6] = [
+    ("attention.head_count_kv", "num_key_value_heads"),
+    ("attention.key_length", "head_dim"),
+    ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+    ("attention.layer_norm_epsilon", "norm_epsilon"),
+    ("attention.sliding_window", "sliding_window"),
+    ("rope.freq_base", "rope_theta"),
+];
+
+/// The config that the file at `path` stands for, and its family.
+///
+/// # Errors
+/// [`ConfigError`] names the key of the metadata, or the field that it stands for.
+pub fn describe(path: &Path, header: &Header) -> Result<(JsonFile, Family), ConfigError> {
+    let metadata = Metadata { path, header };
+    let architecture = metadata.get("general.architecture").and_then(Value::as_str);
+    let Some(&name) = ARCHITECTURES.iter().find(|known| Some(**known) == architecture) else {
+        return Err(metadata.invalid("general.architecture", &format!("one of {}", ARCHITECTURES.join(", "))));
+    };
+    let config = JsonFile::of_fields(path, metadata.config(name)?);
+    let mut family = families::describe(&config.root())?;
+    family.names = NAMES;
+    if let (Positions::Rotary(rotary), "llama") = (&mut family.spec.positions, name) {
+        rotary.pairs = Pairs::Neighbours;
+    }
+    metadata.require(&format!("{name}.rope.dimension_count"), family.spec.heads.width)?;
+    metadata.require(&format!("{name}.attention.value_length"), family.spec.heads.width)?;
+    Ok((config, family))
+}
+
+struct Metadata<'a> {
+    path: &'a Path,
+    header: &'a Header,
+}
+
+impl Metadata<'_> {
+    fn config(&self, name: &str) -> Result<Map<String, Value>, ConfigError> {
+        let mut config = Map::new();
+        let mut set = |field: &str, value: Value| config.insert(field.to_owned(), value);
+        set("model_type", name.into());
+        for (key, field) in SIZES {
+            let key = format!("{name}.{key}");
+            let size = self.get(&key).filter(|value| value.as_u64().is_some_and(|size| size > 0));
+            set(field, size.ok_or_else(|| self.invalid(&key, "a number above 0"))?.clone());
+        }
+        for (key, field) in OPTIONAL {
+            // A window of 0 is none.
+            if let Some(value) = self.get(&format!("{name}.{key}")).filter(|value| value.as_u64() != Some(0)) {
+                set(field, value.clone());
+            }
+        }
+        if let Some(scaling) = self.rope_scaling(name)? {
+            set("rope_scaling", scaling);
+        }
+        let ends = ["eos", "eot"].map(|end| self.get(&format!("tokenizer.ggml.{end}_token_id")).cloned());
+        set("eos_token_id", ends.into_iter().flatten().collect());
+        let has = |tensor: &str| self.header.tensors.contains_key(tensor);
+        let vocabulary = self.header.tensors.get("token_embd.weight").and_then(|table| table.shape.first());
+        set("vocab_size", vocabulary.copied().into());
+        set("tie_word_embeddings", (!has("output.weight")).into());
+        let biased = has("blk.0.attn_q.bias");
+        set("attention_bias", biased.into());
+        set("use_bias", biased.into());
+        if has("rope_freqs.weight") {
+            return Err(self.invalid("rope_freqs.weight", "none: factors of single frequencies are not supported"));
+        }
+        if self.get(&format!("{name}.expert_count")).is_some_and(|count| count.as_u64() != Some(0)) {
+            return Err(self.invalid(&format!("{name}.expert_count"), "none: mixtures of experts are not supported"));
+        }
+        Ok(config)
+    }
+
+    fn rope_scaling(&self, name: &str) -> Result<Option<Value>, ConfigError> {
+        let get = |key: &str| self.get(&format!("{name}.rope.{key}"));
+        let kind = match (get("scaling.type").map(|kind| kind.as_str()), get("scale_linear")) {
+            (None, None) | (Some(Some("none")), _) => return Ok(None),
+            (None, Some(factor)) => return Ok(Some(json!({ "type": "linear", "factor": factor }))),
+            (Some(Some(kind)), _) => kind,
+            (Some(None), _) => return Err(self.invalid(&format!("{name}.rope.scaling.type"), "a text")),
+        };
+        Ok(Some(json!({
+            "type": kind,
+            "factor": get("scaling.factor"),
+            "original_max_position_embeddings": get("scaling.original_context_length"),
+        })))
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.header.metadata.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Checks that `key` is absent or `expected`.
+    fn require(&self, key: &str, expected: usize) -> Result<(), ConfigError> {
+        match self.get(key) {
+            Some(value) if value.as_u64() != Some(expected as u64) => {
+                Err(self.invalid(key, &format!("{expected}, the width of a head")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn invalid(&self, key: &str, expected: &str) -> ConfigError {
+        let found = self.get(key).map_or_else(
+            || if self.header.tensors.contains_key(key) { "a tensor" } else { "absent" }.to_owned(),
+            |value| value.to_string().chars().take(60).collect(),
+        );
+        ConfigError::Invalid {
+            file: self.path.to_owned(),
+            field: key.to_owned(),
+            found,
+            expected: expected.to_owned(),
+        }
+    }
+}
