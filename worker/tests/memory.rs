@@ -11,7 +11,7 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 /// What a process takes besides its weights: code, threads, the runtime, a KV cache of one block and pieces of files.
-const ALLOWANCE_BYTES: usize = 48 << 20;
+const ALLOWANCE_BYTES: usize = 32 << 20;
 
 const VOCABULARY: usize = 16_384;
 const HIDDEN: usize = 1024;
