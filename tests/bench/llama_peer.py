@@ -148,7 +148,8 @@ def quantise(source, file, name, threads):
 class Context:
     """Sequences of one model. Every sequence has memory of its own, as llama.cpp's server gives it."""
 
-    def __init__(self, model, threads, sequences, tokens):
+    def __init__(self, model, vocabulary, threads, sequences, tokens):
+        self.vocabulary = vocabulary
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = sequences * tokens
         params.n_batch = params.n_ubatch = BATCH_TOKENS
@@ -175,7 +176,8 @@ class Context:
         return [self.best(index) for index in rows]
 
     def best(self, index):
-        return int(numpy.argmax(numpy.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self.context, index), (self.vocabulary,))))
+        logits = llama_cpp.llama_get_logits_ith(self.context, index)
+        return int(numpy.argmax(numpy.ctypeslib.as_array(logits, (self.vocabulary,))))
 
     def cut(self, sequence, tokens):
         llama_cpp.llama_memory_seq_rm(self.memory, sequence, tokens, -1)
@@ -187,9 +189,8 @@ class Server:
         self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), params)
         assert self.model, f"llama.cpp cannot load {file}"
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
-        self.prompts = Context(self.model, threads, 1, PREFILL_TOKENS)
-        self.sequences = Context(self.model, threads, sequences, tokens)
-        self.prompts.vocabulary = self.sequences.vocabulary = self.vocabulary
+        self.prompts = Context(self.model, self.vocabulary, threads, 1, PREFILL_TOKENS)
+        self.sequences = Context(self.model, self.vocabulary, threads, sequences, tokens)
         self.opened = 0
         self.next_prompt = 0
 
@@ -201,10 +202,10 @@ class Server:
         items = [(token, position, 0, position == tokens - 1) for position, token in enumerate(self.prompt(tokens))]
         started = time.perf_counter()
         for first in range(0, tokens, BATCH_TOKENS):
-            self.prompts.run(items[first : first + BATCH_TOKENS])
+            best = self.prompts.run(items[first : first + BATCH_TOKENS])
         elapsed = time.perf_counter() - started
         self.prompts.cut(0, 0)
-        return {"seconds": elapsed}
+        return {"token": best[0], "seconds": elapsed}
 
     def open(self, sequences, tokens):
         self.opened = tokens

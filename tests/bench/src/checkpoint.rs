@@ -75,14 +75,16 @@ pub fn prepare(work: &Path, shape: &Shape, head: Head) -> Result<PathBuf> {
     Ok(directory)
 }
 
-/// One word a token.
+/// One word a token, in the byte-level alphabet: Ġ is a space.
 fn tokenizer(vocabulary: usize) -> Value {
-    let words: Map<String, Value> = (0..vocabulary).map(|id| (format!("w{id}"), json!(id))).collect();
+    let words: Map<String, Value> = (0..vocabulary).map(|id| (format!("Ġw{id}"), json!(id))).collect();
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
     json!({
         "version": "1.0",
         "added_tokens": [],
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
+        "pre_tokenizer": bytes,
+        "decoder": bytes,
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "Ġw0"},
     })
 }
 
@@ -293,5 +295,25 @@ mod tests {
         let deviation = (values.iter().map(|value| value * value).sum::<f32>() / values.len() as f32).sqrt();
         assert!(mean.abs() < 0.02, "{mean}");
         assert!((deviation - 1.0).abs() < 0.02, "{deviation}");
+    }
+
+    #[test]
+    fn the_temperature_gives_the_planted_token_its_rate() {
+        for rate in [0.4, 0.5, 0.7, 0.9, 0.99] {
+            let rival = (-RIVAL_GAP / temperature_for(rate)).exp();
+            assert!((1.0 / (1.0 + 2.0 * rival) - rate).abs() < 1e-12, "{rate}");
+        }
+    }
+
+    #[test]
+    fn an_echo_is_the_shifted_embedding() {
+        let weight = |content| Weight { name: String::new(), dims: vec![5, 8], content };
+        let embedding = weight(Content::Random { seed: 3, deviation: 1.0 }).values();
+        let echo = weight(Content::Echo { embedding: 3, terms: vec![(2, 0.5)] }).values();
+        for row in 0..5 {
+            let source = (row + 5 - 2) % 5;
+            let expected: Vec<f32> = embedding[source * 8..][..8].iter().map(|value| 0.5 * value).collect();
+            assert_eq!(echo[row * 8..][..8], expected, "row {row}");
+        }
     }
 }

@@ -15,4 +15,10 @@ pub mod worker;
 
 pub mod llama;
 
+pub mod cluster;
+
+pub mod streams;
+
 pub mod report;
+
+pub mod command;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use crate::metrics::resident_bytes;
+use crate::metrics::cpu_time;
 use crate::report::{Decoded, Engine};
 use crate::shape::WeightFormat;
 
@@ -84,8 +84,10 @@ fn seconds(value: &Value) -> Result<Duration> {
 }
 
 impl Engine for Llama {
-    async fn prefill(&mut self, tokens: u32) -> Result<Duration> {
-        seconds(&self.ask(json!({"op": "prefill", "tokens": tokens})).await?["seconds"])
+    async fn prefill(&mut self, tokens: u32) -> Result<(u32, Duration)> {
+        let answer = self.ask(json!({"op": "prefill", "tokens": tokens})).await?;
+        let token = answer["token"].as_u64().context("no token")?;
+        Ok((u32::try_from(token)?, seconds(&answer["seconds"])?))
     }
 
     async fn open(&mut self, sequences: usize, tokens: u32) -> Result<()> {
@@ -93,6 +95,7 @@ impl Engine for Llama {
     }
 
     async fn decode(&mut self, sequences: usize, span: Duration, most_steps: u32) -> Result<Decoded> {
+        let cpu = cpu_time(self.process()?)?;
         let question =
             json!({"op": "decode", "sequences": sequences, "seconds": span.as_secs_f64(), "most_steps": most_steps});
         let answer = self.ask(question).await?;
@@ -100,10 +103,11 @@ impl Engine for Llama {
         let steps: Vec<Duration> = steps.iter().map(seconds).collect::<Result<_>>()?;
         let elapsed = steps.iter().sum();
         let gaps = steps.iter().flat_map(|&step| std::iter::repeat_n(step, sequences)).collect();
-        Ok(Decoded { tokens: steps.len() * sequences, elapsed, gaps })
+        let cpu = cpu_time(self.process()?)?.saturating_sub(cpu);
+        Ok(Decoded { tokens: steps.len() * sequences, elapsed, gaps, cpu })
     }
 
-    async fn resident_bytes(&mut self) -> Result<u64> {
-        resident_bytes(self.process.id().context("llama.cpp has ended")?)
+    fn process(&self) -> Result<u32> {
+        self.process.id().context("llama.cpp has ended")
     }
 }

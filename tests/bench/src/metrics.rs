@@ -1,6 +1,7 @@
 //! Reads a process's `/metrics`, and its memory from the system.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -54,7 +55,35 @@ impl Scrape {
 pub fn resident_bytes(process: u32) -> Result<u64> {
     let path = format!("/proc/{process}/status");
     let status = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    kibibytes(&status, "VmRSS:")
+}
+
+/// Time that a process has spent on all cores.
+///
+/// # Errors
+/// When there is no such process.
+pub fn cpu_time(process: u32) -> Result<Duration> {
+    /// The kernel's unit, on every architecture that Linux runs this on.
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let path = format!("/proc/{process}/stat");
+    let stat = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    // The name in parentheses may hold anything; user and system time are the 12th and 13th field behind it.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |field: usize| -> Result<f64> { Ok(fields.get(field).context("a short /proc stat")?.parse()?) };
+    Ok(Duration::from_secs_f64((ticks(11)? + ticks(12)?) / TICKS_PER_SECOND))
+}
+
+/// Memory that processes can still have, in bytes.
+///
+/// # Errors
+/// When the system does not say.
+pub fn available_bytes() -> Result<u64> {
+    let memory = std::fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    kibibytes(&memory, "MemAvailable:")
+}
+
+fn kibibytes(text: &str, field: &str) -> Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("no {field}"))?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib << 10)
 }

@@ -7,11 +7,12 @@ use anyhow::Result;
 /// Something that serves one model.
 #[expect(async_fn_in_trait, reason = "used by the commands of this crate alone, never as an object")]
 pub trait Engine {
-    /// Feeds a fresh prompt; the time until the first token behind it is drawn.
+    /// Feeds a fresh prompt, every engine the same one at the same call; the most probable token behind it and the time
+    /// until it is there.
     ///
     /// # Errors
     /// When the engine fails.
-    async fn prefill(&mut self, tokens: u32) -> Result<Duration>;
+    async fn prefill(&mut self, tokens: u32) -> Result<(u32, Duration)>;
 
     /// Opens sequences of `tokens` tokens each, all different, for [`Self::decode`].
     ///
@@ -26,11 +27,11 @@ pub trait Engine {
     /// When the engine fails.
     async fn decode(&mut self, sequences: usize, span: Duration, most_steps: u32) -> Result<Decoded>;
 
-    /// Resident memory of the engine's process.
+    /// The system's number of the engine's process.
     ///
     /// # Errors
-    /// When the process is gone.
-    async fn resident_bytes(&mut self) -> Result<u64>;
+    /// When it has ended.
+    fn process(&self) -> Result<u32>;
 }
 
 /// What came of decoding.
@@ -42,6 +43,8 @@ pub struct Decoded {
     pub elapsed: Duration,
     /// Between two tokens of a sequence.
     pub gaps: Vec<Duration>,
+    /// That the engine's process spent on all cores.
+    pub cpu: Duration,
 }
 
 impl Decoded {

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use crate::metrics::{Scrape, resident_bytes};
+use crate::metrics::{Scrape, cpu_time};
 use crate::report::{Decoded, Engine};
 
 /// Time for a worker to load its model.
@@ -135,30 +135,30 @@ impl Worker {
     }
 }
 
-/// Feeds `tokens` and asks for one draw behind the last of them.
-fn extend(session: &[u8], at: u32, tokens: Vec<u32>) -> Operation {
-    let warp = Some(Warp { temperature: 1.0, top_p: 1.0, top_k: 0 });
+/// Feeds `tokens` and asks for one draw under `temperature` behind the last of them.
+fn extend(session: &[u8], at: u32, tokens: Vec<u32>, temperature: f64) -> Operation {
+    let warp = Some(Warp { temperature, top_p: 1.0, top_k: 0 });
     let rows = vec![RowRequest { offset: tokens.len() as u32, view: Some(View::Sample(Sample { warp, u: 0.5 })) }];
     Operation::Extend(Extend { session: session.to_vec(), at, tokens, rows, ..Extend::default() })
 }
 
 impl Engine for Worker {
-    async fn prefill(&mut self, tokens: u32) -> Result<Duration> {
+    async fn prefill(&mut self, tokens: u32) -> Result<(u32, Duration)> {
         let session = SessionId::random().to_wire();
         let prompt = self.prompt(tokens);
         let started = Instant::now();
-        self.send(extend(&session, 0, prompt)).await?;
-        self.answer().await?;
+        self.send(extend(&session, 0, prompt, 0.0)).await?;
+        let (_, token) = self.answer().await?;
         let elapsed = started.elapsed();
         self.release(session).await?;
-        Ok(elapsed)
+        Ok((token.context("no token was drawn")?, elapsed))
     }
 
     async fn open(&mut self, sequences: usize, tokens: u32) -> Result<()> {
         for _ in 0..sequences {
             let session = SessionId::random().to_wire();
             let prompt = self.prompt(tokens);
-            self.send(extend(&session, 0, prompt)).await?;
+            self.send(extend(&session, 0, prompt, 1.0)).await?;
             self.sessions.push((session, tokens));
         }
         for _ in 0..sequences {
@@ -169,11 +169,12 @@ impl Engine for Worker {
 
     /// Every session sends its next operation as soon as it has its token, on its own.
     async fn decode(&mut self, sequences: usize, span: Duration, most_steps: u32) -> Result<Decoded> {
+        let cpu = cpu_time(self.process()?)?;
         let mut waiting: HashMap<u64, (usize, u32, Instant)> = HashMap::new();
         let started = Instant::now();
         for index in 0..sequences {
             let (session, at) = self.sessions[index].clone();
-            let op = self.send(extend(&session, at, vec![1 + index as u32])).await?;
+            let op = self.send(extend(&session, at, vec![1 + index as u32], 1.0)).await?;
             waiting.insert(op, (index, 1, started));
         }
         let mut gaps = Vec::new();
@@ -184,15 +185,16 @@ impl Engine for Worker {
             gaps.push(now - sent);
             if now - started < span && steps < most_steps {
                 let (session, opened) = self.sessions[index].clone();
-                let next = extend(&session, opened + steps, vec![token.context("no token was drawn")?]);
+                let next = extend(&session, opened + steps, vec![token.context("no token was drawn")?], 1.0);
                 let op = self.send(next).await?;
                 waiting.insert(op, (index, steps + 1, now));
             }
         }
-        Ok(Decoded { tokens: gaps.len(), elapsed: started.elapsed(), gaps })
+        let elapsed = started.elapsed();
+        Ok(Decoded { tokens: gaps.len(), elapsed, gaps, cpu: cpu_time(self.process()?)?.saturating_sub(cpu) })
     }
 
-    async fn resident_bytes(&mut self) -> Result<u64> {
-        resident_bytes(self.process.id().context("the worker has ended")?)
+    fn process(&self) -> Result<u32> {
+        self.process.id().context("the worker has ended")
     }
 }

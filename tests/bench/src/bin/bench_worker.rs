@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -9,7 +10,7 @@ use clap::Parser;
 use cosec_bench::bandwidth::Bandwidth;
 use cosec_bench::checkpoint::{Head, prepare};
 use cosec_bench::llama::{Llama, Python};
-use cosec_bench::metrics::Scrape;
+use cosec_bench::metrics::{Scrape, resident_bytes};
 use cosec_bench::report::{Decoded, Engine, Table, median, quantile};
 use cosec_bench::shape::{Shape, WeightFormat};
 use cosec_bench::worker::Worker;
@@ -59,8 +60,11 @@ const SPAN: Duration = Duration::from_millis(1500);
 const QUICK_SPAN: Duration = Duration::from_millis(400);
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+async fn main() -> ExitCode {
+    cosec_bench::command::run(run(Arguments::parse())).await
+}
+
+async fn run(arguments: Arguments) -> Result<()> {
     let named = |names: &[&str]| names.iter().filter_map(|name| Shape::named(name).ok()).collect::<Vec<_>>();
     let shapes = match (arguments.shapes.as_slice(), arguments.quick) {
         ([], false) => named(&["llama-1.3b", "neox-350m"]),
@@ -132,15 +136,19 @@ async fn compare(
             }
         }
     }
-    own.resident_bytes = worker.resident_bytes().await? as f64;
-    if let Some(llama) = &mut llama {
-        peers.resident_bytes = llama.resident_bytes().await? as f64;
+    own.resident_bytes = resident_bytes(worker.process()?)? as f64;
+    if let Some(llama) = &llama {
+        peers.resident_bytes = resident_bytes(llama.process()?)? as f64;
     }
     let streamed = shape.streamed_weights() as f64 * format.bytes();
     println!("\n### {}, {}, {} threads, {} rounds\n", shape.name, format.name(), arguments.threads, arguments.rounds);
     println!("{}", table(&own, llama.is_some().then_some(&peers), streamed, ceiling));
     println!("read bandwidth {:.1} GB/s; a decode step reads {:.0} MB of weights", ceiling / 1e9, streamed / 1e6);
     println!("{}", Step::sentence(&steps));
+    if llama.is_some() {
+        let equal = own.first_tokens.iter().zip(&peers.first_tokens).filter(|(own, peer)| own == peer).count();
+        println!("both sides find the same token most probable behind {equal} of {} prompts", arguments.rounds);
+    }
     Ok(())
 }
 
@@ -163,17 +171,23 @@ fn worker_flags(arguments: &Arguments, format: WeightFormat, sequences: usize, t
 /// What was measured of one side, a value a round.
 #[derive(Debug, Default)]
 struct Figures {
+    /// The most probable ones: equal on both sides where both compute the same model.
+    first_tokens: Vec<u32>,
     first_token_seconds: Vec<f64>,
     /// Tokens per second by index into [`BATCHES`].
     rates: [Vec<f64>; BATCHES.len()],
     /// Seconds between two tokens of a sequence, likewise.
     gaps: [Vec<f64>; BATCHES.len()],
+    /// CPU seconds per token, likewise.
+    cpu: [Vec<f64>; BATCHES.len()],
     resident_bytes: f64,
 }
 
 impl Figures {
     async fn prefill(&mut self, engine: &mut impl Engine) -> Result<()> {
-        self.first_token_seconds.push(engine.prefill(PREFILL_TOKENS).await?.as_secs_f64());
+        let (token, elapsed) = engine.prefill(PREFILL_TOKENS).await?;
+        self.first_tokens.push(token);
+        self.first_token_seconds.push(elapsed.as_secs_f64());
         Ok(())
     }
 
@@ -181,6 +195,7 @@ impl Figures {
         let decoded = engine.decode(BATCHES[index], span, DECODED_TOKENS).await?;
         self.rates[index].push(decoded.rate());
         self.gaps[index].extend(decoded.gaps.iter().map(Duration::as_secs_f64));
+        self.cpu[index].push(decoded.cpu.as_secs_f64() / decoded.tokens as f64);
         Ok(decoded)
     }
 }
@@ -218,28 +233,37 @@ impl Step {
 
 fn table(own: &Figures, peers: Option<&Figures>, streamed: f64, ceiling: f64) -> Table {
     let mut table = Table::new(&["", "worker", "llama.cpp", "worker : llama.cpp"]);
-    // Of the medians, so that a slow moment of the machine counts on neither side.
-    let mut row = |name: String, digits: usize, figure: &dyn Fn(&Figures) -> f64| {
-        let value = figure(own);
-        let mut cells = vec![name, format!("{value:.digits$}")];
-        if let Some(peers) = peers {
-            cells.extend([format!("{:.digits$}", figure(peers)), format!("{:.2}", value / figure(peers))]);
-        }
+    let sides = || std::iter::once(own).chain(peers);
+    // The first of a side's figures is compared.
+    let mut row = |name: String, figures: &dyn Fn(&Figures) -> Vec<f64>, digits: usize| {
+        let text = |side: &Figures| {
+            let shown: Vec<String> = figures(side).iter().map(|value| format!("{value:.digits$}")).collect();
+            shown.join(" / ")
+        };
+        let mut cells = vec![name];
+        cells.extend(sides().map(text));
+        cells.extend(peers.map(|peers| format!("{:.2}", figures(own)[0] / figures(peers)[0])));
         table.row(cells);
     };
-    let prefill = |figures: &Figures| f64::from(PREFILL_TOKENS) / median(&figures.first_token_seconds);
-    row(format!("prefill of {PREFILL_TOKENS}, tokens/s"), 1, &prefill);
+    let first_token = |side: &Figures| median(&side.first_token_seconds);
+    row(
+        format!("prefill of {PREFILL_TOKENS}, tokens/s"),
+        &|side| vec![f64::from(PREFILL_TOKENS) / first_token(side)],
+        1,
+    );
     for (index, sequences) in BATCHES.into_iter().enumerate() {
-        row(format!("decode, {sequences} sequences, tokens/s"), 1, &|figures| median(&figures.rates[index]));
+        row(format!("decode, {sequences} sequences, tokens/s"), &|side| vec![median(&side.rates[index])], 1);
     }
-    row(format!("first token behind {PREFILL_TOKENS}, ms"), 0, &|figures| 1e3 * median(&figures.first_token_seconds));
+    row(format!("first token behind {PREFILL_TOKENS}, ms"), &|side| vec![1e3 * first_token(side)], 0);
     for (index, sequences) in BATCHES.into_iter().enumerate() {
-        for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
-            let gap = move |figures: &Figures| 1e3 * quantile(&figures.gaps[index], share);
-            row(format!("between tokens at {sequences}, {name}, ms"), 1, &gap);
-        }
+        let gaps = move |side: &Figures| [0.5, 0.99].map(|share| 1e3 * quantile(&side.gaps[index], share)).to_vec();
+        row(format!("between tokens at {sequences}, p50 / p99, ms"), &gaps, 1);
     }
-    row("resident memory, MiB".to_owned(), 0, &|figures| figures.resident_bytes / f64::from(1 << 20));
-    row("share of the read bandwidth at 1".to_owned(), 2, &|figures| streamed * median(&figures.rates[0]) / ceiling);
+    for (index, sequences) in BATCHES.into_iter().enumerate() {
+        row(format!("CPU time per token at {sequences}, ms"), &|side| vec![1e3 * median(&side.cpu[index])], 1);
+    }
+    row("resident memory, MiB".to_owned(), &|side| vec![side.resident_bytes / f64::from(1 << 20)], 0);
+    let share = |side: &Figures| vec![streamed * median(&side.rates[0]) / ceiling];
+    row("share of the read bandwidth at 1".to_owned(), &share, 2);
     table
 }

@@ -1,0 +1,40 @@
+//! Both commands on models of a few million weights: that they come to their figures, not what the figures are.
+#![expect(clippy::unwrap_used, reason = "a failed assumption is a failed test")]
+
+use std::process::Command;
+
+fn output(program: &str, arguments: &[&str]) -> String {
+    let work = tempfile::tempdir().unwrap();
+    let output = Command::new(program).args(arguments).arg("--work").arg(work.path()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+/// The cells of the rows that begin with `name`.
+fn rows<'a>(text: &'a str, name: &str) -> Vec<Vec<&'a str>> {
+    let cells = |line: &'a str| line.split('|').map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>();
+    text.lines().map(cells).filter(|cells| cells.first().is_some_and(|first| first.starts_with(name))).collect()
+}
+
+#[test]
+fn the_worker_is_measured_at_every_batch() {
+    let arguments = ["--quick", "--rounds", "1", "--shape", "llama-5m", "--format", "bf16"];
+    let text = output(env!("CARGO_BIN_EXE_cosec-bench-worker"), &arguments);
+    let decode = rows(&text, "decode, ");
+    assert_eq!(decode.len(), 5, "{text}");
+    assert!(decode.iter().all(|cells| cells[1].parse::<f64>().unwrap() > 0.0), "{text}");
+    assert!(text.contains("read bandwidth"), "{text}");
+}
+
+#[test]
+fn every_way_to_decode_is_measured_and_writes_the_same() {
+    let arguments =
+        ["--pair", "small", "--acceptance", "0.8", "--streams", "1,2", "--rounds", "1", "--seconds", "0.3"];
+    let text = output(env!("CARGO_BIN_EXE_cosec-bench-lookahead"), &arguments);
+    for way in ["sequential", "lookahead k=2", "lookahead k=4", "lookahead k=8", "adaptive"] {
+        // The first table: rates, acceptance, streams that wrote what they wrote sequentially.
+        assert_eq!(rows(&text, way)[0].last(), Some(&"3 of 3"), "{text}");
+    }
+    assert!(!rows(&text, "adaptive, gather").is_empty(), "{text}");
+}
