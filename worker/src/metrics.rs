@@ -19,6 +19,7 @@ pub struct Metrics {
     pub(crate) operations: IntCounterVec,
     pub(crate) queue_seconds: Histogram,
     pub(crate) step_seconds: HistogramVec,
+    pub(crate) rows_seconds: Histogram,
     pub(crate) step_tokens: Histogram,
     pub(crate) step_rows: Histogram,
     pub(crate) sessions: IntGauge,
@@ -57,8 +58,15 @@ impl Metrics {
                     "cosec_worker_step_seconds",
                     "Time of a forward pass, by phase: prefill (prompts only), decode (short operations only), mixed.",
                 )
-                .buckets(seconds),
+                .buckets(seconds.clone()),
                 &["phase"],
+            )?,
+            rows_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "cosec_worker_rows_seconds",
+                    "Time of a forward pass that went into views of its rows; part of cosec_worker_step_seconds.",
+                )
+                .buckets(seconds),
             )?,
             step_tokens: Histogram::with_opts(
                 HistogramOpts::new("cosec_worker_step_tokens", "Tokens fed by a forward pass.").buckets(counts.clone()),
@@ -93,6 +101,7 @@ impl Metrics {
         self.registry.register(Box::new(self.operations.clone()))?;
         self.registry.register(Box::new(self.queue_seconds.clone()))?;
         self.registry.register(Box::new(self.step_seconds.clone()))?;
+        self.registry.register(Box::new(self.rows_seconds.clone()))?;
         self.registry.register(Box::new(self.step_tokens.clone()))?;
         self.registry.register(Box::new(self.step_rows.clone()))?;
         self.registry.register(Box::new(self.sessions.clone()))?;

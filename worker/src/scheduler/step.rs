@@ -1,5 +1,6 @@
 //! Runs one forward pass and hands its rows to the jobs.
 
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use cosec_proto::ErrorCode;
@@ -82,7 +83,7 @@ impl Scheduler {
                 reading.row = job.ends_at(reading.offset).then(|| self.spare_rows.take());
             }
         }
-        let Self { queue, sessions, .. } = self;
+        let Self { queue, sessions, metrics, .. } = self;
         let mut batch = reused(std::mem::take(&mut pass.batch));
         batch.extend(slices.iter().filter_map(|slice| {
             let job = queue.get(slice.job)?;
@@ -90,11 +91,14 @@ impl Scheduler {
             let (start, tokens) = (job.at() + job.next_offset() - 1, &job.rest()[..slice.tokens]);
             Some(BatchItem { tokens, start, blocks, rows: slice.rows.clone(), adapter: job.operation.adapter })
         }));
+        let first_row = OnceLock::new();
         let result = model.forward(&batch, &mut pass.readings[..rows], |reading, logits| {
+            first_row.get_or_init(Instant::now);
             if let Some(job) = queue.get(reading.job) {
                 job.read(reading, logits);
             }
         });
+        metrics.rows_seconds.observe(first_row.get().map_or(0.0, |begun: &Instant| begun.elapsed().as_secs_f64()));
         pass.batch = reused(batch);
         result
     }
