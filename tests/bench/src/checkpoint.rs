@@ -17,10 +17,10 @@ use crate::shape::{Family, Shape};
 pub enum Head {
     /// Nothing: every matrix is random.
     Random,
-    /// Behind token t the logit of t + 1 (modulo the vocabulary) stands out. The branches of all layers are computed, but
-    /// are scaled down so that they do not drown the embedding, which the head reads.
+    /// Behind token t, nearly all mass is on t + 1 (modulo the vocabulary). The branches of all layers are computed, but are
+    /// scaled down so that they do not drown the embedding, which the head reads.
     Planted,
-    /// As `Planted`, and two other tokens stand out by [`RIVAL_GAP`] less: a draw under temperature T gives t + 1 with
+    /// As `Planted`, with two rivals whose logits are lower by [`RIVAL_GAP`]: a draw under temperature T gives t + 1 with
     /// probability `1 / (1 + 2 exp(-RIVAL_GAP / T))`, whatever the context.
     PlantedWithRivals,
 }
@@ -35,11 +35,15 @@ impl Head {
     }
 }
 
-/// By how much a planted logit stands out.
+/// By how much the logits of the planted token and its rivals stand out.
 const PLANTED_LOGIT: f32 = 60.0;
 
-/// By how much the planted logit exceeds its two rivals.
+/// By how much the planted logit exceeds its two rivals in the expert, and in the base, whose draws never are rivals.
 pub const RIVAL_GAP: f64 = 2.0;
+const BASE_GAP: f32 = 30.0;
+
+/// Tokens whose rows of the head are the same but for a mark: a planted one and its rivals, or the two beside it.
+const GROUP: usize = 3;
 
 /// The temperature under which a [`Head::PlantedWithRivals`] draws the planted token with probability `rate`, in (1/3, 1).
 #[must_use]
@@ -102,10 +106,14 @@ enum Content {
         seed: u64,
         deviation: f32,
     },
-    /// Row v is the sum of the embedding's rows v - shift (modulo the vocabulary), each times its factor.
-    Echo {
-        embedding: u64,
-        terms: Vec<(usize, f32)>,
+    /// Row r is `scale` times random row (r + shift) / GROUP, and its first GROUP numbers are 0 but for `mark` at
+    /// (r + shift) % GROUP; r + shift is modulo the number of rows. So an embedding shifted by 1 and a head by 0 agree in row
+    /// t of the one and the group of t + 1 of the other, and the mark says which of the group is meant.
+    Marked {
+        seed: u64,
+        shift: usize,
+        scale: f32,
+        mark: f32,
     },
 }
 
@@ -126,15 +134,14 @@ impl Weight {
                 }
                 values
             }
-            Content::Echo { embedding, terms } => {
-                let mut values = vec![0.0; self.len()];
-                for (row, sum) in values.chunks_mut(columns).enumerate() {
-                    for (shift, factor) in terms {
-                        let source = (row + rows - shift) % rows;
-                        sum.iter_mut()
-                            .zip(random_row(*embedding, source, columns))
-                            .for_each(|(s, v)| *s += factor * v);
-                    }
+            Content::Marked { seed, shift, scale, mark } => {
+                let mut values = Vec::with_capacity(self.len());
+                for row in 0..rows {
+                    let source = (row + shift) % rows;
+                    let first = values.len();
+                    values.extend(random_row(*seed, source / GROUP, columns).map(|value| value * scale));
+                    values[first..first + GROUP].fill(0.0);
+                    values[first + source % GROUP] = *mark;
                 }
                 values
             }
@@ -180,7 +187,7 @@ const EMBEDDING_SEED: u64 = 1;
 
 /// Deviation of random matrices, and of those that lead back into the residual stream where the logits are planted.
 const DEVIATION: f32 = 0.02;
-const QUIET: f32 = 0.0005;
+const QUIET: f32 = 0.0001;
 
 fn weights(shape: &Shape, head: Head) -> Vec<Weight> {
     let mut list = List { weights: Vec::new(), into_stream: if head == Head::Random { DEVIATION } else { QUIET } };
@@ -190,11 +197,12 @@ fn weights(shape: &Shape, head: Head) -> Vec<Weight> {
         Family::Codegen => ("transformer.wte", "transformer.h", "lm_head"),
         Family::GptNeox => ("gpt_neox.embed_in", "gpt_neox.layers", "embed_out"),
     };
-    list.add(
-        format!("{embedding}.weight"),
-        &[vocabulary, hidden],
-        Content::Random { seed: EMBEDDING_SEED, deviation: 1.0 },
-    );
+    let marked = |shift, scale, mark| Content::Marked { seed: EMBEDDING_SEED, shift, scale, mark };
+    let read = match head {
+        Head::Random => Content::Random { seed: EMBEDDING_SEED, deviation: 1.0 },
+        Head::Planted | Head::PlantedWithRivals => marked(1, 1.0, 1.0),
+    };
+    list.add(format!("{embedding}.weight"), &[vocabulary, hidden], read);
     for layer in 0..layers {
         list.block(shape, &format!("{block}.{layer}"));
     }
@@ -204,16 +212,12 @@ fn weights(shape: &Shape, head: Head) -> Vec<Weight> {
         Family::GptNeox => list.norm("gpt_neox.final_layer_norm", hidden, true),
     }
     let planted = PLANTED_LOGIT / hidden as f32;
-    let rival = (PLANTED_LOGIT - RIVAL_GAP as f32) / hidden as f32;
-    let content = match head {
+    let written = match head {
         Head::Random => Content::Random { seed: list.next_seed(), deviation: DEVIATION },
-        Head::Planted => Content::Echo { embedding: EMBEDDING_SEED, terms: vec![(1, planted)] },
-        Head::PlantedWithRivals => Content::Echo {
-            embedding: EMBEDDING_SEED,
-            terms: vec![(1, planted), (vocabulary / 3, rival), (2 * vocabulary / 3, rival)],
-        },
+        Head::Planted => marked(0, planted, BASE_GAP),
+        Head::PlantedWithRivals => marked(0, planted, RIVAL_GAP as f32),
     };
-    list.add(format!("{output}.weight"), &[vocabulary, hidden], content);
+    list.add(format!("{output}.weight"), &[vocabulary, hidden], written);
     if shape.family == Family::Codegen {
         list.add(format!("{output}.bias"), &[vocabulary], Content::Constant(0.0));
     }
@@ -306,14 +310,18 @@ mod tests {
     }
 
     #[test]
-    fn an_echo_is_the_shifted_embedding() {
-        let weight = |content| Weight { name: String::new(), dims: vec![5, 8], content };
-        let embedding = weight(Content::Random { seed: 3, deviation: 1.0 }).values();
-        let echo = weight(Content::Echo { embedding: 3, terms: vec![(2, 0.5)] }).values();
-        for row in 0..5 {
-            let source = (row + 5 - 2) % 5;
-            let expected: Vec<f32> = embedding[source * 8..][..8].iter().map(|value| 0.5 * value).collect();
-            assert_eq!(echo[row * 8..][..8], expected, "row {row}");
+    fn the_head_marks_the_token_behind_the_embedded_one() {
+        let weight = |content| Weight { name: String::new(), dims: vec![8, 16], content };
+        let embedding = weight(Content::Marked { seed: 3, shift: 1, scale: 1.0, mark: 1.0 }).values();
+        let head = weight(Content::Marked { seed: 3, shift: 0, scale: 1.0, mark: 2.0 }).values();
+        for token in 0..8 {
+            let dot = |row: usize| -> f32 {
+                embedding[token * 16..][..16].iter().zip(&head[row * 16..][..16]).map(|(a, b)| a * b).sum()
+            };
+            let next = (token + 1) % 8;
+            for rival in (0..8).filter(|&row| row != next && row / GROUP == next / GROUP) {
+                assert!((dot(next) - dot(rival) - 2.0).abs() < 1e-4, "{token}: {} {}", dot(next), dot(rival));
+            }
         }
     }
 }
