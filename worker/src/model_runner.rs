@@ -174,7 +174,6 @@ pub enum ForwardError {
 pub struct ModelRunner {
     decoder: Decoder<Cpu>,
     description: ModelDescription,
-    threads: rayon::ThreadPool,
     logits: Vec<f32>,
 }
 
@@ -190,9 +189,9 @@ impl ModelRunner {
                 return Err(LoadError::Option { option, value, expected: "a number from 1 to 4294967295" });
             }
         }
-        let threads = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
-        let (decoder, description) = loader::load(directory, options, Cpu::default())?;
-        Ok(Self { decoder, description, threads, logits: Vec::new() })
+        let kernels = Cpu::new(options.threads).map_err(LoadError::Threads)?;
+        let (decoder, description) = loader::load(directory, options, kernels)?;
+        Ok(Self { decoder, description, logits: Vec::new() })
     }
 
     /// What the model is.
@@ -222,8 +221,7 @@ impl ModelRunner {
                 adapt(&mut rows.adapted_wanted, adapter, first_wanted..rows.wanted.len());
             }
         }
-        let Self { decoder, logits, threads, .. } = self;
-        threads.install(|| decoder.forward(&rows, logits))?;
+        self.decoder.forward(&rows, &mut self.logits)?;
         Ok(Logits { values: &self.logits, vocabulary: self.description.vocabulary })
     }
 

@@ -97,19 +97,3 @@ pub(super) fn q4_k(bytes: &[u8; 144]) -> Q4KBlock {
 fn half(bytes: &[u8]) -> (f16, &[u8]) {
     (f16::from_le_bytes([bytes[0], bytes[1]]), &bytes[2..])
 }
-
-impl Q8Block {
-    pub(super) fn weights(&self) -> [f32; BLOCK] {
-        self.quants.map(|quant| self.scale.to_f32() * f32::from(quant))
-    }
-}
-
-impl Q4KBlock {
-    pub(super) fn weights(&self) -> [f32; SUPER_BLOCK] {
-        std::array::from_fn(|i| {
-            let part = i / BLOCK;
-            let scale = self.scale.to_f32() * f32::from(self.scales[part]);
-            scale * f32::from(self.quants[i]) - self.minimum.to_f32() * f32::from(self.minimums[part])
-        })
-    }
-}

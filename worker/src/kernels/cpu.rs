@@ -1,64 +1,78 @@
 //! The kernels on CPU cores: f32 activations, weights in any [`WeightFormat`].
-//!
-//! Work is spread over the threads of the rayon pool that the caller stands in.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 use self::attention::Rows;
-use self::blocks_linear::Blocks;
 use self::elementwise::{Activate, ActivateGated, Normalise, Rotate};
 use self::lanes::{Element, InstructionSet};
+pub use self::matrix::Matrix;
+use self::threads::Threads;
 use super::{
     Activation, CacheFormat, CacheShape, Heads, KernelError, Kernels, NormWeights, Place, RotaryLayout, WeightFormat,
     blocks,
 };
 
+mod activations;
 mod attention;
-mod blocks_linear;
 mod elementwise;
 mod lanes;
 mod linear;
+mod matrix;
+mod panels;
+mod quantised;
+mod threads;
+mod wide;
 
 /// Elements below which one thread works alone.
 const PARALLEL_FROM: usize = 1 << 15;
 
-/// Kernels for the instruction set of this machine.
-#[derive(Clone, Copy, Debug)]
+/// Kernels for the instruction set of this machine, and the threads they run on.
+#[derive(Debug)]
 pub struct Cpu {
     instructions: InstructionSet,
+    threads: Threads,
+    /// Packed rows of the product under way.
+    words: Mutex<Vec<u32>>,
 }
 
 impl Default for Cpu {
+    /// On the caller's thread alone.
     fn default() -> Self {
-        Self { instructions: InstructionSet::detect() }
+        Self::with(InstructionSet::detect(), Threads::alone())
     }
 }
 
 impl Cpu {
-    /// Kernels that use no instructions beyond the target's baseline.
+    /// Kernels on `threads` threads, the caller's among them; 0 takes one for each core.
+    ///
+    /// # Errors
+    /// When the threads cannot be started.
+    pub fn new(threads: usize) -> std::io::Result<Self> {
+        let count = match threads {
+            0 => std::thread::available_parallelism()?.get(),
+            threads => threads,
+        };
+        Ok(Self::with(InstructionSet::detect(), Threads::new(count)?))
+    }
+
+    /// Kernels that use no instructions beyond the target's baseline, on the caller's thread.
     #[must_use]
     pub fn baseline() -> Self {
-        Self { instructions: InstructionSet::Baseline }
+        Self::with(InstructionSet::Baseline, Threads::alone())
     }
-}
 
-/// Weights `[outputs, inputs]`.
-#[derive(Clone, Debug)]
-pub struct Matrix {
-    values: Values,
-    inputs: usize,
-}
+    /// Calls `work` with every piece of `width` elements, on all threads where that pays.
+    fn each_row(&self, x: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+        self.threads.chunks(x, width, x.len() >= PARALLEL_FROM, work);
+    }
 
-#[derive(Clone, Debug)]
-enum Values {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
-    F16(Vec<f16>),
-    Blocks(Blocks),
+    fn with(instructions: InstructionSet, threads: Threads) -> Self {
+        Self { instructions, threads, words: Mutex::default() }
+    }
 }
 
 /// Keys and values.
@@ -86,19 +100,7 @@ impl Kernels for Cpu {
     }
 
     fn matrix(&self, weights: &Tensor, format: WeightFormat) -> Result<Matrix, KernelError> {
-        let device = |error: candle_core::Error| KernelError::Device(error.to_string());
-        let (outputs, inputs) = weights.dims2().map_err(device)?;
-        let flat = |dtype| weights.to_dtype(dtype).and_then(|weights| weights.flatten_all());
-        let values = match format {
-            WeightFormat::F32 => flat(DType::F32).and_then(|flat| flat.to_vec1()).map(Values::F32),
-            WeightFormat::Bf16 => flat(DType::BF16).and_then(|flat| flat.to_vec1()).map(Values::Bf16),
-            WeightFormat::F16 => flat(DType::F16).and_then(|flat| flat.to_vec1()).map(Values::F16),
-            WeightFormat::Q8_0 | WeightFormat::Q4K => {
-                let bytes = blocks::quantise(weights, format)?;
-                Ok(Values::Blocks(Blocks { format, outputs, bytes }))
-            }
-        };
-        Ok(Matrix { values: values.map_err(device)?, inputs })
+        Matrix::new(weights, format, &self.threads)
     }
 
     fn matrix_from_blocks(
@@ -108,8 +110,7 @@ impl Kernels for Cpu {
         blocks: &[u8],
     ) -> Result<Matrix, KernelError> {
         blocks::check(format, shape, blocks)?;
-        let [outputs, inputs] = shape;
-        Ok(Matrix { values: Values::Blocks(Blocks { format, outputs, bytes: blocks.to_vec() }), inputs })
+        Matrix::from_blocks(format, shape, blocks, &self.threads)
     }
 
     fn cache(&self, shape: CacheShape) -> Result<Cache, KernelError> {
@@ -133,12 +134,7 @@ impl Kernels for Cpu {
     }
 
     fn embed(&self, table: &Matrix, ids: &[u32], out: &mut Vec<f32>) {
-        match &table.values {
-            Values::F32(values) => embed(values, table.inputs, ids, out),
-            Values::Bf16(values) => embed(values, table.inputs, ids, out),
-            Values::F16(values) => embed(values, table.inputs, ids, out),
-            Values::Blocks(blocks) => blocks.embed(table.inputs, ids, out),
-        }
+        table.embed(ids, out);
     }
 
     fn select(&self, x: &Vec<f32>, width: usize, rows: &[usize], out: &mut Vec<f32>) {
@@ -149,7 +145,7 @@ impl Kernels for Cpu {
 
     fn norm(&self, x: &Vec<f32>, rows: usize, norm: NormWeights<'_, Vec<f32>>, out: &mut Vec<f32>) {
         let NormWeights { kind, epsilon, width, weight, bias } = norm;
-        each_row(&mut out[..rows * width], width, |row, out| {
+        self.each_row(&mut out[..rows * width], width, |row, out| {
             let x = &x[row * width..][..width];
             let bias = bias.map(Vec::as_slice);
             self.instructions.run(Normalise { kind, epsilon: epsilon as f32, x, weight, bias, out });
@@ -157,18 +153,13 @@ impl Kernels for Cpu {
     }
 
     fn linear(&self, x: &Vec<f32>, rows: usize, weight: &Matrix, bias: Option<&Vec<f32>>, out: &mut Vec<f32>) {
-        let (x, bias) = ((x.as_slice(), rows), bias.map(Vec::as_slice));
-        match &weight.values {
-            Values::F32(values) => linear::linear(self.instructions, x, (values, weight.inputs), bias, out),
-            Values::Bf16(values) => linear::linear(self.instructions, x, (values, weight.inputs), bias, out),
-            Values::F16(values) => linear::linear(self.instructions, x, (values, weight.inputs), bias, out),
-            Values::Blocks(blocks) => blocks.linear(self.instructions, x, weight.inputs, bias, out),
-        }
+        let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        weight.linear((self.instructions, &self.threads), (x, rows), bias.map(Vec::as_slice), (out, &mut words));
     }
 
     fn rotate(&self, qkv: &mut Vec<f32>, rows: usize, heads: Heads, rotary: RotaryLayout, angles: &Vec<f32>) {
         let width = heads.qkv_width();
-        each_row(&mut qkv[..rows * width], width, |row, qkv| {
+        self.each_row(&mut qkv[..rows * width], width, |row, qkv| {
             let angles = &angles[row * rotary.width..][..rotary.width];
             let heads_rotated = &mut qkv[..heads.query_width() + heads.kv_width()];
             self.instructions.run(Rotate { rotary, head_width: heads.width, angles, heads: heads_rotated });
@@ -192,20 +183,23 @@ impl Kernels for Cpu {
         (cache, layer): (&Cache, usize),
         out: &mut Vec<f32>,
     ) {
-        let rows = Rows { qkv, heads, window, places };
+        let (on, rows, layer) =
+            ((self.instructions, &self.threads), Rows { qkv, heads, window, places }, (&cache.shape, layer));
         match &cache.stored {
-            Stored::F32(stored) => attention::attend(self.instructions, rows, (&cache.shape, layer), stored, out),
-            Stored::F16(stored) => attention::attend(self.instructions, rows, (&cache.shape, layer), stored, out),
-            Stored::Bf16(stored) => attention::attend(self.instructions, rows, (&cache.shape, layer), stored, out),
+            Stored::F32(stored) => attention::attend(on, rows, layer, stored, out),
+            Stored::F16(stored) => attention::attend(on, rows, layer, stored, out),
+            Stored::Bf16(stored) => attention::attend(on, rows, layer, stored, out),
         }
     }
 
     fn activate(&self, activation: Activation, x: &mut Vec<f32>, elements: usize) {
-        each_row(&mut x[..elements], PARALLEL_FROM / 4, |_, x| self.instructions.run(Activate { activation, x }));
+        self.each_row(&mut x[..elements], PARALLEL_FROM / 4, |_, x| {
+            self.instructions.run(Activate { activation, x })
+        });
     }
 
     fn activate_gated(&self, activation: Activation, x: &Vec<f32>, rows: usize, inner: usize, out: &mut Vec<f32>) {
-        each_row(&mut out[..rows * inner], inner, |row, out| {
+        self.each_row(&mut out[..rows * inner], inner, |row, out| {
             let (gate, up) = x[row * 2 * inner..][..2 * inner].split_at(inner);
             self.instructions.run(ActivateGated { activation, gate, up, out });
         });
@@ -226,10 +220,14 @@ impl Kernels for Cpu {
 }
 
 fn zeros<T: Clone + Default>(elements: usize) -> Result<Vec<T>, KernelError> {
-    let mut zeros = Vec::new();
-    zeros.try_reserve_exact(elements).map_err(|_| KernelError::OutOfMemory { elements })?;
-    zeros.resize(elements, T::default());
-    Ok(zeros)
+    filled(elements, T::default())
+}
+
+fn filled<T: Clone>(elements: usize, value: T) -> Result<Vec<T>, KernelError> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(elements).map_err(|_| KernelError::OutOfMemory { elements })?;
+    values.resize(elements, value);
+    Ok(values)
 }
 
 fn append<W: Element>(
@@ -245,21 +243,5 @@ fn append<W: Element>(
         let (key, value) = row[heads.query_width()..].split_at(width);
         keys[at..][..width].iter_mut().zip(key).for_each(|(to, &from)| *to = W::narrow(from));
         values[at..][..width].iter_mut().zip(value).for_each(|(to, &from)| *to = W::narrow(from));
-    }
-}
-
-fn embed<W: Element>(table: &[W], width: usize, ids: &[u32], out: &mut [f32]) {
-    for (&id, out) in ids.iter().zip(out.chunks_exact_mut(width)) {
-        let row = &table[id as usize * width..][..width];
-        out.iter_mut().zip(row).for_each(|(out, &value)| *out = value.widen());
-    }
-}
-
-/// Calls `work` with every piece of `width` elements (the last may be shorter), on all threads where that pays.
-fn each_row(x: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
-    if x.len() < PARALLEL_FROM {
-        x.chunks_mut(width).enumerate().for_each(|(row, x)| work(row, x));
-    } else {
-        x.par_chunks_mut(width).enumerate().for_each(|(row, x)| work(row, x));
     }
 }

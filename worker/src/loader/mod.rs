@@ -198,5 +198,5 @@ pub enum LoadError {
     },
     /// The threads of the forward pass could not be started.
     #[error("starting threads: {0}")]
-    Threads(#[from] rayon::ThreadPoolBuildError),
+    Threads(std::io::Error),
 }

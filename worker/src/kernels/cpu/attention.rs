@@ -3,9 +3,8 @@
 //! A row goes through its keys in tiles counted from its first key, in ascending order; blocks only say where a key
 //! lies. So neither their size nor their order, nor the rows beside it, change a bit of the result.
 
-use rayon::prelude::*;
-
 use super::lanes::{Element, InstructionSet, LANES, Simd, Task, add_scaled, dot_products, exp, sum};
+use super::threads::Threads;
 use crate::kernels::{CacheShape, Heads, Place};
 
 /// Keys whose scores are held at once.
@@ -25,7 +24,7 @@ pub(super) struct Rows<'a> {
 
 /// Writes `[rows][heads][head_dim]`.
 pub(super) fn attend<W: Element>(
-    instructions: InstructionSet,
+    (instructions, threads): (InstructionSet, &Threads),
     rows: Rows<'_>,
     (shape, layer): (&CacheShape, usize),
     [keys, values]: &[Vec<W>; 2],
@@ -41,11 +40,7 @@ pub(super) fn attend<W: Element>(
     };
     let out = &mut out[..places.len() * heads.query_width()];
     let keys_read: usize = places.iter().map(|place| place.position + 1).sum();
-    if keys_read * heads.query_width() < PARALLEL_FROM {
-        out.chunks_exact_mut(heads.width).enumerate().for_each(|(index, out)| one_head(index, out));
-    } else {
-        out.par_chunks_exact_mut(heads.width).enumerate().for_each(|(index, out)| one_head(index, out));
-    }
+    threads.chunks(out, heads.width, keys_read * heads.query_width() >= PARALLEL_FROM, one_head);
 }
 
 /// One query head of one row.

@@ -12,6 +12,9 @@ use std::arch::x86_64::{
 
 use half::{bf16, f16};
 
+#[cfg(target_arch = "x86_64")]
+use super::wide::Avx512;
+
 /// Lanes of a vector.
 pub(super) const LANES: usize = 8;
 
@@ -50,6 +53,9 @@ pub(super) trait Simd: Copy {
 /// The instruction sets that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InstructionSet {
+    /// x86-64 with AVX-512, and with AVX2 for what is not wide.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512, Avx2),
     /// x86-64 with AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
@@ -73,7 +79,7 @@ impl InstructionSet {
         {
             use std::is_x86_feature_detected as has;
             if has!("avx2") && has!("fma") && has!("f16c") {
-                return Self::Avx2(Avx2(()));
+                return Avx512::detect().map_or(Self::Avx2(Avx2(())), |wide| Self::Avx512(wide, Avx2(())));
             }
         }
         Self::Baseline
@@ -86,7 +92,7 @@ impl InstructionSet {
             #[cfg(target_arch = "x86_64")]
             #[expect(unsafe_code, reason = "calls code compiled for instructions that not every machine has")]
             // SAFETY: an `Avx2` is only made after the features were detected.
-            Self::Avx2(avx2) => unsafe { fused(task, avx2) },
+            Self::Avx2(avx2) | Self::Avx512(_, avx2) => unsafe { fused(task, avx2) },
             Self::Baseline => task.run(Baseline),
         }
     }

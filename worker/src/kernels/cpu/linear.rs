@@ -1,132 +1,163 @@
 //! `x · wᵀ`: where nearly all the time goes.
 //!
-//! Every element of the result is one dot product, summed in eight lanes in ascending order whatever else is computed
-//! beside it. Several rows share a loaded piece of a weight row, which saves memory traffic and changes no sum.
+//! Every element of the result is summed over the inputs in ascending order, in one chain whatever else is computed
+//! beside it: neither other rows, nor threads, nor the pieces that the work is cut into change a bit.
 
-use std::marker::PhantomData;
-
-use rayon::prelude::*;
-
-use super::lanes::{Element, InstructionSet, Simd, Task, dot_products};
+use super::activations::{Group, Packed, groups, pack};
+use super::lanes::InstructionSet;
+use super::panels::{Block, Multiply, UNPACKED};
+use super::threads::{Shares, Threads};
+use super::wide::{PANEL, PanelTask, Wide};
 
 /// Multiplications below which waking other threads costs more than it saves.
 const PARALLEL_FROM: usize = 1 << 17;
 
-/// Weights of one task, in bytes: they stay in the second-level cache while all rows pass.
-const STRIPE_BYTES: usize = 1 << 17;
+/// Weights of one task, in bytes, when they are read once: enough to pay for taking it up.
+const TASK_BYTES: usize = 1 << 16;
+
+/// Panels of one task when many rows pass: they share what is read of the rows.
+const TASK_PANELS: usize = 4;
+
+/// `[outputs, inputs]` in blocks: all of the first sixteen outputs, then all of the next.
+#[derive(Clone, Copy)]
+pub(super) struct Weights<'a, B> {
+    pub(super) blocks: &'a [B],
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+}
 
 /// `out[rows][n] = x[rows][k] · weight[n][k]ᵀ + bias[n]`.
-pub(super) fn linear<W: Element>(
-    instructions: InstructionSet,
+pub(super) fn linear<B: Block>(
+    (instructions, threads): (InstructionSet, &Threads),
     (x, rows): (&[f32], usize),
-    (weight, inputs): (&[W], usize),
+    weights: Weights<'_, B>,
     bias: Option<&[f32]>,
-    out: &mut [f32],
+    (out, words): (&mut [f32], &mut Vec<u32>),
 ) {
-    let outputs = weight.len() / inputs;
-    let out = Columns::new(&mut out[..rows * outputs], outputs);
-    let stripe = |first: usize, count: usize| {
-        let weight = &weight[first * inputs..][..count * inputs];
-        instructions.run(Stripe { x: &x[..rows * inputs], weight, inputs, first, bias, out: &out });
+    let Weights { blocks, outputs, inputs } = weights;
+    let padded = inputs.next_multiple_of(B::INPUTS);
+    let x = pack((instructions, threads), (x, rows), (inputs, padded), B::ARITHMETIC, words);
+    let out = Shares::new(&mut out[..rows * outputs]);
+    let panel_blocks = padded / B::INPUTS;
+    let task = |first: usize, count: usize| {
+        let blocks = &blocks[first * panel_blocks..][..count * panel_blocks];
+        instructions.run_panels(Panels { x, rows, blocks, panel_blocks, first, outputs, bias, out });
     };
-    if rows * weight.len() < PARALLEL_FROM || rayon::current_num_threads() == 1 {
-        return stripe(0, outputs);
+    let panels = outputs.div_ceil(PANEL);
+    if rows * outputs * inputs < PARALLEL_FROM || threads.count() == 1 {
+        return task(0, panels);
     }
-    let columns = (STRIPE_BYTES / size_of::<W>() / inputs).max(1).next_multiple_of(4);
-    (0..outputs.div_ceil(columns)).into_par_iter().for_each(|index| {
-        let first = index * columns;
-        stripe(first, columns.min(outputs - first));
-    });
+    let size = match groups(rows).nth(1) {
+        Some(_) => TASK_PANELS,
+        None => (TASK_BYTES / (panel_blocks * size_of::<B>())).max(1),
+    };
+    let size = size.min(panels.div_ceil(threads.count()));
+    threads.each(panels.div_ceil(size), &|index| task(index * size, size.min(panels - index * size)));
 }
 
-/// Some columns of the result, for all rows.
-struct Stripe<'a, W> {
-    x: &'a [f32],
-    /// Rows of the matrix from `first` on.
-    weight: &'a [W],
-    inputs: usize,
+/// Some panels of the result, for all rows.
+struct Panels<'a, B> {
+    x: Packed<'a>,
+    rows: usize,
+    /// Those of the panels from `first` on.
+    blocks: &'a [B],
+    panel_blocks: usize,
     first: usize,
+    outputs: usize,
     bias: Option<&'a [f32]>,
-    out: &'a Columns<'a>,
+    out: Shares<'a, f32>,
 }
 
-impl<W: Element> Task for Stripe<'_, W> {
-    type Output = ();
+/// What a group of rows is multiplied with at once.
+struct Tile<'a, M> {
+    blocks: &'a [M],
+    /// Inputs of a block.
+    inputs: usize,
+    /// Of the first block.
+    first_input: usize,
+    /// Whether these are the first and the last inputs.
+    ends: (bool, bool),
+    panel: usize,
+}
 
+impl<B: Block> PanelTask for Panels<'_, B> {
+    // Loops, not closures: a closure is not compiled for the instructions of whoever calls it.
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let rows = self.x.len() / self.inputs;
-        let mut row = 0;
-        while row < rows {
-            match rows - row {
-                1 => self.tiles::<1, 4, S>(simd, row),
-                2 | 3 => self.tiles::<2, 4, S>(simd, row),
-                _ => self.tiles::<4, 3, S>(simd, row),
+    fn run<W: Wide>(self, wide: W) {
+        let panels = self.blocks.chunks_exact(self.panel_blocks).enumerate();
+        let mut all = groups(self.rows);
+        if let (Some(group), None) = (all.next(), all.next()) {
+            for (panel, blocks) in panels {
+                let tile = Tile { blocks, inputs: B::INPUTS, first_input: 0, ends: (true, true), panel };
+                self.group(wide, group, &tile);
             }
-            row += match rows - row {
-                1 => 1,
-                2 | 3 => 2,
-                _ => 4,
-            };
+            return;
         }
-    }
-}
-
-impl<W: Element> Stripe<'_, W> {
-    /// `R` rows from `row` on against all columns, `C` at a time.
-    #[inline(always)]
-    fn tiles<const R: usize, const C: usize, S: Simd>(&self, simd: S, row: usize) {
-        let columns = self.weight.len() / self.inputs;
-        let whole = columns - columns % C;
-        for column in (0..whole).step_by(C) {
-            self.tile::<R, C, S>(simd, row, column);
-        }
-        for column in whole..columns {
-            self.tile::<R, 1, S>(simd, row, column);
-        }
-    }
-
-    #[inline(always)]
-    fn tile<const R: usize, const C: usize, S: Simd>(&self, simd: S, row: usize, column: usize) {
-        let inputs = self.inputs;
-        let x: [&[f32]; R] = std::array::from_fn(|r| &self.x[(row + r) * inputs..][..inputs]);
-        let w: [&[W]; C] = std::array::from_fn(|c| &self.weight[(column + c) * inputs..][..inputs]);
-        let dots = dot_products(simd, x, w);
-        for (r, dots) in dots.into_iter().enumerate() {
-            for (c, dot) in dots.into_iter().enumerate() {
-                let column = self.first + column + c;
-                let bias = self.bias.map_or(0.0, |bias| bias[column]);
-                self.out.set(row + r, column, dot + bias);
+        let mut scratch = B::scratch();
+        for first in (0..self.panel_blocks).step_by(UNPACKED / B::INPUTS) {
+            for (panel, blocks) in panels.clone() {
+                let blocks = &blocks[first..self.panel_blocks.min(first + UNPACKED / B::INPUTS)];
+                let plain = &mut scratch.as_mut()[..blocks.len()];
+                for index in 0..blocks.len() {
+                    blocks[index].unpack(wide, &mut plain[index]);
+                }
+                let ends = (first == 0, first + blocks.len() == self.panel_blocks);
+                let first_input = first * B::INPUTS;
+                let tile = Tile { blocks: &*plain, inputs: B::INPUTS, first_input, ends, panel };
+                for group in groups(self.rows) {
+                    self.group(wide, group, &tile);
+                }
             }
         }
     }
 }
 
-/// A matrix that several threads write at once, each its own columns.
-struct Columns<'a> {
-    values: *mut f32,
-    len: usize,
-    width: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
-}
-
-#[expect(unsafe_code, reason = "columns interleave in memory, so that no safe split gives each thread its own")]
-// SAFETY: the pointer is only used by `set`, and `linear` gives every column to exactly one task.
-unsafe impl Sync for Columns<'_> {}
-
-impl<'a> Columns<'a> {
-    fn new(values: &'a mut [f32], width: usize) -> Self {
-        Self { values: values.as_mut_ptr(), len: values.len(), width, borrowed: PhantomData }
+impl<B: Block> Panels<'_, B> {
+    #[inline(always)]
+    fn group<W: Wide, M: Multiply>(&self, wide: W, group: Group, tile: &Tile<'_, M>) {
+        match group.places {
+            1 => self.tile::<1, W, M>(wide, group, tile),
+            2 => self.tile::<2, W, M>(wide, group, tile),
+            4 => self.tile::<4, W, M>(wide, group, tile),
+            _ => self.tile::<6, W, M>(wide, group, tile),
+        }
     }
 
     #[inline(always)]
-    fn set(&self, row: usize, column: usize, value: f32) {
-        let at = row * self.width + column;
-        assert!(at < self.len, "element {at} of {}", self.len);
-        #[expect(unsafe_code, reason = "see the type")]
-        // SAFETY: within the borrowed slice, and no other thread touches this column.
+    fn tile<const R: usize, W: Wide, M: Multiply>(&self, wide: W, group: Group, tile: &Tile<'_, M>) {
+        let column = (self.first + tile.panel) * PANEL;
+        let columns = PANEL.min(self.outputs - column);
+        let mut totals = [wide.zero(); R];
+        let rows = group.rows.min(R);
+        let (is_first, is_last) = tile.ends;
+        if !is_first {
+            for (r, total) in totals.iter_mut().enumerate().take(rows) {
+                let mut values = [0.0; PANEL];
+                values[..columns].copy_from_slice(self.out(group.first + r, column, columns));
+                *total = wide.load(&values);
+            }
+        }
+        for index in 0..tile.blocks.len() {
+            let input = tile.first_input + index * tile.inputs;
+            tile.blocks[index].multiply(wide, &self.x, group.first, input, &mut totals);
+        }
+        for (r, total) in totals.into_iter().enumerate().take(rows) {
+            let mut values = [0.0; PANEL];
+            wide.store(total, &mut values);
+            if let (true, Some(bias)) = (is_last, self.bias) {
+                values.iter_mut().zip(&bias[column..]).for_each(|(value, bias)| *value += bias);
+            }
+            self.out(group.first + r, column, columns).copy_from_slice(&values[..columns]);
+        }
+    }
+
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "see `Shares`")]
+    fn out(&self, row: usize, column: usize, columns: usize) -> &mut [f32] {
+        #[expect(unsafe_code, reason = "see `Shares`")]
+        // SAFETY: `linear` gives every panel to exactly one task, and a task uses one part at a time.
         unsafe {
-            *self.values.add(at) = value;
+            self.out.part(row * self.outputs + column, columns)
         }
     }
 }

@@ -1,0 +1,166 @@
+//! Matrices of weights: from tensors and files to panels, and rows of them back.
+
+use candle_core::{DType, Tensor};
+use half::{bf16, f16};
+
+use super::filled;
+use super::lanes::InstructionSet;
+use super::linear::{Weights, linear};
+use super::panels::{Block, Float, Floats};
+use super::quantised::{Q4, Q8};
+use super::threads::Threads;
+use super::wide::PANEL;
+use crate::kernels::blocks::{self, BLOCK};
+use crate::kernels::{KernelError, WeightFormat};
+
+/// Weights `[outputs, inputs]`.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+    pub(super) panels: Panels,
+}
+
+/// The panels of a matrix, by format.
+#[derive(Clone, Debug)]
+pub(super) enum Panels {
+    F32(Vec<Floats<f32>>),
+    Bf16(Vec<Floats<bf16>>),
+    F16(Vec<Floats<f16>>),
+    Q8(Vec<Q8>),
+    Q4(Vec<Q4>),
+}
+
+impl Matrix {
+    pub(super) fn new(weights: &Tensor, format: WeightFormat, threads: &Threads) -> Result<Self, KernelError> {
+        let shape = weights.dims2().map_err(device)?;
+        let (outputs, inputs) = shape;
+        let panels = match format {
+            WeightFormat::F32 => floats(&flat::<f32>(weights, DType::F32)?, shape, threads).map(Panels::F32),
+            WeightFormat::Bf16 => floats(&flat::<bf16>(weights, DType::BF16)?, shape, threads).map(Panels::Bf16),
+            WeightFormat::F16 => floats(&flat::<f16>(weights, DType::F16)?, shape, threads).map(Panels::F16),
+            WeightFormat::Q8_0 | WeightFormat::Q4K => {
+                let blocks = blocks::quantise(weights, format)?;
+                return Self::from_blocks(format, [outputs, inputs], &blocks, threads);
+            }
+        };
+        Ok(Self { outputs, inputs, panels: panels? })
+    }
+
+    /// From a file's blocks, with the rows padded to whole ones.
+    pub(super) fn from_blocks(
+        format: WeightFormat,
+        [outputs, inputs]: [usize; 2],
+        blocks: &[u8],
+        threads: &Threads,
+    ) -> Result<Self, KernelError> {
+        let row_blocks = inputs.div_ceil(format.block().0);
+        // What lies beyond the last output is zero, in every block format.
+        let panels = match format {
+            WeightFormat::Q4K => panels(outputs, row_blocks, threads, |panel, block| {
+                Q4::pack(&std::array::from_fn(|lane| {
+                    blocks::q4_k(stored(blocks, panel * PANEL + lane, row_blocks, block, outputs))
+                }))
+            })
+            .map(Panels::Q4),
+            _ => panels(outputs, row_blocks, threads, |panel, block| {
+                Q8::pack(&std::array::from_fn(|lane| {
+                    blocks::q8_0(stored(blocks, panel * PANEL + lane, row_blocks, block, outputs))
+                }))
+            })
+            .map(Panels::Q8),
+        };
+        Ok(Self { outputs, inputs, panels: panels? })
+    }
+
+    /// `out[rows][outputs] = x[rows][inputs] · selfᵀ + bias`.
+    pub(super) fn linear(
+        &self,
+        on: (InstructionSet, &Threads),
+        x: (&[f32], usize),
+        bias: Option<&[f32]>,
+        out: (&mut [f32], &mut Vec<u32>),
+    ) {
+        let &Self { outputs, inputs, ref panels } = self;
+        match panels {
+            Panels::F32(blocks) => linear(on, x, Weights { blocks, outputs, inputs }, bias, out),
+            Panels::Bf16(blocks) => linear(on, x, Weights { blocks, outputs, inputs }, bias, out),
+            Panels::F16(blocks) => linear(on, x, Weights { blocks, outputs, inputs }, bias, out),
+            Panels::Q8(blocks) => linear(on, x, Weights { blocks, outputs, inputs }, bias, out),
+            Panels::Q4(blocks) => linear(on, x, Weights { blocks, outputs, inputs }, bias, out),
+        }
+    }
+
+    /// `out[i] = self[ids[i]]`.
+    pub(super) fn embed(&self, ids: &[u32], out: &mut [f32]) {
+        match &self.panels {
+            Panels::F32(blocks) => embed(blocks, self.inputs, ids, out),
+            Panels::Bf16(blocks) => embed(blocks, self.inputs, ids, out),
+            Panels::F16(blocks) => embed(blocks, self.inputs, ids, out),
+            Panels::Q8(blocks) => embed(blocks, self.inputs, ids, out),
+            Panels::Q4(blocks) => embed(blocks, self.inputs, ids, out),
+        }
+    }
+}
+
+fn device(error: candle_core::Error) -> KernelError {
+    KernelError::Device(error.to_string())
+}
+
+fn flat<T: candle_core::WithDType>(weights: &Tensor, dtype: DType) -> Result<Vec<T>, KernelError> {
+    weights.to_dtype(dtype).and_then(|weights| weights.flatten_all()?.to_vec1()).map_err(device)
+}
+
+fn floats<T: Float>(
+    values: &[T],
+    (outputs, inputs): (usize, usize),
+    threads: &Threads,
+) -> Result<Vec<Floats<T>>, KernelError> {
+    panels(outputs, inputs.div_ceil(BLOCK), threads, |panel, block| {
+        Floats::pack(|lane, within| {
+            let (output, input) = (panel * PANEL + lane, block * BLOCK + within);
+            let inside = output < outputs && input < inputs;
+            if inside { values[output * inputs + input] } else { T::ZERO }
+        })
+    })
+}
+
+/// Makes the blocks of all panels.
+fn panels<B: Block>(
+    outputs: usize,
+    panel_blocks: usize,
+    threads: &Threads,
+    block: impl Fn(usize, usize) -> B + Sync,
+) -> Result<Vec<B>, KernelError> {
+    let count = outputs.div_ceil(PANEL) * panel_blocks;
+    let mut blocks = filled(count, B::ZERO)?;
+    threads.chunks(&mut blocks, panel_blocks.max(1), true, |panel, blocks| {
+        blocks.iter_mut().enumerate().for_each(|(index, to)| *to = block(panel, index));
+    });
+    Ok(blocks)
+}
+
+/// A block of a row, zeros beyond the last row.
+fn stored<const BYTES: usize>(
+    blocks: &[u8],
+    row: usize,
+    row_blocks: usize,
+    block: usize,
+    rows: usize,
+) -> &[u8; BYTES] {
+    match row < rows {
+        true => &blocks.as_chunks().0[row * row_blocks + block],
+        false => &[0; BYTES],
+    }
+}
+
+fn embed<B: Block>(blocks: &[B], inputs: usize, ids: &[u32], out: &mut [f32]) {
+    let panel_blocks = inputs.div_ceil(B::INPUTS);
+    for (&id, out) in ids.iter().zip(out.chunks_exact_mut(inputs)) {
+        let (panel, lane) = (id as usize / PANEL, id as usize % PANEL);
+        let row = &blocks[panel * panel_blocks..][..panel_blocks];
+        for (block, out) in row.iter().zip(out.chunks_mut(B::INPUTS)) {
+            out.iter_mut().enumerate().for_each(|(input, out)| *out = block.weight(lane, input));
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! The threads of the kernels.
+//!
+//! A forward pass hands out work hundreds of times, so a thread that ran out of work looks for more for a moment
+//! before it sleeps. Whoever hands out work takes part in it, and never waits for a thread that did not come: with a
+//! busy machine one thread does it all.
+
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// How long a thread without work looks for more: longer than what lies between two matrices of a forward pass.
+const LOOK: Duration = Duration::from_micros(100);
+
+/// How often a thread looks between two glances at the clock.
+const LOOKS: usize = 64;
+
+/// In [`Shared::state`]: whether work may be taken up. Below it the threads at work, above it how often it was.
+const OPEN: u64 = 1 << 16;
+
+/// Threads that share the work of whoever holds this.
+pub(super) struct Threads {
+    shared: Arc<Shared>,
+    /// Held while work is handed out, so that there is one at a time.
+    workers: Mutex<Vec<JoinHandle<()>>>,
+    count: usize,
+}
+
+struct Shared {
+    state: AtomicU64,
+    work: UnsafeCell<Work>,
+    next: AtomicUsize,
+    asleep: Vec<AtomicBool>,
+    ended: AtomicBool,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+#[derive(Clone, Copy)]
+struct Work {
+    /// Lives as long as the call of [`Threads::each`] that wrote it.
+    task: *const (dyn Fn(usize) + Sync),
+    tasks: usize,
+}
+
+#[expect(unsafe_code, reason = "a pointer to work that lives on the stack of the thread that hands it out")]
+// SAFETY: `work` is written while no thread is at work and none can begin, and read by threads at work only; the
+// closure that it points to may be called from any thread.
+unsafe impl Sync for Shared {}
+
+#[expect(unsafe_code, reason = "as above")]
+// SAFETY: as above.
+unsafe impl Send for Shared {}
+
+impl Threads {
+    /// The caller's thread only.
+    pub(super) fn alone() -> Self {
+        Self::waiting(1)
+    }
+
+    /// Starts `count - 1` threads; the caller's is the other one.
+    pub(super) fn new(count: usize) -> std::io::Result<Self> {
+        // Dropped, and so ended, when one of the threads cannot be started.
+        let mut threads = Self::waiting(count);
+        for index in 1..count {
+            let shared = Arc::clone(&threads.shared);
+            let worker =
+                thread::Builder::new().name(format!("kernels-{index}")).spawn(move || shared.serve(index - 1));
+            threads.workers.get_mut().unwrap_or_else(PoisonError::into_inner).push(worker?);
+        }
+        Ok(threads)
+    }
+
+    /// Before its threads are started.
+    fn waiting(count: usize) -> Self {
+        let shared = Shared {
+            state: AtomicU64::new(0),
+            work: UnsafeCell::new(Work { task: &|_| (), tasks: 0 }),
+            next: AtomicUsize::new(0),
+            asleep: (1..count).map(|_| AtomicBool::new(false)).collect(),
+            ended: AtomicBool::new(false),
+            panic: Mutex::new(None),
+        };
+        Self { shared: Arc::new(shared), workers: Mutex::new(Vec::new()), count }
+    }
+
+    /// How many there are, the caller's included.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Calls `task` with every number below `tasks`, on whatever threads have time.
+    pub(super) fn each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        if self.count == 1 || tasks == 1 {
+            return (0..tasks).for_each(task);
+        }
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = &*self.shared;
+        #[expect(unsafe_code, reason = "forgets how long the closure lives")]
+        // SAFETY: `close` below returns only after every thread that took up this work has left it, and after it no
+        // other can; the cell is not read meanwhile, because the state is closed and nobody is at work.
+        unsafe {
+            let task = std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task);
+            *shared.work.get() = Work { task, tasks };
+        }
+        shared.next.store(0, Ordering::Relaxed);
+        shared.state.fetch_add(2 * OPEN + OPEN, Ordering::SeqCst);
+        for (asleep, worker) in shared.asleep.iter().zip(&*workers) {
+            if asleep.load(Ordering::SeqCst) {
+                worker.thread().unpark();
+            }
+        }
+        shared.take_part(task, tasks);
+        shared.close();
+        drop(workers);
+        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+
+    /// Calls `work` with every piece of `size` elements (the last may be shorter) and its index, on all threads where
+    /// `parallel` says that this pays.
+    pub(super) fn chunks<T: Send>(
+        &self,
+        values: &mut [T],
+        size: usize,
+        parallel: bool,
+        work: impl Fn(usize, &mut [T]) + Sync,
+    ) {
+        if !parallel || self.count == 1 {
+            return values.chunks_mut(size).enumerate().for_each(|(index, chunk)| work(index, chunk));
+        }
+        let len = values.len();
+        let shares = Shares::new(values);
+        self.each(len.div_ceil(size), &|index| {
+            let first = index * size;
+            #[expect(unsafe_code, reason = "see `Shares`")]
+            // SAFETY: pieces of different indices do not overlap, and each index comes once.
+            work(index, unsafe { shares.part(first, size.min(len - first)) });
+        });
+    }
+}
+
+/// A slice that several threads write at once, each its own elements.
+#[derive(Clone, Copy)]
+pub(super) struct Shares<'a, T> {
+    values: *mut T,
+    len: usize,
+    borrowed: PhantomData<&'a mut [T]>,
+}
+
+#[expect(unsafe_code, reason = "what threads write interleaves in memory, so that no safe split gives each its own")]
+// SAFETY: elements are only reached by `part`, whose callers keep to their own.
+unsafe impl<T: Send> Sync for Shares<'_, T> {}
+
+impl<'a, T> Shares<'a, T> {
+    pub(super) fn new(values: &'a mut [T]) -> Self {
+        Self { values: values.as_mut_ptr(), len: values.len(), borrowed: PhantomData }
+    }
+
+    /// The `len` elements from `first` on.
+    ///
+    /// # Safety
+    /// No two parts that live at once may overlap.
+    #[inline(always)]
+    #[expect(unsafe_code, clippy::mut_from_ref, reason = "see the type")]
+    pub(super) unsafe fn part(&self, first: usize, len: usize) -> &mut [T] {
+        assert!(first <= self.len && len <= self.len - first, "{len} elements from {first} of {}", self.len);
+        // SAFETY: within the borrowed slice, and the caller keeps parts apart.
+        unsafe { std::slice::from_raw_parts_mut(self.values.add(first), len) }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::SeqCst);
+        for worker in self.workers.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            worker.thread().unpark();
+            // A worker catches what its tasks throw.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    fn serve(&self, index: usize) {
+        let mut done = 0;
+        while let Some(state) = self.wait(index, done) {
+            if self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+                continue;
+            }
+            done = state / OPEN;
+            #[expect(unsafe_code, reason = "reads what `each` wrote")]
+            // SAFETY: this thread has just entered the open work, so `each` waits for it before the closure ends or
+            // the cell is written again.
+            let (task, tasks) = unsafe {
+                let work = *self.work.get();
+                (&*work.task, work.tasks)
+            };
+            self.take_part(task, tasks);
+            self.state.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// A state with work that is not the one that was `done`; `None` at the end.
+    fn wait(&self, index: usize, done: u64) -> Option<u64> {
+        let mut since = Instant::now();
+        loop {
+            for _ in 0..LOOKS {
+                let state = self.state.load(Ordering::SeqCst);
+                if state & OPEN != 0 && state / OPEN != done {
+                    return Some(state);
+                }
+                std::hint::spin_loop();
+            }
+            if self.ended.load(Ordering::SeqCst) {
+                return None;
+            }
+            if since.elapsed() > LOOK {
+                // Whoever opens work after this store sees it; work opened before is seen by this thread.
+                self.asleep[index].store(true, Ordering::SeqCst);
+                let state = self.state.load(Ordering::SeqCst);
+                if (state & OPEN == 0 || state / OPEN == done) && !self.ended.load(Ordering::SeqCst) {
+                    thread::park();
+                }
+                self.asleep[index].store(false, Ordering::SeqCst);
+                since = Instant::now();
+            }
+        }
+    }
+
+    fn take_part(&self, task: &(dyn Fn(usize) + Sync), tasks: usize) {
+        let run = AssertUnwindSafe(|| {
+            loop {
+                let index = self.next.fetch_add(1, Ordering::Relaxed);
+                if index >= tasks {
+                    return;
+                }
+                task(index);
+            }
+        });
+        if let Err(panic) = catch_unwind(run) {
+            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+        }
+    }
+
+    /// Lets no more threads in, and waits for those at work.
+    fn close(&self) {
+        let mut state = self.state.fetch_and(!OPEN, Ordering::AcqRel) & !OPEN;
+        let mut looks = 0_usize;
+        while !state.is_multiple_of(OPEN) {
+            looks += 1;
+            if looks.is_multiple_of(1024) {
+                // The machine may have other work for this core, and the thread waited for none of its own.
+                thread::yield_now();
+            }
+            std::hint::spin_loop();
+            state = self.state.load(Ordering::Acquire);
+        }
+    }
+}
+
+impl std::fmt::Debug for Threads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Threads").field("count", &self.count).finish()
+    }
+}

@@ -1,0 +1,133 @@
+//! AVX-512 with VNNI: sixteen numbers in one register, pairs multiplied and added at once.
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::{PanelTask, Sixteen, Wide};
+
+/// AVX-512 F and BW with VNNI; only [`Avx512::detect`] makes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::kernels::cpu) struct Avx512(());
+
+impl Avx512 {
+    /// The proof that this machine has them, if it does.
+    pub(in crate::kernels::cpu) fn detect() -> Option<Self> {
+        use std::is_x86_feature_detected as has;
+        (has!("avx512f") && has!("avx512bw") && has!("avx512vnni")).then_some(Self(()))
+    }
+}
+
+/// Runs `task` with these instructions.
+#[inline]
+pub(super) fn run<T: PanelTask>(wide: Avx512, task: T) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    fn compiled<T: PanelTask>(wide: Avx512, task: T) {
+        task.run(wide);
+    }
+    #[expect(unsafe_code, reason = "calls code compiled for instructions that not every machine has")]
+    // SAFETY: an `Avx512` is only made after the features were detected.
+    unsafe {
+        compiled(wide, task);
+    }
+}
+
+#[expect(unsafe_code, reason = "instructions that not every machine has, and loads through pointers")]
+// SAFETY of all blocks: an `Avx512` is only made after the features were detected, and references to arrays of
+// sixteen are valid for the unaligned loads and stores of all their bytes.
+impl Wide for Avx512 {
+    type Floats = __m512;
+    type Pairs = __m512i;
+
+    #[inline(always)]
+    fn zero(self) -> __m512 {
+        unsafe { _mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn load(self, values: &Sixteen<f32>) -> __m512 {
+        unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, values: &Sixteen<bf16>) -> __m512 {
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(values.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, values: &Sixteen<f16>) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(values.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn load_u8(self, values: &Sixteen<u8>) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(values.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn store(self, floats: __m512, to: &mut Sixteen<f32>) {
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), floats) }
+    }
+
+    #[inline(always)]
+    fn multiply(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn multiply_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn zero_pairs(self) -> __m512i {
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    fn splat_pair(self, pair: u32) -> __m512i {
+        unsafe { _mm512_set1_epi32(pair.cast_signed()) }
+    }
+
+    #[inline(always)]
+    fn load_pairs(self, values: &Sixteen<[i16; 2]>) -> __m512i {
+        unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn widen_pairs(self, values: &Sixteen<[i8; 2]>) -> __m512i {
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(values.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn nibble_pairs(self, words: &Sixteen<u32>, index: usize) -> __m512i {
+        unsafe {
+            let shifted =
+                _mm512_srl_epi32(_mm512_loadu_si512(words.as_ptr().cast()), _mm_cvtsi32_si128(4 * index as i32));
+            _mm512_and_si512(shifted, _mm512_set1_epi32(0x000f_000f))
+        }
+    }
+
+    #[inline(always)]
+    fn store_pairs(self, pairs: __m512i, to: &mut Sixteen<[i16; 2]>) {
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs) }
+    }
+
+    #[inline(always)]
+    fn multiply_add_pairs(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
+        unsafe { _mm512_dpwssd_epi32(c, a, b) }
+    }
+
+    #[inline(always)]
+    fn to_floats(self, sums: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(sums) }
+    }
+}
