@@ -325,19 +325,6 @@ pub(super) fn dot_products<const R: usize, const C: usize, S: Simd, W: Element>(
     sums
 }
 
-/// `out += scale · x`.
-#[inline(always)]
-pub(super) fn add_scaled<S: Simd, W: Element>(simd: S, scale: f32, x: &[W], out: &mut [f32]) {
-    let factor = simd.splat(scale);
-    let ((x, x_rest), (out, out_rest)) = (x.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
-    for (x, out) in x.iter().zip(out) {
-        simd.store(simd.multiply_add(factor, W::load(simd, x), simd.load_f32(out)), out);
-    }
-    for (x, out) in x_rest.iter().zip(out_rest) {
-        *out = multiply_add::<S>(scale, x.widen(), *out);
-    }
-}
-
 /// `e^x` to about two units in the last place; 0 below -87.
 ///
 /// Cephes' `expf`: `x = n ln 2 + r` with |r| <= ln 2 / 2, a polynomial for `e^r`, and `2^n` by its bits. Free of

@@ -44,7 +44,7 @@ pub(super) fn linear<B: Block>(
         instructions.run_panels(Panels { x, rows, blocks, panel_blocks, first, outputs, bias, out });
     };
     let panels = outputs.div_ceil(PANEL);
-    if rows * outputs * inputs < PARALLEL_FROM || threads.count() == 1 {
+    if rows * outputs * inputs < PARALLEL_FROM {
         return task(0, panels);
     }
     let size = match groups(rows).nth(1) {
