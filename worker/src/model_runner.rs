@@ -7,8 +7,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rayon::prelude::*;
-
 use crate::decoder::{AdaptedRows, Batch, Decoder};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::{CacheFormat, KernelError, Place};
@@ -227,8 +225,8 @@ impl ModelRunner {
 
     /// Shows row i of the last forward pass to `read` with `readers[i]`, on the threads of the model.
     pub(crate) fn read_rows<R: Send>(&self, readers: &mut [R], read: impl Fn(&mut R, &[f32]) + Sync) {
-        let rows = self.logits.par_chunks_exact(self.description.vocabulary);
-        self.threads.install(|| readers.par_iter_mut().zip(rows).for_each(|(reader, row)| read(reader, row)));
+        let rows = Logits { values: &self.logits, vocabulary: self.description.vocabulary };
+        self.decoder.kernels().each(readers, |index, reader| read(reader, rows.row(index)));
     }
 
     fn check(&self, item: &BatchItem<'_>) -> Result<(), String> {

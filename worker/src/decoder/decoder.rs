@@ -104,6 +104,12 @@ impl<K: Kernels> Decoder<K> {
         &self.spec
     }
 
+    /// The device.
+    #[must_use]
+    pub fn kernels(&self) -> &K {
+        &self.kernels
+    }
+
     /// Size of the cache.
     #[must_use]
     pub fn cache_shape(&self) -> CacheShape {

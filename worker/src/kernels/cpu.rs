@@ -65,6 +65,12 @@ impl Cpu {
         Self::with(InstructionSet::Baseline, Threads::alone())
     }
 
+    /// Calls `work` with every item and its index, on the threads of the kernels.
+    pub fn each<T: Send>(&self, items: &mut [T], work: impl Fn(usize, &mut T) + Sync) {
+        self.threads
+            .chunks(items, 1, items.len() > 1, |index, item| item.iter_mut().for_each(|item| work(index, item)));
+    }
+
     /// Calls `work` with every piece of `width` elements, on all threads where that pays.
     fn each_row(&self, x: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
         self.threads.chunks(x, width, x.len() >= PARALLEL_FROM, work);
