@@ -24,7 +24,7 @@ use crate::role::Role;
 use crate::session::metrics::SessionMetrics;
 use crate::session::plan::Plan;
 use crate::session::speculation::{MOST_DRAFTED, Speculation};
-use crate::session::{Driver, Opening};
+use crate::session::{Driver, Opening, Pacers};
 use crate::worker_pool::reply::OperationError;
 use crate::worker_pool::{Able, PoolConfig, WorkerPool};
 
@@ -174,6 +174,7 @@ struct Shared {
     config: CoreConfig,
     pool: Arc<WorkerPool>,
     admission: Admission,
+    pacers: Pacers,
     metrics: Arc<SessionMetrics>,
     tracker: TaskTracker,
     runtime: Handle,
@@ -211,7 +212,9 @@ impl Core {
             shutdown.clone(),
         );
         let admission = Admission::new(config.max_sessions, config.max_queued_sessions);
-        Ok(Self { shared: Arc::new(Shared { config, pool, admission, metrics, tracker, runtime, shutdown }) })
+        let pacers = Pacers::new(config.speculation, config.max_draft);
+        let shared = Shared { config, pool, admission, pacers, metrics, tracker, runtime, shutdown };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// The models in the order of the configuration.
@@ -260,6 +263,7 @@ impl Core {
         let (events, receiver) = mpsc::channel(EVENTS_AHEAD);
         let cancel = shared.shutdown.child_token();
         let opening = Opening {
+            pacer: shared.pacers.of(&model.name, &plan),
             request,
             plan,
             end_tokens: facts.end_token_ids,

@@ -102,6 +102,20 @@ pub enum RuleSettings {
     ExpertOnly,
 }
 
+impl RuleSettings {
+    /// Name in requests, reports and metrics.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Cosec { .. } => "cosec",
+            Self::Linear { .. } => "linear",
+            Self::Product { .. } => "product",
+            Self::BaseOnly => "base_only",
+            Self::ExpertOnly => "expert_only",
+        }
+    }
+}
+
 /// Changes to logits, the same for base and expert.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Adjustments {
@@ -159,9 +173,18 @@ pub enum SessionEvent {
     Failed(SessionError),
 }
 
-/// A token and how it came about.
+/// The next token of a choice.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenEvent {
+    /// Which, and how it came about.
+    pub decision: Decision,
+    /// Under the law that the token was drawn from; present when `logprobs` is set.
+    pub score: Option<Score>,
+}
+
+/// A token and how it was chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Decision {
     /// Token id.
     pub id: u32,
     /// Who chose it.
@@ -172,8 +195,6 @@ pub struct TokenEvent {
     pub q: Option<f64>,
     /// The expert's proposal that the token stands in for.
     pub rejected: Option<Rejected>,
-    /// Under the law that the token was drawn from; present when `logprobs` is set.
-    pub score: Option<Score>,
 }
 
 /// A proposal of the expert that the base did not let pass.
@@ -203,7 +224,7 @@ pub enum ChosenBy {
     Expert,
     /// The base, in place of a rejected proposal (or because the rule is `base_only`).
     Base,
-    /// A rule that draws from a blend.
+    /// A rule that draws from a blend, whether it kept the expert's proposal or not.
     Merged,
 }
 

@@ -18,15 +18,15 @@ impl Draws {
         self.randomness.uniform(Purpose::Draft, self.position)
     }
 
-    /// For the base's token.
+    /// For the token in place of a rejected proposal.
     #[must_use]
     pub fn fallback(&self) -> f64 {
         self.randomness.uniform(Purpose::Fallback, self.position)
     }
 
-    /// For a token from a blend of both.
+    /// For keeping a proposal by chance.
     #[must_use]
-    pub fn merged(&self) -> f64 {
-        self.randomness.uniform(Purpose::Merged, self.position)
+    pub fn acceptance(&self) -> f64 {
+        self.randomness.uniform(Purpose::Acceptance, self.position)
     }
 }

@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 use cosec_coordinator::core::ExpertAbsent;
 use cosec_coordinator::merge::{Drawn, Lacking};
 use cosec_coordinator::request::{
-    Adjustments, ChosenBy, FinishReason, RuleSettings, SessionError, SessionEvent, Settings, TokenEvent, Transport,
+    Adjustments, ChosenBy, Decision, FinishReason, Rejected, RuleSettings, SessionError, SessionEvent, Settings,
+    TokenEvent, Transport,
 };
 use cosec_coordinator::role::Role;
+use cosec_coordinator::session::event::{Action, Event, Phase, Task};
+use cosec_coordinator::session::pace::Pace;
 use cosec_coordinator::session::plan::Plan;
-use cosec_coordinator::session::state::{Action, Event, Phase, Session, Task};
-use cosec_coordinator::worker_pool::operation::{Ask, View};
+use cosec_coordinator::session::state::Session;
+use cosec_coordinator::worker_pool::operation::{Ask, RowAsk, View};
 use cosec_coordinator::worker_pool::reply::{OperationError, Reply, RowView};
 use cosec_proto::ErrorCode;
 use cosec_proto::draw::Warp;
@@ -37,6 +40,7 @@ fn task(rule: RuleSettings, transport: Transport, prompt: Vec<u32>, now: Instant
     };
     Task {
         plan: Plan::new(&settings, false).unwrap(),
+        pace: Pace::SEQUENTIAL,
         prompt,
         max_new_tokens: 2,
         end_tokens: vec![9],
@@ -58,6 +62,17 @@ impl Script {
         Self { session: Session::new(task(rule, transport, prompt, now)), now }
     }
 
+    /// Three drafts at a time, the expert running ahead; up to `max_new_tokens`.
+    fn lookahead(transport: Transport, prompt: Vec<u32>, max_new_tokens: u32) -> Self {
+        let now = Instant::now();
+        let pace = Pace { drafted: 3, runs_ahead: true };
+        let task = Task { pace, max_new_tokens, ..task(COSEC, transport, prompt, now) };
+        let mut script = Self { session: Session::new(task), now };
+        script.step(Event::Started);
+        script.step(located(Role::Base));
+        script
+    }
+
     /// Feeds `event` and renders the actions, one word or phrase each.
     fn step(&mut self, event: Event) -> Vec<String> {
         self.session.step(self.now, event).iter().map(render).collect()
@@ -72,16 +87,22 @@ impl Script {
 fn render(action: &Action) -> String {
     match action {
         Action::Locate { role, failures } => format!("locate {} after {failures}", role.name()),
-        Action::Send { role, at, tokens, ask, .. } => {
-            let ask = match ask {
-                Ask::Draft { k, .. } => format!("draft {k}"),
-                Ask::Release => "release".to_owned(),
-                Ask::Rows(rows) => rows.iter().map(|row| format!("{}@{}", view(&row.view), row.offset)).collect(),
+        Action::Send { role, at, tokens, ask, is_ahead, .. } => {
+            let views = |rows: &[RowAsk]| {
+                let row = |row: &RowAsk| format!("{}@{}", view(&row.view), row.offset);
+                rows.iter().map(row).collect::<Vec<_>>().join(" ")
             };
-            format!("{}: at {at} feed {tokens:?} {ask}", role.name()).trim_end().to_owned()
+            let ask = match ask {
+                Ask::Draft { k, rows, .. } => format!("draft {k} {}", views(rows)),
+                Ask::Release => "release".to_owned(),
+                Ask::Rows(rows) => views(rows),
+            };
+            let ahead = if *is_ahead { " ahead" } else { "" };
+            format!("{}: at {at} feed {tokens:?} {}{ahead}", role.name(), ask.trim_end()).trim_end().to_owned()
         }
+        Action::Withdraw { role, .. } => format!("withdraw {}", role.name()),
         Action::Merge { position, .. } => format!("merge {position}"),
-        Action::Emit(SessionEvent::Token(token)) => format!("token {}", token.id),
+        Action::Emit(SessionEvent::Token(token)) => format!("token {}", token.decision.id),
         Action::Emit(SessionEvent::Finished(reason)) => format!("finished {reason:?}"),
         Action::Emit(SessionEvent::Failed(error)) => format!("failed {}", error.code),
         Action::Emit(SessionEvent::Degraded) => "degraded".to_owned(),
@@ -114,8 +135,22 @@ fn drawn(id: u32) -> Drawn {
     Drawn { id, probability: 0.5 }
 }
 
+fn drafted(ids: &[u32]) -> Reply {
+    Reply::Drafted { tokens: ids.iter().map(|&id| drawn(id)).collect(), rows: Vec::new() }
+}
+
+/// A gathered probability and a fallback per draft.
+fn judged(ids: &[u32]) -> Reply {
+    Reply::Rows(ids.iter().flat_map(|&id| [RowView::Gathered(vec![drawn(id)]), RowView::Sampled(drawn(4))]).collect())
+}
+
+fn decided(id: u32, rejected: Option<Rejected>) -> Event {
+    let decision = Decision { id, chosen_by: ChosenBy::Base, p: None, q: None, rejected };
+    Event::Decided(TokenEvent { decision, score: None })
+}
+
 fn token(id: u32) -> Event {
-    Event::Decided(TokenEvent { id, chosen_by: ChosenBy::Base, p: None, q: None, rejected: None, score: None })
+    decided(id, None)
 }
 
 fn lacking(lacking: Lacking) -> Event {
@@ -131,13 +166,13 @@ fn cosec_asks_ahead_for_all_that_needs_no_id() {
     script.check(located(Role::Expert), &[]);
     script.check(located(Role::Base), &["base: at 0 feed [1, 2] sample@2", "expert: at 0 feed [1, 2] draft 1"]);
     script.check(answered(Role::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &[]);
-    script.check(answered(Role::Expert, 0, Reply::Drafted(vec![drawn(5)])), &["merge 2"]);
+    script.check(answered(Role::Expert, 0, drafted(&[5])), &["merge 2"]);
     script.check(lacking(Lacking::Judgement(5)), &["base: at 2 feed [] gather [5]@0"]);
     assert_eq!(*script.session.phase(), Phase::Verifying);
     script.check(answered(Role::Base, 1, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 2"]);
     script.check(token(5), &["token 5"]);
     script.check(Event::Emitted, &["base: at 2 feed [5] sample@1", "expert: at 2 feed [5] draft 1"]);
-    script.check(answered(Role::Expert, 1, Reply::Drafted(vec![drawn(9)])), &[]);
+    script.check(answered(Role::Expert, 1, drafted(&[9])), &[]);
     script.check(answered(Role::Base, 2, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &["merge 3"]);
     script.check(token(9), &["finished Stop"]);
     script.check(Event::Emitted, &[]);
@@ -150,7 +185,7 @@ fn with_gather_the_base_is_fed_while_the_expert_drafts() {
     script.check(Event::Started, &["locate base after 0", "locate expert after 0"]);
     script.check(located(Role::Base), &[]);
     script.check(located(Role::Expert), &["base: at 0 feed [1]", "expert: at 0 feed [1] draft 1"]);
-    script.check(answered(Role::Expert, 0, Reply::Drafted(vec![drawn(5)])), &[]);
+    script.check(answered(Role::Expert, 0, drafted(&[5])), &[]);
     script.check(answered(Role::Base, 0, Reply::Rows(Vec::new())), &["merge 1"]);
     script.check(lacking(Lacking::Judgement(5)), &["base: at 1 feed [] gather [5]@0"]);
     script.check(answered(Role::Base, 1, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 1"]);
@@ -208,7 +243,7 @@ fn a_degraded_session_ignores_answers_to_what_it_asked_before() {
     script.step(located(Role::Expert));
     script.check(failed(Role::Expert, 0, ErrorCode::Unavailable), &["locate expert after 1"]);
     let error = OperationError { code: ErrorCode::ExpertUnavailable, message: "none".to_owned() };
-    script.check(Event::Absent { role: Role::Expert, error }, &["degraded"]);
+    script.check(Event::Absent { role: Role::Expert, error }, &["withdraw base", "degraded"]);
     script.check(answered(Role::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(3))])), &[]);
     script.check(Event::Emitted, &["base: at 0 feed [1] sample@1"]);
     script.check(answered(Role::Base, 1, Reply::Rows(vec![RowView::Sampled(drawn(3))])), &["merge 1"]);
@@ -238,11 +273,113 @@ fn a_token_that_a_model_does_not_have_is_a_fault_and_a_proposal_beyond_the_base_
     script.step(located(Role::Base));
     script.step(located(Role::Expert));
     script.step(answered(Role::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])));
-    script.step(answered(Role::Expert, 0, Reply::Drafted(vec![drawn(77)])));
+    script.step(answered(Role::Expert, 0, drafted(&[77])));
     let actions = script.session.step(script.now, lacking(Lacking::Judgement(77)));
     let [Action::Merge { evidence, .. }] = actions.as_slice() else { panic!("{actions:?}") };
     assert_eq!(evidence[Role::Base.index()].looked_up, Some(Drawn { id: 77, probability: 0.0 }));
     script.check(token(77), &["failed worker_fault"]);
+}
+
+#[test]
+fn a_block_of_drafts_is_verified_at_once_while_the_expert_runs_ahead() {
+    let mut script = Script::lookahead(Transport::Auto, vec![1, 2], 20);
+    // The base holds the prompt but its last token while it waits for drafts.
+    script.check(located(Role::Expert), &["base: at 0 feed [1]", "expert: at 0 feed [1, 2] draft 3"]);
+    script.check(answered(Role::Base, 0, Reply::Rows(Vec::new())), &[]);
+    let expected = [
+        "base: at 1 feed [2, 5, 6] gather [5]@1 sample@1 gather [6]@2 sample@2 gather [7]@3 sample@3",
+        "expert: at 4 feed [7] draft 3 ahead",
+    ];
+    script.check(answered(Role::Expert, 0, drafted(&[5, 6, 7])), &expected);
+    // Answered first, but what it builds on is not decided.
+    script.check(answered(Role::Expert, 1, drafted(&[1, 2, 3])), &[]);
+    script.check(answered(Role::Base, 1, judged(&[5, 6, 7])), &["merge 2"]);
+    script.check(token(5), &["token 5"]);
+    script.check(Event::Emitted, &["merge 3"]);
+    script.check(token(6), &["token 6"]);
+    script.check(Event::Emitted, &["merge 4"]);
+    script.check(token(7), &["token 7"]);
+    // Three drafts feed the base three tokens: the last one decided and two of them.
+    let expected = [
+        "base: at 4 feed [7, 1, 2] gather [1]@1 sample@1 gather [2]@2 sample@2 gather [3]@3 sample@3",
+        "expert: at 7 feed [3] draft 3 ahead",
+    ];
+    script.check(Event::Emitted, &expected);
+    let tally = script.session.take_tally();
+    assert_eq!((tally.drafted, tally.accepted, tally.rejected, tally.rollbacks), (6, 3, 0, 0));
+    assert_eq!(tally.accepted_lengths, [3]);
+}
+
+#[test]
+fn a_rejection_withdraws_what_was_drafted_ahead_and_cuts_the_caches_back() {
+    let mut script = Script::lookahead(Transport::Auto, vec![1], 20);
+    script.check(located(Role::Expert), &["expert: at 0 feed [1] draft 3"]);
+    script.step(answered(Role::Expert, 0, drafted(&[5, 6, 7])));
+    script.check(answered(Role::Base, 0, judged(&[5, 6, 7])), &["merge 1"]);
+    script.step(token(5));
+    script.check(Event::Emitted, &["merge 2"]);
+    script.check(rejected(8, 6), &["withdraw expert", "token 8"]);
+    // One token of the block stands: the rest goes again from there.
+    script.check(Event::Emitted, &["expert: at 2 feed [8] draft 3"]);
+    script.check(answered(Role::Expert, 1, drafted(&[1, 1, 1])), &[]);
+    let expected = [
+        "base: at 2 feed [8, 3, 3] gather [3]@1 sample@1 gather [3]@2 sample@2 gather [3]@3 sample@3",
+        "expert: at 5 feed [3] draft 3 ahead",
+    ];
+    script.check(answered(Role::Expert, 2, drafted(&[3, 3, 3])), &expected);
+    let tally = script.session.take_tally();
+    assert_eq!((tally.accepted, tally.rejected, tally.rollbacks, tally.withdrawn), (1, 1, 1, 1));
+    assert_eq!(tally.accepted_lengths, [1]);
+}
+
+fn rejected(id: u32, proposal: u32) -> Event {
+    decided(id, Some(Rejected { id: proposal, p: 0.1, q: 0.5 }))
+}
+
+#[test]
+fn a_fallback_that_is_the_drafted_token_discards_nothing() {
+    let mut script = Script::lookahead(Transport::Auto, vec![1], 20);
+    script.step(located(Role::Expert));
+    script.step(answered(Role::Expert, 0, drafted(&[5, 6, 7])));
+    script.step(answered(Role::Base, 0, judged(&[5, 6, 7])));
+    script.check(rejected(5, 5), &["token 5"]);
+    script.check(Event::Emitted, &["merge 2"]);
+}
+
+#[test]
+fn nothing_is_drafted_behind_an_end_token_or_the_last_token() {
+    let mut script = Script::lookahead(Transport::Auto, vec![1], 5);
+    script.step(located(Role::Expert));
+    // Token 9 ends the choice: what was drafted behind it is dropped.
+    let expected = ["base: at 0 feed [1, 5] gather [5]@1 sample@1 gather [9]@2 sample@2"];
+    script.check(answered(Role::Expert, 0, drafted(&[5, 9, 7])), &expected);
+    script.step(answered(Role::Base, 0, judged(&[5, 9])));
+    script.step(token(5));
+    script.check(Event::Emitted, &["merge 2"]);
+    // It is rejected: two tokens are left to draft, then one.
+    script.check(rejected(6, 9), &["token 6"]);
+    script.check(Event::Emitted, &["expert: at 2 feed [6] draft 3"]);
+    let expected = ["base: at 2 feed [6, 1, 2] gather [1]@1 sample@1 gather [2]@2 sample@2 gather [3]@3 sample@3"];
+    script.check(answered(Role::Expert, 1, drafted(&[1, 2, 3])), &expected);
+}
+
+#[test]
+fn a_worker_lost_while_drafts_are_verified_is_fed_them_again() {
+    let mut script = Script::lookahead(Transport::Gather, vec![1, 2, 3, 4], 20);
+    let expected = ["base: at 0 feed [1, 2, 3]", "expert: at 0 feed [1, 2, 3]"];
+    script.check(located(Role::Expert), &expected);
+    script.check(answered(Role::Expert, 0, Reply::Rows(Vec::new())), &["expert: at 3 feed [4] draft 3"]);
+    script.check(failed(Role::Base, 0, ErrorCode::Unavailable), &["locate base after 1"]);
+    script.check(answered(Role::Expert, 1, drafted(&[5, 6, 7])), &[]);
+    // Operations take three tokens: two of the drafts fit beside what the new base lacks.
+    script.check(located(Role::Base), &["base: at 0 feed [1, 2, 3]"]);
+    let expected =
+        ["base: at 3 feed [4, 5, 6] gather [5]@1 gather [6]@2 gather [7]@3", "expert: at 6 feed [7] draft 3 ahead"];
+    script.check(answered(Role::Base, 1, Reply::Rows(Vec::new())), &expected);
+    script.check(answered(Role::Base, 2, Reply::NeedPrefix { have: 1 }), &["base: at 1 feed [2, 3, 4] gather [5]@3"]);
+    script.check(answered(Role::Base, 3, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 4"]);
+    // The rule needs the base's own token of a row that was kept: no forward pass.
+    script.check(lacking(Lacking::Fallback), &["base: at 4 feed [] sample@0"]);
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
@@ -255,8 +392,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         (0u32..12).prop_map(|have| Ok(Reply::NeedPrefix { have })),
         Just(Ok(Reply::Released)),
         Just(Ok(Reply::Rows(Vec::new()))),
-        Just(Ok(Reply::Drafted(Vec::new()))),
-        (0u32..12).prop_map(|id| Ok(Reply::Drafted(vec![drawn(id)]))),
+        proptest::collection::vec(0u32..12, 0..4).prop_map(|ids| Ok(drafted(&ids))),
         (0u32..12).prop_map(|id| Ok(Reply::Rows(vec![RowView::Sampled(drawn(id)), RowView::Gathered(Vec::new())]))),
         error.clone().prop_map(Err),
     ];
@@ -281,11 +417,18 @@ proptest! {
         scores in proptest::option::of(0u32..3),
         degrades in any::<bool>(),
         prompt in 1u32..9,
+        pace in 1u32..5,
+        runs_ahead in any::<bool>(),
     ) {
         let now = Instant::now();
         let expert_absent = if degrades { ExpertAbsent::Degrade } else { ExpertAbsent::FailClosed };
         let of = task(COSEC, Transport::Auto, (0..prompt).collect(), now);
-        let mut session = Session::new(Task { prompt_scores: scores, expert_absent, ..of });
+        let mut session = Session::new(Task {
+            prompt_scores: scores,
+            expert_absent,
+            pace: Pace { drafted: pace, runs_ahead },
+            ..of
+        });
         let (mut ends, mut tokens) = (0, 0);
         session.step(now, Event::Started);
         for event in events {
@@ -296,10 +439,10 @@ proptest! {
                     Action::Emit(SessionEvent::Failed(_)) => ends += 1,
                     Action::Emit(SessionEvent::Token(token)) => {
                         tokens += 1;
-                        prop_assert!(token.id < 10);
+                        prop_assert!(token.decision.id < 10);
                     }
                     Action::Send { at, tokens, .. } => prop_assert!(at as usize + tokens.len() <= prompt as usize + 2),
-                    Action::Merge { .. } | Action::Locate { .. } => {}
+                    Action::Merge { .. } | Action::Locate { .. } | Action::Withdraw { .. } => {}
                     Action::Emit(SessionEvent::Prompt(_) | SessionEvent::Degraded) => {}
                 }
             }

@@ -267,10 +267,10 @@ pub struct InvalidSupport;
 pub enum Purpose {
     /// The expert's proposal.
     Draft = 0,
-    /// The base's token in place of a rejected proposal.
+    /// The token in place of a rejected proposal.
     Fallback = 1,
-    /// A rule that draws from its merged law.
-    Merged = 2,
+    /// Whether a rule that keeps proposals by chance keeps this one.
+    Acceptance = 2,
 }
 
 /// The random numbers of one sample of one request.

@@ -41,6 +41,8 @@ pub struct MockModel {
     pub fingerprint: String,
     /// As described.
     pub tokenizer_fingerprint: String,
+    /// Whether rows depend on what was generated; else every position has the same.
+    pub remembers: bool,
 }
 
 impl MockModel {
@@ -57,6 +59,7 @@ impl MockModel {
             end_token_ids: vec![0],
             fingerprint: "base".to_owned(),
             tokenizer_fingerprint: "tokenizer".to_owned(),
+            remembers: true,
         }
     }
 
@@ -70,6 +73,7 @@ impl MockModel {
     /// Logits behind `history`.
     #[must_use]
     pub fn row(&self, history: &[u32]) -> Vec<f32> {
+        let history = if self.remembers { history } else { &[] };
         let state = history.iter().fold(0x9e37_79b9, |state, &token| mix(state ^ u64::from(token)));
         let noise =
             |salt: u64, id: u32| (mix(state ^ mix(salt ^ u64::from(id) << 32)) >> 40) as f32 / (1 << 24) as f32;
@@ -96,16 +100,22 @@ pub struct MockWorker {
     runtime: Option<Runtime>,
 }
 
-struct Hosted {
+/// The caches and the manners of a worker, without its socket.
+#[derive(Debug)]
+pub struct MockEngine {
     model: MockModel,
     sessions: Mutex<HashMap<Vec<u8>, Cache>>,
+}
+
+struct Hosted {
+    engine: MockEngine,
     fault: Mutex<Option<Box<Fault>>>,
     delay: Mutex<Duration>,
     operations: AtomicU64,
     cancelled: AtomicU64,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Cache {
     tokens: Vec<u32>,
     /// Whether the row behind the last token is kept.
@@ -136,8 +146,7 @@ impl MockWorker {
         // Only now: a runtime must not be dropped where its caller may be asynchronous.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let hosted = Arc::new(Hosted {
-            model,
-            sessions: Mutex::default(),
+            engine: MockEngine::new(model),
             fault: Mutex::default(),
             delay: Mutex::default(),
             operations: AtomicU64::new(0),
@@ -172,7 +181,7 @@ impl MockWorker {
     /// Sessions that hold a cache.
     #[must_use]
     pub fn sessions(&self) -> usize {
-        lock(&self.hosted.sessions).len()
+        self.hosted.engine.sessions()
     }
 
     /// Operations answered or in vain.
@@ -208,7 +217,7 @@ impl MockWorker {
 
     /// Forgets all caches, as a worker short of blocks may.
     pub fn evict(&self) {
-        lock(&self.hosted.sessions).clear();
+        self.hosted.engine.evict();
     }
 }
 
@@ -229,7 +238,7 @@ impl worker::worker_server::Worker for Service {
         &self,
         _: Request<worker::DescribeRequest>,
     ) -> Result<Response<worker::DescribeResponse>, Status> {
-        let model = &self.0.model;
+        let model = &self.0.engine.model;
         Ok(Response::new(worker::DescribeResponse {
             role: model.role.into(),
             model: "mock".to_owned(),
@@ -239,7 +248,7 @@ impl worker::worker_server::Worker for Service {
             context_tokens: model.context_tokens,
             end_token_ids: model.end_token_ids.clone(),
             max_operation_tokens: model.max_operation_tokens,
-            sessions: lock(&self.0.sessions).len() as u32,
+            sessions: self.0.engine.sessions() as u32,
             ..worker::DescribeResponse::default()
         }))
     }
@@ -281,9 +290,10 @@ impl worker::worker_server::Worker for Service {
                 let op = request.op;
                 let outcome = if lock(&withdrawn).remove(&op) {
                     hosted.cancelled.fetch_add(1, Ordering::SeqCst);
+                    hosted.engine.begin(request);
                     failure(ErrorCode::Cancelled, "withdrawn")
                 } else {
-                    hosted.perform(request)
+                    hosted.engine.perform(request)
                 };
                 hosted.operations.fetch_add(1, Ordering::SeqCst);
                 let response = worker::StepResponse { op, outcome: Some(outcome), queue_us: 1, compute_us: 2 };
@@ -306,8 +316,27 @@ fn failure(code: ErrorCode, message: &str) -> step_response::Outcome {
     step_response::Outcome::Failure(worker::Failure { code: code.name().to_owned(), message: message.to_owned() })
 }
 
-impl Hosted {
-    fn perform(&self, request: worker::StepRequest) -> step_response::Outcome {
+impl MockEngine {
+    /// An engine without sessions.
+    #[must_use]
+    pub fn new(model: MockModel) -> Self {
+        Self { model, sessions: Mutex::default() }
+    }
+
+    /// Sessions that hold a cache.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        lock(&self.sessions).len()
+    }
+
+    /// Forgets all caches.
+    pub fn evict(&self) {
+        lock(&self.sessions).clear();
+    }
+
+    /// Performs one operation.
+    #[must_use]
+    pub fn perform(&self, request: worker::StepRequest) -> step_response::Outcome {
         let performed = match request.operation {
             Some(step_request::Operation::Extend(extend)) => self.extend(&extend),
             Some(step_request::Operation::Draft(draft)) => self.draft(&draft),
@@ -320,6 +349,19 @@ impl Hosted {
             }
         };
         performed.unwrap_or_else(|outcome| outcome)
+    }
+
+    /// An operation that is withdrawn before its second forward pass: what it fed in the first stays.
+    pub fn begin(&self, request: worker::StepRequest) {
+        match request.operation {
+            Some(step_request::Operation::Draft(draft)) => {
+                let _ = self.feed(&draft.session, draft.at, &draft.tokens, draft.tokens.is_empty());
+            }
+            Some(step_request::Operation::Release(release)) => {
+                lock(&self.sessions).remove(&release.session);
+            }
+            _ => {}
+        }
     }
 
     /// Truncates and feeds; returns the history afterwards.
@@ -372,12 +414,19 @@ impl Hosted {
     }
 
     fn draft(&self, draft: &worker::Draft) -> Result<step_response::Outcome, step_response::Outcome> {
+        if draft.at as usize + draft.tokens.len() + draft.k as usize > self.model.context_tokens as usize + 1 {
+            return Err(failure(ErrorCode::ContextLengthExceeded, "drafts beyond the context"));
+        }
         let mut history = self.feed(&draft.session, draft.at, &draft.tokens, draft.tokens.is_empty())?;
         let warp = warp(draft.warp)?;
         let randomness = draft.randomness.map_or(Randomness { seed: 0, sample: 0 }, Randomness::from);
-        let (mut ids, mut probabilities) = (Vec::new(), Vec::new());
-        for _ in 0..draft.k {
-            let law = law(&self.model.row(&history), &warp)?;
+        let (mut ids, mut probabilities, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        for offset in 0..draft.k {
+            let logits = self.model.row(&history);
+            for ask in draft.rows.iter().filter(|ask| ask.offset == offset) {
+                rows.push(worker::Row { offset, content: Some(view(ask, &logits)?) });
+            }
+            let law = law(&logits, &warp)?;
             let id = law.sample(randomness.uniform(Purpose::Draft, history.len() as u32));
             ids.push(id);
             probabilities.push(law.probability(id));
@@ -388,7 +437,7 @@ impl Hosted {
         if let Some(cache) = lock(&self.sessions).get_mut(&draft.session) {
             cache.tokens = history;
         }
-        Ok(step_response::Outcome::Drafted(worker::Drafted { length, ids, probabilities, rows: Vec::new() }))
+        Ok(step_response::Outcome::Drafted(worker::Drafted { length, ids, probabilities, rows }))
     }
 }
 

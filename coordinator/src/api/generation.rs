@@ -359,7 +359,7 @@ impl Generation {
                 let delta = choice.text.echo(&choice.prompt, scores);
                 self.ready.push_back((index, ChoiceEvent::Delta(delta)));
             }
-            SessionEvent::Token(token) if Some(token.id) == self.text.encoder.end_of_infill() => {
+            SessionEvent::Token(token) if Some(token.decision.id) == self.text.encoder.end_of_infill() => {
                 self.finish(index, FinishReason::Stop);
             }
             SessionEvent::Token(token) => {

@@ -14,7 +14,7 @@ use super::generation::{ChoiceEvent, Generation, RawRequest, chosen_by, finish_r
 use super::settings::{RawCosec, RawSettings};
 use crate::metrics::RequestInFlight;
 use crate::postprocess::{Delta, PlacedToken};
-use crate::request::{ChatMessage, Prompt, Rejected, TokenEvent};
+use crate::request::{ChatMessage, Decision, Prompt, Rejected};
 
 const ROUTE: &str = "cosec.coordinator.v1.Coordinator/Generate";
 
@@ -150,16 +150,16 @@ fn token_of(token: PlacedToken, report: bool) -> wire::Token {
         Some(score) => (Some(score.log_probability), score.alternatives),
     };
     let alternative = |(id, log_probability)| wire::Alternative { id, log_probability };
-    let report_of = |event: TokenEvent| wire::TokenReport {
-        chosen_by: chosen_by(event.chosen_by).to_owned(),
-        p: event.p,
-        q: event.q,
-        rejected: event.rejected.map(|Rejected { id, p, q }| wire::Rejected { id, p, q }),
+    let report_of = |decision: Decision| wire::TokenReport {
+        chosen_by: chosen_by(decision.chosen_by).to_owned(),
+        p: decision.p,
+        q: decision.q,
+        rejected: decision.rejected.map(|Rejected { id, p, q }| wire::Rejected { id, p, q }),
     };
     wire::Token {
         id: token.id,
         log_probability,
         alternatives: alternatives.into_iter().map(alternative).collect(),
-        report: token.event.filter(|_| report).map(report_of),
+        report: token.decision.filter(|_| report).map(report_of),
     }
 }

@@ -2,8 +2,8 @@
 
 use cosec_proto::draw::Distribution;
 
-use super::{Decision, Laws, MergeError, MergeRule};
-use crate::request::ChosenBy;
+use super::{Laws, MergeError, MergeRule};
+use crate::request::{ChosenBy, Decision};
 use crate::sampler::Draws;
 
 /// p, drawn with the numbers that a fallback takes.

@@ -3,8 +3,8 @@
 use cosec_proto::draw::Distribution;
 
 use super::blend::blend;
-use super::{Decision, Laws, MergeError, MergeRule};
-use crate::request::{ChosenBy, Rejected};
+use super::{Laws, MergeError, MergeRule};
+use crate::request::{ChosenBy, Decision, Rejected};
 use crate::sampler::Draws;
 
 /// Draft x ~ q; keep it when `min(1, p(x) / q(x)) > tau`; else take x' ~ p, from the whole of p.

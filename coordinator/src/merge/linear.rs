@@ -3,8 +3,8 @@
 use cosec_proto::draw::Distribution;
 
 use super::blend::blend;
-use super::{Decision, Laws, MergeError, MergeRule};
-use crate::request::ChosenBy;
+use super::{Laws, MergeError, MergeRule, rejection};
+use crate::request::Decision;
 use crate::sampler::Draws;
 
 /// `lambda q + (1 - lambda) p`.
@@ -22,9 +22,6 @@ impl MergeRule for Linear {
     }
 
     fn decide(&self, laws: &Laws, draws: &Draws) -> Result<Decision, MergeError> {
-        let id = self.law(laws)?.sample(draws.merged());
-        let p = laws.fallback_law()?.probability(id);
-        let q = laws.expert_law()?.probability(id);
-        Ok(Decision { id, chosen_by: ChosenBy::Merged, p: Some(p), q: Some(q), rejected: None })
+        rejection::decide(&self.law(laws)?, laws, draws)
     }
 }

@@ -12,11 +12,12 @@ mod expert_only;
 mod laws;
 mod linear;
 mod product;
+mod rejection;
 mod score;
 
 use cosec_proto::draw::{Distribution, InvalidLogits, InvalidSupport};
 
-use crate::request::{ChosenBy, Rejected, RuleSettings};
+use crate::request::{Decision, RuleSettings};
 use crate::role::Role;
 use crate::sampler::Draws;
 
@@ -56,21 +57,6 @@ impl RuleSettings {
             Self::ExpertOnly => Box::new(ExpertOnly),
         }
     }
-}
-
-/// A token and how it was chosen.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Decision {
-    /// Token id.
-    pub id: u32,
-    /// Who chose it.
-    pub chosen_by: ChosenBy,
-    /// Under the base's law, where the rule looked.
-    pub p: Option<f64>,
-    /// Under the expert's law, where the rule looked.
-    pub q: Option<f64>,
-    /// The proposal that the token stands in for.
-    pub rejected: Option<Rejected>,
 }
 
 /// What a rule must know before it can decide.

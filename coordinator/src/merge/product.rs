@@ -2,8 +2,8 @@
 
 use cosec_proto::draw::Distribution;
 
-use super::{Decision, Lacking, Laws, MergeError, MergeRule};
-use crate::request::ChosenBy;
+use super::{Lacking, Laws, MergeError, MergeRule, rejection};
+use crate::request::Decision;
 use crate::role::Role;
 use crate::sampler::Draws;
 
@@ -47,7 +47,6 @@ impl MergeRule for Product {
     }
 
     fn decide(&self, laws: &Laws, draws: &Draws) -> Result<Decision, MergeError> {
-        let id = self.law(laws)?.sample(draws.merged());
-        Ok(Decision { id, chosen_by: ChosenBy::Merged, p: None, q: None, rejected: None })
+        rejection::decide(&self.law(laws)?, laws, draws)
     }
 }

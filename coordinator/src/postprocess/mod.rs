@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use self::detokenizer::{Decoder, Detokenizer};
 use self::stop::StopScanner;
-use crate::request::{FinishReason, Score, TokenEvent};
+use crate::request::{Decision, FinishReason, Score, TokenEvent};
 
 /// A piece of one choice.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -51,7 +51,7 @@ pub struct PlacedToken {
     /// Present when `logprobs` is set; the prompt's first token has none.
     pub score: Option<Score>,
     /// How it came about; a token of the prompt has none.
-    pub event: Option<TokenEvent>,
+    pub decision: Option<Decision>,
 }
 
 /// Assembles the text of one choice.
@@ -111,8 +111,8 @@ impl ChoiceText {
     /// follows.
     #[must_use]
     pub fn push(&mut self, event: TokenEvent) -> (Delta, bool) {
-        let id = event.id;
-        self.place(id, event.score.clone(), Some(event));
+        let id = event.decision.id;
+        self.place(id, event.score, Some(event.decision));
         self.new_tokens += 1;
         let text = self.decode(id);
         if self.new_tokens <= self.min_tokens { (self.release(text), false) } else { self.scan(&text) }
@@ -133,8 +133,8 @@ impl ChoiceText {
         (delta, reason)
     }
 
-    fn place(&mut self, id: u32, score: Option<Score>, event: Option<TokenEvent>) {
-        let token = PlacedToken { id, offset: self.decoded_characters, score, event };
+    fn place(&mut self, id: u32, score: Option<Score>, decision: Option<Decision>) {
+        let token = PlacedToken { id, offset: self.decoded_characters, score, decision };
         self.waiting.push_back((self.decoded_bytes, token));
     }
 
@@ -165,7 +165,8 @@ mod tests {
     use crate::request::ChosenBy;
 
     fn token(id: u32) -> TokenEvent {
-        TokenEvent { id, chosen_by: ChosenBy::Expert, p: None, q: None, rejected: None, score: None }
+        let chosen_by = ChosenBy::Expert;
+        TokenEvent { decision: Decision { id, chosen_by, p: None, q: None, rejected: None }, score: None }
     }
 
     /// Feeds `ids` and returns text, ids handed on and whether a stop string ended it.

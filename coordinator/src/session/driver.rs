@@ -7,17 +7,22 @@ use std::time::{Duration, Instant};
 use cosec_proto::draw::Randomness;
 use cosec_proto::{ErrorCode, SessionId};
 use futures::StreamExt;
+use futures::future::{AbortHandle, Abortable};
 use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
+use super::event::{Action, Event, Phase, Task};
 use super::metrics::SessionMetrics;
+use super::pace::Acceptance;
+use super::pacer::Pacer;
 use super::plan::Plan;
-use super::state::{Action, Event, Phase, Session, Task};
+use super::state::Session;
 use crate::admission::Turn;
 use crate::core::ExpertAbsent;
-use crate::merge::{Adjuster, Decision, Evidence, Laws, MergeError, OverAdjusted, score};
-use crate::request::{ChosenBy, RuleSettings, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
+use crate::merge::{Adjuster, Evidence, Laws, MergeError, OverAdjusted, score};
+use crate::request::{RuleSettings, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
 use crate::role::Role;
 use crate::sampler::Draws;
 use crate::worker_pool::operation::{Ask, Operation};
@@ -34,6 +39,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Opening {
     pub(crate) request: TokenizedRequest,
     pub(crate) plan: Plan,
+    pub(crate) pacer: Arc<Pacer>,
     pub(crate) end_tokens: Vec<u32>,
     pub(crate) expert_absent: ExpertAbsent,
     pub(crate) pool: Arc<WorkerPool>,
@@ -52,12 +58,34 @@ enum Done {
         /// Whether it is not the seat that the session had.
         fresh: bool,
     },
+    Performed {
+        role: Role,
+        ticket: u64,
+        reply: Result<Reply, OperationError>,
+        effort: Effort,
+        took: Duration,
+    },
+    /// It was taken back.
+    Withdrawn,
+}
+
+/// What an operation asked of a worker.
+#[derive(Clone, Copy, Debug)]
+struct Effort {
+    /// Fed.
+    tokens: usize,
+    /// Drawn.
+    drafts: u32,
+    /// Whether the other model computed at the same time.
+    beside: bool,
 }
 
 /// Runs one session.
 pub(crate) struct Driver {
     // Dropped first: withdraws what is under way before the seats are given back.
     running: FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>,
+    /// Of the last operation of each role.
+    withdrawals: [Option<AbortHandle>; 3],
     seats: [Option<Arc<Seat>>; 3],
     _turn: Turn,
     session: Session,
@@ -73,6 +101,7 @@ impl Driver {
         let settings = &request.settings;
         let session = Session::new(Task {
             plan: opening.plan.clone(),
+            pace: opening.pacer.pace(Acceptance::PRIOR.rate()),
             prompt: request.prompt.to_vec(),
             max_new_tokens: request.max_new_tokens,
             end_tokens: opening.end_tokens.clone(),
@@ -83,6 +112,7 @@ impl Driver {
         let adjuster = Adjuster::new(settings.adjustments.clone(), opening.end_tokens.clone(), settings.min_tokens);
         Self {
             running: FuturesUnordered::new(),
+            withdrawals: [None, None, None],
             seats: [None, None, None],
             _turn: turn,
             session,
@@ -103,19 +133,25 @@ impl Driver {
         let mut ticked = false;
         let mut event = Event::Started;
         loop {
-            for action in self.session.step(Instant::now(), event) {
+            let actions = self.session.step(Instant::now(), event);
+            self.count_drafts();
+            for action in actions {
                 if let Some(last) = self.perform(action) {
                     return Some(last);
                 }
             }
             debug_assert_ne!(*self.session.phase(), Phase::Finished);
-            event = tokio::select! {
-                Some(done) = self.running.next() => self.note(done),
-                () = &mut deadline, if !ticked => {
-                    ticked = true;
-                    Event::Tick
+            event = loop {
+                tokio::select! {
+                    Some(done) = self.running.next() => if let Some(event) = self.note(done) {
+                        break event;
+                    },
+                    () = &mut deadline, if !ticked => {
+                        ticked = true;
+                        break Event::Tick;
+                    }
+                    () = cancel.cancelled() => return None,
                 }
-                () = cancel.cancelled() => return None,
             };
         }
     }
@@ -126,26 +162,48 @@ impl Driver {
             Action::Emit(last @ (SessionEvent::Finished(_) | SessionEvent::Failed(_))) => return Some(last),
             Action::Emit(event) => Box::pin(self.emit(event)),
             Action::Locate { role, failures } => Box::pin(self.locate(role, failures)),
-            Action::Send { role, ticket, at, tokens, ask } => Box::pin(self.send(role, ticket, at, tokens, ask)),
+            Action::Send { role, ticket, at, tokens, ask, is_ahead } => {
+                let performed = self.send(role, ticket, at, tokens, ask, is_ahead);
+                let (withdraw, withdrawn) = AbortHandle::new_pair();
+                self.withdrawals[role.index()] = Some(withdraw);
+                let performed = Abortable::new(performed, withdrawn);
+                Box::pin(async { performed.await.unwrap_or(Done::Withdrawn) })
+            }
+            Action::Withdraw { role, ticket } => {
+                tracing::debug!(session = %self.id, role = role.name(), ticket, "operation withdrawn");
+                if let Some(withdraw) = self.withdrawals[role.index()].take() {
+                    withdraw.abort();
+                }
+                return None;
+            }
             Action::Merge { position, evidence } => Box::pin(self.merge(position, evidence)),
         };
         self.running.push(future);
         None
     }
 
-    fn note(&mut self, done: Done) -> Event {
+    /// What an outcome means to the session, if anything.
+    fn note(&mut self, done: Done) -> Option<Event> {
         match done {
             Done::Seated { role, seat, fresh } => {
                 let description = seat.description();
                 let (max_operation_tokens, vocabulary) = (description.max_operation_tokens, description.vocabulary);
                 self.seats[role.index()] = Some(seat);
-                Event::Located { role, fresh, max_operation_tokens, vocabulary }
+                Some(Event::Located { role, fresh, max_operation_tokens, vocabulary })
             }
-            Done::Event(Event::Answered { role, ticket, reply }) => {
+            Done::Performed { role, ticket, reply, effort, took } => {
+                if let Ok(Reply::Rows(_) | Reply::Drafted { .. }) = &reply {
+                    self.opening.pacer.observe(effort.tokens, effort.drafts, effort.beside, took);
+                    if role == Role::Base {
+                        // A round is over.
+                        self.session.set_pace(self.opening.pacer.pace(self.session.acceptance()));
+                    }
+                }
                 let reply = reply.and_then(|reply| self.adjusted(reply));
-                Event::Answered { role, ticket, reply }
+                Some(Event::Answered { role, ticket, reply })
             }
-            Done::Event(event) => event,
+            Done::Event(event) => Some(event),
+            Done::Withdrawn => None,
         }
     }
 
@@ -192,26 +250,45 @@ impl Driver {
         at: u32,
         tokens: Vec<u32>,
         ask: Ask,
+        is_ahead: bool,
     ) -> impl Future<Output = Done> + Send + use<> {
+        let drafts = if let Ask::Draft { k, .. } = ask { k } else { 0 };
+        let pace = self.session.pace();
+        let beside = match role {
+            _ if pace.drafted == 1 => true,
+            Role::Expert => is_ahead,
+            Role::Base | Role::AntiExpert => pace.runs_ahead,
+        };
+        let effort = Effort { tokens: tokens.len(), drafts, beside };
+        let span = tracing::debug_span!(
+            "operation", session = %self.id, role = role.name(), ticket, at, feeds = tokens.len(), drafts, is_ahead
+        );
         let seat = self.seats[role.index()].clone();
         let adapter = seat.as_ref().map_or_else(String::new, |seat| seat.adapter().to_owned());
         let operation = Operation { session: self.id, adapter, randomness: self.randomness(), at, tokens, ask };
         let left = self.opening.request.settings.deadline.saturating_duration_since(Instant::now());
         let deadline = self.opening.pool.step_deadline().min(left);
-        async move {
+        let performed = async move {
+            let began = Instant::now();
+            tracing::debug!("sent");
             let reply = match seat {
                 Some(seat) => seat.worker().call(&operation, deadline).await,
                 None => Err(OperationError::new(ErrorCode::Internal, "an operation without a worker")),
             };
-            if let Err(error) = &reply {
-                tracing::debug!(role = role.name(), %error, "operation failed");
+            let took = began.elapsed();
+            match &reply {
+                Ok(_) => tracing::debug!(took_us = took.as_micros() as u64, "answered"),
+                Err(error) => tracing::debug!(took_us = took.as_micros() as u64, %error, "failed"),
             }
-            Done::Event(Event::Answered { role, ticket, reply })
-        }
+            Done::Performed { role, ticket, reply, effort, took }
+        };
+        performed.instrument(span)
     }
 
     fn adjusted(&self, mut reply: Reply) -> Result<Reply, OperationError> {
-        if let Reply::Rows(rows) = &mut reply {
+        if self.session.plan().is_adjusted()
+            && let Reply::Rows(rows) = &mut reply
+        {
             for row in rows {
                 if let RowView::Full(logits) = row {
                     let over =
@@ -256,7 +333,7 @@ impl Driver {
     fn emit(&mut self, event: SessionEvent) -> impl Future<Output = Done> + Send + use<> {
         match &event {
             SessionEvent::Token(token) => {
-                self.adjuster.emitted(token.id);
+                self.adjuster.emitted(token.decision.id);
                 self.count(token);
             }
             SessionEvent::Degraded => {
@@ -283,12 +360,13 @@ impl Driver {
             None => metrics.first_token_seconds.observe((now - self.opening.admitted).as_secs_f64()),
             Some(before) => metrics.inter_token_seconds.observe((now - before).as_secs_f64()),
         }
-        metrics.tokens.with_label_values(&[token.chosen_by.name()]).inc();
-        if let RuleSettings::Cosec { .. } = self.session.plan().rule {
-            let outcome = if token.chosen_by == ChosenBy::Expert { "accepted" } else { "rejected" };
-            metrics.draft_tokens.with_label_values(&["drafted"]).inc();
-            metrics.draft_tokens.with_label_values(&[outcome]).inc();
-        }
+        metrics.tokens.with_label_values(&[token.decision.chosen_by.name()]).inc();
+    }
+
+    fn count_drafts(&mut self) {
+        let tally = self.session.take_tally();
+        let labels = [self.opening.request.model.as_str(), self.session.plan().rule.name()];
+        self.opening.metrics.count_drafts(labels, &tally);
     }
 }
 
@@ -314,11 +392,11 @@ impl Merge {
 
     fn decide(&self) -> Result<TokenEvent, MergeError> {
         let rule = self.rule.rule();
-        let Decision { id, chosen_by, p, q, rejected } = rule.decide(&self.laws, &self.draws)?;
+        let decision = rule.decide(&self.laws, &self.draws)?;
         let score = match self.alternatives {
-            Some(alternatives) => Some(score(&rule.law(&self.laws)?, id, alternatives as usize)),
+            Some(alternatives) => Some(score(&rule.law(&self.laws)?, decision.id, alternatives as usize)),
             None => None,
         };
-        Ok(TokenEvent { id, chosen_by, p, q, rejected, score })
+        Ok(TokenEvent { decision, score })
     }
 }

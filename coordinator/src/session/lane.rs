@@ -2,8 +2,7 @@
 
 use cosec_proto::draw::Warp;
 
-use super::plan::Want;
-use super::state::Action;
+use super::event::Action;
 use crate::merge::score;
 use crate::request::Score;
 use crate::role::Role;
@@ -13,41 +12,47 @@ use crate::worker_pool::reply::RowView;
 /// Failures in a row, without any answer between them, after which a session gives up.
 const MAX_FAILURES: u32 = 4;
 
-/// Times in a row that a worker may have lost its cache.
+/// Times in a row, without any answer between them, that a worker may have lost its cache.
 const MAX_REWINDS: u32 = 8;
 
 /// Prompt tokens scored at once: a worker holds the rows of all of them.
 const SCORED_TOKENS: usize = 64;
 
-/// What a lane is to find out.
+/// What a lane is to find out next.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum LaneWant {
-    /// Of the next token's position.
-    Position(Want),
-    /// Of all tokens of the prompt.
+pub(super) enum Aim {
+    /// Scores of the prompt's tokens, which are all there is.
     Scores {
         /// Most probable others per token.
         alternatives: u32,
     },
-}
-
-/// What became of an attempt to send.
-pub(super) enum Progress {
-    Send(Action),
-    /// For a worker, an answer, or a wish.
-    Waits,
-    /// All is found out.
-    Done,
+    /// Nothing yet; the cache is to hold so many tokens.
+    Feed { until: usize },
+    /// Views of the rows of the positions from `from` on; none only feeds.
+    Rows { from: usize, views: Vec<Vec<View>> },
+    /// Tokens behind the last, drawn by the model, and views of the row of each.
+    Draft {
+        k: u32,
+        warp: Warp,
+        views: Vec<View>,
+        /// Whether the tokens before it may yet be rejected.
+        is_ahead: bool,
+    },
 }
 
 /// An operation under way.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Sent {
     ticket: u64,
-    pub(super) at: u32,
-    tokens: u32,
-    /// A piece of a longer feed: its answer says nothing yet.
-    pub(super) is_partial: bool,
+    pub(super) at: usize,
+    /// Tokens of the sequence that are cached afterwards.
+    until: usize,
+    /// Rows of the positions below are known afterwards.
+    known: usize,
+    /// In the order of the views asked for, with their positions.
+    pub(super) asked: Vec<(usize, View)>,
+    /// Whether the model draws.
+    pub(super) is_draft: bool,
 }
 
 #[derive(Debug)]
@@ -57,10 +62,9 @@ pub(super) struct Lane {
     max_operation_tokens: usize,
     vocabulary: u32,
     /// Tokens of the sequence that the worker is believed to have in its cache.
-    cached: u32,
-    want: Option<LaneWant>,
-    /// The want is answered; it stays until the lane notices.
-    is_answered: bool,
+    cached: usize,
+    /// Rows of the positions below are known, or no longer of interest.
+    known: usize,
     sent: Option<Sent>,
     next_ticket: u64,
     failures: u32,
@@ -75,8 +79,7 @@ impl Lane {
             max_operation_tokens: 1,
             vocabulary: 0,
             cached: 0,
-            want: None,
-            is_answered: false,
+            known: 0,
             sent: None,
             next_ticket: 0,
             failures: 0,
@@ -88,12 +91,26 @@ impl Lane {
         self.is_placed
     }
 
-    pub(super) fn is_busy(&self) -> bool {
-        self.want.is_some()
+    /// Whether an operation can be sent.
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_placed && self.sent.is_none()
     }
 
     pub(super) fn vocabulary(&self) -> u32 {
         self.vocabulary
+    }
+
+    pub(super) fn cached(&self) -> usize {
+        self.cached
+    }
+
+    pub(super) fn known(&self) -> usize {
+        self.known
+    }
+
+    /// Rows of the positions below are known or under way.
+    pub(super) fn asked(&self) -> usize {
+        self.sent.as_ref().map_or(self.known, |sent| sent.known)
     }
 
     /// A worker was found.
@@ -106,54 +123,50 @@ impl Lane {
         }
     }
 
-    pub(super) fn want(&mut self, want: LaneWant) {
-        self.want = Some(want);
-        self.is_answered = false;
-    }
-
-    /// Drops the wish and the interest in any answer.
-    pub(super) fn forget(&mut self) {
-        self.want = None;
-        self.sent = None;
-    }
-
-    /// Composes the next operation towards the wish, if there is one and nothing is under way.
-    pub(super) fn send(&mut self, tokens: &[u32], prompt_tokens: usize) -> Progress {
-        if self.want.is_some() && self.is_answered {
-            self.want = None;
-            return Progress::Done;
+    /// Composes the next operation towards `aim`, or as much of it as one operation can take.
+    pub(super) fn send(&mut self, tokens: &[u32], aim: Aim) -> Action {
+        if let Aim::Rows { from, .. } = aim
+            && self.cached > from
+        {
+            // The row in question is kept no longer: the token before it is fed once more.
+            self.cached = from - 1;
         }
-        if !self.is_placed || self.sent.is_some() {
-            return Progress::Waits;
-        }
-        let cached = self.cached as usize;
-        let (feed, ask, is_partial) = match &self.want {
-            None => return Progress::Waits,
-            Some(LaneWant::Scores { alternatives }) => {
+        let (at, reach) = (self.cached, self.cached + self.max_operation_tokens);
+        let mut known = self.known;
+        let is_draft = matches!(aim, Aim::Draft { .. }) && tokens.len() <= reach;
+        let is_ahead = is_draft && matches!(aim, Aim::Draft { is_ahead: true, .. });
+        let (until, ask) = match aim {
+            Aim::Scores { alternatives } => {
                 // The last token's row scores no prompt token.
-                let until = (cached + self.max_operation_tokens.min(SCORED_TOKENS)).min(prompt_tokens - 1);
-                if until <= cached {
-                    self.want = None;
-                    return Progress::Done;
+                let until = (at + self.max_operation_tokens.min(SCORED_TOKENS)).min(tokens.len() - 1);
+                (until, Ask::Rows(score_rows(&tokens[at + 1..=until], alternatives)))
+            }
+            Aim::Feed { until } => (until.min(reach), Ask::Rows(Vec::new())),
+            Aim::Rows { from, views } => {
+                let until = (from + views.len() - 1).min(reach);
+                if until >= from {
+                    known = known.max(until + 1);
                 }
-                (&tokens[cached..until], Ask::Rows(score_rows(&tokens[cached + 1..=until], *alternatives)), false)
+                let positions = (from..=until).zip(views);
+                let asks = positions.flat_map(|(position, views)| row_asks(position - at, views));
+                (until, Ask::Rows(asks.collect()))
             }
-            Some(LaneWant::Position(_)) if tokens.len() - cached > self.max_operation_tokens => {
-                (&tokens[cached..cached + self.max_operation_tokens], Ask::Rows(Vec::new()), true)
+            Aim::Draft { k, warp, views, .. } if is_draft => {
+                let rows = (0..k as usize).flat_map(|offset| row_asks(offset, views.clone())).collect();
+                (tokens.len(), Ask::Draft { k, warp, rows })
             }
-            Some(LaneWant::Position(Want::Draft { k, warp })) => {
-                (&tokens[cached..], Ask::Draft { k: *k, warp: *warp }, false)
-            }
-            Some(LaneWant::Position(Want::Views(views))) => {
-                let offset = (tokens.len() - cached) as u32;
-                let rows = views.iter().map(|view| RowAsk { offset, view: view.clone() }).collect();
-                (&tokens[cached..], Ask::Rows(rows), false)
-            }
+            Aim::Draft { .. } => (reach, Ask::Rows(Vec::new())),
         };
+        let (first, rows) = match &ask {
+            Ask::Rows(rows) => (at, rows.as_slice()),
+            Ask::Draft { rows, .. } => (until, rows.as_slice()),
+            Ask::Release => (at, [].as_slice()),
+        };
+        let asked = rows.iter().map(|row| (first + row.offset as usize, row.view.clone())).collect();
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.sent = Some(Sent { ticket, at: self.cached, tokens: feed.len() as u32, is_partial });
-        Progress::Send(Action::Send { role: self.role, ticket, at: self.cached, tokens: feed.to_vec(), ask })
+        self.sent = Some(Sent { ticket, at, until, known, asked, is_draft });
+        Action::Send { role: self.role, ticket, at: at as u32, tokens: tokens[at..until].to_vec(), ask, is_ahead }
     }
 
     /// The operation that `ticket` names, unless nobody is interested any more.
@@ -161,18 +174,39 @@ impl Lane {
         self.sent.take_if(|sent| sent.ticket == ticket)
     }
 
-    /// The operation succeeded.
-    pub(super) fn fed(&mut self, sent: &Sent) {
-        self.cached = sent.at + sent.tokens;
+    /// The operation succeeded and fed `drafted` tokens beside those given.
+    pub(super) fn fed(&mut self, sent: &Sent, drafted: usize) {
+        self.cached = sent.until + drafted;
+        self.known = self.known.max(sent.known);
         self.failures = 0;
         self.rewinds = 0;
-        let scores = matches!(self.want, Some(LaneWant::Scores { .. }));
-        self.is_answered = !sent.is_partial && !scores;
+    }
+
+    /// From the token at `position` on the sequence is another one. Withdraws an operation that knew the old one.
+    pub(super) fn roll_back(&mut self, position: usize) -> Option<Action> {
+        self.known = self.known.min(position + 1);
+        let is_concerned = |sent: &mut Sent| sent.is_draft || sent.until > position || !sent.asked.is_empty();
+        match self.sent.take_if(is_concerned) {
+            Some(sent) => {
+                // Whatever it has done, what it began with is there.
+                self.cached = sent.at.min(position);
+                Some(Action::Withdraw { role: self.role, ticket: sent.ticket })
+            }
+            None => {
+                self.cached = self.cached.min(position);
+                None
+            }
+        }
+    }
+
+    /// Nothing is known any more of the row at `position`, nor of those behind it.
+    pub(super) fn forget(&mut self, position: usize) {
+        self.known = self.known.min(position);
     }
 
     /// The worker has less than was believed; false when that happened too often.
     pub(super) fn rewind(&mut self, have: u32) -> bool {
-        self.cached = have.min(self.cached);
+        self.cached = self.cached.min(have as usize);
         self.rewinds += 1;
         self.rewinds <= MAX_REWINDS
     }
@@ -183,6 +217,10 @@ impl Lane {
         self.failures += 1;
         (self.failures <= MAX_FAILURES).then_some(self.failures)
     }
+}
+
+fn row_asks(offset: usize, views: Vec<View>) -> impl Iterator<Item = RowAsk> {
+    views.into_iter().map(move |view| RowAsk { offset: offset as u32, view })
 }
 
 /// The rows that score `next`: row `offset` (from 1) is the distribution of `next[offset - 1]`.
@@ -199,8 +237,8 @@ fn score_rows(next: &[u32], alternatives: u32) -> Vec<RowAsk> {
 }
 
 /// Enters the answer to [`score_rows`] for the tokens behind position `at`.
-pub(super) fn note_scores(scores: &mut [Option<Score>], at: u32, rows: Vec<RowView>) {
-    let mut position = at as usize;
+pub(super) fn note_scores(scores: &mut [Option<Score>], at: usize, rows: Vec<RowView>) {
+    let mut position = at;
     for row in rows {
         match row {
             RowView::Gathered(tokens) => {

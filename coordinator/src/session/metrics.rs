@@ -4,6 +4,8 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use super::tally::Tally;
+
 /// Counters and histograms of sessions and workers.
 #[derive(Debug)]
 pub struct SessionMetrics {
@@ -18,10 +20,16 @@ pub struct SessionMetrics {
     pub inter_token_seconds: Histogram,
     /// Time of an operation by role and phase: queue and compute as the worker measured them, wire is the rest.
     pub step_seconds: HistogramVec,
-    /// Payload by role, direction and what the operation asked for.
+    /// Payload by model, role, direction and what the operation asked for.
     pub wire_bytes: IntCounterVec,
-    /// Tokens that the expert proposed, and what became of them.
+    /// Tokens that the expert drafted, and those accepted and rejected among them; the rest was discarded unjudged.
     pub draft_tokens: IntCounterVec,
+    /// Proposals accepted in a block before it ended.
+    pub accepted_length: HistogramVec,
+    /// Times that a token was not the one drafted and what built on it was discarded.
+    pub rollbacks: IntCounterVec,
+    /// Operations withdrawn from a worker because of it.
+    pub withdrawn_operations: IntCounterVec,
     /// Sessions that decode.
     pub active_sessions: IntGauge,
     /// Sessions that wait for their turn.
@@ -38,7 +46,27 @@ pub struct SessionMetrics {
 const SECONDS: [f64; 15] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
+/// Tokens.
+const LENGTHS: [f64; 10] = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0, 64.0];
+
 impl SessionMetrics {
+    /// Adds what became of drafts; `labels` are model and rule.
+    pub fn count_drafts(&self, labels: [&str; 2], tally: &Tally) {
+        if *tally == Tally::default() {
+            return;
+        }
+        let [model, rule] = labels;
+        let outcomes = [("drafted", tally.drafted), ("accepted", tally.accepted), ("rejected", tally.rejected)];
+        for (outcome, count) in outcomes {
+            self.draft_tokens.with_label_values(&[model, rule, outcome]).inc_by(count);
+        }
+        for &length in &tally.accepted_lengths {
+            self.accepted_length.with_label_values(&labels).observe(f64::from(length));
+        }
+        self.rollbacks.with_label_values(&labels).inc_by(tally.rollbacks);
+        self.withdrawn_operations.with_label_values(&labels).inc_by(tally.withdrawn);
+    }
+
     /// Creates and registers all of them.
     ///
     /// # Errors
@@ -62,6 +90,10 @@ impl SessionMetrics {
         let step_options = HistogramOpts::new("cosec_step_seconds", "Time of a worker's operation by role and phase");
         let step_seconds = HistogramVec::new(step_options.buckets(SECONDS.to_vec()), &["role", "phase"])?;
         registry.register(Box::new(step_seconds.clone()))?;
+        let length_options =
+            HistogramOpts::new("cosec_accepted_length", "Proposals accepted in a block of drafts before it ended");
+        let accepted_length = HistogramVec::new(length_options.buckets(LENGTHS.to_vec()), &["model", "rule"])?;
+        registry.register(Box::new(accepted_length.clone()))?;
         let up_options = Opts::new("cosec_worker_up", "Whether a worker is connected and serves");
         let worker_up = IntGaugeVec::new(up_options, &["model", "role", "address"])?;
         registry.register(Box::new(worker_up.clone()))?;
@@ -78,8 +110,27 @@ impl SessionMetrics {
             first_token_seconds: histogram("cosec_first_token_seconds", "From admission to the first token")?,
             inter_token_seconds: histogram("cosec_inter_token_seconds", "Between two tokens of one choice")?,
             step_seconds,
-            wire_bytes: counters("cosec_wire_bytes_total", "Payload of operations", &["role", "direction", "view"])?,
-            draft_tokens: counters("cosec_draft_tokens_total", "Proposals of the expert by outcome", &["outcome"])?,
+            wire_bytes: counters(
+                "cosec_wire_bytes_total",
+                "Payload of operations",
+                &["model", "role", "direction", "view"],
+            )?,
+            draft_tokens: counters(
+                "cosec_draft_tokens_total",
+                "Tokens that the expert drafted, and those accepted and rejected among them",
+                &["model", "rule", "outcome"],
+            )?,
+            accepted_length,
+            rollbacks: counters(
+                "cosec_rollbacks_total",
+                "Times that drafts were discarded because the token before them was another",
+                &["model", "rule"],
+            )?,
+            withdrawn_operations: counters(
+                "cosec_withdrawn_operations_total",
+                "Operations withdrawn from a worker because of a rollback",
+                &["model", "rule"],
+            )?,
             active_sessions: gauge("cosec_active_sessions", "Sessions that decode")?,
             queued_sessions: gauge("cosec_queued_sessions", "Sessions that wait for their turn")?,
             degraded_sessions: degraded,

@@ -7,20 +7,6 @@ use crate::request::{Adjustments, RuleSettings, Settings, Transport};
 use crate::role::Role;
 use crate::worker_pool::operation::{NUCLEUS_CAP, View};
 
-/// What a session wants of one worker for the token at one position.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Want {
-    /// Tokens that the model draws itself.
-    Draft {
-        /// How many.
-        k: u32,
-        /// From what.
-        warp: Warp,
-    },
-    /// Views of the row of the position; none only feeds the cache.
-    Views(Vec<View>),
-}
-
 /// How a session decodes. Pure: made once from the settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -31,8 +17,8 @@ pub struct Plan {
     travel: Travel,
     /// The rule `product` compares the expert with an anti-expert.
     has_anti_expert: bool,
-    /// Tokens that the expert drafts at a time.
-    k: u32,
+    /// Logits are changed here, by what was generated before: no worker can draw from the result.
+    is_adjusted: bool,
 }
 
 /// What rows travel as, with `auto` resolved.
@@ -64,7 +50,8 @@ impl Plan {
     pub fn new(settings: &Settings, has_anti_expert: bool) -> Result<Self, TransportNotAllowed> {
         let travel = travel(settings)?;
         let has_anti_expert = has_anti_expert && matches!(settings.rule, RuleSettings::Product { .. });
-        Ok(Self { rule: settings.rule, warps: Warps::of(settings), travel, has_anti_expert, k: 1 })
+        let is_adjusted = settings.min_tokens > 0 || settings.adjustments != Adjustments::default();
+        Ok(Self { rule: settings.rule, warps: Warps::of(settings), travel, has_anti_expert, is_adjusted })
     }
 
     /// The same request without its expert.
@@ -83,60 +70,69 @@ impl Plan {
         }
     }
 
-    /// What to ask for at once, before anything is known of the position.
+    /// Whether the expert draws its proposals itself, any number at a time. Where it does not, its row is read as the
+    /// base's is, one position at a time.
     #[must_use]
-    pub fn upfront(&self, role: Role) -> Option<Want> {
-        if !self.reads(role) {
-            return None;
-        }
-        if let (Travel::Points { ahead }, Role::Base) = (self.travel, role) {
-            let needed = self.rule == RuleSettings::BaseOnly;
-            // Fed while the expert drafts, the base answers later questions from the row that it keeps.
-            return Some(Want::Views(if ahead || needed { vec![self.fallback()] } else { Vec::new() }));
-        }
-        Some(match self.travel {
-            Travel::Points { .. } => self.draft(),
-            Travel::Full => Want::Views(vec![View::Full]),
-            Travel::Nucleus => {
-                let nucleus = |warp| View::Nucleus { warp, cap: NUCLEUS_CAP };
-                Want::Views(self.nucleus_warps(role).into_iter().map(nucleus).collect())
-            }
-        })
+    pub fn drafts(&self) -> bool {
+        self.reads(Role::Expert) && !self.is_adjusted
     }
 
-    /// The laws that nuclei of this role are asked for under, in the order of the views.
+    /// Whether logits are changed before they make laws.
     #[must_use]
-    pub fn nucleus_warps(&self, role: Role) -> Vec<Warp> {
+    pub fn is_adjusted(&self) -> bool {
+        self.is_adjusted
+    }
+
+    /// What rows travel as, by name.
+    #[must_use]
+    pub fn transport(&self) -> &'static str {
+        match self.travel {
+            Travel::Points { ahead: true } => "sample",
+            Travel::Points { ahead: false } => "gather",
+            Travel::Nucleus => "nucleus",
+            Travel::Full => "full",
+        }
+    }
+
+    /// What to ask a worker of the row at a position, with the proposal for it where that is known.
+    #[must_use]
+    pub fn views(&self, role: Role, proposal: Option<u32>) -> Vec<View> {
+        let nucleus = |warp| View::Nucleus { warp, cap: NUCLEUS_CAP };
+        match (self.travel, role) {
+            (Travel::Full, _) => vec![View::Full],
+            (Travel::Nucleus, Role::Expert) => vec![nucleus(self.warps.expert)],
+            (Travel::Nucleus, Role::Base | Role::AntiExpert) => self.base_warps().into_iter().map(nucleus).collect(),
+            (Travel::Points { .. }, Role::Expert | Role::AntiExpert) => Vec::new(),
+            (Travel::Points { ahead }, Role::Base) => {
+                let judged = proposal.map(|id| self.judgement(id));
+                let needed = ahead || self.rule == RuleSettings::BaseOnly;
+                judged.into_iter().chain(needed.then(|| self.fallback())).collect()
+            }
+        }
+    }
+
+    /// The laws that the base is read under.
+    fn base_warps(&self) -> Vec<Warp> {
         let judges_apart =
             matches!(self.rule, RuleSettings::Cosec { .. }) && self.warps.judged != self.warps.fallback;
-        match role {
-            Role::Expert => vec![self.warps.expert],
-            Role::Base | Role::AntiExpert if judges_apart => vec![self.warps.judged, self.warps.fallback],
-            Role::Base | Role::AntiExpert => vec![self.warps.fallback],
-        }
+        if judges_apart { vec![self.warps.judged, self.warps.fallback] } else { vec![self.warps.fallback] }
     }
 
     /// What to ask of whom for what a rule still lacks.
     #[must_use]
-    pub fn supply(&self, lacking: Lacking) -> (Role, Want) {
+    pub fn supply(&self, lacking: Lacking) -> (Role, View) {
         match (lacking, self.travel) {
-            (Lacking::Proposal, Travel::Points { .. }) => (Role::Expert, self.draft()),
-            (Lacking::Judgement(id), Travel::Points { .. }) => {
-                let gather = View::Gather { warp: self.warps.judged, ids: vec![id] };
-                (Role::Base, Want::Views(vec![gather]))
-            }
-            (Lacking::Fallback, Travel::Points { .. }) => (Role::Base, Want::Views(vec![self.fallback()])),
+            (Lacking::Judgement(id), Travel::Points { .. }) => (Role::Base, self.judgement(id)),
+            (Lacking::Fallback, Travel::Points { .. }) => (Role::Base, self.fallback()),
             // A nucleus was cut short.
-            (Lacking::Proposal, Travel::Nucleus | Travel::Full) => (Role::Expert, Want::Views(vec![View::Full])),
-            (Lacking::Judgement(_) | Lacking::Fallback, Travel::Nucleus | Travel::Full) => {
-                (Role::Base, Want::Views(vec![View::Full]))
-            }
-            (Lacking::Row(role), _) => (role, Want::Views(vec![View::Full])),
+            (Lacking::Judgement(_) | Lacking::Fallback, Travel::Nucleus | Travel::Full) => (Role::Base, View::Full),
+            (Lacking::Proposal, _) => (Role::Expert, View::Full),
+            (Lacking::Row(role), _) => (role, View::Full),
         }
     }
 
-    fn draft(&self) -> Want {
-        Want::Draft { k: self.k, warp: self.warps.expert }
+    fn judgement(&self, id: u32) -> View {
+        View::Gather { warp: self.warps.judged, ids: vec![id] }
     }
 
     fn fallback(&self) -> View {

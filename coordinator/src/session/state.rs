@@ -3,196 +3,68 @@
 //! ```text
 //! Placing → [Scoring] → Prefilling ─┐
 //!              Drafting → Verifying → Merging → Emitting ─→ Finished
-//!                 └────────────────────────────────┘
+//!                 └───────────┴──────────────────┘
 //! ```
-//! One round decides one position. Workers are asked at once for whatever needs no token id (`Drafting`), then for what
-//! the rule says is lacking (`Verifying`), until it can decide (`Merging`).
+//! The expert drafts a block of tokens; the base reads the rows of all of them in one forward pass; the rule then decides
+//! position after position. The drafts behind a token stand as long as that token is the one drafted. With the first that
+//! is another, they are discarded and every worker's cache is cut back. Rows are never read behind the last draft, so a
+//! block of k drafts feeds the base k tokens: the last one decided and the drafts but the last.
+//!
+//! While the base verifies, the expert drafts the next block as if all were accepted; a rejection withdraws it. At a pace of
+//! one token nothing waits for the draft: base and expert compute the same position side by side, and the base looks the
+//! proposal up in the row that it keeps.
 
 use std::time::Instant;
 
 use cosec_proto::ErrorCode;
 
-use super::lane::{Lane, LaneWant, Progress};
+use super::event::{Action, Event, Phase, Task, Then};
+use super::lane::{Aim, Lane, Sent, note_scores};
+use super::pace::{Acceptance, Pace};
 use super::plan::Plan;
+use super::sequence::Sequence;
+use super::tally::Tally;
 use crate::core::ExpertAbsent;
 use crate::merge::{Drawn, Evidence, Lacking};
-use crate::request::{FinishReason, RuleSettings, Score, SessionError, SessionEvent, TokenEvent};
+use crate::request::{FinishReason, RuleSettings, SessionError, SessionEvent, TokenEvent};
 use crate::role::Role;
-use crate::worker_pool::operation::Ask;
-use crate::worker_pool::reply::{OperationError, Reply, RowView};
-
-/// What happened.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// The session may begin.
-    Started,
-    /// A worker was found for a role.
-    Located {
-        /// Which.
-        role: Role,
-        /// Whether the worker may not have the session's cache.
-        fresh: bool,
-        /// Largest operation of the worker, in tokens.
-        max_operation_tokens: u32,
-        /// Length of its rows.
-        vocabulary: u32,
-    },
-    /// No worker was found for a role in the time that the driver allows.
-    Absent {
-        /// Which.
-        role: Role,
-        /// Why.
-        error: OperationError,
-    },
-    /// A worker answered.
-    Answered {
-        /// Which.
-        role: Role,
-        /// Of the action.
-        ticket: u64,
-        /// What.
-        reply: Result<Reply, OperationError>,
-    },
-    /// The rule decided.
-    Decided(TokenEvent),
-    /// The rule needs to know more.
-    Lacking {
-        /// What.
-        lacking: Lacking,
-        /// Of the action, given back.
-        evidence: Box<[Evidence; 3]>,
-    },
-    /// The rows make no distribution.
-    MergeFailed(SessionError),
-    /// The event was taken from our hands.
-    Emitted,
-    /// Time passed.
-    Tick,
-}
-
-/// What to do.
-#[derive(Debug)]
-pub enum Action {
-    /// Find a worker; answered by `Located` or `Absent`.
-    Locate {
-        /// As what.
-        role: Role,
-        /// Failures in a row of the worker before it; 0 at the beginning.
-        failures: u32,
-    },
-    /// Have a worker perform an operation; answered by `Answered`.
-    Send {
-        /// Whom.
-        role: Role,
-        /// To be named in the answer.
-        ticket: u64,
-        /// Cached tokens that the operation assumes.
-        at: u32,
-        /// To feed.
-        tokens: Vec<u32>,
-        /// To answer.
-        ask: Ask,
-    },
-    /// Let the rule decide; answered by `Decided`, `Lacking` or `MergeFailed`.
-    Merge {
-        /// Of the token to decide.
-        position: u32,
-        /// In the order of [`Role::ALL`].
-        evidence: Box<[Evidence; 3]>,
-    },
-    /// Hand an event to the client; answered by `Emitted`.
-    Emit(SessionEvent),
-}
-
-/// Where the session stands.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Phase {
-    /// Looks for workers.
-    Placing,
-    /// Has the base score the prompt.
-    Scoring {
-        /// By position; the first token has none.
-        scores: Vec<Option<Score>>,
-    },
-    /// As `Drafting`, with a prompt to feed first.
-    Prefilling,
-    /// Waits for what was asked for at once.
-    Drafting,
-    /// Waits for what the rule lacked.
-    Verifying,
-    /// Lets the rule decide.
-    Merging,
-    /// Waits for the client to take an event.
-    Emitting {
-        /// What follows.
-        then: Then,
-    },
-    /// Nothing follows.
-    Finished,
-}
-
-impl Phase {
-    fn activity(&self) -> &'static str {
-        match self {
-            Self::Placing => "looking for workers",
-            Self::Scoring { .. } => "scoring the prompt",
-            Self::Prefilling => "feeding the prompt",
-            Self::Drafting | Self::Verifying => "waiting for workers",
-            Self::Merging => "merging",
-            Self::Emitting { .. } => "waiting for the client",
-            Self::Finished => "finishing",
-        }
-    }
-}
-
-/// What follows an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Then {
-    /// The beginning, with workers in place.
-    Begin,
-    /// The next token, if there is to be one.
-    Round,
-    /// The end.
-    End,
-}
-
-/// What a session is to do.
-#[derive(Clone, Debug)]
-pub struct Task {
-    /// How.
-    pub plan: Plan,
-    /// Not empty.
-    pub prompt: Vec<u32>,
-    /// Most new tokens.
-    pub max_new_tokens: u32,
-    /// Ids that end the generation.
-    pub end_tokens: Vec<u32>,
-    /// Alternatives per score when the prompt is to be scored.
-    pub prompt_scores: Option<u32>,
-    /// What to do when no expert can be found.
-    pub expert_absent: ExpertAbsent,
-    /// When to give up.
-    pub deadline: Instant,
-}
+use crate::worker_pool::operation::View;
+use crate::worker_pool::reply::{OperationError, Reply};
 
 /// See the module.
 #[derive(Debug)]
 pub struct Session {
     task: Task,
-    /// Prompt and new tokens.
-    tokens: Vec<u32>,
+    sequence: Sequence,
     phase: Phase,
     lanes: [Lane; 3],
-    evidence: Box<[Evidence; 3]>,
+    /// What the rule lacks at the next position.
+    lookup: Option<(Role, View)>,
+    /// A worker that cannot be found, not dealt with yet.
+    absent: Option<(Role, OperationError)>,
+    pace: Pace,
+    acceptance: Acceptance,
+    tally: Tally,
 }
+
+/// Readers go first: what the expert drafts ahead depends on what they were asked.
+const SENDING_ORDER: [Role; 3] = [Role::Base, Role::AntiExpert, Role::Expert];
 
 impl Session {
     /// A session that waits for `Started`.
     #[must_use]
     pub fn new(task: Task) -> Self {
-        let tokens = task.prompt.clone();
-        let lanes = Role::ALL.map(Lane::new);
-        Self { task, tokens, phase: Phase::Placing, lanes, evidence: Default::default() }
+        Self {
+            sequence: Sequence::new(task.prompt.clone()),
+            phase: Phase::Placing,
+            lanes: Role::ALL.map(Lane::new),
+            lookup: None,
+            absent: None,
+            pace: task.pace,
+            acceptance: Acceptance::PRIOR,
+            tally: Tally::default(),
+            task,
+        }
     }
 
     /// How it decodes now.
@@ -205,6 +77,28 @@ impl Session {
     #[must_use]
     pub fn phase(&self) -> &Phase {
         &self.phase
+    }
+
+    /// How fast it decodes now.
+    #[must_use]
+    pub fn pace(&self) -> Pace {
+        self.pace
+    }
+
+    /// Changes how fast it decodes from the next draft on; never what.
+    pub fn set_pace(&mut self, pace: Pace) {
+        self.pace = pace;
+    }
+
+    /// How many proposals stood of late.
+    #[must_use]
+    pub fn acceptance(&self) -> f64 {
+        self.acceptance.rate()
+    }
+
+    /// What became of drafts since the last call.
+    pub fn take_tally(&mut self) -> Tally {
+        self.tally.take()
     }
 
     /// Takes note of an event and says what to do about it.
@@ -224,9 +118,12 @@ impl Session {
             Event::Started => self.place(),
             Event::Located { role, fresh, max_operation_tokens, vocabulary } => {
                 self.lanes[role.index()].placed(fresh, max_operation_tokens, vocabulary);
-                if self.phase == Phase::Placing { self.begin_when_placed() } else { self.pump(role) }
+                if self.phase == Phase::Placing { self.begin_when_placed() } else { self.pump() }
             }
-            Event::Absent { role, error } => self.absent(role, &error),
+            Event::Absent { role, error } => {
+                self.absent = Some((role, error));
+                self.go_on()
+            }
             Event::Answered { role, ticket, reply } => self.answered(role, ticket, reply),
             Event::Decided(token) if self.phase == Phase::Merging => self.decided(token),
             Event::Lacking { lacking, evidence } if self.phase == Phase::Merging => self.look_up(lacking, evidence),
@@ -258,108 +155,224 @@ impl Session {
     }
 
     fn begin(&mut self) -> Vec<Action> {
-        match self.task.prompt_scores {
-            Some(alternatives) => {
-                self.phase = Phase::Scoring { scores: vec![None; self.tokens.len()] };
-                self.lanes[Role::Base.index()].want(LaneWant::Scores { alternatives });
-                self.pump(Role::Base)
-            }
-            None => self.round(Phase::Prefilling),
+        if self.task.prompt_scores.is_some() {
+            self.phase = Phase::Scoring { scores: vec![None; self.sequence.len()] };
+        } else {
+            self.phase = Phase::Prefilling;
         }
+        self.go_on()
     }
 
-    fn absent(&mut self, role: Role, error: &OperationError) -> Vec<Action> {
+    /// Goes on without a worker, or not at all.
+    fn do_without(&mut self, role: Role, error: OperationError) -> Vec<Action> {
         // Without its expert, `expert_only` is nothing that could go on.
         let is_expert_only = self.task.plan.rule == RuleSettings::ExpertOnly;
         if role == Role::Base || self.task.expert_absent != ExpertAbsent::Degrade || is_expert_only {
-            return self.fail(error.code, error.message.clone());
-        }
-        if !self.task.plan.reads(role) {
-            // Expert and anti-expert can be missed both; once is enough.
-            return Vec::new();
+            return self.fail(error.code, error.message);
         }
         self.task.plan = self.task.plan.degraded();
-        *self.evidence = Default::default();
-        self.lanes.iter_mut().for_each(Lane::forget);
+        self.lookup = None;
+        let mut actions = self.discard_drafts();
         let then = if self.phase == Phase::Placing { Then::Begin } else { Then::Round };
-        self.emit(SessionEvent::Degraded, then)
+        actions.extend(self.emit(SessionEvent::Degraded, then));
+        actions
     }
 
     // === rounds ===
 
-    fn new_tokens(&self) -> usize {
-        self.tokens.len() - self.task.prompt.len()
-    }
-
-    fn round(&mut self, phase: Phase) -> Vec<Action> {
-        if self.new_tokens() >= self.task.max_new_tokens as usize {
+    /// Does what there is to do: sends operations, and decides the next token as soon as all that was asked for is known.
+    fn go_on(&mut self) -> Vec<Action> {
+        // A decision or an event under way comes first.
+        let waits = !matches!(self.phase, Phase::Merging | Phase::Emitting { .. } | Phase::Finished);
+        // Expert and anti-expert can be missed both; once is enough.
+        if waits
+            && let Some((role, error)) = self.absent.take()
+            && self.needs(role)
+        {
+            return self.do_without(role, error);
+        }
+        let is_scored = self.lanes[Role::Base.index()].cached() + 1 >= self.sequence.prompt_tokens();
+        match &mut self.phase {
+            Phase::Placing => return Vec::new(),
+            Phase::Scoring { scores } if is_scored => {
+                let scores = std::mem::take(scores);
+                return self.emit(SessionEvent::Prompt(scores), Then::Round);
+            }
+            Phase::Scoring { .. } => return self.pump(),
+            Phase::Prefilling
+            | Phase::Drafting
+            | Phase::Verifying
+            | Phase::Merging
+            | Phase::Emitting { .. }
+            | Phase::Finished => {}
+        }
+        if waits && self.new_tokens() >= self.task.max_new_tokens {
             return self.emit(SessionEvent::Finished(FinishReason::Length), Then::End);
         }
-        self.phase = phase;
-        *self.evidence = Default::default();
-        for role in Role::ALL {
-            if let Some(want) = self.task.plan.upfront(role) {
-                self.lanes[role.index()].want(LaneWant::Position(want));
+        let mut actions = self.pump();
+        if waits {
+            if self.is_ready() {
+                self.phase = Phase::Merging;
+                actions
+                    .push(Action::Merge { position: self.sequence.decided() as u32, evidence: self.sequence.take() });
+            } else {
+                self.phase = match self.sequence.drafts() {
+                    _ if self.lookup.is_some() => Phase::Verifying,
+                    [] if self.new_tokens() == 0 => Phase::Prefilling,
+                    [] => Phase::Drafting,
+                    [_, ..] => Phase::Verifying,
+                };
             }
         }
-        Role::ALL.into_iter().flat_map(|role| self.pump(role)).collect()
+        actions
     }
 
-    /// Sends what a lane wants, if it can.
-    fn pump(&mut self, role: Role) -> Vec<Action> {
-        let prompt = self.task.prompt.len();
-        match self.lanes[role.index()].send(&self.tokens, prompt) {
-            Progress::Send(action) => vec![action],
-            Progress::Waits => Vec::new(),
-            Progress::Done => self.lane_done(),
+    fn new_tokens(&self) -> u32 {
+        self.sequence.new_tokens() as u32
+    }
+
+    fn is_ready(&self) -> bool {
+        let position = self.sequence.decided();
+        self.lookup.is_none()
+            && Role::ALL.into_iter().filter(|&role| self.task.plan.reads(role)).all(|role| match role {
+                Role::Expert if self.task.plan.drafts() => !self.sequence.drafts().is_empty(),
+                Role::Base | Role::Expert | Role::AntiExpert => self.lanes[role.index()].known() > position,
+            })
+    }
+
+    /// Sends whatever can be sent now.
+    fn pump(&mut self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for role in SENDING_ORDER {
+            if self.lanes[role.index()].is_idle()
+                && let Some(aim) = self.aim(role)
+            {
+                actions.push(self.lanes[role.index()].send(self.sequence.tokens(), aim));
+            }
+        }
+        actions
+    }
+
+    /// What to find out next from a worker that has nothing to do.
+    fn aim(&self, role: Role) -> Option<Aim> {
+        let lane = &self.lanes[role.index()];
+        match (&self.phase, &self.lookup) {
+            (Phase::Placing | Phase::Emitting { then: Then::Begin | Then::End } | Phase::Finished, _) => None,
+            (Phase::Scoring { .. }, _) => {
+                let alternatives = self.task.prompt_scores?;
+                let is_scored = lane.cached() + 1 >= self.sequence.prompt_tokens();
+                (role == Role::Base && !is_scored).then_some(Aim::Scores { alternatives })
+            }
+            (_, Some((of, view))) if *of == role => {
+                Some(Aim::Rows { from: self.sequence.decided(), views: vec![vec![view.clone()]] })
+            }
+            _ if !self.task.plan.reads(role) || self.new_tokens() >= self.task.max_new_tokens => None,
+            _ if role == Role::Expert && self.task.plan.drafts() => self.draft_aim(),
+            _ => self.rows_aim(role),
         }
     }
 
-    fn lane_done(&mut self) -> Vec<Action> {
-        if self.lanes.iter().any(Lane::is_busy) {
-            return Vec::new();
+    /// The rows that judge the drafts, once all that are known have been judged.
+    fn rows_aim(&self, role: Role) -> Option<Aim> {
+        let lane = &self.lanes[role.index()];
+        let from = self.sequence.decided();
+        if lane.known() > from {
+            return None;
         }
-        if let Phase::Scoring { scores } = &mut self.phase {
-            let scores = std::mem::take(scores);
-            return self.emit(SessionEvent::Prompt(scores), Then::Round);
+        let views = |proposal: Option<u32>| {
+            // Beyond the model's row there is nothing to look up: the models differ in padding.
+            self.task.plan.views(role, proposal.filter(|&id| id < lane.vocabulary()))
+        };
+        let drafts = self.sequence.drafts();
+        if !drafts.is_empty() {
+            return Some(Aim::Rows { from, views: drafts.iter().map(|&id| views(Some(id))).collect() });
         }
-        self.merge()
+        if self.pace.drafted == 1 || !self.task.plan.drafts() {
+            return Some(Aim::Rows { from, views: vec![views(None)] });
+        }
+        // The last token goes together with the drafts behind it.
+        (lane.cached() + 1 < from).then_some(Aim::Feed { until: from - 1 })
     }
 
-    fn merge(&mut self) -> Vec<Action> {
-        self.phase = Phase::Merging;
-        let evidence = std::mem::take(&mut self.evidence);
-        vec![Action::Merge { position: self.tokens.len() as u32, evidence }]
+    fn draft_aim(&self) -> Option<Aim> {
+        let drafts = self.sequence.drafts();
+        let room = self.task.max_new_tokens.saturating_sub(self.new_tokens() + drafts.len() as u32);
+        let k = self.pace.drafted.min(room);
+        let is_last = drafts.last().is_some_and(|&id| self.is_last(id));
+        let are_asked_for = SENDING_ORDER
+            .into_iter()
+            .filter(|&role| role != Role::Expert && self.task.plan.reads(role))
+            .all(|role| self.lanes[role.index()].asked() >= self.sequence.len());
+        let runs_ahead = self.pace.runs_ahead && drafts.len() <= k as usize && are_asked_for;
+        if k == 0 || is_last || !(drafts.is_empty() || runs_ahead) {
+            return None;
+        }
+        let views = self.task.plan.views(Role::Expert, None);
+        Some(Aim::Draft { k, warp: self.task.plan.warps.expert, views, is_ahead: !drafts.is_empty() })
+    }
+
+    /// Whether nothing can follow a draft: it ends the choice, or a model does not have it.
+    fn is_last(&self, id: u32) -> bool {
+        self.task.end_tokens.contains(&id) || self.unknown_to(id).is_some()
+    }
+
+    fn unknown_to(&self, id: u32) -> Option<Role> {
+        let reads = |role: &Role| self.task.plan.reads(*role);
+        Role::ALL.into_iter().filter(reads).find(|role| self.lanes[role.index()].vocabulary() <= id)
     }
 
     fn look_up(&mut self, lacking: Lacking, evidence: Box<[Evidence; 3]>) -> Vec<Action> {
-        self.evidence = evidence;
-        if let Lacking::Judgement(id) = lacking {
-            let base = Role::Base.index();
-            if self.lanes[base].vocabulary() <= id {
-                // Beyond the base's row: the models differ in padding.
-                self.evidence[base].looked_up = Some(Drawn { id, probability: 0.0 });
-                return self.merge();
+        self.sequence.give_back(evidence);
+        match lacking {
+            Lacking::Judgement(id) if self.lanes[Role::Base.index()].vocabulary() <= id => {
+                self.sequence.look_up(Role::Base, Drawn { id, probability: 0.0 });
+            }
+            Lacking::Judgement(_) | Lacking::Proposal | Lacking::Fallback | Lacking::Row(_) => {
+                self.lookup = Some(self.task.plan.supply(lacking));
             }
         }
         self.phase = Phase::Verifying;
-        let (role, want) = self.task.plan.supply(lacking);
-        self.lanes[role.index()].want(LaneWant::Position(want));
-        self.pump(role)
+        self.go_on()
     }
 
     fn decided(&mut self, token: TokenEvent) -> Vec<Action> {
-        if self.task.end_tokens.contains(&token.id) {
+        let id = token.decision.id;
+        if let (Some(&proposal), true) = (self.sequence.drafts().first(), self.task.plan.reads(Role::Base)) {
+            self.acceptance.note(proposal == id);
+            self.tally.judged(token.decision.rejected.is_none());
+        }
+        if self.task.end_tokens.contains(&id) {
             return self.emit(SessionEvent::Finished(FinishReason::Stop), Then::End);
         }
-        let reads = |role: &Role| self.task.plan.reads(*role);
-        let unknown_to = |role: &Role| self.lanes[role.index()].vocabulary() <= token.id;
-        if let Some(role) = Role::ALL.into_iter().filter(reads).find(unknown_to) {
-            let message = format!("token {} was drawn, which the {} does not have", token.id, role.name());
+        if let Some(role) = self.unknown_to(id) {
+            let message = format!("token {id} was drawn, which the {} does not have", role.name());
             return self.fail(ErrorCode::WorkerFault, message);
         }
-        self.tokens.push(token.id);
-        self.emit(SessionEvent::Token(token), Then::Round)
+        let position = self.sequence.decided();
+        let discarded = self.sequence.drafts().len().saturating_sub(1);
+        let mut actions = Vec::new();
+        if !self.sequence.decide(id) {
+            actions = self.roll_back(position);
+            self.tally.rolled_back(discarded, actions.len());
+        }
+        if self.task.plan.drafts() && self.lanes[Role::Base.index()].known() == self.sequence.decided() {
+            self.tally.end_block();
+        }
+        actions.extend(self.emit(SessionEvent::Token(token), Then::Round));
+        actions
+    }
+
+    /// The token at `position` is not the one that workers were told.
+    fn roll_back(&mut self, position: usize) -> Vec<Action> {
+        self.lanes.iter_mut().filter_map(|lane| lane.roll_back(position)).collect()
+    }
+
+    fn discard_drafts(&mut self) -> Vec<Action> {
+        self.sequence.discard();
+        let position = self.sequence.decided();
+        let actions = self.roll_back(position);
+        self.lanes.iter_mut().for_each(|lane| lane.forget(position));
+        actions
     }
 
     // === workers ===
@@ -379,48 +392,42 @@ impl Session {
             },
             Ok(Reply::NeedPrefix { have }) => {
                 if self.lanes[role.index()].rewind(have) {
-                    self.pump(role)
+                    self.pump()
                 } else {
                     let message = format!("the {} loses its cache again and again", role.name());
                     self.fail(ErrorCode::WorkerFault, message)
                 }
             }
             Ok(reply) => {
-                self.lanes[role.index()].fed(&sent);
-                if !sent.is_partial {
-                    self.absorb(role, sent.at, reply);
-                }
-                self.pump(role)
+                self.absorb(role, &sent, reply);
+                self.go_on()
             }
         }
     }
 
-    fn absorb(&mut self, role: Role, at: u32, reply: Reply) {
+    fn absorb(&mut self, role: Role, sent: &Sent, reply: Reply) {
+        let (rows, drafted) = match reply {
+            Reply::Rows(rows) => (rows, 0),
+            Reply::Drafted { tokens, rows } => {
+                let last = tokens.iter().position(|token| self.is_last(token.id));
+                let taken = last.map_or(tokens.len(), |last| last + 1);
+                self.sequence.draft(&tokens[..taken]);
+                self.tally.drafted(tokens.len());
+                // The last is never fed.
+                (rows, taken.min(tokens.len().saturating_sub(1)))
+            }
+            Reply::NeedPrefix { .. } | Reply::Released => (Vec::new(), 0),
+        };
+        self.lanes[role.index()].fed(sent, drafted);
         if let Phase::Scoring { scores } = &mut self.phase {
-            if let Reply::Rows(rows) = reply {
-                super::lane::note_scores(scores, at, rows);
-            }
-            return;
+            return note_scores(scores, sent.at, rows);
         }
-        let evidence = &mut self.evidence[role.index()];
-        match reply {
-            Reply::Drafted(tokens) => evidence.drawn = tokens.first().copied(),
-            Reply::Rows(rows) => {
-                let warps = self.task.plan.nucleus_warps(role);
-                for (row, warp) in rows.into_iter().zip(warps.into_iter().map(Some).chain(std::iter::repeat(None))) {
-                    match (row, warp) {
-                        (RowView::Gathered(tokens), _) => evidence.looked_up = tokens.first().copied(),
-                        (RowView::Sampled(token), _) => evidence.drawn = Some(token),
-                        (RowView::Full(row), _) => evidence.row = Some(row),
-                        (RowView::Nucleus { survivors, complete: true }, Some(warp)) => {
-                            evidence.nuclei.push((warp, survivors));
-                        }
-                        // The rule will say that it lacks the rest.
-                        (RowView::Nucleus { .. }, _) => {}
-                    }
-                }
-            }
-            Reply::NeedPrefix { .. } | Reply::Released => {}
+        let answers_lookup = !sent.is_draft && !sent.asked.is_empty();
+        if answers_lookup && self.lookup.as_ref().is_some_and(|(of, _)| *of == role) {
+            self.lookup = None;
+        }
+        for ((position, view), row) in sent.asked.iter().zip(rows) {
+            self.sequence.note(role, *position, view, row);
         }
     }
 
@@ -442,8 +449,8 @@ impl Session {
                 self.begin_when_placed()
             }
             Phase::Emitting { then: Then::Round } => {
-                let phase = if self.new_tokens() == 0 { Phase::Prefilling } else { Phase::Drafting };
-                self.round(phase)
+                self.phase = Phase::Drafting;
+                self.go_on()
             }
             Phase::Emitting { then: Then::End } => {
                 self.phase = Phase::Finished;

@@ -12,7 +12,7 @@ use tonic::Streaming;
 
 use super::operation::Operation;
 use super::reply::{OperationError, Reply, check};
-use crate::role::Role;
+use crate::discovery::Member;
 use crate::session::metrics::SessionMetrics;
 
 /// Operations that wait for the stream's flow control; more wait in their sessions.
@@ -69,14 +69,15 @@ impl Connection {
         &self,
         operation: &Operation,
         deadline: Duration,
-        role: Role,
+        member: &Member,
         metrics: &SessionMetrics,
     ) -> Result<Reply, OperationError> {
         let started = Instant::now();
         let op = self.next_op.fetch_add(1, Ordering::Relaxed);
         let request = operation.to_wire(op, u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX));
+        let role = member.role;
         let bytes = |direction, size: usize| {
-            let labels = [role.name(), direction, operation.view_name()];
+            let labels = [member.model.as_str(), role.name(), direction, operation.view_name()];
             metrics.wire_bytes.with_label_values(&labels).inc_by(size as u64);
         };
         bytes("sent", request.encoded_len());

@@ -34,6 +34,8 @@ pub enum Ask {
         k: u32,
         /// From what.
         warp: Warp,
+        /// Views of the rows that they are drawn from; row `offset`, below `k`, is that of the token so numbered.
+        rows: Vec<RowAsk>,
     },
     /// Nothing; the session's cache is given back.
     Release,
@@ -88,9 +90,9 @@ impl Operation {
     #[must_use]
     pub fn view_name(&self) -> &'static str {
         match &self.ask {
-            Ask::Draft { .. } => "draft",
+            Ask::Draft { rows, .. } if rows.is_empty() => "draft",
             Ask::Release => "none",
-            Ask::Rows(rows) => match rows.first().map(|row| &row.view) {
+            Ask::Rows(rows) | Ask::Draft { rows, .. } => match rows.first().map(|row| &row.view) {
                 None => "none",
                 Some(View::Gather { .. }) => "gather",
                 Some(View::Nucleus { .. }) => "nucleus",
@@ -114,7 +116,7 @@ impl Operation {
                 adapter: self.adapter.clone(),
                 ..worker::Extend::default()
             }),
-            Ask::Draft { k, warp } => Wire::Draft(worker::Draft {
+            Ask::Draft { k, warp, rows } => Wire::Draft(worker::Draft {
                 session,
                 at: self.at,
                 tokens: self.tokens.clone(),
@@ -122,6 +124,7 @@ impl Operation {
                 warp: Some((*warp).into()),
                 randomness: Some(self.randomness.into()),
                 adapter: self.adapter.clone(),
+                rows: rows.iter().map(|row| self.row_request(row)).collect(),
                 ..worker::Draft::default()
             }),
             Ask::Release => Wire::Release(worker::Release { session }),

@@ -14,8 +14,13 @@ const MASS_TOLERANCE: f64 = 1e-6;
 pub enum Reply {
     /// In the order of the views asked for.
     Rows(Vec<RowView>),
-    /// As many as were asked for, each with its probability under the law that it was drawn from.
-    Drafted(Vec<Drawn>),
+    /// What the model drew.
+    Drafted {
+        /// As many as were asked for, each with its probability under the law that it was drawn from.
+        tokens: Vec<Drawn>,
+        /// In the order of the views asked for.
+        rows: Vec<RowView>,
+    },
     /// The cache holds only so many of the tokens that the operation assumed; nothing was changed.
     NeedPrefix {
         /// Cached tokens.
@@ -79,8 +84,13 @@ pub fn check(
             Ok(code) => OperationError::new(code, failure.message),
             Err(unknown) => OperationError::fault(format!("{unknown}")),
         }),
-        (Some(Outcome::Rows(rows)), Ask::Rows(asked)) => check_rows(operation, asked, vocabulary, rows),
-        (Some(Outcome::Drafted(drafted)), Ask::Draft { k, .. }) => check_draft(operation, *k, vocabulary, drafted),
+        (Some(Outcome::Rows(rows)), Ask::Rows(asked)) => {
+            check_length(rows.length, 0, operation)?;
+            Ok(Reply::Rows(check_rows(asked, vocabulary, rows.rows)?))
+        }
+        (Some(Outcome::Drafted(drafted)), Ask::Draft { k, rows, .. }) => {
+            check_draft(operation, *k, rows, vocabulary, drafted)
+        }
         (Some(Outcome::NeedPrefix(prefix)), Ask::Rows(_) | Ask::Draft { .. }) => {
             let have = prefix.have;
             if have < operation.at {
@@ -104,19 +114,12 @@ fn check_length(said: u32, fed: u32, operation: &Operation) -> Result<(), Operat
     }
 }
 
-fn check_rows(
-    operation: &Operation,
-    asked: &[RowAsk],
-    vocabulary: u32,
-    answered: worker::Rows,
-) -> Result<Reply, OperationError> {
-    check_length(answered.length, 0, operation)?;
-    if answered.rows.len() != asked.len() {
-        let counts = format!("{} rows, {} were asked for", answered.rows.len(), asked.len());
+fn check_rows(asked: &[RowAsk], vocabulary: u32, answered: Vec<worker::Row>) -> Result<Vec<RowView>, OperationError> {
+    if answered.len() != asked.len() {
+        let counts = format!("{} rows, {} were asked for", answered.len(), asked.len());
         return Err(OperationError::fault(counts));
     }
-    let views = asked.iter().zip(answered.rows).map(|(ask, row)| check_row(ask, vocabulary, row));
-    Ok(Reply::Rows(views.collect::<Result<_, _>>()?))
+    asked.iter().zip(answered).map(|(ask, row)| check_row(ask, vocabulary, row)).collect()
 }
 
 fn check_row(ask: &RowAsk, vocabulary: u32, row: worker::Row) -> Result<RowView, OperationError> {
@@ -174,6 +177,7 @@ fn check_full(full: &worker::FullRow, vocabulary: u32) -> Result<RowView, Operat
 fn check_draft(
     operation: &Operation,
     k: u32,
+    asked: &[RowAsk],
     vocabulary: u32,
     drafted: worker::Drafted,
 ) -> Result<Reply, OperationError> {
@@ -185,7 +189,7 @@ fn check_draft(
     if tokens.iter().any(|token| token.probability == 0.0) {
         return Err(OperationError::fault("it drew a token of probability 0"));
     }
-    Ok(Reply::Drafted(tokens))
+    Ok(Reply::Drafted { tokens, rows: check_rows(asked, vocabulary, drafted.rows)? })
 }
 
 fn pair(ids: &[u32], probabilities: &[f64], vocabulary: u32) -> Result<Vec<Drawn>, OperationError> {

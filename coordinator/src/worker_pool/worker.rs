@@ -73,7 +73,7 @@ impl Worker {
                 return Err(OperationError::new(ErrorCode::Unavailable, format!("the worker is down: {why}")));
             }
         };
-        connection.call(operation, deadline, self.member.role, &self.metrics).await
+        connection.call(operation, deadline, &self.member, &self.metrics).await
     }
 }
 

@@ -133,7 +133,7 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     pub(crate) fn ids(&self) -> Vec<u32> {
-        self.tokens.iter().map(|token| token.id).collect()
+        self.tokens.iter().map(|token| token.decision.id).collect()
     }
 }
 

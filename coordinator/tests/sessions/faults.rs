@@ -65,7 +65,7 @@ async fn a_worker_that_restarts_in_mid_session_changes_no_token() {
             cluster.base.set_delay(Duration::from_millis(10));
             while let Some(event) = stream.next().await {
                 match event {
-                    SessionEvent::Token(token) => ids.push(token.id),
+                    SessionEvent::Token(token) => ids.push(token.decision.id),
                     SessionEvent::Finished(_) => break,
                     other => panic!("{other:?}"),
                 }
@@ -108,7 +108,7 @@ async fn a_worker_that_loses_its_caches_is_healed() {
         let mut ids = Vec::new();
         while let Some(event) = stream.next().await {
             if let SessionEvent::Token(token) = event {
-                ids.push(token.id);
+                ids.push(token.decision.id);
                 if ids.len() % 3 == 0 {
                     cluster.base.evict();
                     cluster.expert.evict();
@@ -291,7 +291,7 @@ async fn an_operator_may_let_the_base_go_on_alone() {
     until("the base is up", || core.models()[0].facts.is_some()).await;
     let alone = collect(&core, request(settings(COSEC), &prompt(5))).await;
     assert!(alone.degraded && alone.end.is_ok());
-    assert!(alone.tokens.iter().all(|token| token.chosen_by == ChosenBy::Base));
+    assert!(alone.tokens.iter().all(|token| token.decision.chosen_by == ChosenBy::Base));
     assert_eq!(alone.ids(), expected(&settings(RuleSettings::BaseOnly), 5));
     assert_eq!(metrics.degraded_sessions.get(), 1);
     let outcome = collect(&core, request(settings(RuleSettings::ExpertOnly), &prompt(5))).await;

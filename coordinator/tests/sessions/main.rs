@@ -9,5 +9,7 @@
 mod admission;
 mod cluster;
 mod faults;
+mod lookahead;
 mod simulation;
 mod tokens;
+mod world;

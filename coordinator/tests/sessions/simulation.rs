@@ -4,6 +4,7 @@ use cosec_coordinator::request::{ChosenBy, RuleSettings, TokenizedRequest};
 use cosec_proto::draw::{Distribution, Purpose, Randomness, Warp, inverse_cdf};
 use cosec_tests::mock_worker::MockModel;
 
+#[derive(Clone, Debug)]
 pub(crate) struct Models {
     pub(crate) base: MockModel,
     pub(crate) expert: MockModel,
@@ -45,6 +46,15 @@ fn adjusted(models: &Models, model: &MockModel, request: &TokenizedRequest, hist
     row
 }
 
+/// Modified rejection sampling from `law` with q as the proposal.
+fn by_rejection(q: &Distribution, law: impl Fn(u32) -> f64, vocabulary: u32, u: impl Fn(Purpose) -> f64) -> u32 {
+    let x = q.sample(u(Purpose::Draft));
+    if u(Purpose::Acceptance) < law(x) / q.probability(x) {
+        return x;
+    }
+    inverse_cdf((0..vocabulary).map(|id| (id, (law(id) - q.probability(id)).max(0.0))), u(Purpose::Fallback))
+}
+
 fn next(models: &Models, request: &TokenizedRequest, history: &[u32], new: u32) -> (u32, ChosenBy) {
     let settings = &request.settings;
     let u =
@@ -68,8 +78,7 @@ fn next(models: &Models, request: &TokenizedRequest, history: &[u32], new: u32) 
         }
         RuleSettings::Linear { lambda } => {
             let mixed = |id| lambda * q.probability(id) + (1.0 - lambda) * p.probability(id);
-            let weights = (0..models.base.vocabulary).map(|id| (id, mixed(id)));
-            (inverse_cdf(weights, u(Purpose::Merged)), ChosenBy::Merged)
+            (by_rejection(&q, mixed, models.base.vocabulary, u), ChosenBy::Merged)
         }
         RuleSettings::Product { alpha } => {
             let anti = models.anti_expert.as_ref().map(|model| adjusted(models, model, request, history, new));
@@ -86,7 +95,7 @@ fn next(models: &Models, request: &TokenizedRequest, history: &[u32], new: u32) 
                 })
                 .collect();
             let law = Distribution::warped(&blended, &fallback_warp).unwrap();
-            (law.sample(u(Purpose::Merged)), ChosenBy::Merged)
+            (by_rejection(&q, |id| law.probability(id), models.base.vocabulary, u), ChosenBy::Merged)
         }
         RuleSettings::BaseOnly => (p.sample(u(Purpose::Fallback)), ChosenBy::Base),
         RuleSettings::ExpertOnly => (q.sample(u(Purpose::Draft)), ChosenBy::Expert),

@@ -34,7 +34,7 @@ async fn check(cluster: &Cluster, models: &Models, request: TokenizedRequest) {
     let settings = request.settings.clone();
     let length = request.max_new_tokens as usize;
     let outcome = collect(&cluster.core, request).await;
-    let chosen: Vec<_> = outcome.tokens.iter().map(|token| (token.id, token.chosen_by)).collect();
+    let chosen: Vec<_> = outcome.tokens.iter().map(|token| (token.decision.id, token.decision.chosen_by)).collect();
     assert_eq!(chosen, expected, "{settings:?}: {:?}", outcome.end);
     let end = if expected.len() == length { FinishReason::Length } else { FinishReason::Stop };
     assert_eq!(outcome.end, Ok(end), "{settings:?}");
@@ -199,7 +199,7 @@ async fn scores_are_those_of_the_law_that_tokens_are_drawn_from() {
     let mut history = history;
     for (id, _) in expected {
         let Some(SessionEvent::Token(token)) = stream.next().await else { panic!("a token") };
-        assert_eq!(token.id, id);
+        assert_eq!(token.decision.id, id);
         let row = |model: MockModel| model.row(&history);
         let p = Distribution::warped(&row(MockModel::base()), &Warp::new(0.8, 0.95, 0).unwrap()).unwrap();
         let q = Distribution::warped(&row(MockModel::expert()), &Warp::new(0.6, 0.9, 0).unwrap()).unwrap();
@@ -237,11 +237,11 @@ async fn the_report_is_filled_where_the_rule_looked_and_the_same_on_every_transp
     let mut first = None;
     for transport in TRANSPORTS {
         let outcome = collect(&cluster.core, request(Settings { transport, ..settings(COSEC) }, &prompt(8))).await;
-        for token in &outcome.tokens {
+        for token in outcome.tokens.iter().map(|token| token.decision) {
             assert!(token.p.is_some_and(|p| p > 0.0), "{token:?}");
             assert_eq!(token.q.is_some(), token.chosen_by == ChosenBy::Expert);
         }
-        let by = |who| outcome.tokens.iter().filter(|token| token.chosen_by == who).count();
+        let by = |who| outcome.tokens.iter().filter(|token| token.decision.chosen_by == who).count();
         assert!(by(ChosenBy::Expert) > 0 && by(ChosenBy::Base) > 0);
         match &first {
             None => first = Some(outcome),

@@ -113,16 +113,16 @@ impl Envelope {
 }
 
 fn report(token: &PlacedToken, text: &ModelText) -> Option<Value> {
-    let event = token.event.as_ref()?;
+    let decision = token.decision.as_ref()?;
     let named = |id: u32| token_string(&text.decoder.bytes(id));
     let mut entry = json!({
         "token": named(token.id),
         "id": token.id,
-        "chosen_by": chosen_by(event.chosen_by),
-        "p": event.p,
-        "q": event.q,
+        "chosen_by": chosen_by(decision.chosen_by),
+        "p": decision.p,
+        "q": decision.q,
     });
-    if let Some(rejected) = event.rejected {
+    if let Some(rejected) = decision.rejected {
         entry["rejected"] = json!({"token": named(rejected.id), "id": rejected.id, "p": rejected.p, "q": rejected.q});
     }
     Some(entry)

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::house::{House, Script};
 use crate::postprocess::samples;
-use crate::request::{ChosenBy, FinishReason, Score, SessionEvent, TokenEvent};
+use crate::request::{ChosenBy, Decision, FinishReason, Score, SessionEvent, TokenEvent};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -21,7 +21,8 @@ fn accented() -> Script {
     assert_eq!(ids.len(), 3);
     let token = |id: u32| {
         let score = Some(Score { log_probability: -0.5, alternatives: vec![(id, -0.5)] });
-        SessionEvent::Token(TokenEvent { id, chosen_by: ChosenBy::Merged, p: None, q: None, rejected: None, score })
+        let decision = Decision { id, chosen_by: ChosenBy::Merged, p: None, q: None, rejected: None };
+        SessionEvent::Token(TokenEvent { decision, score })
     };
     let mut events: Vec<SessionEvent> = ids.into_iter().map(token).collect();
     events.push(SessionEvent::Finished(FinishReason::Length));

@@ -20,7 +20,7 @@ use crate::core::{ModelFacts, ModelInfo};
 use crate::metrics::DoorMetrics;
 use crate::postprocess::samples;
 use crate::request::{
-    ChosenBy, FinishReason, Rejected, Score, SessionError, SessionEvent, TokenEvent, TokenizedRequest,
+    ChosenBy, Decision, FinishReason, Rejected, Score, SessionError, SessionEvent, TokenEvent, TokenizedRequest,
 };
 use crate::server::{RunError, serve};
 
@@ -235,14 +235,15 @@ pub(super) fn ids(text: &str) -> Vec<u32> {
 pub(super) fn saying(text: &str) -> Vec<SessionEvent> {
     let token = |(at, id): (usize, u32)| {
         let log_probability = if at == 1 { f64::NEG_INFINITY } else { -0.5 };
-        SessionEvent::Token(TokenEvent {
+        let decision = Decision {
             id,
             chosen_by: if at == 0 { ChosenBy::Expert } else { ChosenBy::Base },
             p: Some(0.25),
             q: (at == 0).then_some(0.5),
             rejected: (at > 0).then_some(Rejected { id: 87, p: 0.125, q: 0.75 }),
-            score: Some(Score { log_probability, alternatives: vec![(0, -0.25), (id, log_probability)] }),
-        })
+        };
+        let score = Some(Score { log_probability, alternatives: vec![(0, -0.25), (id, log_probability)] });
+        SessionEvent::Token(TokenEvent { decision, score })
     };
     ids(text).into_iter().enumerate().map(token).collect()
 }

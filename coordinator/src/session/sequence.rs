@@ -1,0 +1,128 @@
+//! The tokens of a choice: those that are decided, and behind them the expert's drafts with what is known of each.
+
+use std::collections::VecDeque;
+
+use crate::merge::{Drawn, Evidence};
+use crate::role::Role;
+use crate::worker_pool::operation::View;
+use crate::worker_pool::reply::RowView;
+
+/// What is known of one position, in the order of [`Role::ALL`].
+type Known = Box<[Evidence; 3]>;
+
+#[derive(Debug)]
+pub(super) struct Sequence {
+    /// Prompt, new tokens, drafts.
+    tokens: Vec<u32>,
+    prompt: usize,
+    /// Prompt and new tokens.
+    decided: usize,
+    /// Of the positions from `decided` on.
+    evidence: VecDeque<Known>,
+}
+
+impl Sequence {
+    pub(super) fn new(prompt: Vec<u32>) -> Self {
+        let length = prompt.len();
+        Self { tokens: prompt, prompt: length, decided: length, evidence: VecDeque::new() }
+    }
+
+    pub(super) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    pub(super) fn prompt_tokens(&self) -> usize {
+        self.prompt
+    }
+
+    /// Position of the token to decide next.
+    pub(super) fn decided(&self) -> usize {
+        self.decided
+    }
+
+    pub(super) fn new_tokens(&self) -> usize {
+        self.decided - self.prompt
+    }
+
+    /// Tokens that wait to be decided.
+    pub(super) fn drafts(&self) -> &[u32] {
+        &self.tokens[self.decided..]
+    }
+
+    fn at(&mut self, position: usize) -> Option<&mut Known> {
+        let index = position.checked_sub(self.decided)?;
+        while self.evidence.len() <= index {
+            self.evidence.push_back(Known::default());
+        }
+        self.evidence.get_mut(index)
+    }
+
+    /// Appends the expert's draws.
+    pub(super) fn draft(&mut self, drawn: &[Drawn]) {
+        for &draw in drawn {
+            if let Some(known) = self.at(self.tokens.len()) {
+                known[Role::Expert.index()].drawn = Some(draw);
+            }
+            self.tokens.push(draw.id);
+        }
+    }
+
+    /// Enters the probability of the proposal at the next position.
+    pub(super) fn look_up(&mut self, role: Role, looked_up: Drawn) {
+        if let Some(known) = self.at(self.decided) {
+            known[role.index()].looked_up = Some(looked_up);
+        }
+    }
+
+    /// Enters what a worker said of the row at `position`.
+    pub(super) fn note(&mut self, role: Role, position: usize, view: &View, row: RowView) {
+        let Some(known) = self.at(position) else { return };
+        let evidence = &mut known[role.index()];
+        match (row, view) {
+            (RowView::Gathered(tokens), _) => evidence.looked_up = tokens.first().copied(),
+            (RowView::Sampled(token), _) => evidence.drawn = Some(token),
+            (RowView::Full(row), _) => evidence.row = Some(row),
+            (RowView::Nucleus { survivors, complete: true }, View::Nucleus { warp, .. }) => {
+                evidence.nuclei.push((*warp, survivors));
+            }
+            // Cut short: the rule will say that it lacks the rest.
+            (RowView::Nucleus { .. }, _) => {}
+        }
+    }
+
+    /// Lends out what is known of the next position.
+    pub(super) fn take(&mut self) -> Known {
+        self.at(self.decided).map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Takes back what was lent out.
+    pub(super) fn give_back(&mut self, lent: Known) {
+        if let Some(known) = self.at(self.decided) {
+            *known = lent;
+        }
+    }
+
+    /// Enters the next token. Says whether it is the one that was drafted: then the drafts behind it still stand, else
+    /// they are gone.
+    pub(super) fn decide(&mut self, id: u32) -> bool {
+        let stands = self.drafts().first() == Some(&id);
+        if stands {
+            self.evidence.pop_front();
+        } else {
+            self.discard();
+            self.tokens.push(id);
+        }
+        self.decided += 1;
+        stands
+    }
+
+    /// Forgets the drafts and all that is known.
+    pub(super) fn discard(&mut self) {
+        self.tokens.truncate(self.decided);
+        self.evidence.clear();
+    }
+}

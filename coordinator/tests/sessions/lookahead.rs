@@ -1,0 +1,274 @@
+//! Lookahead changes time, never tokens: any pace, transport, order of events and mishap against plain decoding.
+
+use cosec_coordinator::request::{Adjustments, ChosenBy, RuleSettings, Settings, TokenizedRequest, Transport};
+use cosec_coordinator::session::pace::Pace;
+use cosec_coordinator::session::speculation::Speculation;
+use cosec_proto::draw::{Distribution, Warp};
+use cosec_tests::mock_worker::MockModel;
+use proptest::prelude::*;
+use statrs::distribution::{ChiSquared, ContinuousCDF};
+
+use crate::cluster::{Cluster, anti_expert, collect, prompt, request, settings};
+use crate::simulation::{Models, simulate};
+use crate::world::{Fate, World, decode, decode_plainly};
+
+fn rule() -> impl Strategy<Value = RuleSettings> {
+    prop_oneof![
+        4 => prop_oneof![Just(0.0), Just(0.3), Just(1.0), 0.0f64..1.2].prop_map(|tau| RuleSettings::Cosec { tau }),
+        2 => (0.0f64..=1.0).prop_map(|lambda| RuleSettings::Linear { lambda }),
+        2 => (-1.0f64..2.0).prop_map(|alpha| RuleSettings::Product { alpha }),
+        1 => Just(RuleSettings::BaseOnly),
+        1 => Just(RuleSettings::ExpertOnly),
+    ]
+}
+
+fn warp() -> impl Strategy<Value = Warp> {
+    let temperature = prop_oneof![1 => Just(0.0), 4 => 0.2f64..1.5];
+    let top_p = prop_oneof![Just(1.0), 0.3f64..1.0];
+    let top_k = prop_oneof![3 => Just(0), 1 => 1u32..8];
+    (temperature, top_p, top_k).prop_map(|(t, p, k)| Warp::new(t, p, k).unwrap())
+}
+
+/// What the rule allows, and needs.
+fn transport(rule: RuleSettings, needs_rows: bool, choice: usize) -> Transport {
+    use Transport::{Auto, Full, Gather, Nucleus, Sample};
+    let allowed: &[Transport] = match rule {
+        _ if needs_rows => &[Auto, Full],
+        RuleSettings::Cosec { .. } => &[Auto, Gather, Nucleus, Sample, Full],
+        RuleSettings::Linear { .. } => &[Auto, Nucleus, Full],
+        RuleSettings::Product { .. } => &[Auto, Full],
+        RuleSettings::BaseOnly | RuleSettings::ExpertOnly => &[Auto, Nucleus, Sample, Full],
+    };
+    allowed[choice % allowed.len()]
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    models: Models,
+    request: TokenizedRequest,
+    fate: Fate,
+}
+
+prop_compose! {
+    fn any_settings()(
+        rule in rule(), base in warp(), expert in warp(), reference_code in prop::bool::weighted(0.2),
+        adjusted in prop::bool::weighted(0.1), logprobs in proptest::option::weighted(0.15, 0u32..3),
+        choice in 0usize..10, seed in any::<u64>(), max_tokens in 1u32..40,
+    ) -> Settings {
+        let logit_bias = if adjusted { [(0, 2.0), (3, -1.0)].into() } else { Default::default() };
+        let presence_penalty = if adjusted { 0.5 } else { 0.0 };
+        Settings {
+            base, expert, reference_code, seed, logprobs,
+            adjustments: Adjustments { presence_penalty, logit_bias, ..Adjustments::default() },
+            min_tokens: if adjusted { max_tokens / 3 } else { 0 },
+            max_tokens: Some(max_tokens),
+            transport: transport(rule, adjusted || logprobs.is_some(), choice),
+            ..settings(rule)
+        }
+    }
+}
+
+prop_compose! {
+    fn case()(
+        settings in any_settings(), sample in 0u32..3, length in 1u32..50, vocabulary in 6u32..64,
+        agreement in 0f32..12.0, operations in (1u32..24, 1u32..24), compares in any::<bool>(), ends in 0u32..3,
+        seed in any::<u64>(), drafted in 1u32..=16, runs_ahead in any::<bool>(), pace_varies in any::<bool>(),
+        faults in prop_oneof![Just(0u8), Just(4u8)],
+    ) -> Case {
+        let model = |model: MockModel, max_operation_tokens| MockModel {
+            vocabulary, agreement, max_operation_tokens, end_token_ids: (0..ends).collect(), ..model
+        };
+        let models = Models {
+            base: model(MockModel::base(), operations.0),
+            expert: model(MockModel::expert(), operations.1),
+            anti_expert: compares.then(|| model(anti_expert(), operations.1)),
+        };
+        let prompt: Vec<u32> = prompt(length).into_iter().map(|id| id % vocabulary).collect();
+        let request = TokenizedRequest { sample, ..request(settings, &prompt) };
+        let pace = Pace { drafted, runs_ahead: runs_ahead && drafted > 1 };
+        Case { models, request, fate: Fate { seed, faults, pace, pace_varies } }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn any_pace_transport_and_mishap_gives_the_tokens_of_plain_decoding(case in case()) {
+        let Case { models, request, fate } = &case;
+        let plain = decode_plainly(models, request);
+        let chosen: Vec<(u32, ChosenBy)> =
+            plain.0.iter().map(|token| (token.decision.id, token.decision.chosen_by)).collect();
+        prop_assert_eq!(chosen, simulate(models, request));
+        // Who chose, p, q, what was rejected, scores: all of it.
+        let looked_ahead = decode(models, request, *fate);
+        prop_assert_eq!(looked_ahead.0, plain.0);
+        prop_assert_eq!(looked_ahead.1.is_ok(), plain.1.is_ok());
+        prop_assert_eq!(looked_ahead.1, plain.1);
+    }
+}
+
+#[test]
+fn a_round_of_k_drafts_feeds_the_base_k_tokens() {
+    let models = Models { base: MockModel::base(), expert: MockModel::expert(), anti_expert: None };
+    // Whatever the base gives mass is accepted, and it gives mass to everything.
+    let rule = RuleSettings::Cosec { tau: 0.0 };
+    let settings = Settings { base: Warp::RAW, min_tokens: 0, max_tokens: Some(60), ..settings(rule) };
+    let base = MockModel { end_token_ids: Vec::new(), ..models.base.clone() };
+    let models = Models { base, ..models };
+    for k in [2, 4, 5] {
+        let pace = Pace { drafted: k, runs_ahead: true };
+        let fate = Fate { seed: 1, faults: 0, pace, pace_varies: false };
+        let mut world = World::new(&models, &request(settings.clone(), &prompt(10)), fate);
+        let (tokens, _) = world.run();
+        assert_eq!(tokens.len(), 60);
+        // Prompt and new tokens but the last one, which nobody needs to be fed.
+        assert_eq!(world.base_tokens, 10 + 60 - 1);
+        assert_eq!(world.withdrawn, 0);
+    }
+}
+
+/// Of a false alarm in all tests of this file together.
+const FALSE_ALARM: f64 = 1e-7;
+
+/// Models whose every position has the same rows: each token of each sample is a draw from one law.
+#[test]
+fn samples_under_lookahead_follow_the_closed_form_of_every_rule() {
+    let still = |model: MockModel| MockModel {
+        remembers: false,
+        vocabulary: 12,
+        agreement: 2.0,
+        end_token_ids: Vec::new(),
+        ..model
+    };
+    let models = Models { base: still(MockModel::base()), expert: still(MockModel::expert()), anti_expert: None };
+    let rules = [
+        RuleSettings::Cosec { tau: 0.8 },
+        RuleSettings::Linear { lambda: 0.6 },
+        RuleSettings::Product { alpha: 1.5 },
+        RuleSettings::BaseOnly,
+        RuleSettings::ExpertOnly,
+    ];
+    for rule in rules {
+        let settings = Settings {
+            base: Warp::new(1.2, 1.0, 0).unwrap(),
+            expert: Warp::new(0.7, 0.9, 0).unwrap(),
+            max_tokens: Some(200),
+            ..settings(rule)
+        };
+        let law = closed_form(&models, &settings);
+        let mut counts = vec![0u32; law.len()];
+        for sample in 0..150 {
+            let request = TokenizedRequest { sample, ..request(settings.clone(), &[5, 0, 11]) };
+            let pace = Pace { drafted: 1 + sample % 8, runs_ahead: sample % 2 == 1 && sample % 8 > 0 };
+            let fate = Fate { seed: u64::from(sample), faults: 0, pace, pace_varies: false };
+            for token in decode(&models, &request, fate).0 {
+                counts[token.decision.id as usize] += 1;
+            }
+        }
+        let total = f64::from(counts.iter().sum::<u32>());
+        assert_eq!(total, 30_000.0);
+        let (mut statistic, mut bins) = (0.0, 0);
+        for (&count, &probability) in counts.iter().zip(&law) {
+            if probability == 0.0 {
+                assert_eq!(count, 0, "{rule:?} drew what has no mass");
+                continue;
+            }
+            let expected = total * probability;
+            assert!(expected >= 5.0, "{rule:?}: a bin too small for chi-square");
+            statistic += (f64::from(count) - expected).powi(2) / expected;
+            bins += 1;
+        }
+        let p = ChiSquared::new(f64::from(bins - 1)).unwrap().sf(statistic);
+        assert!(p > FALSE_ALARM / rules.len() as f64, "{rule:?}: chi-square {statistic}, p-value {p:e}");
+    }
+}
+
+/// The law of a token, written out from the rows.
+fn closed_form(models: &Models, settings: &Settings) -> Vec<f64> {
+    let (base, expert) = (models.base.row(&[]), models.expert.row(&[]));
+    let p = Distribution::warped(&base, &settings.base).unwrap();
+    let q = Distribution::warped(&expert, &settings.expert).unwrap();
+    let ids = 0..models.base.vocabulary;
+    match settings.rule {
+        RuleSettings::Cosec { tau } => {
+            let accepted = |x: u32| q.probability(x) > 0.0 && (p.probability(x) / q.probability(x)).min(1.0) > tau;
+            let rejected: f64 = ids.clone().filter(|&x| !accepted(x)).map(|x| q.probability(x)).sum();
+            assert!(rejected > 0.05 && rejected < 0.95, "{rejected} is rejected: no test of both ways");
+            let of = |x| f64::from(u8::from(accepted(x))) * q.probability(x) + rejected * p.probability(x);
+            ids.map(of).collect()
+        }
+        RuleSettings::Linear { lambda } => {
+            ids.map(|x| lambda * q.probability(x) + (1.0 - lambda) * p.probability(x)).collect()
+        }
+        RuleSettings::Product { alpha } => {
+            let logit = |x: usize| (f64::from(base[x]) + alpha * f64::from(expert[x])) / settings.base.temperature();
+            let weights: Vec<f64> = ids.map(|x| logit(x as usize).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            weights.into_iter().map(|weight| weight / total).collect()
+        }
+        RuleSettings::BaseOnly => ids.map(|x| p.probability(x)).collect(),
+        RuleSettings::ExpertOnly => ids.map(|x| q.probability(x)).collect(),
+    }
+}
+
+#[tokio::test]
+async fn over_sockets_every_setting_gives_the_same_tokens_on_every_transport() {
+    let speculations = [
+        Speculation::Off,
+        Speculation::Fixed(1),
+        Speculation::Fixed(2),
+        Speculation::Fixed(5),
+        Speculation::Fixed(16),
+        Speculation::Adaptive,
+    ];
+    let rules = [
+        RuleSettings::Cosec { tau: 0.3 },
+        RuleSettings::Linear { lambda: 0.4 },
+        RuleSettings::Product { alpha: 0.7 },
+        RuleSettings::ExpertOnly,
+    ];
+    let models = Models { base: MockModel::base(), expert: MockModel::expert(), anti_expert: None };
+    for speculation in speculations {
+        let cluster = Cluster::with(models.base.clone(), models.expert.clone(), |config| {
+            config.speculation = speculation;
+        })
+        .await;
+        for rule in rules {
+            for choice in 0..5 {
+                let settings = Settings { transport: transport(rule, false, choice), ..settings(rule) };
+                let request = TokenizedRequest { sample: choice as u32, ..request(settings, &prompt(20)) };
+                let plain = decode_plainly(&models, &request);
+                let outcome = collect(&cluster.core, request).await;
+                assert_eq!((outcome.tokens, outcome.end), plain, "{speculation}");
+            }
+        }
+        cluster.released().await;
+        let drafts = |outcome| cluster.metrics.draft_tokens.with_label_values(&["mock", "cosec", outcome]).get();
+        let (drafted, accepted, rejected) = (drafts("drafted"), drafts("accepted"), drafts("rejected"));
+        assert!(accepted > 0 && rejected > 0 && drafted >= accepted + rejected, "{drafted} {accepted} {rejected}");
+        let rollbacks = cluster.metrics.rollbacks.with_label_values(&["mock", "cosec"]).get();
+        let looks_ahead = !matches!(speculation, Speculation::Off | Speculation::Fixed(1));
+        assert_eq!(rollbacks > 0, looks_ahead, "{speculation}: {rollbacks} rollbacks");
+    }
+}
+
+#[tokio::test]
+async fn a_rejection_cancels_the_draft_on_the_worker() {
+    let cluster = Cluster::with(MockModel::base(), MockModel::expert(), |config| {
+        config.speculation = Speculation::Fixed(4);
+    })
+    .await;
+    // The expert is still at the next block when the base has judged this one.
+    cluster.expert.set_delay(std::time::Duration::from_millis(10));
+    let models = Models { base: MockModel::base(), expert: MockModel::expert(), anti_expert: None };
+    for sample in 0..4 {
+        let request = request(settings(RuleSettings::Cosec { tau: 0.3 }), &prompt(20));
+        let request = TokenizedRequest { sample, ..request };
+        let plain = decode_plainly(&models, &request);
+        assert_eq!(collect(&cluster.core, request).await.tokens, plain.0);
+    }
+    assert!(cluster.expert.cancelled() > 0);
+    assert!(cluster.metrics.withdrawn_operations.with_label_values(&["mock", "cosec"]).get() > 0);
+    cluster.released().await;
+}

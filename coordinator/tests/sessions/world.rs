@@ -1,0 +1,228 @@
+//! A session and its workers in one thread: actions complete in an order drawn from a seed, and some of them fail.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use cosec_coordinator::core::ExpertAbsent;
+use cosec_coordinator::merge::{Adjuster, Evidence, Laws, MergeError, score};
+use cosec_coordinator::request::{FinishReason, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
+use cosec_coordinator::role::Role;
+use cosec_coordinator::sampler::Draws;
+use cosec_coordinator::session::event::{Action, Event, Phase, Task};
+use cosec_coordinator::session::pace::Pace;
+use cosec_coordinator::session::plan::Plan;
+use cosec_coordinator::session::state::Session;
+use cosec_coordinator::worker_pool::operation::Operation;
+use cosec_coordinator::worker_pool::reply::{OperationError, Reply, RowView, check};
+use cosec_proto::draw::Randomness;
+use cosec_proto::worker::StepResponse;
+use cosec_proto::{ErrorCode, SessionId};
+use cosec_tests::mock_worker::{MockEngine, MockModel};
+use rand::rngs::StdRng;
+use rand::{RngCore, SeedableRng};
+
+use crate::simulation::Models;
+
+/// What a session decoded and how it ended.
+pub(crate) type Decoded = (Vec<TokenEvent>, Result<FinishReason, SessionError>);
+
+/// How the world treats a session.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fate {
+    pub(crate) seed: u64,
+    /// Of 256 operations, so many fail, and so many find the cache gone.
+    pub(crate) faults: u8,
+    /// The pace changes at random, up to this one.
+    pub(crate) pace: Pace,
+    pub(crate) pace_varies: bool,
+}
+
+/// Under way.
+enum Pending {
+    Locate(Role),
+    Send { role: Role, ticket: u64, operation: Operation },
+    Merge { position: u32, evidence: Box<[Evidence; 3]> },
+    Emit(SessionEvent),
+}
+
+pub(crate) struct World {
+    models: [MockModel; 3],
+    engines: [MockEngine; 3],
+    session: Session,
+    request: TokenizedRequest,
+    adjuster: Adjuster,
+    pending: Vec<Pending>,
+    chance: StdRng,
+    fate: Fate,
+    now: Instant,
+    /// Tokens fed to the base.
+    pub(crate) base_tokens: usize,
+    pub(crate) withdrawn: usize,
+}
+
+impl World {
+    pub(crate) fn new(models: &Models, request: &TokenizedRequest, fate: Fate) -> Self {
+        let settings = &request.settings;
+        let end_tokens = models.base.end_token_ids.clone();
+        let task = Task {
+            plan: Plan::new(settings, models.anti_expert.is_some()).unwrap(),
+            pace: fate.pace,
+            prompt: request.prompt.to_vec(),
+            max_new_tokens: request.max_new_tokens,
+            end_tokens: end_tokens.clone(),
+            prompt_scores: None,
+            expert_absent: ExpertAbsent::FailClosed,
+            deadline: settings.deadline,
+        };
+        let anti_expert = models.anti_expert.clone().unwrap_or_else(MockModel::expert);
+        let models = [models.base.clone(), models.expert.clone(), anti_expert];
+        Self {
+            engines: models.clone().map(MockEngine::new),
+            models,
+            session: Session::new(task),
+            adjuster: Adjuster::new(settings.adjustments.clone(), end_tokens, settings.min_tokens),
+            request: request.clone(),
+            pending: Vec::new(),
+            chance: StdRng::seed_from_u64(fate.seed),
+            fate,
+            now: Instant::now(),
+            base_tokens: 0,
+            withdrawn: 0,
+        }
+    }
+
+    /// Decodes until the end.
+    pub(crate) fn run(&mut self) -> Decoded {
+        let mut tokens = Vec::new();
+        let mut event = Event::Started;
+        loop {
+            for action in self.session.step(self.now, event) {
+                self.note(action);
+            }
+            assert!(!self.pending.is_empty(), "nothing is under way in {:?}", self.session.phase());
+            let at = self.chance.next_u32() as usize % self.pending.len();
+            event = match self.pending.swap_remove(at) {
+                Pending::Locate(role) => self.located(role),
+                Pending::Send { role, ticket, operation } => {
+                    Event::Answered { role, ticket, reply: self.perform(role, &operation) }
+                }
+                Pending::Merge { position, evidence } => self.merge(position, evidence),
+                Pending::Emit(SessionEvent::Token(token)) => {
+                    self.adjuster.emitted(token.decision.id);
+                    tokens.push(token);
+                    Event::Emitted
+                }
+                Pending::Emit(SessionEvent::Finished(reason)) => return (tokens, Ok(reason)),
+                Pending::Emit(SessionEvent::Failed(error)) => return (tokens, Err(error)),
+                Pending::Emit(other) => panic!("{other:?}"),
+            };
+            if self.fate.pace_varies {
+                let most = self.fate.pace.drafted;
+                let drafted = 1 + self.chance.next_u32() % most;
+                self.session.set_pace(Pace { drafted, runs_ahead: drafted > 1 && self.chance.next_u32() % 2 == 0 });
+            }
+            assert_ne!(*self.session.phase(), Phase::Finished);
+        }
+    }
+
+    fn note(&mut self, action: Action) {
+        self.pending.push(match action {
+            Action::Locate { role, .. } => Pending::Locate(role),
+            Action::Send { role, ticket, at, tokens, ask, .. } => {
+                self.base_tokens += if role == Role::Base { tokens.len() } else { 0 };
+                let operation = Operation {
+                    session: SessionId::from_wire(&[7; 16]).unwrap(),
+                    adapter: String::new(),
+                    randomness: self.randomness(),
+                    at,
+                    tokens,
+                    ask,
+                };
+                Pending::Send { role, ticket, operation }
+            }
+            Action::Merge { position, evidence } => Pending::Merge { position, evidence },
+            Action::Emit(event) => Pending::Emit(event),
+            Action::Withdraw { role, ticket } => return self.withdraw(role, ticket),
+        });
+    }
+
+    fn randomness(&self) -> Randomness {
+        Randomness { seed: self.request.settings.seed, sample: self.request.sample }
+    }
+
+    fn located(&mut self, role: Role) -> Event {
+        let fresh = self.chance.next_u32() % 2 == 0;
+        if fresh {
+            self.engines[role.index()].evict();
+        }
+        let MockModel { max_operation_tokens, vocabulary, .. } = self.models[role.index()];
+        Event::Located { role, fresh, max_operation_tokens, vocabulary }
+    }
+
+    fn perform(&mut self, role: Role, operation: &Operation) -> Result<Reply, OperationError> {
+        let engine = &self.engines[role.index()];
+        match self.chance.next_u32() as u8 {
+            lot if lot < self.fate.faults => {
+                return Err(OperationError::new(ErrorCode::Unavailable, "a fault"));
+            }
+            lot if lot < self.fate.faults.saturating_mul(2) => engine.evict(),
+            _ => {}
+        }
+        let outcome = Some(engine.perform(operation.to_wire(1, 0)));
+        let response = StepResponse { op: 1, outcome, queue_us: 0, compute_us: 0 };
+        let mut reply = check(operation, self.models[role.index()].vocabulary, response)?;
+        if let Reply::Rows(rows) = &mut reply {
+            for row in rows {
+                if let RowView::Full(logits) = row {
+                    self.adjuster.adjust(logits).unwrap();
+                }
+            }
+        }
+        Ok(reply)
+    }
+
+    /// A withdrawn operation has done nothing yet, has begun, or is done.
+    fn withdraw(&mut self, role: Role, ticket: u64) {
+        self.withdrawn += 1;
+        let is_it = |pending: &Pending| matches!(pending, Pending::Send { role: r, ticket: t, .. } if (*r, *t) == (role, ticket));
+        let at = self.pending.iter().position(is_it).expect("only what is under way is withdrawn");
+        if let Pending::Send { operation, .. } = self.pending.swap_remove(at) {
+            let request = operation.to_wire(1, 0);
+            match self.chance.next_u32() % 3 {
+                0 => {}
+                1 => self.engines[role.index()].begin(request),
+                _ => drop(self.engines[role.index()].perform(request)),
+            }
+        }
+    }
+
+    fn merge(&self, position: u32, evidence: Box<[Evidence; 3]>) -> Event {
+        let plan = self.session.plan();
+        let (laws, rule) = (Laws::new(evidence, plan.warps), plan.rule.rule());
+        let draws = Draws { randomness: self.randomness(), position };
+        match rule.decide(&laws, &draws) {
+            Ok(decision) => {
+                let alternatives = self.request.settings.logprobs;
+                let score = alternatives.map(|count| score(&rule.law(&laws).unwrap(), decision.id, count as usize));
+                Event::Decided(TokenEvent { decision, score })
+            }
+            Err(MergeError::Lacking(lacking)) => Event::Lacking { lacking, evidence: laws.into_evidence() },
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Decodes `request` in a world of that fate.
+pub(crate) fn decode(models: &Models, request: &TokenizedRequest, fate: Fate) -> Decoded {
+    World::new(models, request, fate).run()
+}
+
+/// The same, one position at a time, with whole rows and without mishaps: what everything else must give.
+pub(crate) fn decode_plainly(models: &Models, request: &TokenizedRequest) -> Decoded {
+    let settings = cosec_coordinator::request::Settings {
+        transport: cosec_coordinator::request::Transport::Full,
+        ..(*request.settings).clone()
+    };
+    let request = TokenizedRequest { settings: Arc::new(settings), ..request.clone() };
+    decode(models, &request, Fate { seed: 0, faults: 0, pace: Pace::SEQUENTIAL, pace_varies: false })
+}
