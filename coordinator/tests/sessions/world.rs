@@ -119,7 +119,8 @@ impl World {
             if self.fate.pace_varies {
                 let most = self.fate.pace.drafted;
                 let drafted = 1 + self.chance.next_u32() % most;
-                self.session.set_pace(Pace { drafted, runs_ahead: drafted > 1 && self.chance.next_u32() % 2 == 0 });
+                self.session
+                    .set_pace(Pace { drafted, runs_ahead: drafted > 1 && self.chance.next_u32().is_multiple_of(2) });
             }
             assert_ne!(*self.session.phase(), Phase::Finished);
         }
@@ -151,7 +152,7 @@ impl World {
     }
 
     fn located(&mut self, role: Role) -> Event {
-        let fresh = self.chance.next_u32() % 2 == 0;
+        let fresh = self.chance.next_u32().is_multiple_of(2);
         if fresh {
             self.engines[role.index()].evict();
         }
