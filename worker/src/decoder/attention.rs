@@ -53,7 +53,7 @@ impl<K: Kernels> Attention<K> {
             kernels.rotate(qkv, rows.count, spec.heads, layout, angles);
         }
         kernels.append(qkv, spec.heads, places, cache, layer);
-        kernels.attend(qkv, spec.heads, spec.window, places, (&*cache, layer), found);
+        kernels.attend(qkv, spec.heads, spec.windows[layer], places, (&*cache, layer), found);
         self.output.forward(kernels, rows, found, attended, scratch)
     }
 }

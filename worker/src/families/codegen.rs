@@ -10,6 +10,7 @@ use crate::loader::model_config::{ConfigError, Section};
 const GROUPS: usize = 4;
 
 pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
+    let layers = config.size("n_layer")?;
     let hidden = config.size("n_embd")?;
     let heads = heads(config, hidden, "n_head", None)?;
     if !heads.query.is_multiple_of(GROUPS) {
@@ -19,14 +20,20 @@ pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames
     if width > heads.width || !width.is_multiple_of(2) {
         return Err(config.invalid("rotary_dim", format!("an even number up to {}", heads.width)));
     }
-    let rotary = Rotary { width, pairs: Pairs::Neighbours, theta: 10_000.0, scaling: RopeScaling::Default };
+    let rotary = Rotary {
+        width,
+        pairs: Pairs::Neighbours,
+        theta: 10_000.0,
+        scaling: RopeScaling::Default,
+        attention_factor: 1.0,
+    };
     let spec = DecoderSpec {
         vocabulary: config.size("vocab_size")?,
         hidden,
-        layers: config.size("n_layer")?,
+        layers,
         context_tokens: config.size("n_positions")?,
         heads,
-        window: None,
+        windows: vec![None; layers],
         norm: NormKind::Layer,
         norm_epsilon: config.number_or("layer_norm_epsilon", 1e-5)?,
         positions: Positions::Rotary(rotary),

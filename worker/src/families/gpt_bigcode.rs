@@ -5,6 +5,7 @@ use crate::kernels::{Heads, NormKind};
 use crate::loader::model_config::{ConfigError, Section};
 
 pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
+    let layers = config.size("n_layer")?;
     let hidden = config.size("n_embd")?;
     let all = heads(config, hidden, "n_head", None)?;
     let (heads, groups) = match config.flag_or("multi_query", true)? {
@@ -14,10 +15,10 @@ pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames
     let spec = DecoderSpec {
         vocabulary: config.size("vocab_size")?,
         hidden,
-        layers: config.size("n_layer")?,
+        layers,
         context_tokens: config.size("n_positions")?,
         heads,
-        window: None,
+        windows: vec![None; layers],
         norm: NormKind::Layer,
         norm_epsilon: config.number_or("layer_norm_epsilon", 1e-5)?,
         positions: Positions::Learned,

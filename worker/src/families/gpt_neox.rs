@@ -5,16 +5,17 @@ use crate::kernels::NormKind;
 use crate::loader::model_config::{ConfigError, Section};
 
 pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
+    let layers = config.size("num_hidden_layers")?;
     let hidden = config.size("hidden_size")?;
     let heads = heads(config, hidden, "num_attention_heads", None)?;
     let attention_bias = config.flag_or("attention_bias", true)?;
     let spec = DecoderSpec {
         vocabulary: config.size("vocab_size")?,
         hidden,
-        layers: config.size("num_hidden_layers")?,
+        layers,
         context_tokens: config.size("max_position_embeddings")?,
         heads,
-        window: None,
+        windows: vec![None; layers],
         norm: NormKind::Layer,
         norm_epsilon: config.number_or("layer_norm_eps", 1e-5)?,
         positions: Positions::Rotary(rotary(config, heads.width, config.number_or("rotary_pct", 0.25)?)?),

@@ -33,15 +33,16 @@ pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames
 
 /// The spec of Llama and of the families that only differ in `biases`.
 pub(super) fn spec(config: &Section<'_>, biases: Biases) -> Result<DecoderSpec, ConfigError> {
+    let layers = config.size("num_hidden_layers")?;
     let hidden = config.size("hidden_size")?;
     let heads = heads(config, hidden, "num_attention_heads", Some("num_key_value_heads"))?;
     Ok(DecoderSpec {
         vocabulary: config.size("vocab_size")?,
         hidden,
-        layers: config.size("num_hidden_layers")?,
+        layers,
         context_tokens: config.size("max_position_embeddings")?,
         heads,
-        window: None,
+        windows: vec![None; layers],
         norm: NormKind::RootMeanSquare,
         norm_epsilon: config.number_or("rms_norm_eps", 1e-6)?,
         positions: Positions::Rotary(rotary(config, heads.width, 1.0)?),

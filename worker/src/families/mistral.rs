@@ -5,5 +5,6 @@ use crate::loader::model_config::{ConfigError, Section};
 
 pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
     let spec = llama::spec(config, Biases::default())?;
-    Ok((DecoderSpec { window: config.optional_size("sliding_window")?, ..spec }, llama::NAMES))
+    let windows = vec![config.optional_size("sliding_window")?; spec.layers];
+    Ok((DecoderSpec { windows, ..spec }, llama::NAMES))
 }

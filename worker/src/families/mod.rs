@@ -12,6 +12,7 @@ mod gpt_neox;
 mod llama;
 mod mistral;
 mod qwen2;
+mod rope;
 mod starcoder2;
 
 /// What the forward pass of a model looks like.
@@ -27,8 +28,8 @@ pub struct DecoderSpec {
     pub context_tokens: usize,
     /// Heads of attention.
     pub heads: Heads,
-    /// Keys that a query sees, itself included; `None` sees all.
-    pub window: Option<usize>,
+    /// Keys that a query sees in each layer, itself included; `None` sees all.
+    pub windows: Vec<Option<usize>>,
     /// Which normalisation.
     pub norm: NormKind,
     /// Its epsilon.
@@ -73,6 +74,8 @@ pub struct Rotary {
     pub theta: f64,
     /// Change of the frequencies for longer contexts.
     pub scaling: RopeScaling,
+    /// What queries and keys are multiplied by; 1 in most models.
+    pub attention_factor: f64,
 }
 
 /// How frequencies are changed for longer contexts.
@@ -95,6 +98,16 @@ pub enum RopeScaling {
         high_frequency_factor: f64,
         /// Context of the model before it was extended, in tokens.
         original_context: f64,
+    },
+    /// Pairs that turn less often in the original context are divided by `factor`, those that turn more often kept, a
+    /// ramp over the pairs between (Peng et al., 2023).
+    Yarn {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// Index of the last pair that is kept.
+        kept: f64,
+        /// Index of the first pair that is divided; more than `kept`.
+        divided: f64,
     },
 }
 
@@ -243,10 +256,6 @@ fn heads(config: &Section<'_>, hidden: usize, query: &str, kv: Option<&str>) -> 
 /// Reads rotary positions over `fraction` of a head, as transformers 4 and 5 write them.
 fn rotary(config: &Section<'_>, head_width: usize, fraction: f64) -> Result<Rotary, ConfigError> {
     let parameters = config.section("rope_parameters")?;
-    let scaling = match &parameters {
-        Some(parameters) => Some(parameters.clone()),
-        None => config.section("rope_scaling")?,
-    };
     let source = parameters.as_ref().unwrap_or(config);
     // GPT-NeoX's older name.
     let base = config.number_or("rotary_emb_base", 10_000.0)?;
@@ -262,34 +271,11 @@ fn rotary(config: &Section<'_>, head_width: usize, fraction: f64) -> Result<Rota
     if width == 0 || !width.is_multiple_of(2) {
         return Err(source.invalid("partial_rotary_factor", format!("an even share of {head_width} elements")));
     }
-    let scaling = scaling.map_or(Ok(RopeScaling::Default), |section| rope_scaling(&section))?;
-    Ok(Rotary { width, pairs: Pairs::Halves, theta, scaling })
-}
-
-fn rope_scaling(section: &Section<'_>) -> Result<RopeScaling, ConfigError> {
-    #[derive(Clone, Copy)]
-    enum Kind {
-        Default,
-        Linear,
-        Llama3,
-    }
-    let kinds = [("default", Kind::Default), ("linear", Kind::Linear), ("llama3", Kind::Llama3)];
-    let field = if section.has("rope_type") { "rope_type" } else { "type" };
-    Ok(match section.one_of(field, &kinds)? {
-        Kind::Default => RopeScaling::Default,
-        Kind::Linear => RopeScaling::Linear { factor: section.positive("factor")? },
-        Kind::Llama3 => {
-            let low_frequency_factor = section.positive("low_freq_factor")?;
-            let high_frequency_factor = section.positive("high_freq_factor")?;
-            if high_frequency_factor <= low_frequency_factor {
-                return Err(section.invalid("high_freq_factor", format!("more than {low_frequency_factor}")));
-            }
-            RopeScaling::Llama3 {
-                factor: section.positive("factor")?,
-                low_frequency_factor,
-                high_frequency_factor,
-                original_context: section.positive("original_max_position_embeddings")?,
-            }
-        }
-    })
+    let section = match parameters {
+        Some(parameters) => Some(parameters),
+        None => config.section("rope_scaling")?,
+    };
+    let unscaled =
+        Rotary { width, pairs: Pairs::Halves, theta, scaling: RopeScaling::Default, attention_factor: 1.0 };
+    section.map_or(Ok(unscaled.clone()), |section| rope::scaled(unscaled, config, &section))
 }

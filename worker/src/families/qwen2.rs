@@ -1,14 +1,34 @@
-//! Qwen2 (Yang et al., 2024), Qwen2.5-Coder: Llama with biases on queries, keys and values.
+//! Qwen2 (Yang et al., 2024), Qwen2.5-Coder: Llama with biases on queries, keys and values, and a window in some layers.
 
 use super::{Biases, DecoderSpec, TensorNames, llama};
 use crate::loader::model_config::{ConfigError, Section};
 
 pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
-    if config.flag_or("use_sliding_window", false)? {
-        return Err(
-            config.invalid("use_sliding_window", "false: windows in some layers only are not supported".into())
-        );
-    }
     let biases = Biases { qkv: true, ..Biases::default() };
-    Ok((llama::spec(config, biases)?, llama::NAMES))
+    let spec = llama::spec(config, biases)?;
+    let windows = windows(config, spec.layers)?;
+    Ok((DecoderSpec { windows, ..spec }, llama::NAMES))
+}
+
+/// By `layer_types`, else in all layers from `max_window_layers` on.
+fn windows(config: &Section<'_>, layers: usize) -> Result<Vec<Option<usize>>, ConfigError> {
+    let window = match config.flag_or("use_sliding_window", false)? {
+        true => config.optional_size("sliding_window")?,
+        false => None,
+    };
+    let Some(types) = config.get("layer_types") else {
+        let full = config.whole_or("max_window_layers", layers)?;
+        return Ok((0..layers).map(|layer| window.filter(|_| layer >= full)).collect());
+    };
+    let kind = |kind: &serde_json::Value| match kind.as_str() {
+        Some("full_attention") => Some(None),
+        Some("sliding_attention") => window.map(Some),
+        _ => None,
+    };
+    let windows: Option<Vec<Option<usize>>> = types.as_array().and_then(|types| types.iter().map(kind).collect());
+    windows.filter(|windows| windows.len() == layers).ok_or_else(|| {
+        let expected =
+            format!("full_attention, or sliding_attention with a sliding_window, for each of {layers} layers");
+        config.invalid("layer_types", expected)
+    })
 }

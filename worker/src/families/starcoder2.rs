@@ -5,6 +5,7 @@ use crate::kernels::NormKind;
 use crate::loader::model_config::{ConfigError, Section};
 
 pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
+    let layers = config.size("num_hidden_layers")?;
     let hidden = config.size("hidden_size")?;
     let heads = heads(config, hidden, "num_attention_heads", Some("num_key_value_heads"))?;
     let bias = config.flag_or("use_bias", true)?;
@@ -13,10 +14,10 @@ pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames
     let spec = DecoderSpec {
         vocabulary: config.size("vocab_size")?,
         hidden,
-        layers: config.size("num_hidden_layers")?,
+        layers,
         context_tokens: config.size("max_position_embeddings")?,
         heads,
-        window: config.optional_size("sliding_window")?,
+        windows: vec![config.optional_size("sliding_window")?; layers],
         norm: NormKind::Layer,
         norm_epsilon: config.number_or("norm_epsilon", 1e-5)?,
         positions: Positions::Rotary(rotary(config, heads.width, 1.0)?),

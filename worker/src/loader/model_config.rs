@@ -124,6 +124,18 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// As [`Self::size_or`], 0 included.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`].
+    pub fn whole_or(&self, field: &str, default: usize) -> Result<usize, ConfigError> {
+        match self.get(field).map(Value::as_u64) {
+            None => Ok(default),
+            Some(Some(size @ 0..=MAX_SIZE)) => Ok(size as usize),
+            Some(_) => Err(self.invalid(field, format!("an integer from 0 to {MAX_SIZE}"))),
+        }
+    }
+
     /// A finite number, with a default.
     ///
     /// # Errors

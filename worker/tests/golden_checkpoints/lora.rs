@@ -9,7 +9,7 @@ use cosec_worker::decoder::Batch;
 use cosec_worker::kernels::Place;
 use cosec_worker::kernels::reference::Reference;
 use cosec_worker::loader;
-use cosec_worker::model_runner::{BatchItem, LoadOptions, ModelRunner, NamedAdapter};
+use cosec_worker::model_runner::{BatchItem, LoadOptions, ModelRunner, NamedAdapter, Quantize};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
@@ -133,9 +133,7 @@ fn expected(checkpoint: &Path, tokens: &[u32]) -> Vec<f32> {
     let blocks: Vec<u32> = (0..10).collect();
     let places = (0..tokens.len()).map(|position| Place { position, blocks: &blocks }).collect();
     let batch = Batch { tokens: tokens.to_vec(), places, wanted: (0..tokens.len()).collect(), ..Batch::default() };
-    let mut logits = Vec::new();
-    plain.forward(&batch, &mut logits).unwrap();
-    logits
+    plain.forward(&batch).unwrap().to_vec()
 }
 
 /// All rows of one sequence, alone in its batch.
@@ -180,15 +178,19 @@ fn every_layer_of_every_family_takes_an_adapter() {
 /// Two adapters and none, in one ragged batch, chunk by chunk.
 #[test]
 fn company_under_other_adapters_changes_no_bit() {
-    for name in ALL {
+    let cases = ALL.into_iter().map(|name| (name, None));
+    for (name, quantize) in
+        cases.chain([("llama-linear-rope", Some(Quantize::Q8_0)), ("codegen", Some(Quantize::Q8_0))])
+    {
         let seed: u64 = rand::random();
         let rng = &mut StdRng::seed_from_u64(seed);
         let modules = modules(&weights(name));
         let drawn = [draw(&modules, rng), draw(&modules[..modules.len() / 2], rng)];
         let lora = drawn.iter().zip(["a", "b"]).map(|(drawn, name)| named(name, drawn.directory.path())).collect();
-        let beside = LoadOptions { lora, ..options(60, 4) };
+        let options = LoadOptions { quantize, ..options(60, 4) };
+        let beside = LoadOptions { lora, ..options.clone() };
         let mut model = ModelRunner::load(&golden(name), &beside).unwrap();
-        let mut plain = ModelRunner::load(&golden(name), &options(60, 4)).unwrap();
+        let mut plain = ModelRunner::load(&golden(name), &options).unwrap();
         let sequences: Vec<(Vec<u32>, Option<usize>)> = [None, Some(1), Some(0), None, Some(1), Some(0)]
             .into_iter()
             .map(|adapter| (tokens(rng.random_range(9..30), rng), adapter))
@@ -214,7 +216,10 @@ fn company_under_other_adapters_changes_no_bit() {
         }
         for ((tokens, adapter), found) in sequences.iter().zip(&found) {
             let model = if adapter.is_some() { &mut model } else { &mut plain };
-            assert!(*found == alone(model, tokens, *adapter), "{name}, {adapter:?}, seed {seed}: bits differ");
+            assert!(
+                *found == alone(model, tokens, *adapter),
+                "{name}, {quantize:?}, {adapter:?}, seed {seed}: bits differ"
+            );
         }
     }
 }

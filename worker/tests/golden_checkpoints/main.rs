@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use cosec_worker::model_runner::{DtypeChoice, KvDtype, LoadOptions};
 
-/// One of every family, and every way of storing queries, keys and values.
-pub(crate) const ALL: [&str; 10] = [
+/// One of every family and every way of storing queries, keys and values; then scaled rotary embeddings and windows.
+pub(crate) const ALL: [&str; 15] = [
     "llama-linear-rope",
     "llama-linear-rope-bf16",
     "llama-gqa-tied",
@@ -25,7 +25,15 @@ pub(crate) const ALL: [&str; 10] = [
     "gpt_neox",
     "gpt_bigcode-mqa",
     "gpt_bigcode-mha",
+    "llama-yarn",
+    "qwen2-yarn-mscale",
+    "qwen2-window",
+    "mistral-window",
+    "starcoder2-window",
 ];
+
+/// How many of [`ALL`] come before the small ones, in which rounding is lost among few numbers.
+pub(crate) const FAMILIES: usize = 10;
 
 pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/checkpoints").join(name)

@@ -69,11 +69,29 @@ fn config_fields_are_checked() {
     check_config("llama-gqa-tied", "model_type", Value::Null, &["model_type is missing"]);
     check_config("llama-gqa-tied", "rope_theta", json!(-1), &["rope_theta is -1", "above 0"]);
     check_config("llama-gqa-tied", "eos_token_id", json!([2, -1]), &["eos_token_id", "token id"]);
-    check_config("llama-linear-rope", "rope_scaling", json!({"type": "yarn"}), &["rope_scaling.type", "linear"]);
+    check_config("llama-linear-rope", "rope_scaling", json!({"type": "longrope"}), &["rope_scaling.type", "linear"]);
+    let yarn = |field: &str, value: Value, part: &str| {
+        let mut scaling = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+        scaling[field] = value;
+        check_config("llama-linear-rope", "rope_scaling", scaling, &[&format!("rope_scaling.{field}"), part]);
+    };
+    yarn("factor", json!(0), "above 0");
+    yarn("beta_fast", json!(0.5), "at least beta_slow");
+    yarn("attention_factor", json!(-1), "above 0");
+    yarn("original_max_position_embeddings", json!("long"), "an integer");
+    let dynamic = json!({"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 64});
+    check_config(
+        "llama-linear-rope",
+        "rope_scaling",
+        dynamic,
+        &["original_max_position_embeddings is 64", "dynamic"],
+    );
     check_config("llama-linear-rope", "rope_scaling", json!({"type": "linear"}), &["rope_scaling.factor is missing"]);
     check_config("codegen", "n_head", json!(2), &["n_head is 2", "multiple of 4"]);
     check_config("codegen", "rotary_dim", json!(3), &["rotary_dim is 3", "even"]);
-    check_config("qwen2", "use_sliding_window", json!(true), &["use_sliding_window is true"]);
+    check_config("qwen2-window", "max_window_layers", json!(-1), &["max_window_layers is -1", "from 0"]);
+    check_config("qwen2-window", "layer_types", json!(["full_attention"]), &["layer_types", "each of 3 layers"]);
+    check_config("qwen2", "layer_types", json!(["full_attention", "sliding_attention"]), &["layer_types"]);
 }
 
 #[test]
