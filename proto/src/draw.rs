@@ -118,12 +118,17 @@ impl Distribution {
         }
         // Subtracting first keeps tiny temperatures finite: the arg max stays at 0, all else goes to -inf.
         let weight = |logit: f32| ((f64::from(logit) - f64::from(max)) / warp.temperature).exp();
-        let mut support: Vec<(u32, f64)> =
-            (0u32..).zip(logits).map(|(id, &logit)| (id, weight(logit))).filter(|&(_, w)| w > 0.0).collect();
-        keep_top_k(&mut support, warp.top_k as usize);
-        keep_top_p(&mut support, warp.top_p);
-        let total: f64 = support.iter().map(|&(_, w)| w).sum();
-        let (ids, probabilities) = support.into_iter().map(|(id, w)| (id, w / total)).unzip();
+        let weights = (0u32..).zip(logits).map(|(id, &logit)| (id, weight(logit))).filter(|&(_, w)| w > 0.0);
+        let (ids, mut probabilities): (Vec<u32>, Vec<f64>) = if warp.top_k == 0 && warp.top_p >= 1.0 {
+            weights.unzip()
+        } else {
+            let mut support: Vec<(u32, f64)> = weights.collect();
+            keep_top_k(&mut support, warp.top_k as usize);
+            keep_top_p(&mut support, warp.top_p);
+            support.into_iter().unzip()
+        };
+        let total: f64 = probabilities.iter().sum();
+        probabilities.iter_mut().for_each(|p| *p /= total);
         Ok(Self { ids, probabilities, log_normaliser: f64::from(max) / warp.temperature + total.ln() })
     }
 
@@ -227,6 +232,9 @@ fn keep_top_k(support: &mut Vec<(u32, f64)>, k: usize) {
     support.retain(|&(_, w)| w >= smallest_kept);
 }
 
+/// Far more than what rounding adds up to in the cumulative sums of [`keep_top_p`].
+const ROUNDING: f64 = 1e-9;
+
 /// See [`Warp`]. Walks from the most probable token down, which is the ascending rule read backwards: a token stays
 /// while the mass at and below it is more than `1 - top_p`.
 fn keep_top_p(support: &mut Vec<(u32, f64)>, top_p: f64) {
@@ -234,6 +242,12 @@ fn keep_top_p(support: &mut Vec<(u32, f64)>, top_p: f64) {
         return;
     }
     let total: f64 = support.iter().map(|&(_, w)| w).sum();
+    let spare = 1.0 - top_p;
+    if spare > ROUNDING {
+        // Together these weigh at most half of what is left out: nobody needs to sort them.
+        let least = 0.5 * spare * total / support.len() as f64;
+        support.retain(|&(_, w)| w >= least);
+    }
     // Higher ids first among equals: the ascending rule drops the lower ones first.
     let descending = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(b.0.cmp(&a.0));
     let mut sorted = 0;
