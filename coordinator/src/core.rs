@@ -26,6 +26,7 @@ use crate::session::plan::Plan;
 use crate::session::speculation::{MOST_DRAFTED, Speculation};
 use crate::session::{Driver, Opening, Pacers};
 use crate::worker_pool::reply::OperationError;
+use crate::worker_pool::tokenizers::{Owner, Tokenizer};
 use crate::worker_pool::{Able, PoolConfig, WorkerPool};
 
 /// Settings of sessions and of the workers behind them.
@@ -481,9 +482,9 @@ fn adapters(models: &[ModelConfig]) -> HashMap<(String, Role), String> {
     models.iter().flat_map(|model| Role::ALL.into_iter().filter_map(move |role| of(model, role))).collect()
 }
 
-/// Fingerprints of the tokenizers of those models that have one here.
-fn tokenizers(models: &[ModelConfig]) -> Result<HashMap<String, String>, StartError> {
-    let mut fingerprints = HashMap::new();
+/// The tokenizers of those models that have one here.
+fn tokenizers(models: &[ModelConfig]) -> Result<HashMap<String, Tokenizer>, StartError> {
+    let mut tokenizers = HashMap::new();
     for model in models {
         let path = model.tokenizer.join("tokenizer.json");
         let fail = |cause: String| StartError::Tokenizer { path: path.clone(), cause };
@@ -493,9 +494,9 @@ fn tokenizers(models: &[ModelConfig]) -> Result<HashMap<String, String>, StartEr
             Err(error) => return Err(fail(error.to_string())),
         };
         let fingerprint = tokenizer_fingerprint::fingerprint(&json).map_err(|error| fail(error.to_string()))?;
-        fingerprints.insert(model.name.clone(), fingerprint);
+        tokenizers.insert(model.name.clone(), Tokenizer { fingerprint, owner: Owner::Coordinator(path) });
     }
-    Ok(fingerprints)
+    Ok(tokenizers)
 }
 
 /// Events of one session, in order; ends after `Finished` or `Failed`.

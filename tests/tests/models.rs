@@ -148,3 +148,110 @@ async fn an_adapter_that_no_worker_has_is_named() {
     let refused = readiness(&http, |_, text| text.contains("adapter")).await;
     assert!(refused.contains("it has no adapter \\\"java\\\"; it has sql"), "{refused}");
 }
+
+/// A copy of the demo expert with another tokenizer or more rows.
+fn expert_copy(directory: &Path) {
+    fs::create_dir(directory).unwrap();
+    for file in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(demo("expert").join(file), directory.join(file)).unwrap();
+    }
+}
+
+fn edit_json(file: &Path, edit: impl FnOnce(&mut Value)) {
+    let mut json: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    edit(&mut json);
+    fs::write(file, json.to_string()).unwrap();
+}
+
+/// Adds rows to the vocabulary that are as probable as the first ones: a draft often stands beyond the base's row.
+fn pad(directory: &Path, padding: usize) {
+    edit_json(&directory.join("config.json"), |config| config["vocab_size"] = (VOCABULARY + padding).into());
+    let file = directory.join("model.safetensors");
+    let bytes = fs::read(&file).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Map<String, Value> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let data = &bytes[8 + length..];
+    let (mut padded, mut out) = (serde_json::Map::new(), Vec::<u8>::new());
+    for (name, tensor) in header.into_iter().filter(|(name, _)| name != "__metadata__") {
+        let offset = |index: usize| tensor["data_offsets"][index].as_u64().unwrap() as usize;
+        let (begin, mut tensor) = (out.len(), tensor.clone());
+        out.extend(&data[offset(0)..offset(1)]);
+        if name.contains("embed_tokens") {
+            let row = (offset(1) - offset(0)) / VOCABULARY;
+            out.extend(&data[offset(0)..offset(0) + padding * row]);
+            tensor["shape"][0] = (VOCABULARY + padding).into();
+        }
+        tensor["data_offsets"] = json!([begin, out.len()]);
+        padded.insert(name, tensor);
+    }
+    let header = Value::Object(padded).to_string();
+    let mut file_bytes = (header.len() as u64).to_le_bytes().to_vec();
+    file_bytes.extend(header.as_bytes());
+    file_bytes.extend(out);
+    fs::write(file, file_bytes).unwrap();
+}
+
+/// Rows of the demo pair.
+const VOCABULARY: usize = 4096;
+
+/// As 151,936 and 152,064 rows of one family: the same tokenizer, rows of different lengths.
+#[tokio::test]
+async fn padded_vocabularies_pair() {
+    let folder = TempDir::new().unwrap();
+    let logs = folder.path();
+    let padded = logs.join("padded");
+    expert_copy(&padded);
+    pad(&padded, 1000);
+    let (_base, base) = worker("base", "base", &demo("base"), &[], logs).await;
+    let (_expert, expert) = worker("expert", "expert", &padded, &[], logs).await;
+    let config = format!("[core]\nspeculation = \"off\"\n{}", model("padded", &base, &expert, ""));
+    let (_coordinator, http) = coordinator(&config, logs).await;
+    readiness(&http, |status, _| status.is_success()).await;
+    let mut refused_drafts = 0;
+    for seed in 0..4 {
+        for transport in ["auto", "nucleus", "full"] {
+            let cosec = json!({"report": true, "transport": transport});
+            let body = json!({"model": "padded", "prompt": PROMPT, "seed": seed, "max_tokens": 24, "temperature": 1, "cosec": cosec});
+            let answer = reqwest::Client::new().post(format!("{http}/v1/completions")).json(&body).send().await;
+            let answer: Value = answer.unwrap().json().await.unwrap();
+            assert!(answer["choices"][0]["text"].as_str().is_some_and(|text| !text.is_empty()), "{answer}");
+            let tokens = answer["choices"][0]["cosec"]["report"].as_array();
+            for token in tokens.unwrap_or_else(|| panic!("{answer}")) {
+                assert!(token["id"].as_u64().unwrap() < VOCABULARY as u64, "{token}");
+                refused_drafts +=
+                    u32::from(token["rejected"]["id"].as_u64().is_some_and(|id| id >= VOCABULARY as u64));
+            }
+        }
+    }
+    assert!(refused_drafts > 0, "no draft stood beyond the shorter row");
+}
+
+#[tokio::test]
+async fn what_differs_in_two_tokenizers_is_named() {
+    let folder = TempDir::new().unwrap();
+    let logs = folder.path();
+    let other = logs.join("other");
+    expert_copy(&other);
+    edit_json(&other.join("tokenizer.json"), |tokenizer| {
+        let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        let token = |id: u64| vocabulary.iter().find(|(_, value)| value.as_u64() == Some(id)).unwrap().0.clone();
+        let [one, two] = [token(300), token(301)];
+        vocabulary.insert(one, 301.into());
+        vocabulary.insert(two, 300.into());
+        tokenizer["model"]["merges"].as_array_mut().unwrap().pop();
+    });
+    let (_base, base) = worker("base", "base", &demo("base"), &[], logs).await;
+    let (_expert, expert) = worker("expert", "expert", &other, &[], logs).await;
+    let (_coordinator, http) = coordinator(&model("odd", &base, &expert, ""), logs).await;
+    let refused = readiness(&http, |_, text| text.contains("differ")).await;
+    for part in
+        ["2 token ids differ: 300 is", "301 is", "1 merges differ", "absent in its own", "coordinator's tokenizer"]
+    {
+        assert!(refused.contains(part), "{refused}");
+    }
+    // The request is refused with the same words.
+    let body = json!({"model": "odd", "prompt": PROMPT, "max_tokens": 1});
+    let answer = reqwest::Client::new().post(format!("{http}/v1/completions")).json(&body).send().await.unwrap();
+    let (status, text) = (answer.status(), answer.text().await.unwrap());
+    assert!(!status.is_success() && text.contains("2 token ids differ"), "{status}: {text}");
+}

@@ -140,6 +140,7 @@ impl EncodeError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postprocess::detokenizer::{Decoder, Detokenizer};
     use crate::postprocess::samples;
 
     #[test]
@@ -150,6 +151,43 @@ mod tests {
         assert_eq!(ids, [4299, 751, 7, 64, 11, 275, 2599]);
         let special = encoder.encode(&Prompt::Text("a<|endoftext|>".to_owned()), None).unwrap();
         assert_eq!(special.last(), Some(&50256), "the tokenizer's default is kept");
+    }
+
+    /// Ids as Hugging Face's Python library gives them; spaces and tabs in runs are added tokens, from 50257 on.
+    #[test]
+    fn prompts_survive_the_way_there_and_back() {
+        let encoder = PromptEncoder::load(&samples::codegen_directory()).unwrap();
+        let decoder = Arc::new(Decoder::of(encoder.tokenizer().clone()).unwrap());
+        let check = |text: &str, expected: &[u32]| {
+            let ids = encoder.encode(&Prompt::Text(text.to_owned()), None).unwrap();
+            assert_eq!(ids, expected, "{text:?}");
+            let mut detokenizer = Detokenizer::new(decoder.clone());
+            let streamed: String = ids.iter().map(|&id| detokenizer.push(id)).collect();
+            assert_eq!(streamed + &detokenizer.finish(), encoder.tokenizer().decode(&ids, true).unwrap());
+            // A special token is an id and no text.
+            assert_eq!(encoder.tokenizer().decode(&ids, false).unwrap(), text);
+        };
+        check(
+            "def find(conn, name):\n        cur = conn.cursor()\n        cur.execute(",
+            &[
+                4299, 1064, 7, 37043, 11, 1438, 2599, 198, 50280, 22019, 796, 48260, 13, 66, 21471, 3419, 198, 50280,
+                22019, 13, 41049, 7,
+            ],
+        );
+        check(
+            "static int copy(char *to, const char *from)\n{\n\t\tsize_t n = strlen(from);\n",
+            &[
+                12708, 493, 4866, 7, 10641, 1635, 1462, 11, 1500, 1149, 1635, 6738, 8, 198, 90, 198, 50294, 7857, 62,
+                83, 299, 796, 965, 11925, 7, 6738, 1776, 198,
+            ],
+        );
+        check(
+            "# naïve café → 日本 🦀<|endoftext|>    print('ok')\n",
+            &[
+                2, 41492, 40304, 15168, 10545, 245, 98, 17312, 105, 12520, 99, 222, 50256, 50284, 4798, 10786, 482,
+                11537, 198,
+            ],
+        );
     }
 
     #[test]

@@ -6,17 +6,11 @@ use crate::role::Role;
 
 /// Holds a worker against its place in a model.
 ///
-/// `tokenizer` is the fingerprint that all workers of the model must have, where it is known; `adapter` the one that
-/// sessions apply.
+/// `adapter` is the one that sessions apply.
 ///
 /// # Errors
 /// Says what does not match.
-pub(super) fn check(
-    role: Role,
-    tokenizer: Option<&str>,
-    adapter: Option<&str>,
-    description: &DescribeResponse,
-) -> Result<(), String> {
+pub(super) fn check(role: Role, adapter: Option<&str>, description: &DescribeResponse) -> Result<(), String> {
     let hosts = description.role();
     let fits = match role {
         Role::Base => hosts == WireRole::Base,
@@ -27,14 +21,7 @@ pub(super) fn check(
     if !fits {
         return Err(format!("it is configured as {} and hosts a model as {}", role.name(), hosts.as_str_name()));
     }
-    fingerprint(description, adapter)?;
-    match tokenizer {
-        Some(expected) if expected != description.tokenizer_fingerprint => Err(format!(
-            "its tokenizer ({}) is not that of the model ({expected})",
-            description.tokenizer_fingerprint
-        )),
-        _ => Ok(()),
-    }
+    fingerprint(description, adapter).map(|_| ())
 }
 
 /// Fingerprint of what sessions under `adapter` compute with. An adapter's content counts, not its name: sessions move
@@ -69,7 +56,7 @@ mod tests {
         let fingerprint = |adapter| fingerprint(&description, adapter);
         assert_eq!([None, Some("sql"), Some("c")].map(fingerprint), [Ok("0"), Ok("1"), Ok("2")]);
         assert_eq!(fingerprint(Some("java")), Err("it has no adapter \"java\"; it has sql, c".to_owned()));
-        let check = |adapter| check(Role::Expert, None, adapter, &description);
+        let check = |adapter| check(Role::Expert, adapter, &description);
         assert_eq!(check(Some("c")), Ok(()));
         assert!(check(Some("java")).is_err());
     }

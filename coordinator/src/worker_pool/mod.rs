@@ -5,6 +5,7 @@ mod matching;
 pub mod operation;
 pub mod reply;
 mod seat;
+pub mod tokenizers;
 mod worker;
 
 use std::collections::HashMap;
@@ -25,6 +26,7 @@ use crate::router::least_load;
 use crate::session::metrics::SessionMetrics;
 use operation::Operation;
 use reply::OperationError;
+use tokenizers::{Comparisons, Owner, Tokenizer};
 use worker::{Keeper, State};
 
 pub use seat::Seat;
@@ -33,8 +35,8 @@ pub use worker::Worker;
 /// What the pool is told at its start.
 #[derive(Clone, Debug)]
 pub struct PoolConfig {
-    /// Fingerprint of the coordinator's own tokenizer by model, where it has one.
-    pub tokenizers: HashMap<String, String>,
+    /// The coordinator's own tokenizer by model, where it has one.
+    pub tokenizers: HashMap<String, Tokenizer>,
     /// Name of the adapter that sessions apply by model and role, where there is one.
     pub adapters: HashMap<(String, Role), String>,
     /// For one operation.
@@ -53,6 +55,7 @@ pub struct WorkerPool {
     /// In the order of the membership.
     workers: RwLock<Vec<Connected>>,
     changed: Arc<watch::Sender<()>>,
+    comparisons: Arc<Comparisons>,
 }
 
 struct Connected {
@@ -93,7 +96,8 @@ impl WorkerPool {
         shutdown: CancellationToken,
     ) -> Arc<Self> {
         let (workers, changed) = (RwLock::default(), Arc::new(watch::Sender::new(())));
-        let pool = Arc::new(Self { config, metrics, tracker, runtime, shutdown, workers, changed });
+        let comparisons = Comparisons::new(tracker.clone(), runtime.clone(), shutdown.clone(), Arc::clone(&changed));
+        let pool = Arc::new(Self { config, metrics, tracker, runtime, shutdown, workers, changed, comparisons });
         let mut members = discovery.members();
         pool.reconcile(&members.borrow_and_update());
         let following = Arc::clone(&pool);
@@ -174,7 +178,7 @@ impl WorkerPool {
                 State::Down(why) => why,
                 State::Up { serving: false, .. } => "it says that it does not serve now".to_owned(),
                 State::Up { description, .. } => {
-                    match matching::check(role, tokenizer.as_deref(), adapter, &description) {
+                    match self.matches(role, tokenizer.as_ref(), adapter, &worker, &description) {
                         Ok(()) => {
                             able.push(Able { worker, description });
                             continue;
@@ -204,11 +208,24 @@ impl WorkerPool {
         self.config.adapters.get(&(model.to_owned(), role)).map(String::as_str)
     }
 
+    /// Holds a worker against its place in a model.
+    fn matches(
+        &self,
+        role: Role,
+        tokenizer: Option<&Tokenizer>,
+        adapter: Option<&str>,
+        worker: &Worker,
+        description: &DescribeResponse,
+    ) -> Result<(), String> {
+        matching::check(role, adapter, description)?;
+        self.comparisons.check(tokenizer, &tokenizer_of(worker, description))
+    }
+
     /// The tokenizer that all workers of a model must have: the coordinator's, else the first connected base's.
-    fn tokenizer(&self, model: &str) -> Option<String> {
+    fn tokenizer(&self, model: &str) -> Option<Tokenizer> {
         self.config.tokenizers.get(model).cloned().or_else(|| {
             self.of(model, Role::Base).iter().find_map(|worker| match &*worker.state.borrow() {
-                State::Up { description, .. } => Some(description.tokenizer_fingerprint.clone()),
+                State::Up { description, .. } => Some(tokenizer_of(worker, description)),
                 State::Down(_) => None,
             })
         })
@@ -267,4 +284,9 @@ impl WorkerPool {
     pub fn step_deadline(&self) -> Duration {
         self.config.step_deadline
     }
+}
+
+fn tokenizer_of(worker: &Worker, description: &DescribeResponse) -> Tokenizer {
+    let owner = Owner::Worker(worker.member.address.clone());
+    Tokenizer { fingerprint: description.tokenizer_fingerprint.clone(), owner }
 }

@@ -1,0 +1,148 @@
+//! Holds the tokenizers of workers against the one that their model must have, and finds out in what they differ.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cosec_proto::tokenizer_fingerprint::Content;
+use cosec_proto::transport;
+use cosec_proto::worker::TokenizerRequest;
+use cosec_proto::worker::worker_client::WorkerClient;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Largest tokenizer.json that is compared, in bytes.
+const MAX_BYTES: usize = 64 << 20;
+
+/// For the content of two tokenizers.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Comparisons that are remembered; beyond them fingerprints must do.
+const MAX_COMPARISONS: usize = 64;
+
+/// A tokenizer by its fingerprint, and where its content is.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    /// Over its content.
+    pub fingerprint: String,
+    /// Who has it.
+    pub owner: Owner,
+}
+
+/// Who has a tokenizer.
+#[derive(Clone, Debug)]
+pub enum Owner {
+    /// The coordinator, in this tokenizer.json.
+    Coordinator(PathBuf),
+    /// The worker at this address.
+    Worker(String),
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Coordinator(_) => write!(f, "the coordinator's tokenizer"),
+            Self::Worker(address) => write!(f, "that of the worker at {address}"),
+        }
+    }
+}
+
+/// In what tokenizers differ, found out in the background and remembered.
+pub(super) struct Comparisons {
+    /// By both fingerprints; `None` while it is being found out.
+    known: Mutex<HashMap<[String; 2], Option<String>>>,
+    tracker: TaskTracker,
+    runtime: Handle,
+    shutdown: CancellationToken,
+    /// Told when something was found out.
+    changed: Arc<watch::Sender<()>>,
+}
+
+impl Comparisons {
+    pub(super) fn new(
+        tracker: TaskTracker,
+        runtime: Handle,
+        shutdown: CancellationToken,
+        changed: Arc<watch::Sender<()>>,
+    ) -> Arc<Self> {
+        Arc::new(Self { known: Mutex::default(), tracker, runtime, shutdown, changed })
+    }
+
+    /// Checks that the tokenizer `found` is the one that is `expected`, where that is known.
+    ///
+    /// # Errors
+    /// Says in what they differ, as soon as that has been found out; which begins with the first call.
+    pub(super) fn check(self: &Arc<Self>, expected: Option<&Tokenizer>, found: &Tokenizer) -> Result<(), String> {
+        let Some(expected) = expected.filter(|expected| expected.fingerprint != found.fingerprint) else {
+            return Ok(());
+        };
+        let what =
+            format!("its tokenizer ({}) is not that of the model ({})", found.fingerprint, expected.fingerprint);
+        let pair = [expected.fingerprint.clone(), found.fingerprint.clone()];
+        // A map of strings is valid whatever a panicking holder left.
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.get(&pair) {
+            Some(Some(differences)) => return Err(format!("{what}: {differences}")),
+            Some(None) => {}
+            None if known.len() >= MAX_COMPARISONS => {}
+            None => {
+                known.insert(pair.clone(), None);
+                let compare = Arc::clone(self).compare(pair, expected.owner.clone(), found.owner.clone());
+                self.tracker.spawn_on(compare, &self.runtime);
+            }
+        }
+        Err(what)
+    }
+
+    async fn compare(self: Arc<Self>, pair: [String; 2], expected: Owner, found: Owner) {
+        let compared = tokio::select! {
+            compared = tokio::time::timeout(DEADLINE, differences(&expected, &found)) => compared,
+            () = self.shutdown.cancelled() => return,
+        };
+        let text = match compared {
+            Ok(Ok(differences)) => differences,
+            Ok(Err(why)) => format!("they could not be compared: {why}"),
+            Err(_) => format!("they could not be compared within {DEADLINE:?}"),
+        };
+        tracing::warn!(expected = %expected, found = %found, "tokenizers differ: {text}");
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(pair, Some(text));
+        self.changed.send_replace(());
+    }
+}
+
+async fn differences(expected: &Owner, found: &Owner) -> Result<String, String> {
+    let (ours, theirs) = tokio::try_join!(content(expected), content(found))?;
+    let names = [expected.to_string(), "its own".to_owned()];
+    let compare = move || {
+        let parse = |json: &[u8]| Content::parse(json).map_err(|error| error.to_string());
+        let differences = parse(&ours)?.differences(&parse(&theirs)?, names.each_ref().map(String::as_str));
+        differences.ok_or_else(|| "they have become the same".to_owned())
+    };
+    tokio::task::spawn_blocking(compare).await.map_err(|error| error.to_string())?
+}
+
+/// A tokenizer.json.
+async fn content(owner: &Owner) -> Result<Vec<u8>, String> {
+    let address = match owner {
+        Owner::Coordinator(path) => {
+            return tokio::fs::read(path).await.map_err(|error| format!("{}: {error}", path.display()));
+        }
+        Owner::Worker(address) => address,
+    };
+    let refused = |status: tonic::Status| format!("{address}: {}", status.message());
+    let channel = transport::channel(address).map_err(|error| error.to_string())?;
+    let mut client = WorkerClient::new(channel).max_decoding_message_size(transport::MAX_MESSAGE_BYTES);
+    let mut pieces = client.tokenizer(TokenizerRequest {}).await.map_err(refused)?.into_inner();
+    let mut content = Vec::new();
+    while let Some(piece) = pieces.message().await.map_err(refused)? {
+        if content.len() + piece.piece.len() > MAX_BYTES {
+            return Err(format!("{address}: its tokenizer.json has more than {MAX_BYTES} bytes"));
+        }
+        content.extend(piece.piece);
+    }
+    Ok(content)
+}
