@@ -22,7 +22,8 @@ fn fast_kernels_agree_with_plain_ones() {
         let (mut plain, _) = loader::load(&golden(name), &options(10, 4), Reference).unwrap();
         let places = (0..40).map(|position| Place { position, blocks: &blocks }).collect();
         let batch = Batch { tokens: tokens.clone(), places, wanted: (0..40).collect(), ..Batch::default() };
-        let expected = plain.forward(&batch).unwrap();
+        let mut expected = Vec::new();
+        plain.forward(&batch, &mut expected).unwrap();
         let mut fast = ModelRunner::load(&golden(name), &options(10, 4)).unwrap();
         let item = BatchItem { tokens: &tokens, start: 0, blocks: &blocks, rows: 0..40, adapter: None };
         let logits = fast.forward(&[item]).unwrap();
