@@ -439,6 +439,11 @@ mod tests {
             check(&format!("listen = {address:?}"), &flags(), Err("it must be HOST:PORT"));
         }
         check("metrics_listen = \"nowhere\"", &flags(), Err("metrics_listen is"));
+        for quantize in ["q8_0", "q4_k"] {
+            check(&format!("quantize = {quantize:?}\nkv_dtype = \"f16\""), &flags(), Ok(()));
+        }
+        check("quantize = \"q2_k\"", &flags(), Err("q2_k"));
+        check("kv_dtype = \"f64\"", &flags(), Err("f64"));
         let missing = Flags { config: Some("no/such/file.toml".into()), ..flags() };
         assert_eq!(Config::load(&missing), Err(ConfigError::NoFile("no/such/file.toml".into())));
     }

@@ -3,11 +3,15 @@
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::LoadError;
 use super::lora::Factors;
 use super::tensor_files::{Encoding, Rows};
 use crate::kernels::{Kernels, WeightFormat, quantise};
+
+/// Rows that one thread quantises before it takes others.
+const ROWS_AT_A_TIME: usize = 32;
 
 /// Weights `[outputs, inputs]` in the bytes of their format: row by row, each in whole blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +67,7 @@ impl HostMatrix {
                 .and_then(|all| all.to_vec1::<f16>())
                 .map(|all| bytes.extend(all.into_iter().flat_map(f16::to_le_bytes))),
             WeightFormat::Q8_0 | WeightFormat::Q4K => {
-                bytes.extend(quantise(floats, self.format)?);
+                bytes.extend(quantised(floats, self.format)?);
                 Ok(())
             }
         };
@@ -126,6 +130,19 @@ impl Factors {
     }
 }
 
+/// The blocks of rows of floats, by all threads: searching for the best scales takes longer than reading.
+fn quantised(floats: &Tensor, format: WeightFormat) -> Result<Vec<u8>, LoadError> {
+    let rows = floats.dims()[0];
+    let firsts: Vec<usize> = (0..rows).step_by(ROWS_AT_A_TIME).collect();
+    let some = |&first: &usize| {
+        let piece = floats.narrow(0, first, ROWS_AT_A_TIME.min(rows - first));
+        // A copy: candle quantises what a view's storage begins with, wherever the view does.
+        let piece = piece.and_then(|piece| piece.force_contiguous()).map_err(LoadError::Convert)?;
+        Ok::<_, LoadError>(quantise(&piece, format)?)
+    };
+    Ok(firsts.par_iter().map(some).collect::<Result<Vec<_>, _>>()?.concat())
+}
+
 /// How a file stores rows that need no conversion.
 fn encoding(format: WeightFormat) -> Encoding {
     match format {
@@ -141,4 +158,60 @@ fn encoding(format: WeightFormat) -> Encoding {
 pub(super) fn row_bytes(format: WeightFormat, inputs: usize) -> usize {
     let (weights, bytes) = format.block();
     inputs.div_ceil(weights).saturating_mul(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::QTensor;
+
+    use super::super::tensor_files::dequantise;
+    use super::*;
+
+    const SHAPE: [usize; 2] = [3, 256];
+
+    /// A matrix as a file stores it in `dtype`.
+    fn stored(dtype: GgmlDType) -> Vec<u8> {
+        let floats = Tensor::randn(0f32, 1.0, &SHAPE, &Device::Cpu).unwrap();
+        QTensor::quantize(&floats, dtype).unwrap().data().unwrap().into_owned()
+    }
+
+    fn read(format: WeightFormat, dtype: GgmlDType, bytes: &[u8]) -> HostMatrix {
+        let mut matrix = HostMatrix::new(format, SHAPE);
+        let rows = Rows { range: 0..SHAPE[0], width: SHAPE[1], encoding: &Encoding::Blocks(dtype), bytes };
+        matrix.append(&rows, None).unwrap();
+        matrix
+    }
+
+    /// Largest difference of the numbers in a matrix of Q8_0 from the first of those in `bytes`.
+    fn difference(matrix: &HostMatrix, dtype: GgmlDType, bytes: &[u8]) -> f32 {
+        let found = dequantise(GgmlDType::Q8_0, matrix.shape, &matrix.bytes).unwrap().narrow(0, 0, SHAPE[0]).unwrap();
+        let expected = dequantise(dtype, SHAPE, bytes).unwrap();
+        (found - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn blocks_are_kept_or_become_q8_0() {
+        let bytes = stored(GgmlDType::Q4K);
+        assert_eq!(read(WeightFormat::Q4K, GgmlDType::Q4K, &bytes).bytes, bytes);
+        for dtype in [GgmlDType::Q6K, GgmlDType::Q5K, GgmlDType::Q3K, GgmlDType::Q2K, GgmlDType::Q5_0] {
+            let bytes = stored(dtype);
+            let matrix = read(WeightFormat::Q8_0, dtype, &bytes);
+            // Half a step of 127 to the largest number there can be.
+            assert!(difference(&matrix, dtype, &bytes) < 6.0 / 127.0 / 2.0, "{dtype:?}");
+        }
+    }
+
+    #[test]
+    fn matrices_of_two_formats_are_stacked_as_q8_0() {
+        let (four, eight) = (stored(GgmlDType::Q4K), stored(GgmlDType::Q8_0));
+        let parts = [(WeightFormat::Q4K, GgmlDType::Q4K, &four), (WeightFormat::Q8_0, GgmlDType::Q8_0, &eight)];
+        let stacked =
+            HostMatrix::stacked(parts.map(|(format, dtype, bytes)| read(format, dtype, bytes)).into()).unwrap();
+        assert_eq!((stacked.format, stacked.shape), (WeightFormat::Q8_0, [6, 256]));
+        assert!(stacked.bytes.ends_with(&eight));
+        assert!(
+            difference(&HostMatrix { shape: SHAPE, ..stacked.reordered(&[0, 1, 2]) }, GgmlDType::Q4K, &four) < 0.03
+        );
+        assert_eq!(stacked.reordered(&[5, 3]).bytes[..8 * 34], eight[2 * 8 * 34..]);
+    }
 }

@@ -84,7 +84,7 @@ pub fn load<K: Kernels>(
         Some(file) if file.root().has("eos_token_id") => file.root().token_ids("eos_token_id")?,
         _ => config.root().token_ids("eos_token_id")?,
     };
-    let fingerprint = weights.fingerprint(&config, &tokenizer_fingerprint);
+    let fingerprint = weights.fingerprint(&config, &tokenizer_fingerprint, cache_format);
     let description = ModelDescription {
         family: family.name.to_owned(),
         parameters: weights.tensors.elements(),

@@ -114,7 +114,7 @@ pub enum PlanError {
     /// The weights alone are too large.
     #[error(
         "the weights take {weights_mib} MiB, the memory available is {available_mib} MiB: \
-         choose a smaller type with --dtype, or a smaller model"
+         choose a smaller type with --quantize or --dtype, or a smaller model"
     )]
     Weights {
         /// The weights.
@@ -126,7 +126,7 @@ pub enum PlanError {
     #[error(
         "the weights take {weights_mib} MiB and the KV cache {cache_mib} MiB ({blocks} blocks of {block_bytes} bytes), \
          the memory available is {available_mib} MiB: set --kv-memory-mib to at most {room_mib} or --blocks to at most \
-         {room_blocks}, or choose a smaller type with --dtype"
+         {room_blocks}, or choose a smaller type with --kv-dtype, --quantize or --dtype"
     )]
     Cache {
         /// The weights.
@@ -176,10 +176,13 @@ mod tests {
         check(PLAN, Ok(()));
         check(Plan { available_bytes: None, blocks: u64::MAX, ..PLAN }, Ok(()));
         let cache =
-            ["100 MiB", "21 MiB", "120 MiB", "--kv-memory-mib to at most 20", "--blocks to at most 20", "--dtype"];
+            ["100 MiB", "21 MiB", "120 MiB", "--kv-memory-mib to at most 20", "--blocks to at most 20", "--kv-dtype"];
         check(Plan { blocks: 21, ..PLAN }, Err(&cache));
         check(Plan { available_bytes: Some(120 * MIB - 1), ..PLAN }, Err(&["at most 19 "]));
-        check(Plan { available_bytes: Some(99 * MIB), ..PLAN }, Err(&["weights take 100 MiB", "99 MiB", "--dtype"]));
+        check(
+            Plan { available_bytes: Some(99 * MIB), ..PLAN },
+            Err(&["weights take 100 MiB", "99 MiB", "--quantize"]),
+        );
         check(Plan { blocks: u64::MAX, kv_bytes_per_token: u64::MAX, ..PLAN }, Err(&["--blocks to at most 0"]));
         check(Plan { weight_bytes: u64::MAX, ..PLAN }, Err(&["--dtype"]));
     }

@@ -11,7 +11,7 @@ use super::model_config::JsonFile;
 use super::tensor_files::{Encoding, TensorFiles};
 use super::{LoadError, digest};
 use crate::families::{Family, TensorNames};
-use crate::kernels::WeightFormat;
+use crate::kernels::{CacheFormat, WeightFormat};
 use crate::model_runner::DtypeChoice;
 
 /// How weights are quantised as they are loaded.
@@ -163,8 +163,8 @@ impl Weights {
     }
 
     /// Over everything that decides a logit of a session without an adapter, and the ids that it stands for.
-    pub(super) fn fingerprint(&self, config: &JsonFile, tokenizer: &str) -> String {
-        let formats = format!("{:?} {:?}", self.dtype, self.quantize);
+    pub(super) fn fingerprint(&self, config: &JsonFile, tokenizer: &str, cache: CacheFormat) -> String {
+        let formats = format!("{:?} {:?} {cache:?}", self.dtype, self.quantize);
         let tensors = self.tensors.digest();
         let merged = self.adapter.as_ref().map(|adapter| (adapter.config(), adapter.tensors_digest()));
         let mut parts = vec![config.bytes(), tokenizer.as_bytes(), &tensors, formats.as_bytes()];
