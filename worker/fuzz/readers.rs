@@ -1,11 +1,16 @@
 //! What is fuzzed: every reader of a file that somebody else wrote. The tests replay past findings with it.
 
 use std::path::Path;
+use std::sync::LazyLock;
 
 use cosec_worker::families;
 use cosec_worker::loader::lora::Adapter;
 use cosec_worker::loader::model_config::JsonFile;
 use cosec_worker::loader::{gguf, gguf_config, pickle, safetensors, tensor_files};
+use tempfile::TempDir;
+
+/// One folder for all adapters: making it takes longer than reading them.
+static DIRECTORY: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a folder for adapters"));
 
 /// config.json.
 pub(crate) fn config(data: &[u8]) {
@@ -42,11 +47,12 @@ pub(crate) fn gguf(data: &[u8]) {
 /// adapter_config.json, a zero byte, adapter_model.safetensors.
 pub(crate) fn adapter(data: &[u8]) {
     let end = data.iter().position(|&byte| byte == 0).unwrap_or(data.len());
-    let directory = tempfile::tempdir().expect("a folder for the adapter");
-    let write = |name: &str, bytes: &[u8]| std::fs::write(directory.path().join(name), bytes).expect("a file in it");
+    let directory = DIRECTORY.path();
+    let write =
+        |name: &str, bytes: &[u8]| std::fs::write(directory.join(name), bytes).expect("a file of the adapter");
     write("adapter_config.json", &data[..end]);
     write("adapter_model.safetensors", data.get(end + 1..).unwrap_or_default());
-    if let Ok(mut adapter) = Adapter::open(directory.path()) {
+    if let Ok(mut adapter) = Adapter::open(directory) {
         drop(adapter.factors("model.layers.0.self_attn.q_proj", [4, 4]));
         drop(adapter.finish());
     }
