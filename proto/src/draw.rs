@@ -112,29 +112,9 @@ impl Distribution {
     /// # Errors
     /// [`InvalidLogits`] when the row holds NaN or +inf, or nothing above -inf.
     pub fn warped(logits: &[f32], warp: &Warp) -> Result<Self, InvalidLogits> {
-        let max = checked_max(logits)?;
-        if warp.temperature == 0.0 {
-            return Ok(Self::one_hot(logits, max));
-        }
-        // Subtracting first keeps tiny temperatures finite: the arg max stays at 0, all else goes to -inf.
-        let weight = |logit: f32| ((f64::from(logit) - f64::from(max)) / warp.temperature).exp();
-        let weights = (0u32..).zip(logits).map(|(id, &logit)| (id, weight(logit))).filter(|&(_, w)| w > 0.0);
-        let (ids, mut probabilities): (Vec<u32>, Vec<f64>) = if warp.top_k == 0 && warp.top_p >= 1.0 {
-            weights.unzip()
-        } else {
-            let mut support: Vec<(u32, f64)> = weights.collect();
-            keep_top_k(&mut support, warp.top_k as usize);
-            keep_top_p(&mut support, warp.top_p);
-            support.into_iter().unzip()
-        };
-        let total: f64 = probabilities.iter().sum();
-        probabilities.iter_mut().for_each(|p| *p /= total);
-        Ok(Self { ids, probabilities, log_normaliser: f64::from(max) / warp.temperature + total.ln() })
-    }
-
-    fn one_hot(logits: &[f32], max: f32) -> Self {
-        let arg_max = (0u32..).zip(logits).find(|&(_, &logit)| logit == max).map_or(0, |(id, _)| id);
-        Self { ids: vec![arg_max], probabilities: vec![1.0], log_normaliser: f64::from(max) }
+        let mut warper = Warper::default();
+        warper.warp(logits, warp)?;
+        Ok(warper.distribution)
     }
 
     /// Takes a support that was computed elsewhere.
@@ -191,6 +171,103 @@ impl Distribution {
     }
 }
 
+/// Warps one row after the other in the same memory.
+#[derive(Debug)]
+pub struct Warper {
+    distribution: Distribution,
+    /// Ids with their unnormalised weights.
+    support: Vec<(u32, f64)>,
+    weights: Vec<f64>,
+}
+
+impl Default for Warper {
+    fn default() -> Self {
+        let distribution = Distribution { ids: Vec::new(), probabilities: Vec::new(), log_normaliser: 0.0 };
+        Self { distribution, support: Vec::new(), weights: Vec::new() }
+    }
+}
+
+impl Warper {
+    /// What it made last.
+    #[must_use]
+    pub fn distribution(&self) -> &Distribution {
+        &self.distribution
+    }
+
+    /// Does what [`Distribution::warped`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn warp(&mut self, logits: &[f32], warp: &Warp) -> Result<&Distribution, InvalidLogits> {
+        let max = checked_max(logits)?;
+        let Self { distribution: Distribution { ids, probabilities, log_normaliser }, support, weights } = self;
+        ids.clear();
+        probabilities.clear();
+        if warp.temperature == 0.0 {
+            ids.push(arg_max(logits, max));
+            probabilities.push(1.0);
+            *log_normaliser = f64::from(max);
+            return Ok(&self.distribution);
+        }
+        let weighed = (0u32..).zip(weigh(logits, max, warp)).filter(|&(_, weight)| weight > 0.0);
+        if warp.top_k == 0 && warp.top_p >= 1.0 {
+            weighed.for_each(|(id, weight)| {
+                ids.push(id);
+                probabilities.push(weight);
+            });
+        } else {
+            support.clear();
+            support.extend(weighed);
+            keep_top_k(support, weights, warp.top_k as usize);
+            keep_top_p(support, warp.top_p);
+            ids.extend(support.iter().map(|&(id, _)| id));
+            probabilities.extend(support.iter().map(|&(_, weight)| weight));
+        }
+        let total: f64 = probabilities.iter().sum();
+        probabilities.iter_mut().for_each(|p| *p /= total);
+        *log_normaliser = f64::from(max) / warp.temperature + total.ln();
+        Ok(&self.distribution)
+    }
+}
+
+/// The probabilities of some `ids`, with the bits that [`Distribution::probability`] has for them, for less where the
+/// warp cuts nothing off.
+///
+/// # Errors
+/// As [`Distribution::warped`].
+pub fn probabilities_of(ids: &[u32], logits: &[f32], warp: &Warp) -> Result<Vec<f64>, InvalidLogits> {
+    let max = checked_max(logits)?;
+    if warp.temperature == 0.0 {
+        let best = arg_max(logits, max);
+        return Ok(ids.iter().map(|&id| if id == best { 1.0 } else { 0.0 }).collect());
+    }
+    if warp.top_k > 0 || warp.top_p < 1.0 {
+        let distribution = Distribution::warped(logits, warp)?;
+        return Ok(ids.iter().map(|&id| distribution.probability(id)).collect());
+    }
+    let total: f64 = weigh(logits, max, warp).filter(|&weight| weight > 0.0).sum();
+    let probability = |&id: &u32| {
+        let logit = logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        weight(logit, max, warp) / total
+    };
+    Ok(ids.iter().map(probability).collect())
+}
+
+/// Unnormalised; the arg max has 1.
+fn weigh(logits: &[f32], max: f32, warp: &Warp) -> impl Iterator<Item = f64> {
+    logits.iter().map(move |&logit| weight(logit, max, warp))
+}
+
+fn weight(logit: f32, max: f32, warp: &Warp) -> f64 {
+    // Subtracting first keeps tiny temperatures finite: the arg max stays at 0, all else goes to -inf.
+    ((f64::from(logit) - f64::from(max)) / warp.temperature).exp()
+}
+
+/// The lowest id with the logit `max`.
+fn arg_max(logits: &[f32], max: f32) -> u32 {
+    (0u32..).zip(logits).find(|&(_, &logit)| logit == max).map_or(0, |(id, _)| id)
+}
+
 /// Draws from unnormalised `weights` by inverse CDF; the first id whose cumulative weight exceeds `u` of the total.
 ///
 /// Never draws a weight of zero while another is positive.
@@ -212,22 +289,26 @@ pub fn inverse_cdf(weights: impl Iterator<Item = (u32, f64)> + Clone, u: f64) ->
 }
 
 fn checked_max(logits: &[f32]) -> Result<f32, InvalidLogits> {
-    let mut max = f32::NEG_INFINITY;
-    for (index, &value) in logits.iter().enumerate() {
-        if value.is_nan() || value == f32::INFINITY {
-            return Err(InvalidLogits::Value { index, value });
-        }
-        max = max.max(value);
+    // Without an early end, so that it is done for several at a time.
+    let (mut max, mut is_proper) = (f32::NEG_INFINITY, true);
+    for &value in logits {
+        is_proper &= value < f32::INFINITY;
+        max = if value > max { value } else { max };
+    }
+    let improper = || logits.iter().position(|&value| value.is_nan() || value == f32::INFINITY);
+    if !is_proper && let Some(index) = improper() {
+        return Err(InvalidLogits::Value { index, value: logits[index] });
     }
     if max == f32::NEG_INFINITY { Err(InvalidLogits::NoSupport) } else { Ok(max) }
 }
 
 /// Keeps the `k` largest weights and whatever equals the smallest of them (Hugging Face's top-k).
-fn keep_top_k(support: &mut Vec<(u32, f64)>, k: usize) {
+fn keep_top_k(support: &mut Vec<(u32, f64)>, weights: &mut Vec<f64>, k: usize) {
     if k == 0 || k >= support.len() {
         return;
     }
-    let mut weights: Vec<f64> = support.iter().map(|&(_, w)| w).collect();
+    weights.clear();
+    weights.extend(support.iter().map(|&(_, w)| w));
     let (_, &mut smallest_kept, _) = weights.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
     support.retain(|&(_, w)| w >= smallest_kept);
 }
@@ -383,6 +464,27 @@ mod tests {
             if let Ok(d) = Distribution::warped(&logits, &Warp::new(t, 0.9, 3).unwrap()) {
                 prop_assert!((d.probabilities().iter().sum::<f64>() - 1.0).abs() < 1e-9);
                 prop_assert!(d.probability(d.sample(0.999_999)) > 0.0);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_warper_gives_the_same_bits_whatever_it_did_before(
+            rows in proptest::collection::vec(proptest::collection::vec(-20f32..20.0, 1..900), 1..5),
+            temperature in prop_oneof![Just(0.0), Just(1.0), 0.1f64..3.0],
+            top_p in prop_oneof![Just(1.0), 0.001f64..1.0],
+            top_k in prop_oneof![Just(0), 0..50_u32],
+        ) {
+            let warp = Warp::new(temperature, top_p, top_k).unwrap();
+            let mut warper = Warper::default();
+            for row in &rows {
+                let fresh = Distribution::warped(row, &warp).unwrap();
+                prop_assert_eq!(warper.warp(row, &warp).unwrap(), &fresh);
+                let ids: Vec<u32> = (0..row.len() as u32 + 1).collect();
+                let expected: Vec<u64> = ids.iter().map(|&id| fresh.probability(id).to_bits()).collect();
+                let found = probabilities_of(&ids, row, &warp).unwrap();
+                prop_assert_eq!(found.iter().map(|p| p.to_bits()).collect::<Vec<_>>(), expected);
             }
         }
     }

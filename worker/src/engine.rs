@@ -178,6 +178,8 @@ pub fn start(model: impl Model, options: EngineOptions, metrics: Arc<Metrics>) -
     thread::Builder::new().name("engine".to_owned()).spawn(move || {
         // Dropped when the thread ends, by a panic too.
         let _alive = alive_sender;
+        // Dropped before it, with the operations in it: they are answered when the end is known.
+        let inbox = inbox;
         run(scheduler, model, &inbox, &thread_status);
     })?;
     Ok(EngineHandle { inbox: sender, status, description, options: Arc::new(options), alive })

@@ -1,6 +1,8 @@
 //! From a row of logits to the view of it that was asked for.
 
-use cosec_proto::draw::{Distribution, InvalidLogits, Warp};
+use std::cell::RefCell;
+
+use cosec_proto::draw::{Distribution, InvalidLogits, Warp, Warper, probabilities_of};
 use half::f16;
 
 /// Which part of a distribution travels.
@@ -84,24 +86,72 @@ pub enum Content {
 }
 
 impl View {
-    /// Takes this view of `logits`, `[vocabulary]`.
+    /// How logits become the distribution that it is a view of; `None` for raw logits.
+    #[must_use]
+    pub fn warp(&self) -> Option<&Warp> {
+        match self {
+            Self::Gather { warp, .. } | Self::Nucleus { warp, .. } | Self::Sample { warp, .. } => Some(warp),
+            Self::Full(_) => None,
+        }
+    }
+
+    /// Takes this view of `row`.
     ///
     /// # Errors
     /// [`InvalidLogits`] when the row makes no distribution, whatever the view.
-    pub fn of(&self, logits: &[f32]) -> Result<Content, InvalidLogits> {
+    pub fn of(&self, row: &mut Row<'_>) -> Result<Content, InvalidLogits> {
         match self {
-            Self::Gather { warp, ids } => {
-                let distribution = Distribution::warped(logits, warp)?;
-                Ok(Content::Gathered(ids.iter().map(|&id| distribution.probability(id)).collect()))
-            }
-            Self::Nucleus { warp, cap } => Ok(nucleus(&Distribution::warped(logits, warp)?, *cap)),
+            Self::Gather { warp, ids } => Ok(Content::Gathered(row.gather(ids, warp)?)),
+            Self::Nucleus { warp, cap } => Ok(nucleus(row.distribution(warp)?, *cap)),
             Self::Sample { warp, u } => {
-                let distribution = Distribution::warped(logits, warp)?;
+                let distribution = row.distribution(warp)?;
                 let id = distribution.sample(*u);
                 Ok(Content::Sampled { id, probability: distribution.probability(id) })
             }
-            Self::Full(precision) => full(logits, *precision),
+            Self::Full(precision) => full(row.logits, *precision),
         }
+    }
+}
+
+/// A row of logits `[vocabulary]` and the distribution that was last made of it.
+pub struct Row<'a> {
+    logits: &'a [f32],
+    warper: &'a mut Warper,
+    warped: Option<Warp>,
+    /// How many views each distribution serves: one that serves a single gather is not worth making.
+    views: &'a dyn Fn(&Warp) -> usize,
+}
+
+thread_local! {
+    /// Memory of the rows that this thread reads.
+    static WARPER: RefCell<Warper> = RefCell::default();
+}
+
+impl Row<'_> {
+    /// Lets `read` take views of `logits`; `views` says how many distributions under a warp it will ask for.
+    pub fn with<T>(logits: &[f32], views: impl Fn(&Warp) -> usize, read: impl FnOnce(&mut Row<'_>) -> T) -> T {
+        WARPER.with_borrow_mut(|warper| read(&mut Row { logits, warper, warped: None, views: &views }))
+    }
+
+    /// The row under `warp`; made once for views of the same warp in a row.
+    ///
+    /// # Errors
+    /// [`InvalidLogits`].
+    pub fn distribution(&mut self, warp: &Warp) -> Result<&Distribution, InvalidLogits> {
+        if self.warped != Some(*warp) {
+            self.warped = None;
+            self.warper.warp(self.logits, warp)?;
+            self.warped = Some(*warp);
+        }
+        Ok(self.warper.distribution())
+    }
+
+    fn gather(&mut self, ids: &[u32], warp: &Warp) -> Result<Vec<f64>, InvalidLogits> {
+        if self.warped != Some(*warp) && (self.views)(warp) < 2 {
+            return probabilities_of(ids, self.logits, warp);
+        }
+        let distribution = self.distribution(warp)?;
+        Ok(ids.iter().map(|&id| distribution.probability(id)).collect())
     }
 }
 
@@ -137,12 +187,16 @@ fn full(logits: &[f32], precision: Precision) -> Result<Content, InvalidLogits> 
 mod tests {
     use super::*;
 
+    fn of(view: &View, logits: &[f32]) -> Result<Content, InvalidLogits> {
+        Row::with(logits, |_| 1, |row| view.of(row))
+    }
+
     const LOGITS: [f32; 6] = [1.0, 3.0, -2.0, 3.0, f32::NEG_INFINITY, 0.5];
 
     #[test]
     fn nucleus_is_complete_under_its_cap_and_says_when_it_is_not() {
         let distribution = Distribution::warped(&LOGITS, &Warp::RAW).unwrap();
-        let view = |cap| View::Nucleus { warp: Warp::RAW, cap }.of(&LOGITS).unwrap();
+        let view = |cap| of(&View::Nucleus { warp: Warp::RAW, cap }, &LOGITS).unwrap();
         let Content::Nucleus { ids, probabilities, complete, log_normaliser } = view(5) else { panic!("view") };
         assert!(complete);
         assert_eq!((ids.as_slice(), probabilities.as_slice()), (distribution.ids(), distribution.probabilities()));
@@ -161,7 +215,7 @@ mod tests {
     fn gather_and_sample_read_the_same_distribution() {
         let warp = Warp::new(0.7, 0.9, 0).unwrap();
         let distribution = Distribution::warped(&LOGITS, &warp).unwrap();
-        let Content::Gathered(probabilities) = View::Gather { warp, ids: vec![3, 4, 1, 3] }.of(&LOGITS).unwrap()
+        let Content::Gathered(probabilities) = of(&View::Gather { warp, ids: vec![3, 4, 1, 3] }, &LOGITS).unwrap()
         else {
             panic!("view")
         };
@@ -169,16 +223,16 @@ mod tests {
         for u in [0.0, 0.3, 0.5, 0.999_999] {
             let id = distribution.sample(u);
             let expected = Content::Sampled { id, probability: distribution.probability(id) };
-            assert_eq!(View::Sample { warp, u }.of(&LOGITS).unwrap(), expected);
+            assert_eq!(of(&View::Sample { warp, u }, &LOGITS).unwrap(), expected);
         }
     }
 
     #[test]
     fn full_rows_are_little_endian_bits() {
-        let Content::Full { logits, .. } = View::Full(Precision::F32).of(&LOGITS).unwrap() else { panic!("view") };
+        let Content::Full { logits, .. } = of(&View::Full(Precision::F32), &LOGITS).unwrap() else { panic!("view") };
         let values: Vec<f32> = logits.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect();
         assert_eq!(values, LOGITS);
-        let Content::Full { logits, .. } = View::Full(Precision::F16).of(&LOGITS).unwrap() else { panic!("view") };
+        let Content::Full { logits, .. } = of(&View::Full(Precision::F16), &LOGITS).unwrap() else { panic!("view") };
         let values: Vec<f32> =
             logits.chunks(2).map(|bytes| f16::from_le_bytes(bytes.try_into().unwrap()).to_f32()).collect();
         assert_eq!(values, LOGITS);
@@ -195,9 +249,9 @@ mod tests {
         ];
         for view in views {
             for row in [[0.0, f32::NAN], [f32::INFINITY, 0.0]] {
-                assert!(matches!(view.of(&row), Err(InvalidLogits::Value { .. })), "{view:?}");
+                assert!(matches!(of(&view, &row), Err(InvalidLogits::Value { .. })), "{view:?}");
             }
-            assert_eq!(view.of(&[f32::NEG_INFINITY; 2]), Err(InvalidLogits::NoSupport), "{view:?}");
+            assert_eq!(of(&view, &[f32::NEG_INFINITY; 2]), Err(InvalidLogits::NoSupport), "{view:?}");
         }
     }
 }

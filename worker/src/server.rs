@@ -115,22 +115,25 @@ impl Server {
         set_health(&health, ServingStatus::Serving).await;
         log_ready(&engine, address, &model_name, &family, started.elapsed());
 
-        tokio::select! {
-            () = shutdown.cancelled() => {}
+        let done = tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
             ended = &mut grpc => return Err(ended_early(ended)),
-            () = watch(&engine, &health) => {}
-        }
+            // Whoever watches over the process starts it anew.
+            () = engine.stopped() => Err(ServeError::EngineStopped),
+        };
         set_health(&health, ServingStatus::NotServing).await;
-        engine.drain();
-        tracing::info!(grace_seconds = grace.as_secs(), "shutting down");
-        let _ = timeout(grace, drained(&engine, &service)).await;
+        if done.is_ok() {
+            engine.drain();
+            tracing::info!(grace_seconds = grace.as_secs(), "shutting down");
+            let _ = timeout(grace, drained(&engine, &service)).await;
+        }
         closing.cancel();
         tracker.close();
         let _ = timeout(CLOSE_TIME, tracker.wait()).await;
         engine.stop();
         let _ = timeout(CLOSE_TIME, async { tokio::join!(engine.stopped(), grpc) }).await;
         tracing::info!("stopped");
-        Ok(())
+        done
     }
 }
 
@@ -165,14 +168,6 @@ async fn in_thread<T: Send + 'static>(
     let thread = thread::Builder::new().name("load".to_owned());
     thread.spawn(move || sender.send(load())).map_err(ServeError::Thread)?;
     loaded.await.map_err(|_| ServeError::LoadPanicked)?.map_err(ServeError::Load)
-}
-
-/// Says NOT_SERVING when the engine stops by itself; never returns.
-async fn watch(engine: &EngineHandle, health: &HealthReporter) {
-    engine.stopped().await;
-    tracing::error!("the engine has stopped; the worker serves no more");
-    set_health(health, ServingStatus::NotServing).await;
-    std::future::pending().await
 }
 
 /// Waits until no operation runs and nobody could go on with a session.
@@ -236,6 +231,9 @@ pub enum ServeError {
     /// Two figures have one name.
     #[error("the metrics cannot be registered: {0}")]
     Metrics(prometheus::Error),
+    /// A panic in it: a defect.
+    #[error("the engine's thread has ended by itself; the worker serves no more")]
+    EngineStopped,
     /// The listener failed.
     #[error("the gRPC service failed: {0}")]
     Grpc(tonic::transport::Error),

@@ -201,6 +201,9 @@ impl Connection {
         let mut open = true;
         while open || !self.pending.is_empty() {
             let response = tokio::select! {
+                // Whoever has an answer gets it, also when the engine's end has made it.
+                biased;
+                Some(answered) = self.pending.next() => Some(self.respond(answered)),
                 () = self.closing.cancelled() => {
                     // Only a peer that reads learns why.
                     let _ = self.replies.try_send(Err(Status::unavailable("the worker is shutting down")));
@@ -215,7 +218,6 @@ impl Connection {
                         None
                     }
                 },
-                Some(answered) = self.pending.next() => Some(self.respond(answered)),
             };
             if let Some(response) = response
                 && self.replies.send(Ok(response)).await.is_err()

@@ -142,6 +142,11 @@ impl BlockPool {
         }
     }
 
+    /// The first `tokens` tokens of a block.
+    pub(super) fn content(&self, block: u32, tokens: usize) -> &[u32] {
+        &self.contents[block as usize * self.block_tokens..][..tokens]
+    }
+
     /// The hash of a full block.
     pub(super) fn hash(&self, block: u32) -> Option<PrefixHash> {
         self.blocks[block as usize].hash

@@ -72,7 +72,8 @@ impl BlockTable {
     /// that were. Nothing may be reserved.
     pub fn share(&mut self, tokens: &[u32], most: usize, pool: &mut BlockPool) -> usize {
         let mut shared = 0;
-        while let Some(hash) = self.next_hash(&tokens[shared..], pool)
+        while self.length.is_multiple_of(pool.block_tokens())
+            && let Some(hash) = self.next_hash(&tokens[shared..], pool)
             && shared + pool.block_tokens() <= most
             && let Some(block) = pool.hold(&hash)
         {
@@ -83,13 +84,13 @@ impl BlockTable {
         shared
     }
 
-    /// What the next block will be called when `tokens` fill it from its beginning.
+    /// What the first block that is not full will be called when `tokens` fill it.
     #[must_use]
     pub fn next_hash(&self, tokens: &[u32], pool: &BlockPool) -> Option<PrefixHash> {
-        let block_tokens = pool.block_tokens();
-        let begins = self.length.is_multiple_of(block_tokens);
-        (begins && tokens.len() >= block_tokens)
-            .then(|| self.hash_before(self.length / block_tokens, pool).followed_by(&tokens[..block_tokens]))
+        let (index, slot) = (self.length / pool.block_tokens(), self.length % pool.block_tokens());
+        let new = tokens.get(..pool.block_tokens() - slot)?;
+        let before = self.blocks.get(index).map_or(&[][..], |&block| pool.content(block, slot));
+        Some(self.hash_before(index, pool).followed_by(before.iter().chain(new)))
     }
 
     /// Of the tokens before block `index`.

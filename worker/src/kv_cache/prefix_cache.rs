@@ -24,7 +24,7 @@ impl PrefixHash {
 
     /// Of `tokens` behind these.
     #[must_use]
-    pub fn followed_by(&self, tokens: &[u32]) -> Self {
+    pub fn followed_by<'a>(&self, tokens: impl IntoIterator<Item = &'a u32>) -> Self {
         let mut hash = Sha256::new();
         hash.update(self.0);
         for token in tokens {

@@ -43,6 +43,8 @@ struct Candidate {
 struct Turns {
     party: Party,
     first: usize,
+    /// Has had so much more than others that it must not go before their prompts.
+    is_ahead: bool,
     /// Whose turn it is next.
     next: usize,
     end: usize,
@@ -63,7 +65,7 @@ impl Scheduler {
     ///
     /// Short operations come first and may take three quarters of the token budget; the rest goes to whatever is left, so
     /// neither a prompt nor a crowd of short operations stops the others. Within both, the party that has been served the
-    /// fewest tokens is next.
+    /// fewest tokens is next; one that is ahead by a whole pass has no short operations first.
     pub(crate) fn plan(&mut self, now: Instant) -> Plan {
         let mut plan = std::mem::take(&mut self.plan);
         loop {
@@ -90,10 +92,15 @@ impl Scheduler {
         for (at, candidate) in candidates.iter().enumerate() {
             match parties.last_mut() {
                 Some(turns) if turns.party == candidate.party => turns.end = at + 1,
-                _ => parties.push(Turns { party: candidate.party, first: at, next: at, end: at + 1 }),
+                _ => {
+                    parties.push(Turns { party: candidate.party, is_ahead: false, first: at, next: at, end: at + 1 })
+                }
             }
         }
         self.fairness.open_round(parties.iter().map(|turns| turns.party));
+        for turns in parties.iter_mut() {
+            turns.is_ahead = self.fairness.lead(turns.party) > self.options.step_tokens as u64;
+        }
         let lacking = self.queue.iter().filter(|(_, job)| job.missing_blocks > 0);
         self.first_in_want = lacking.map(|(_, job)| self.age(job)).min();
     }
@@ -107,6 +114,7 @@ impl Scheduler {
         plan.parties.iter_mut().for_each(|turns| turns.next = turns.first);
         while plan.tokens > reserve {
             let waiting = plan.parties.iter_mut().filter(|turns| turns.next < turns.end);
+            let waiting = waiting.filter(|turns| which == Which::All || !turns.is_ahead);
             let order = |turns: &&mut Turns| (self.fairness.served(turns.party), plan.candidates[turns.next].arrival);
             let Some(turns) = waiting.min_by_key(order) else { return };
             let Candidate { party, mut job, .. } = plan.candidates[turns.next];

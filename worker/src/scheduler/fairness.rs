@@ -29,6 +29,12 @@ impl Fairness {
         (self.streams.served(stream(party)), self.parties.served(tenant(party)))
     }
 
+    /// By how many tokens `party` is ahead of whoever waits and has had the least, among streams or among its stream's
+    /// tenants.
+    pub(crate) fn lead(&self, party: Party) -> u64 {
+        self.streams.lead(stream(party)).max(self.parties.lead(tenant(party)))
+    }
+
     /// Notes that `party` gets `tokens`.
     pub(crate) fn charge(&mut self, party: Party, tokens: usize) {
         self.streams.charge(stream(party), tokens);
@@ -93,16 +99,9 @@ impl Accounts {
 
     /// Closes accounts whose owners would come back level with the others.
     fn close_idle(&mut self) {
-        let mut floor = (0, None);
         for at in (0..self.0.len()).rev() {
             let Account { key, served, waits } = self.0[at];
-            if waits {
-                continue;
-            }
-            if floor != (key.0, floor.1) || floor.1.is_none() {
-                floor = (key.0, self.floor(key.0));
-            }
-            if floor.1.is_none_or(|floor| served <= floor) {
+            if !waits && self.floor(key.0).is_none_or(|floor| served <= floor) {
                 self.0.remove(at);
             }
         }
@@ -110,6 +109,10 @@ impl Accounts {
 
     fn served(&self, key: Key) -> u64 {
         self.0.binary_search_by_key(&key, |account| account.key).map_or(0, |at| self.0[at].served)
+    }
+
+    fn lead(&self, key: Key) -> u64 {
+        self.served(key).saturating_sub(self.floor(key.0).unwrap_or(0))
     }
 
     fn charge(&mut self, key: Key, tokens: usize) {

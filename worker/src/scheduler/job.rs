@@ -4,13 +4,13 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use cosec_proto::SessionId;
-use cosec_proto::draw::{Distribution, InvalidLogits, Purpose};
+use cosec_proto::draw::{InvalidLogits, Purpose, Warp};
 
 use super::fairness::Party;
 use super::request_queue::JobId;
 use crate::engine::operation::{Operation, Outcome, RowRequest, Work};
 use crate::kv_cache::PrefixHash;
-use crate::rows::Content;
+use crate::rows::{Content, Row};
 
 /// Most tokens of an operation that is served ahead of longer ones: a decode step or a block of drafts, not a prompt.
 pub(crate) const SHORT_TOKENS: usize = 64;
@@ -243,19 +243,32 @@ impl Job {
     fn try_read(&self, reading: &mut Reading, logits: &[f32]) -> Result<(), InvalidLogits> {
         let offset = reading.offset;
         let from = self.by_offset.partition_point(|&index| self.offset(index) < offset);
-        for &index in self.by_offset[from..].iter().take_while(|&&index| self.offset(index) == offset) {
-            reading.contents.push((index, self.requests()[index].view.of(logits)?));
+        let to = self.by_offset.partition_point(|&index| self.offset(index) <= offset);
+        let asked = &self.by_offset[from..to];
+        let drafts = self.ends_at(offset) && matches!(self.operation.work, Work::Draft { .. });
+        let views = |warp: &Warp| {
+            let same = asked.iter().filter(|&&index| self.requests()[index].view.warp() == Some(warp));
+            same.count() + usize::from(drafts)
+        };
+        Row::with(logits, views, |row| self.take_views(reading, asked, row))?;
+        if let Some(row) = &mut reading.row {
+            row.clear();
+            row.extend_from_slice(logits);
+        }
+        Ok(())
+    }
+
+    fn take_views(&self, reading: &mut Reading, asked: &[usize], row: &mut Row<'_>) -> Result<(), InvalidLogits> {
+        let offset = reading.offset;
+        for &index in asked {
+            reading.contents.push((index, self.requests()[index].view.of(row)?));
         }
         if let (true, Work::Draft { at, warp, randomness, .. }) = (self.ends_at(offset), &self.operation.work) {
-            let distribution = Distribution::warped(logits, warp)?;
+            let distribution = row.distribution(warp)?;
             // Positions fit: the context is a u32 on the wire.
             let position = u32::try_from(at + offset).unwrap_or(u32::MAX);
             let id = distribution.sample(randomness.uniform(Purpose::Draft, position));
             reading.drawn = Some((id, distribution.probability(id)));
-        }
-        if let Some(row) = &mut reading.row {
-            row.clear();
-            row.extend_from_slice(logits);
         }
         Ok(())
     }

@@ -58,8 +58,8 @@ struct GateState {
     closed: bool,
     /// Passes let through although it is closed.
     permits: usize,
-    /// Tokens per item, for each pass.
-    passes: Vec<Vec<usize>>,
+    /// Tokens of each item of each pass.
+    passes: Vec<Vec<Vec<u32>>>,
 }
 
 impl Gate {
@@ -80,17 +80,22 @@ impl Gate {
 
     /// Tokens per item of every pass so far, one that is held back included.
     pub(crate) fn passes(&self) -> Vec<Vec<usize>> {
+        self.tokens().iter().map(|pass| pass.iter().map(Vec::len).collect()).collect()
+    }
+
+    /// Tokens of each item of every pass so far.
+    pub(crate) fn tokens(&self) -> Vec<Vec<Vec<u32>>> {
         self.state.lock().unwrap().passes.clone()
     }
 
     /// Waits until so many passes have come.
     pub(crate) async fn reached(&self, passes: usize) {
-        while self.passes().len() < passes {
+        while self.state.lock().unwrap().passes.len() < passes {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
     }
 
-    fn pass(&self, tokens: Vec<usize>) {
+    fn pass(&self, tokens: Vec<Vec<u32>>) {
         let mut state = self.state.lock().unwrap();
         state.passes.push(tokens);
         while state.closed && state.permits == 0 {
@@ -145,7 +150,7 @@ impl Model for FakeModel {
         readers: &mut [R],
         read: impl Fn(&mut R, &[f32]) + Sync,
     ) -> Result<(), ForwardError> {
-        self.gate.pass(batch.iter().map(|item| item.tokens.len()).collect());
+        self.gate.pass(batch.iter().map(|item| item.tokens.to_vec()).collect());
         assert!(batch.iter().all(|item| !item.tokens.contains(&PANIC_TOKEN)), "told to panic");
         if let Some(item) = batch.iter().position(|item| item.tokens.contains(&ERROR_TOKEN)) {
             return Err(ForwardError::InvalidItem { item, problem: "told to fail".to_owned() });

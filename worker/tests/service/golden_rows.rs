@@ -34,9 +34,8 @@ fn prompts(name: &str) -> Vec<Prompt> {
     serde_json::from_str::<Expected>(&text).unwrap().prompts
 }
 
-async fn serve(name: &str, step_tokens: usize) -> Harness {
-    let options = EngineOptions { step_tokens, ..options() };
-    let load = LoadOptions {
+pub(crate) fn load_options(options: &EngineOptions) -> LoadOptions {
+    LoadOptions {
         adapter: None,
         lora: Vec::new(),
         dtype: DtypeChoice::Auto,
@@ -46,8 +45,12 @@ async fn serve(name: &str, step_tokens: usize) -> Harness {
         blocks: options.blocks,
         block_tokens: options.block_tokens,
         threads: 2,
-    };
-    Harness::start_model(ModelRunner::load(&golden(name), &load).unwrap(), options).await
+    }
+}
+
+async fn serve(name: &str, step_tokens: usize) -> Harness {
+    let options = EngineOptions { step_tokens, ..options() };
+    Harness::start_model(ModelRunner::load(&golden(name), &load_options(&options)).unwrap(), options).await
 }
 
 #[tokio::test]

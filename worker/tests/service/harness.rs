@@ -40,6 +40,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) const SEED: u64 = 11;
 
+/// By then whatever was sent has reached the engine's inbox.
+pub(crate) const PAUSE: Duration = Duration::from_millis(60);
+
 pub(crate) fn options() -> EngineOptions {
     EngineOptions {
         blocks: 512,
@@ -163,7 +166,7 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    async fn open(channel: Channel) -> Self {
+    pub(crate) async fn open(channel: Channel) -> Self {
         let (requests, outgoing) = mpsc::channel(4096);
         let mut client = WorkerClient::new(channel).max_decoding_message_size(transport::MAX_MESSAGE_BYTES);
         let responses = client.step(ReceiverStream::new(outgoing)).await.unwrap().into_inner();

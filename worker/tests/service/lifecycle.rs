@@ -10,9 +10,7 @@ use tokio::time::sleep;
 use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::fake_model::{PANIC_TOKEN, logits};
-use crate::harness::{Harness, draft, extend, failure, full_rows, options, release};
-
-const PAUSE: Duration = Duration::from_millis(60);
+use crate::harness::{Harness, PAUSE, draft, extend, failure, full_rows, options, release};
 
 #[tokio::test]
 async fn nothing_is_served_before_the_model_is_loaded() {
@@ -54,8 +52,8 @@ async fn a_session_without_a_lease_is_released() {
 }
 
 #[tokio::test]
-async fn a_dead_engine_answers_unavailable_and_is_not_healthy() {
-    let harness = Harness::start(options()).await;
+async fn a_dead_engine_answers_unavailable_and_ends_the_server() {
+    let mut harness = Harness::start(options()).await;
     let mut wire = harness.wire().await;
     harness.gate.close();
     let deadly = wire.send(extend(SessionId::random(), 0, &[PANIC_TOKEN], &[]), 0).await;
@@ -65,8 +63,8 @@ async fn a_dead_engine_answers_unavailable_and_is_not_healthy() {
     for op in [deadly, queued] {
         assert_eq!(failure(wire.answer(op).await).0, "unavailable");
     }
-    harness.reaches_health(ServingStatus::NotServing).await;
-    assert_eq!(failure(wire.run(extend(SessionId::random(), 0, &[1], &[])).await).0, "unavailable");
+    let ended = (&mut harness.server).await.unwrap().unwrap_err();
+    assert!(ended.to_string().contains("engine"), "{ended}");
 }
 
 #[tokio::test]

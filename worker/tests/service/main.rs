@@ -9,9 +9,13 @@
 mod fake_model;
 mod harness;
 
+mod disturbed;
+mod fairness;
 mod golden_rows;
 mod lifecycle;
 mod malformed;
 mod operations;
+mod prefixes;
 mod random_operations;
 mod scheduling;
+mod soak;

@@ -1,7 +1,5 @@
 //! Who waits for whom: batches, deadlines, cancellation, blocks.
 
-use std::time::Duration;
-
 use cosec_proto::SessionId;
 use cosec_proto::draw::{Distribution, Purpose, Randomness};
 use cosec_proto::worker::step_response::Outcome;
@@ -9,10 +7,9 @@ use cosec_worker::engine::EngineOptions;
 use tokio::time::sleep;
 
 use crate::fake_model::logits;
-use crate::harness::{Harness, SEED, draft, extend, failure, full_rows, need_prefix, options, release, warp};
+use crate::harness::{Harness, PAUSE, SEED, draft, extend, failure, full_rows, need_prefix, options, release, warp};
 
-/// Longer than [`SHORT_MS`].
-const PAUSE: Duration = Duration::from_millis(60);
+/// Shorter than [`PAUSE`].
 const SHORT_MS: u32 = 20;
 
 #[tokio::test]

@@ -1,0 +1,143 @@
+//! What the engine's threads allocate while sessions decode: nothing.
+//!
+//! Counted are the allocations of every thread but the test's own, from the moment an operation is in the engine's inbox
+//! to its answer: scheduling, batching, the forward pass of a real model, reading the rows, sampling, block tables, the
+//! kept row, metrics, the answer. Not counted is what the caller does on its own thread: building the request with room
+//! for its answer, the channel of the answer, gRPC. Probabilities of a Gather are the message itself: one vector a view.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed assumption in a test is a failed test")]
+#![expect(unsafe_code, reason = "an allocator that counts")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use cosec_proto::SessionId;
+use cosec_proto::draw::{Randomness, Warp};
+use cosec_worker::engine::operation::{Outcome, Request, RowRequest, Work};
+use cosec_worker::engine::{self, EngineHandle, EngineOptions};
+use cosec_worker::metrics::Metrics;
+use cosec_worker::model_runner::{DtypeChoice, LoadOptions, ModelRunner};
+use cosec_worker::rows::View;
+
+thread_local! {
+    static IS_CALLER: Cell<bool> = const { Cell::new(false) };
+}
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: every call goes to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps to the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: `memory` came from `System` with this layout.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: `memory` came from `System` with this layout.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+fn count() {
+    if !IS_CALLER.with(Cell::get) {
+        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const SESSIONS: usize = 8;
+
+fn start() -> EngineHandle {
+    let options = EngineOptions {
+        blocks: 512,
+        block_tokens: 16,
+        step_tokens: 64,
+        max_sessions: 64,
+        max_operations: 64,
+        lease: Duration::from_secs(600),
+    };
+    let load = LoadOptions {
+        adapter: None,
+        lora: Vec::new(),
+        dtype: DtypeChoice::Auto,
+        blocks: options.blocks,
+        block_tokens: options.block_tokens,
+        threads: 2,
+    };
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/checkpoints/llama-gqa-tied");
+    let model = ModelRunner::load(&directory, &load).unwrap();
+    engine::start(model, options, Arc::new(Metrics::new("base").unwrap())).unwrap()
+}
+
+/// Runs one operation on each session at once.
+fn run(engine: &EngineHandle, runtime: &tokio::runtime::Runtime, sessions: &[SessionId], work: &Work) {
+    let now = Instant::now();
+    let request = |&session| Request {
+        session,
+        work: work.clone(),
+        stream: 0,
+        tenant: 0,
+        adapter: None,
+        received: now,
+        deadline: now + Duration::from_secs(60),
+    };
+    let tickets: Vec<_> = sessions.iter().map(|session| engine.submit(request(session)).unwrap()).collect();
+    for ticket in tickets {
+        let answer = runtime.block_on(EngineHandle::answer(ticket));
+        assert!(matches!(answer.outcome, Outcome::Rows { .. } | Outcome::Drafted { .. }), "{answer:?}");
+    }
+}
+
+/// Drafts, verifications and samples behind `at`; each is rolled back by the next round.
+fn round(at: usize) -> [(Work, usize); 4] {
+    let warp = Warp::new(0.8, 0.95, 0).unwrap();
+    let randomness = Randomness { seed: 5, sample: 0 };
+    let draft = |at, tokens: Vec<u32>, k| Work::Draft { at, tokens, k, warp, randomness, rows: Vec::new() };
+    let row = |offset, view| RowRequest { offset, view };
+    let gathers: Vec<RowRequest> =
+        (1..4).map(|offset| row(offset, View::Gather { warp: Warp::RAW, ids: vec![1, 2] })).collect();
+    let sample = vec![row(1, View::Sample { warp, u: 0.5 })];
+    [
+        (draft(at, vec![3], 1), 0),
+        (draft(at + 1, vec![4, 5], 4), 0),
+        (Work::Extend { at: at + 1, tokens: vec![6, 7, 8], rows: gathers }, 3),
+        (Work::Extend { at: at + 4, tokens: vec![9], rows: sample }, 0),
+    ]
+}
+
+#[test]
+fn a_step_of_decoding_sessions_allocates_nothing() {
+    IS_CALLER.with(|is_caller| is_caller.set(true));
+    let engine = start();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let sessions: Vec<SessionId> = (0..SESSIONS).map(|_| SessionId::random()).collect();
+    run(&engine, &runtime, &sessions, &Work::Extend { at: 0, tokens: vec![1; 30], rows: Vec::new() });
+    let mut at = 30;
+    let mut count_rounds = |rounds: usize| {
+        let (before, mut payloads) = (ALLOCATIONS.load(Ordering::SeqCst), 0);
+        for _ in 0..rounds {
+            for (work, vectors) in round(at) {
+                run(&engine, &runtime, &sessions, &work);
+                payloads += vectors * SESSIONS;
+            }
+            at += 5;
+        }
+        ALLOCATIONS.load(Ordering::SeqCst) - before - payloads
+    };
+    println!("{} while buffers grow", count_rounds(10));
+    assert_eq!(count_rounds(25), 0);
+}
