@@ -178,15 +178,13 @@ pub fn start(model: impl Model, options: EngineOptions, metrics: Arc<Metrics>) -
     thread::Builder::new().name("engine".to_owned()).spawn(move || {
         // Dropped when the thread ends, by a panic too.
         let _alive = alive_sender;
-        // Dropped before it, with the operations in it: they are answered when the end is known.
-        let inbox = inbox;
-        run(scheduler, model, &inbox, &thread_status);
+        run(scheduler, model, inbox, &thread_status);
     })?;
     Ok(EngineHandle { inbox: sender, status, description, options: Arc::new(options), alive })
 }
 
-/// Serves until told to stop or until nobody can ask any more.
-fn run(mut scheduler: Scheduler, mut model: impl Model, inbox: &Receiver<Command>, status: &Status) {
+/// Serves until told to stop or until nobody can ask any more. The operations in the inbox end with it.
+fn run(mut scheduler: Scheduler, mut model: impl Model, inbox: Receiver<Command>, status: &Status) {
     loop {
         let busy = scheduler.step(&mut model);
         let mut patience = if busy { Duration::ZERO } else { scheduler.patience(Instant::now()) };

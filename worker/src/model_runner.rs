@@ -172,6 +172,8 @@ pub enum ForwardError {
 pub struct ModelRunner {
     decoder: Decoder<Cpu>,
     description: ModelDescription,
+    /// Memory of the last batch.
+    batch: Batch<'static>,
     logits: Vec<f32>,
 }
 
@@ -189,7 +191,7 @@ impl ModelRunner {
         }
         let kernels = Cpu::new(options.threads).map_err(LoadError::Threads)?;
         let (decoder, description) = loader::load(directory, options, kernels)?;
-        Ok(Self { decoder, description, logits: Vec::new() })
+        Ok(Self { decoder, description, batch: Batch::default(), logits: Vec::new() })
     }
 
     /// What the model is.
@@ -206,7 +208,7 @@ impl ModelRunner {
     /// # Errors
     /// [`ForwardError`].
     pub fn forward(&mut self, batch: &[BatchItem<'_>]) -> Result<Logits<'_>, ForwardError> {
-        let mut rows = Batch::default();
+        let mut rows = std::mem::take(&mut self.batch).reused();
         for (index, item) in batch.iter().enumerate() {
             self.check(item).map_err(|problem| ForwardError::InvalidItem { item: index, problem })?;
             let (first, first_wanted) = (rows.tokens.len(), rows.wanted.len());
@@ -219,7 +221,9 @@ impl ModelRunner {
                 adapt(&mut rows.adapted_wanted, adapter, first_wanted..rows.wanted.len());
             }
         }
-        self.decoder.forward(&rows, &mut self.logits)?;
+        let done = self.decoder.forward(&rows, &mut self.logits);
+        self.batch = rows.reused();
+        done?;
         Ok(Logits { values: &self.logits, vocabulary: self.description.vocabulary })
     }
 

@@ -26,6 +26,19 @@ pub struct Batch<'a> {
 }
 
 impl Batch<'_> {
+    /// Its memory for another batch.
+    #[must_use]
+    pub fn reused<'a>(self) -> Batch<'a> {
+        let Self { mut tokens, places, mut wanted, mut adapted, mut adapted_wanted } = self;
+        tokens.clear();
+        wanted.clear();
+        adapted.clear();
+        adapted_wanted.clear();
+        // Collects in place.
+        let places = places.into_iter().map_while(|_| None).collect();
+        Batch { tokens, places, wanted, adapted, adapted_wanted }
+    }
+
     pub(super) fn rows(&self) -> Rows<'_> {
         Rows { count: self.tokens.len(), adapted: &self.adapted }
     }
@@ -133,17 +146,18 @@ impl<K: Kernels> Decoder<K> {
     }
 
     fn embed(&mut self, batch: &Batch<'_>) -> Result<(), KernelError> {
-        let Workspace { stream, branch, angles, host_angles, .. } = &mut self.workspace;
+        let Workspace { stream, branch, angles, host_angles, host_positions, frequencies, .. } = &mut self.workspace;
         self.kernels.embed(&self.embedding, &batch.tokens, stream);
         match (&self.spec.positions, &self.positions) {
             (Positions::Rotary(rotary), _) => {
-                super::rotary::angles(rotary, &batch.places, host_angles);
+                super::rotary::angles(rotary, frequencies, &batch.places, host_angles);
                 self.kernels.write(host_angles, angles)?;
             }
             (Positions::Learned, Some(table)) => {
                 // Positions are below the context's length, which a config limits to far less than 32 bits.
-                let positions: Vec<u32> = batch.places.iter().map(|place| place.position as u32).collect();
-                self.kernels.embed(table, &positions, branch);
+                host_positions.clear();
+                host_positions.extend(batch.places.iter().map(|place| place.position as u32));
+                self.kernels.embed(table, host_positions, branch);
                 self.kernels.add(stream, branch, batch.tokens.len() * self.spec.hidden);
             }
             (Positions::Learned, None) => {}
@@ -249,15 +263,18 @@ pub(super) struct Workspace<K: Kernels> {
     pub(super) inner: K::Buffer,
     pub(super) angles: K::Buffer,
     host_angles: Vec<f32>,
+    host_positions: Vec<u32>,
+    /// Radians per token of every rotated pair.
+    frequencies: Vec<f64>,
     logits: Growing<K>,
     pub(super) scratch: Scratch<K>,
 }
 
 impl<K: Kernels> Workspace<K> {
     fn new(kernels: &K, spec: &DecoderSpec, rows: usize) -> Result<Self, KernelError> {
-        let rotated = match &spec.positions {
-            Positions::Rotary(rotary) => rotary.width,
-            Positions::Learned => 0,
+        let (rotated, frequencies) = match &spec.positions {
+            Positions::Rotary(rotary) => (rotary.width, super::rotary::frequencies(rotary)),
+            Positions::Learned => (0, Vec::new()),
         };
         let buffer = |width: usize| kernels.buffer(rows * width);
         let Mlp { inner, gated, .. } = spec.mlp;
@@ -273,6 +290,8 @@ impl<K: Kernels> Workspace<K> {
             inner: buffer(if gated { inner } else { 0 })?,
             angles: buffer(rotated)?,
             host_angles: Vec::new(),
+            host_positions: Vec::new(),
+            frequencies,
             logits: Growing::new(kernels)?,
             scratch: Scratch::new(kernels)?,
         })

@@ -36,6 +36,16 @@ struct Candidate {
     party: Party,
     arrival: u64,
     job: JobId,
+    /// To be fed.
+    tokens: usize,
+    /// It has a slice.
+    is_planned: bool,
+}
+
+impl Candidate {
+    fn is_left(&self) -> bool {
+        !self.is_planned
+    }
 }
 
 /// The candidates of one party.
@@ -45,6 +55,8 @@ struct Turns {
     first: usize,
     /// Has had so much more than others that it must not go before their prompts.
     is_ahead: bool,
+    /// Waits for more than this pass gives it.
+    is_left: bool,
     /// Whose turn it is next.
     next: usize,
     end: usize,
@@ -74,6 +86,10 @@ impl Scheduler {
             self.gather(&mut plan);
             self.fill(&mut plan, Which::Short { reserve: self.options.step_tokens / 4 }, now);
             self.fill(&mut plan, Which::All, now);
+            let left = |turns: &&Turns| {
+                turns.is_left || plan.candidates[turns.next..turns.end].iter().any(Candidate::is_left)
+            };
+            self.fairness.close_round(plan.parties.iter().filter(left).map(|turns| turns.party));
             // An answer may have freed what another operation waits for.
             if !plan.slices.is_empty() || !plan.answered {
                 return plan;
@@ -85,16 +101,27 @@ impl Scheduler {
     fn gather(&mut self, plan: &mut Plan) {
         let Plan { candidates, parties, .. } = plan;
         candidates.clear();
-        let candidate = |(id, job): (JobId, &Job)| Candidate { party: job.party(), arrival: job.arrival, job: id };
+        let candidate = |(id, job): (JobId, &Job)| Candidate {
+            party: job.party(),
+            arrival: job.arrival,
+            job: id,
+            tokens: job.rest().len(),
+            is_planned: false,
+        };
         candidates.extend(self.queue.heads().map(candidate));
         candidates.sort_unstable();
         parties.clear();
         for (at, candidate) in candidates.iter().enumerate() {
             match parties.last_mut() {
                 Some(turns) if turns.party == candidate.party => turns.end = at + 1,
-                _ => {
-                    parties.push(Turns { party: candidate.party, is_ahead: false, first: at, next: at, end: at + 1 })
-                }
+                _ => parties.push(Turns {
+                    party: candidate.party,
+                    is_ahead: false,
+                    is_left: false,
+                    first: at,
+                    next: at,
+                    end: at + 1,
+                }),
             }
         }
         self.fairness.open_round(parties.iter().map(|turns| turns.party));
@@ -113,38 +140,46 @@ impl Scheduler {
         };
         plan.parties.iter_mut().for_each(|turns| turns.next = turns.first);
         while plan.tokens > reserve {
-            let waiting = plan.parties.iter_mut().filter(|turns| turns.next < turns.end);
+            let Plan { slices, candidates, parties, answered, .. } = plan;
+            let waiting = parties.iter_mut().filter(|turns| turns.next < turns.end);
             let waiting = waiting.filter(|turns| which == Which::All || !turns.is_ahead);
-            let order = |turns: &&mut Turns| (self.fairness.served(turns.party), plan.candidates[turns.next].arrival);
+            // Who comes level with others and wants little is not to wait for their prompts.
+            let order = |turns: &&mut Turns| {
+                let Candidate { arrival, tokens, .. } = candidates[turns.next];
+                (self.fairness.served(turns.party), tokens, arrival)
+            };
             let Some(turns) = waiting.min_by_key(order) else { return };
-            let Candidate { party, mut job, .. } = plan.candidates[turns.next];
+            let candidate = &mut candidates[turns.next];
             turns.next += 1;
-            // What is answered at once makes way for the next operation of its session.
-            while let Some(session) = self.ready(job, which, plan)
-                && let Start::Answered = self.start(job, now)
-            {
-                plan.answered = true;
-                let Some(next) = self.queue.head(session) else { break };
-                job = next;
-            }
-            let slice = self.queue.get(job).filter(|job| job.runs() && allowed(job, which));
-            let next = slice.and_then(|job| job.next_slice(plan.tokens - reserve, plan.rows));
-            if let Some((tokens, rows)) = next
-                && plan.slices.iter().all(|slice| slice.job != job)
-            {
+            let Some(job) = self.ready(candidate, which, now, answered) else { continue };
+            let Some(running) = self.queue.get(job) else { continue };
+            if let Some((tokens, rows)) = running.next_slice(plan.tokens - reserve, plan.rows) {
+                candidate.is_planned = true;
+                turns.is_left |= tokens < running.rest().len() || running.next.is_some();
                 plan.tokens -= tokens;
                 plan.rows -= rows.len();
-                self.fairness.charge(party, tokens);
-                plan.slices.push(Slice { job, tokens, rows });
+                self.fairness.charge(candidate.party, tokens);
+                slices.push(Slice { job, tokens, rows });
             }
         }
     }
 
-    /// The session of a job that could begin now.
-    fn ready(&self, id: JobId, which: Which, plan: &Plan) -> Option<cosec_proto::SessionId> {
-        let job = self.queue.get(id)?;
-        let planned = plan.slices.iter().any(|slice| slice.job == id);
-        (!job.runs() && !planned && allowed(job, which)).then(|| job.session())
+    /// The job that runs for `candidate`: what is answered at once makes way for the next operation of its session.
+    fn ready(&mut self, candidate: &Candidate, which: Which, now: Instant, answered: &mut bool) -> Option<JobId> {
+        let mut id = candidate.job;
+        loop {
+            let job = self.queue.get(id).filter(|job| !candidate.is_planned && allowed(job, which))?;
+            let session = job.session();
+            if job.runs() {
+                return Some(id);
+            }
+            match self.start(id, now) {
+                Start::Begun => return Some(id),
+                Start::Waits => return None,
+                Start::Answered => *answered = true,
+            }
+            id = self.queue.head(session)?;
+        }
     }
 
     /// How an operation of more than [`SHORT_TOKENS`](super::job::SHORT_TOKENS) tokens and others share a pass, for the metrics.

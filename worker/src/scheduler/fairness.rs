@@ -1,7 +1,8 @@
 //! Whose turn it is: fair queueing by tokens, first between coordinators, then between the tenants of each.
 //!
 //! Start-time fair queueing (Goyal, Vin and Cheng, 1996) with two levels: who waits and has been served least is next, and
-//! whoever comes back after a pause is put level with those who waited meanwhile, so that nobody saves up turns.
+//! whoever comes back after a pause, or got all that it wanted, is put level with those who were left waiting, so that
+//! nobody saves up turns.
 
 /// A coordinator's stream and one of its tenants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +23,12 @@ impl Fairness {
     pub(crate) fn open_round(&mut self, waiting: impl Iterator<Item = Party> + Clone) {
         self.streams.open_round(waiting.clone().map(stream));
         self.parties.open_round(waiting.map(tenant));
+    }
+
+    /// Ends the round: those in `left`, ascending and without repetition, wait for more than they got.
+    pub(crate) fn close_round(&mut self, left: impl Iterator<Item = Party> + Clone) {
+        self.streams.keep_waiting(left.clone().map(stream));
+        self.parties.keep_waiting(left.map(tenant));
     }
 
     /// Orders parties by what they have had: the least is next.
@@ -67,11 +74,7 @@ struct Accounts(Vec<Account>);
 impl Accounts {
     /// `waiting` ascends; the same key may come several times in a row.
     fn open_round(&mut self, waiting: impl Iterator<Item = Key> + Clone) {
-        let mut expected = waiting.clone().peekable();
-        for account in &mut self.0 {
-            while expected.next_if(|&key| key < account.key).is_some() {}
-            account.waits &= expected.peek() == Some(&account.key);
-        }
+        self.keep_waiting(waiting.clone());
         for key in waiting {
             let place = self.0.binary_search_by_key(&key, |account| account.key);
             let floor = || self.floor(key.0).unwrap_or(0);
@@ -88,6 +91,15 @@ impl Accounts {
             }
         }
         self.close_idle();
+    }
+
+    /// Of those who wait, only `waiting` still do.
+    fn keep_waiting(&mut self, waiting: impl Iterator<Item = Key>) {
+        let mut waiting = waiting.peekable();
+        for account in &mut self.0 {
+            while waiting.next_if(|&key| key < account.key).is_some() {}
+            account.waits &= waiting.peek() == Some(&account.key);
+        }
     }
 
     /// The least that anyone has had who waits among these rivals.
