@@ -71,6 +71,7 @@ fn start() -> EngineHandle {
         lease: Duration::from_secs(600),
     };
     let load = LoadOptions {
+        tokenizer: None,
         adapter: None,
         lora: Vec::new(),
         dtype: DtypeChoice::Auto,
@@ -128,18 +129,19 @@ fn a_step_of_decoding_sessions_allocates_nothing() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let sessions: Vec<SessionId> = (0..SESSIONS).map(|_| SessionId::random()).collect();
     run(&engine, &runtime, &sessions, &Work::Extend { at: 0, tokens: vec![1; 30], rows: Vec::new() });
-    let mut at = 30;
-    let mut count_rounds = |rounds: usize| {
+    let count_round = |at: usize| {
         let (before, mut payloads) = (ALLOCATIONS.load(Ordering::SeqCst), 0);
-        for _ in 0..rounds {
-            for (work, vectors) in round(at) {
-                run(&engine, &runtime, &sessions, &work);
-                payloads += vectors * SESSIONS;
-            }
-            at += 5;
+        for (work, vectors) in round(at) {
+            run(&engine, &runtime, &sessions, &work);
+            payloads += vectors * SESSIONS;
         }
         ALLOCATIONS.load(Ordering::SeqCst) - before - payloads
     };
-    println!("{} while buffers grow", count_rounds(10));
-    assert_eq!(count_rounds(25), 0);
+    println!("{} while buffers grow", (0..40).map(|_| count_round(30)).sum::<usize>());
+    // Which operations ride together is chance, so a buffer may still come to be larger than ever before; what a step
+    // itself allocated would be in every stretch.
+    let stretches: Vec<usize> =
+        (0..4).map(|stretch| (0..8).map(|round| count_round(30 + 5 * (8 * stretch + round))).sum()).collect();
+    println!("{stretches:?}");
+    assert!(stretches.contains(&0), "{stretches:?}");
 }
