@@ -4,7 +4,7 @@
 //! to its answer: scheduling, batching, the forward pass of a real model, reading the rows, sampling, block tables, the
 //! kept row, metrics, the answer. Not counted is what the caller does on its own thread: building the request with room
 //! for its answer, the channel of the answer, gRPC. Probabilities of a Gather are the message itself: one vector a view.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a failed assumption in a test is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 #![expect(unsafe_code, reason = "an allocator that counts")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
