@@ -84,7 +84,7 @@ pub struct Flags {
     #[arg(long, value_name = "MODE")]
     pub speculation: Option<Speculation>,
     /// Name of the one model to serve, in place of those in the file.
-    #[arg(long, value_name = "NAME", requires = "tokenizer", requires = "base")]
+    #[arg(long, value_name = "NAME", requires = "tokenizer")]
     pub model: Option<String>,
     /// The model's directory with tokenizer.json.
     #[arg(long, value_name = "DIR", requires = "model")]
@@ -98,6 +98,9 @@ pub struct Flags {
     /// Addresses of the workers with the anti-expert.
     #[arg(long, value_name = "ADDR", value_delimiter = ',', requires = "model")]
     pub anti_expert: Vec<String>,
+    /// URLs of the etcd members in which workers register, in place of their addresses; for a user or TLS see the file.
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub etcd: Vec<String>,
 }
 
 impl Flags {
@@ -124,6 +127,9 @@ impl Flags {
                 "anti_expert": self.anti_expert,
             });
             core.insert("models".to_owned(), json!([model]));
+        }
+        if !self.etcd.is_empty() {
+            core.insert("discovery".to_owned(), json!({"kind": "etcd", "endpoints": self.etcd}));
         }
         if !core.is_empty() {
             values.insert("core".to_owned(), core.into());
@@ -171,6 +177,7 @@ impl Config {
             max_choices,
             body_timeout_seconds,
             request_timeout_seconds,
+            resume_key_file: _,
         } = self.api;
         let positive = [
             ("api.max_body_bytes", max_body_bytes as u64),
@@ -189,7 +196,8 @@ impl Config {
         }
         if self.core.models.is_empty() {
             return invalid(
-                "core.models is empty; set --model, --tokenizer and --base, or [[core.models]]".to_owned(),
+                "core.models is empty; set --model, --tokenizer and --base (or --etcd), or [[core.models]]"
+                    .to_owned(),
             );
         }
         let mut names = BTreeSet::new();

@@ -18,7 +18,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::admission::{Admission, Place};
-use crate::discovery::{Member, StaticList};
+use crate::discovery::{Discovery, DiscoveryConfig, Etcd, Kubernetes, Member, MembersFile, StaticList};
 use crate::request::{FinishReason, SessionError, SessionEvent, TokenizedRequest};
 use crate::role::Role;
 use crate::session::metrics::SessionMetrics;
@@ -35,6 +35,8 @@ use crate::worker_pool::{Able, PoolConfig, WorkerPool};
 pub struct CoreConfig {
     /// Models to serve. None by default.
     pub models: Vec<ModelConfig>,
+    /// Where workers are looked up. Default: the addresses under the models.
+    pub discovery: DiscoveryConfig,
     /// Most sessions (choices) that decode at the same time. Default 64.
     pub max_sessions: usize,
     /// Most sessions that wait for their turn; one more is refused as overloaded. Default 256.
@@ -56,6 +58,7 @@ impl Default for CoreConfig {
     fn default() -> Self {
         Self {
             models: Vec::new(),
+            discovery: DiscoveryConfig::Static,
             max_sessions: 64,
             max_queued_sessions: 256,
             step_deadline_ms: 30_000,
@@ -75,7 +78,9 @@ pub struct ModelConfig {
     pub name: String,
     /// Directory with tokenizer.json (and the chat template).
     pub tokenizer: PathBuf,
-    /// Addresses (`host:port`) of the workers that host the base; at least one.
+    /// Addresses (`host:port`) of the workers that host the base; names of SRV records where discovery is `kubernetes`,
+    /// none where it is `file` or `etcd`.
+    #[serde(default)]
     pub base: Vec<String>,
     /// Addresses of the workers that host the expert. Default none.
     #[serde(default)]
@@ -203,10 +208,9 @@ impl Core {
             step_deadline: Duration::from_millis(config.step_deadline_ms),
             describe_interval: Duration::from_millis(config.describe_interval_ms),
         };
-        let discovery = StaticList::new(members(&config.models));
         let pool = WorkerPool::start(
             pool_config,
-            &discovery,
+            discovery(&config)?,
             Arc::clone(&metrics),
             tracker.clone(),
             runtime.clone(),
@@ -256,7 +260,7 @@ impl Core {
         let Some(model) = shared.config.models.iter().find(find) else {
             return Err(refusal(ErrorCode::NotFound, format!("there is no model {:?}", request.model)));
         };
-        let plan = Plan::new(&request.settings, !model.anti_expert.is_empty())
+        let plan = Plan::new(&request.settings, shared.pool.has(&model.name, Role::AntiExpert))
             .map_err(|error| refusal(ErrorCode::InvalidArgument, error.to_string()))?;
         let facts = shared.able(model, &plan)?;
         fits(&request, &facts)?;
@@ -285,9 +289,10 @@ impl Shared {
     fn facts(&self, model: &ModelConfig) -> Result<(ModelFacts, Result<(), OperationError>), OperationError> {
         let bases = self.pool.able(&model.name, Role::Base)?;
         let experts = self.pool.able(&model.name, Role::Expert);
-        let anti_experts = match model.anti_expert.as_slice() {
-            [] => Ok(Vec::new()),
-            [..] => self.pool.able(&model.name, Role::AntiExpert),
+        let anti_experts = if self.pool.has(&model.name, Role::AntiExpert) {
+            self.pool.able(&model.name, Role::AntiExpert)
+        } else {
+            Ok(Vec::new())
         };
         let of = |workers: &[Able]| workers.iter().map(|able| Arc::clone(&able.description)).collect::<Vec<_>>();
         let mut all = of(&bases);
@@ -435,13 +440,6 @@ fn check(config: &CoreConfig) -> Result<(), StartError> {
         if config.models[..index].iter().any(|other| other.name == model.name) {
             return problem(format!("models[{index}].name"), "names a model twice");
         }
-        if model.base.is_empty() {
-            return problem(format!("models[{index}].base"), "is empty; name the address of at least one worker");
-        }
-        if model.expert.is_empty() && config.expert_absent != ExpertAbsent::Degrade {
-            let what = "is empty; name the address of at least one worker, or set expert_absent to degrade";
-            return problem(format!("models[{index}].expert"), what);
-        }
         for (field, adapter) in [("base_adapter", &model.base_adapter), ("expert_adapter", &model.expert_adapter)] {
             if adapter.as_ref().is_some_and(String::is_empty) {
                 return problem(
@@ -450,18 +448,60 @@ fn check(config: &CoreConfig) -> Result<(), StartError> {
                 );
             }
         }
-        for (role, addresses) in
-            [("base", &model.base), ("expert", &model.expert), ("anti_expert", &model.anti_expert)]
-        {
-            for (place, address) in addresses.iter().enumerate() {
-                if let Err(error) = transport::channel(address) {
-                    let field = format!("models[{index}].{role}[{place}]");
-                    return Err(StartError::Config { field, problem: error.to_string() });
-                }
+        check_addresses(config, index, model)?;
+    }
+    Ok(())
+}
+
+/// Holds a model's addresses against the kind of discovery.
+fn check_addresses(config: &CoreConfig, index: usize, model: &ModelConfig) -> Result<(), StartError> {
+    let problem = |role: &str, problem: &str| {
+        Err(StartError::Config { field: format!("models[{index}].{role}"), problem: problem.to_owned() })
+    };
+    let lists = [("base", &model.base), ("expert", &model.expert), ("anti_expert", &model.anti_expert)];
+    if let DiscoveryConfig::File { .. } | DiscoveryConfig::Etcd(_) = config.discovery {
+        return match lists.iter().find(|(_, addresses)| !addresses.is_empty()) {
+            Some((role, _)) => problem(role, "names addresses, but discovery is of a kind that finds them itself"),
+            None => Ok(()),
+        };
+    }
+    if model.base.is_empty() {
+        return problem("base", "is empty; name the address of at least one worker");
+    }
+    if model.expert.is_empty() && config.expert_absent != ExpertAbsent::Degrade {
+        let what = "is empty; name the address of at least one worker, or set expert_absent to degrade";
+        return problem("expert", what);
+    }
+    if let DiscoveryConfig::Kubernetes { .. } = config.discovery {
+        return Ok(());
+    }
+    for (role, addresses) in lists {
+        for (place, address) in addresses.iter().enumerate() {
+            if let Err(error) = transport::channel(address) {
+                return problem(&format!("{role}[{place}]"), &error.to_string());
             }
         }
     }
     Ok(())
+}
+
+fn discovery(config: &CoreConfig) -> Result<Box<dyn Discovery>, StartError> {
+    let invalid = |field: &str, problem: String| StartError::Config { field: field.to_owned(), problem };
+    Ok(match &config.discovery {
+        DiscoveryConfig::Static => Box::new(StaticList(members(&config.models))),
+        DiscoveryConfig::File { path } => {
+            let opened = MembersFile::open(path);
+            Box::new(opened.map_err(|error| invalid("discovery.path", format!("cannot be used: {error}")))?)
+        }
+        DiscoveryConfig::Etcd(etcd) => {
+            etcd.check().map_err(|error| invalid("discovery", error.to_string()))?;
+            Box::new(Etcd(etcd.clone()))
+        }
+        DiscoveryConfig::Kubernetes { nameserver } => {
+            let prepared = Kubernetes::new(members(&config.models), *nameserver);
+            Box::new(prepared.map_err(|error| invalid("discovery.nameserver", format!("is needed: {error}")))?)
+        }
+    })
 }
 
 fn members(models: &[ModelConfig]) -> Vec<Member> {

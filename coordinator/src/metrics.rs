@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 /// Upper bounds of the buckets of a request's time, in seconds.
 const SECONDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0];
@@ -13,6 +13,7 @@ pub struct DoorMetrics {
     requests: IntCounterVec,
     seconds: HistogramVec,
     in_flight: IntGaugeVec,
+    resumed: IntCounter,
 }
 
 impl DoorMetrics {
@@ -34,10 +35,20 @@ impl DoorMetrics {
             Opts::new("cosec_door_requests_in_flight", "Requests whose answer has not ended."),
             &["door"],
         )?;
+        let resumed = IntCounter::new(
+            "cosec_door_resumed_streams_total",
+            "Streams that a client took up again with Last-Event-ID.",
+        )?;
+        registry.register(Box::new(resumed.clone()))?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(seconds.clone()))?;
         registry.register(Box::new(in_flight.clone()))?;
-        Ok(Self { requests, seconds, in_flight })
+        Ok(Self { requests, seconds, in_flight, resumed })
+    }
+
+    /// Counts a stream that goes on.
+    pub fn resumed(&self) {
+        self.resumed.inc();
     }
 
     /// Counts a request until the returned value is dropped.

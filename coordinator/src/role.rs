@@ -1,7 +1,10 @@
 //! Which of a model's networks is meant.
 
+use serde::Deserialize;
+
 /// A network that takes part in decoding one model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Role {
     /// The large code model.
     Base,

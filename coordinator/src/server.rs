@@ -21,6 +21,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::api::grpc::GrpcDoor;
+use crate::api::openai::{InvalidResumeKey, ResumeKey};
 use crate::api::{Doors, ModelText, ModelTextError, grpc, openai};
 use crate::config::Config;
 use crate::core::{Core, StartError};
@@ -46,7 +47,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     let texts = load_texts(&config)?;
     let (tracker, stopped) = (TaskTracker::new(), CancellationToken::new());
     let core = Core::start(config.core, Arc::new(session_metrics), tracker.clone(), stopped.clone())?;
-    let doors = Arc::new(Doors::new(Arc::new(core), texts, config.api, config.defaults, metrics));
+    let resume_key = match &config.api.resume_key_file {
+        Some(file) => ResumeKey::read(file)?,
+        None => ResumeKey::random(),
+    };
+    let doors = Doors::new(Arc::new(core), texts, config.api, config.defaults, metrics).sharing(resume_key);
+    let doors = Arc::new(doors);
     listeners.announce();
     let grace = Duration::from_secs(config.grace_seconds);
     serve(listeners, doors, registry, grace, shutdown).await?;
@@ -197,6 +203,9 @@ pub enum RunError {
     /// The configuration of models, sessions or workers makes no sense.
     #[error("configuration: {0}")]
     Core(#[from] StartError),
+    /// The key that coordinators share.
+    #[error(transparent)]
+    ResumeKey(#[from] InvalidResumeKey),
     /// Two metrics have the same name.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),

@@ -16,6 +16,8 @@ pub mod draw;
 
 pub mod tokenizer_fingerprint;
 
+pub mod registry;
+
 pub use error_code::ErrorCode;
 pub use ids::SessionId;
 

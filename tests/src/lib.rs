@@ -1,4 +1,7 @@
 //! What end-to-end tests share.
 
+pub mod certificates;
 pub mod cluster;
+pub mod etcd;
+pub mod fleet;
 pub mod mock_worker;

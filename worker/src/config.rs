@@ -10,6 +10,7 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
 use crate::model_runner::{DtypeChoice, KvDtype, NamedAdapter, Quantize};
+use crate::registration::{self, InvalidRegistration};
 
 /// Prefix of the environment variables: `COSEC_WORKER_STEP_TOKENS` sets `step_tokens`.
 const ENVIRONMENT: &str = "COSEC_WORKER_";
@@ -135,6 +136,8 @@ pub struct Flags {
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grace_seconds: Option<u64>,
+    #[command(flatten)]
+    pub(crate) registration: registration::Flags,
 }
 
 /// Settings of `serve`, complete and checked.
@@ -182,6 +185,8 @@ pub struct Config {
     pub max_operations: usize,
     /// Time that sessions get to end when the worker shuts down.
     pub grace_seconds: u64,
+    /// Where the worker registers, if anywhere.
+    pub registration: registration::Config,
 }
 
 /// Size of the KV cache.
@@ -219,6 +224,7 @@ struct Settings {
     max_sessions: usize,
     max_operations: usize,
     grace_seconds: u64,
+    registration: registration::Config,
 }
 
 impl Default for Settings {
@@ -246,13 +252,14 @@ impl Default for Settings {
             max_sessions: 1024,
             max_operations: 4096,
             grace_seconds: 10,
+            registration: registration::Config::default(),
         }
     }
 }
 
 /// The settings in the environment, less the variable that names the file and those that Kubernetes sets by itself.
 fn environment() -> Env {
-    Env::prefixed(ENVIRONMENT).filter(|key| key != "config" && !kubernetes::injects(key.as_str()))
+    Env::prefixed(ENVIRONMENT).filter(|key| key != "config" && !kubernetes::injects(key.as_str())).split("__")
 }
 
 impl Config {
@@ -288,6 +295,7 @@ impl Settings {
             (None, None) => CacheSize::MemoryMib(DEFAULT_KV_MEMORY_MIB),
         };
         Ok(Config {
+            registration: self.registration.completed(&name, &self.listen)?,
             model,
             revision: self.revision,
             role,
@@ -383,6 +391,9 @@ pub enum ConfigError {
         /// What was given.
         address: String,
     },
+    /// The worker could not be found.
+    #[error(transparent)]
+    Registration(#[from] InvalidRegistration),
     /// A number that makes no sense.
     #[error("{key} is {value}; it must be {least} to {most}")]
     Range {

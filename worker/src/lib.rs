@@ -28,4 +28,6 @@ pub mod loader;
 
 pub mod check;
 
+pub mod registration;
+
 pub mod metrics;

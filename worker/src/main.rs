@@ -87,7 +87,12 @@ async fn run(config: Config) -> anyhow::Result<()> {
         println!("metrics on {address}");
     }
     tracing::info!(address = %server.address(), model = %config.model.display(), "loading");
-    let identity = Identity { role: config.role.into(), model: config.name.clone(), zone: config.zone.clone() };
+    let identity = Identity {
+        role: config.role.into(),
+        model: config.name.clone(),
+        zone: config.zone.clone(),
+        registration: config.registration.clone(),
+    };
     let grace = Duration::from_secs(config.grace_seconds);
     server.run(identity, move || load(&config), grace, shutdown).await?;
     Ok(())

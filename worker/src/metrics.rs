@@ -29,6 +29,7 @@ pub struct Metrics {
     pub(crate) row_bytes: IntCounterVec,
     pub(crate) shared_tokens: IntCounter,
     pub(crate) preemptions: IntCounter,
+    pub(crate) registered: IntGauge,
 }
 
 impl Metrics {
@@ -91,6 +92,7 @@ impl Metrics {
                 "cosec_worker_preemptions_total",
                 "Sessions that lost their blocks to an older one.",
             )?,
+            registered: IntGauge::new("cosec_worker_registered", "Whether the worker's entry stands in etcd.")?,
             registry,
         };
         metrics.register()?;
@@ -110,7 +112,8 @@ impl Metrics {
         self.registry.register(Box::new(self.free_blocks.clone()))?;
         self.registry.register(Box::new(self.row_bytes.clone()))?;
         self.registry.register(Box::new(self.shared_tokens.clone()))?;
-        self.registry.register(Box::new(self.preemptions.clone()))
+        self.registry.register(Box::new(self.preemptions.clone()))?;
+        self.registry.register(Box::new(self.registered.clone()))
     }
 
     /// The text that Prometheus reads.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cosec_proto::registry::Registration;
 use cosec_proto::transport;
 use cosec_proto::worker::Role;
 use cosec_proto::worker::worker_server::WorkerServer;
@@ -20,6 +21,7 @@ use tonic_health::server::{HealthReporter, health_reporter};
 
 use crate::engine::{self, EngineHandle, EngineOptions, Model};
 use crate::metrics::Metrics;
+use crate::registration::{self, Registrar};
 use crate::service::{Identity, WorkerService};
 
 /// How often a draining worker looks whether it is done.
@@ -89,7 +91,7 @@ impl Server {
         let closing = CancellationToken::new();
         let (health, health_service) = health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
-        let model_name = identity.model.clone();
+        let presented = identity.clone();
         let service = WorkerService::new(identity, Arc::clone(&metrics), tracker.clone(), closing.clone());
 
         let router = transport::server().add_service(health_service).add_service(service.clone().into_server());
@@ -110,10 +112,14 @@ impl Server {
             loaded = in_thread(load) => loaded?,
         };
         let family = model.description().family.clone();
+        let figures = Arc::clone(&metrics);
         let engine = engine::start(model, options, metrics).map_err(ServeError::Thread)?;
         service.set_engine(engine.clone());
         set_health(&health, ServingStatus::Serving).await;
-        log_ready(&engine, address, &model_name, &family, started.elapsed());
+        log_ready(&engine, address, &presented.model, &family, started.elapsed());
+        if let Some(registrar) = registrar(presented, &engine, address, &figures) {
+            tracker.spawn(registrar.keep(shutdown.clone(), closing.clone()));
+        }
 
         let done = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
@@ -135,6 +141,27 @@ impl Server {
         tracing::info!("stopped");
         done
     }
+}
+
+/// Tells etcd of a worker that is ready, where it is to.
+fn registrar(identity: Identity, engine: &EngineHandle, address: SocketAddr, figures: &Metrics) -> Option<Registrar> {
+    if !identity.registration.is_wanted() {
+        return None;
+    }
+    let (description, options) = (engine.description(), engine.options());
+    let registration::Config { etcd, advertise, models } = identity.registration;
+    let entry = Registration {
+        endpoint: advertise.unwrap_or_else(|| address.to_string()),
+        models,
+        role: identity.role.into(),
+        fingerprint: description.fingerprint.clone(),
+        tokenizer_fingerprint: description.tokenizer_fingerprint.clone(),
+        capacity_tokens: (options.blocks * options.block_tokens) as u64,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        zone: identity.zone,
+        draining: false,
+    };
+    Some(Registrar { etcd, entry, registered: figures.registered.clone() })
 }
 
 /// Takes `HOST:PORT`; of several addresses that a name stands for, the first that can be had.

@@ -28,6 +28,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::engine::EngineHandle;
 use crate::engine::operation::{Answer, Failure, Outcome};
 use crate::metrics::Metrics;
+use crate::registration;
 use crate::rows::{Content, Precision};
 use parse::{invalid, parse};
 
@@ -53,8 +54,10 @@ pub struct Identity {
     pub role: wire::Role,
     /// Name of the model; not unique.
     pub model: String,
-    /// Where the worker stands; empty when that was not said.
+    /// Where the worker stands; empty for nowhere in particular.
     pub zone: String,
+    /// Where it tells coordinators of itself.
+    pub registration: registration::Config,
 }
 
 /// The `Worker` service. Clones share everything.

@@ -19,7 +19,7 @@ mod fields;
 mod tests;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::error::ApiError;
+use self::openai::ResumeKey;
 use self::settings::Defaults;
 use crate::core::{Core, ModelFacts, ModelInfo};
 use crate::metrics::DoorMetrics;
@@ -54,6 +55,9 @@ pub struct ApiConfig {
     pub body_timeout_seconds: u64,
     /// How long a request may take in all. Default 600.
     pub request_timeout_seconds: u64,
+    /// File with the key that coordinators share, at least 32 bytes: with it each continues the streams of the others.
+    /// Default: a key of its own.
+    pub resume_key_file: Option<PathBuf>,
 }
 
 impl Default for ApiConfig {
@@ -64,6 +68,7 @@ impl Default for ApiConfig {
             max_choices: 256,
             body_timeout_seconds: 30,
             request_timeout_seconds: 600,
+            resume_key_file: None,
         }
     }
 }
@@ -138,6 +143,7 @@ pub struct Doors {
     texts: HashMap<String, Arc<ModelText>>,
     config: ApiConfig,
     defaults: Defaults,
+    resume_key: ResumeKey,
     metrics: Arc<DoorMetrics>,
     /// Prompts that are being tokenized; more would only share the same cores.
     tokenizing: Arc<Semaphore>,
@@ -173,6 +179,7 @@ impl Doors {
             texts,
             config,
             defaults,
+            resume_key: ResumeKey::random(),
             metrics,
             tokenizing: Arc::new(Semaphore::new(cores)),
             started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
@@ -180,6 +187,12 @@ impl Doors {
             halted: CancellationToken::new(),
             in_flight: TaskTracker::new(),
         }
+    }
+
+    /// Continues the streams of all coordinators that have `key`.
+    #[must_use]
+    pub fn sharing(self, key: ResumeKey) -> Self {
+        Self { resume_key: key, ..self }
     }
 
     /// Refuses new requests, waits `grace` for those in flight, and ends the rest with an error.

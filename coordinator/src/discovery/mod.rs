@@ -1,15 +1,34 @@
 //! Which workers there should be. Feeds the worker pool through one `watch` channel and knows nobody else.
+//!
+//! A source that cannot be asked any more changes nothing: its last word holds until it speaks again, and the gauge
+//! `cosec_discovery_up` says 0.
 
+mod etcd;
+mod kubernetes;
+mod members_file;
 mod static_list;
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cosec_proto::registry::EtcdConfig;
+use futures::future::BoxFuture;
+use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
+use rand::Rng;
+use serde::Deserialize;
 use tokio::sync::watch;
 
 use crate::role::Role;
 
+pub use etcd::Etcd;
+pub use kubernetes::Kubernetes;
+pub use members_file::{InvalidMembers, MembersFile};
 pub use static_list::StaticList;
 
 /// A worker that should be connected.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Member {
     /// Name of the model that it takes part in.
     pub model: String,
@@ -19,8 +38,125 @@ pub struct Member {
     pub address: String,
 }
 
+/// Where members come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum DiscoveryConfig {
+    /// The addresses under the models.
+    #[default]
+    Static,
+    /// A TOML file with `[[members]]`, read again when it changes.
+    File {
+        /// Of the file.
+        path: PathBuf,
+    },
+    /// Workers register themselves in etcd.
+    Etcd(EtcdConfig),
+    /// The models' addresses are names of SRV records, as headless services have them.
+    Kubernetes {
+        /// DNS server. Default: the system's.
+        nameserver: Option<SocketAddr>,
+    },
+}
+
 /// A source of membership.
-pub trait Discovery {
+pub trait Discovery: Send {
+    /// Tells `announcer` of the members, now and after every change; does not end by itself.
+    fn run(self: Box<Self>, announcer: Announcer) -> BoxFuture<'static, ()>;
+}
+
+/// What discovery shows.
+#[derive(Clone, Debug)]
+pub struct DiscoveryMetrics {
+    /// 1 while the source can be asked.
+    pub up: IntGauge,
+    /// By model and role.
+    pub members: IntGaugeVec,
+}
+
+impl DiscoveryMetrics {
+    /// Creates and registers them.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let up = IntGauge::new("cosec_discovery_up", "Whether the source of membership can be asked")?;
+        let options = Opts::new("cosec_discovery_members", "Workers that should be connected");
+        let members = IntGaugeVec::new(options, &["model", "role"])?;
+        registry.register(Box::new(up.clone()))?;
+        registry.register(Box::new(members.clone()))?;
+        Ok(Self { up, members })
+    }
+}
+
+/// Where a source tells what it knows.
+pub struct Announcer {
+    members: watch::Sender<Vec<Member>>,
+    metrics: DiscoveryMetrics,
+}
+
+impl Announcer {
+    /// Nobody is a member yet.
+    #[must_use]
+    pub fn new(metrics: DiscoveryMetrics) -> Self {
+        Self { members: watch::Sender::default(), metrics }
+    }
+
     /// The members, now and after every change.
-    fn members(&self) -> watch::Receiver<Vec<Member>>;
+    #[must_use]
+    pub fn members(&self) -> watch::Receiver<Vec<Member>> {
+        self.members.subscribe()
+    }
+
+    /// The source was asked and these are all members; their order and repetitions do not matter.
+    fn announce(&self, members: impl IntoIterator<Item = Member>) {
+        let mut members: Vec<Member> = members.into_iter().collect();
+        members.sort();
+        members.dedup();
+        self.metrics.members.reset();
+        for Member { model, role, .. } in &members {
+            self.metrics.members.with_label_values(&[model.as_str(), role.name()]).inc();
+        }
+        self.members.send_if_modified(|before| {
+            let changed = *before != members;
+            if changed {
+                tracing::info!(members = members.len(), "membership changed");
+                *before = members;
+            }
+            changed
+        });
+    }
+
+    /// The source answers.
+    fn up(&self) {
+        if self.metrics.up.get() == 0 {
+            self.metrics.up.set(1);
+            tracing::info!("the source of membership answers");
+        }
+    }
+
+    /// The source does not answer, or not in a way that can be understood.
+    fn lost(&self, why: &str) {
+        self.metrics.up.set(0);
+        let members = self.members.borrow().len();
+        tracing::warn!(why, members, "the source of membership cannot be asked; its last word holds");
+    }
+}
+
+/// Pauses between attempts, growing from the first to the second, spread so that coordinators that lost the same source
+/// do not come back all at once.
+struct Backoff(Duration);
+
+impl Backoff {
+    const BOUNDS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+    fn new() -> Self {
+        Self(Self::BOUNDS.0)
+    }
+
+    async fn pause(&mut self) {
+        let jitter = rand::rng().random_range(0.5..1.5);
+        tokio::time::sleep(self.0.mul_f64(jitter)).await;
+        self.0 = (self.0 * 2).min(Self::BOUNDS.1);
+    }
 }

@@ -1,25 +1,21 @@
 //! The workers that the configuration names.
 
-use tokio::sync::watch;
+use futures::future::BoxFuture;
 
-use super::{Discovery, Member};
+use super::{Announcer, Discovery, Member};
 
 /// Members that never change.
 #[derive(Debug)]
-pub struct StaticList {
-    members: watch::Sender<Vec<Member>>,
-}
-
-impl StaticList {
-    /// Announces `members` for good.
-    #[must_use]
-    pub fn new(members: Vec<Member>) -> Self {
-        Self { members: watch::Sender::new(members) }
-    }
-}
+pub struct StaticList(pub Vec<Member>);
 
 impl Discovery for StaticList {
-    fn members(&self) -> watch::Receiver<Vec<Member>> {
-        self.members.subscribe()
+    fn run(self: Box<Self>, announcer: Announcer) -> BoxFuture<'static, ()> {
+        announcer.up();
+        announcer.announce(self.0);
+        Box::pin(async move {
+            // The channel lives as long as its source.
+            let _announcer = announcer;
+            std::future::pending().await
+        })
     }
 }

@@ -4,6 +4,7 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use crate::discovery::DiscoveryMetrics;
 use super::tally::Tally;
 
 /// Counters and histograms of sessions and workers.
@@ -40,6 +41,8 @@ pub struct SessionMetrics {
     pub worker_up: IntGaugeVec,
     /// Times that a session looked for another worker in mid-decode.
     pub relocations: IntCounterVec,
+    /// Who should be connected.
+    pub discovery: DiscoveryMetrics,
 }
 
 /// From half a millisecond to half a minute.
@@ -136,6 +139,7 @@ impl SessionMetrics {
             degraded_sessions: degraded,
             worker_up,
             relocations: counters("cosec_relocations_total", "Moves to a worker in mid-decode", &["role"])?,
+            discovery: DiscoveryMetrics::register(registry)?,
         })
     }
 }

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::discovery::{Discovery, Member};
+use crate::discovery::{Announcer, Discovery, Member};
 use crate::role::Role;
 use crate::router::least_load;
 use crate::session::metrics::SessionMetrics;
@@ -31,6 +31,9 @@ use worker::{Keeper, State};
 
 pub use seat::Seat;
 pub use worker::Worker;
+
+/// Between two looks whether the last session has left a worker that is no member any more.
+const PARTING_POLL: Duration = Duration::from_millis(50);
 
 /// What the pool is told at its start.
 #[derive(Clone, Debug)]
@@ -89,7 +92,7 @@ impl WorkerPool {
     /// Connects to the members that `discovery` announces, now and later.
     pub fn start(
         config: PoolConfig,
-        discovery: &dyn Discovery,
+        discovery: Box<dyn Discovery>,
         metrics: Arc<SessionMetrics>,
         tracker: TaskTracker,
         runtime: Handle,
@@ -98,18 +101,23 @@ impl WorkerPool {
         let (workers, changed) = (RwLock::default(), Arc::new(watch::Sender::new(())));
         let comparisons = Comparisons::new(tracker.clone(), runtime.clone(), shutdown.clone(), Arc::clone(&changed));
         let pool = Arc::new(Self { config, metrics, tracker, runtime, shutdown, workers, changed, comparisons });
-        let mut members = discovery.members();
-        pool.reconcile(&members.borrow_and_update());
+        let announcer = Announcer::new(pool.metrics.discovery.clone());
+        let members = announcer.members();
+        let shutdown = pool.shutdown.clone();
+        let discover = async move {
+            shutdown.run_until_cancelled(discovery.run(announcer)).await;
+        };
+        pool.tracker.spawn_on(discover, &pool.runtime);
         let following = Arc::clone(&pool);
         let follow = async move {
             let mut members = members;
             loop {
+                let now = members.borrow_and_update().clone();
+                following.reconcile(&now);
                 tokio::select! {
                     changed = members.changed() => if changed.is_err() { return },
                     () = following.shutdown.cancelled() => return,
                 }
-                let now = members.borrow_and_update().clone();
-                following.reconcile(&now);
             }
         };
         pool.tracker.spawn_on(follow, &pool.runtime);
@@ -121,12 +129,44 @@ impl WorkerPool {
         let mut before = std::mem::take(&mut *workers);
         for member in members {
             match before.iter().position(|connected| connected.worker.member == *member) {
-                Some(at) => workers.push(before.swap_remove(at)),
+                Some(at) => {
+                    let stays = before.swap_remove(at);
+                    stays.worker.leaving.send_replace(false);
+                    workers.push(stays);
+                }
                 None => workers.extend(self.connect(member)),
             }
         }
         for gone in before {
-            gone.leave.cancel();
+            if !gone.worker.leaving.send_replace(true) {
+                self.tracker.spawn_on(Arc::clone(self).part(Arc::clone(&gone.worker)), &self.runtime);
+            }
+            workers.push(gone);
+        }
+        drop(workers);
+        self.changed.send_replace(());
+    }
+
+    /// Lets a worker go that is no member any more, once no session sits there; not if it becomes a member again.
+    async fn part(self: Arc<Self>, worker: Arc<Worker>) {
+        let mut leaving = worker.leaving.subscribe();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(PARTING_POLL) => {}
+                () = self.shutdown.cancelled() => return,
+                _ = leaving.wait_for(|leaving| !leaving) => return,
+            }
+            let mut workers = self.workers.write().unwrap_or_else(PoisonError::into_inner);
+            if *leaving.borrow() && worker.load.load(Ordering::Acquire) == 0 {
+                workers.retain(|connected| {
+                    let is_it = Arc::ptr_eq(&connected.worker, &worker);
+                    if is_it {
+                        connected.leave.cancel();
+                    }
+                    !is_it
+                });
+                return;
+            }
         }
     }
 
@@ -156,9 +196,18 @@ impl WorkerPool {
         Some(Connected { worker, leave })
     }
 
+    /// Whether a model has workers of `role`, able or not.
+    #[must_use]
+    pub fn has(&self, model: &str, role: Role) -> bool {
+        !self.of(model, role).is_empty()
+    }
+
+    /// The members, not those that leave.
     fn of(&self, model: &str, role: Role) -> Vec<Arc<Worker>> {
         let workers = self.workers.read().unwrap_or_else(PoisonError::into_inner);
-        let of_role = |worker: &&Arc<Worker>| worker.member.model == model && worker.member.role == role;
+        let of_role = |worker: &&Arc<Worker>| {
+            worker.member.model == model && worker.member.role == role && !*worker.leaving.borrow()
+        };
         workers.iter().map(|connected| &connected.worker).filter(of_role).cloned().collect()
     }
 
@@ -200,7 +249,7 @@ impl WorkerPool {
             Role::Base => ErrorCode::Unavailable,
             Role::Expert | Role::AntiExpert => ErrorCode::ExpertUnavailable,
         };
-        let reasons = if reasons.is_empty() { "none is configured".to_owned() } else { reasons.join("; ") };
+        let reasons = if reasons.is_empty() { "none is known".to_owned() } else { reasons.join("; ") };
         Err(OperationError::new(code, format!("model {model} has no {} that can serve: {reasons}", role.name())))
     }
 

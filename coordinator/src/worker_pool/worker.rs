@@ -50,6 +50,8 @@ pub(super) enum State {
 pub struct Worker {
     pub(super) member: Member,
     pub(super) state: watch::Sender<State>,
+    /// Whether it is a member no more. Sessions that sit there may go on.
+    pub(super) leaving: watch::Sender<bool>,
     /// Sessions of this coordinator that the worker holds.
     pub(super) load: AtomicUsize,
     metrics: Arc<SessionMetrics>,
@@ -58,7 +60,7 @@ pub struct Worker {
 impl Worker {
     pub(super) fn new(member: Member, metrics: Arc<SessionMetrics>) -> Self {
         let state = watch::Sender::new(State::Down("not connected yet".to_owned()));
-        Self { member, state, load: AtomicUsize::new(0), metrics }
+        Self { member, state, leaving: watch::Sender::new(false), load: AtomicUsize::new(0), metrics }
     }
 
     /// Performs an operation. Dropping the future withdraws it.

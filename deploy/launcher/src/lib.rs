@@ -210,6 +210,14 @@ impl Process {
         self.child.id()
     }
 
+    /// Waits for the end of the process.
+    ///
+    /// # Errors
+    /// When the system cannot say how it ended.
+    pub async fn wait(&mut self) -> std::io::Result<std::process::ExitStatus> {
+        self.child.wait().await
+    }
+
     /// Checks that the process runs.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ use cosec_proto::worker::{
 use cosec_proto::{SessionId, transport};
 use cosec_worker::engine::{EngineOptions, Model};
 use cosec_worker::model_runner::ModelRunner;
+use cosec_worker::registration;
 use cosec_worker::server::{LoadError, ServeError, Server};
 use cosec_worker::service::Identity;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -97,7 +98,12 @@ impl Harness {
         let server = Server::bind(any, Some(any)).await.unwrap();
         let (address, metrics_address) = (server.address(), server.metrics_address().unwrap());
         let shutdown = CancellationToken::new();
-        let identity = Identity { role: Role::Expert, model: "fake".to_owned(), zone: "here".to_owned() };
+        let identity = Identity {
+            role: Role::Expert,
+            model: "fake".to_owned(),
+            zone: "here".to_owned(),
+            registration: registration::Config::default(),
+        };
         let server = tokio::spawn(server.run(identity, load, PATIENCE, shutdown.clone()));
         let channel = transport::channel(&address.to_string()).unwrap();
         Self { address, metrics_address, gate, shutdown, server, channel }

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use futures::{Stream, stream};
 use serde_json::{Value, json};
 
+use super::resume::{Origin, Progress, Received, request_digest};
 use super::{RequestId, sse};
 use crate::api::error::ApiError;
 use crate::api::generation::{ChoiceEvent, Generation, RawRequest, chosen_by};
@@ -48,23 +49,37 @@ pub(super) trait Shape: Send + Sync + 'static {
 pub(super) async fn respond<S: Shape>(
     doors: &Doors,
     id: RequestId,
-    raw: RawRequest,
+    mut raw: RawRequest,
     shape: S,
     delivery: Delivery,
+    body: &[u8],
+    received: Option<Received>,
 ) -> Result<Response, ApiError> {
     let model = raw.model.clone();
+    let request = request_digest(S::OBJECT, &doors.defaults, body);
+    if let Some(received) = &received {
+        received.must_be_of(request)?;
+        if !delivery.stream {
+            return Err(ApiError::field("Last-Event-ID", "Last-Event-ID needs stream to be true"));
+        }
+        raw.settings.seed = Some(received.origin.seed);
+        doors.metrics.resumed();
+    }
     let generation = doors.generate(raw).await?;
     let settings = generation.settings();
+    let begun = Origin { id: id.0, created: seconds_now(), seed: settings.seed, request };
+    let origin = received.as_ref().map_or(begun, |received| received.origin);
     let envelope = Envelope {
-        id: format!("{}{}", S::ID_PREFIX, id.0),
-        created: seconds_now(),
+        id: format!("{}{}", S::ID_PREFIX, origin.id.simple()),
+        created: origin.created,
         model,
         rule: RuleName::from(&settings.rule).as_str(),
         seed: settings.seed,
         report: settings.report,
     };
     if delivery.stream {
-        Ok(sse::response(chunks(generation, envelope, shape, delivery.include_usage)))
+        let progress = Progress::new(doors.resume_key.clone(), origin, generation.choices() + 1, received);
+        Ok(sse::response(chunks(generation, envelope, shape, progress, delivery.include_usage)))
     } else {
         Ok(Json(in_one_piece(generation, &envelope, &shape).await?).into_response())
     }
@@ -174,9 +189,11 @@ struct Chunks<S> {
     generation: Generation,
     envelope: Envelope,
     shape: S,
+    /// A part for each choice and one for the usage behind them.
+    progress: Progress,
     include_usage: bool,
     /// Choices that have not been opened yet.
-    openings: VecDeque<Value>,
+    openings: VecDeque<(usize, Value)>,
     ended: bool,
 }
 
@@ -184,39 +201,63 @@ fn chunks<S: Shape>(
     generation: Generation,
     envelope: Envelope,
     shape: S,
+    progress: Progress,
     include_usage: bool,
-) -> impl Stream<Item = Result<Value, ApiError>> + Send {
+) -> impl Stream<Item = Result<(String, Value), ApiError>> + Send {
     let numbered = |index: usize| {
         let mut choice = shape.opening()?;
         choice["index"] = index.into();
-        Some(choice)
+        Some((index, choice))
     };
     let openings = (0..generation.choices()).filter_map(numbered).collect();
-    let state = Chunks { generation, envelope, shape, include_usage, openings, ended: false };
+    let state = Chunks { generation, envelope, shape, progress, include_usage, openings, ended: false };
     stream::unfold(state, |mut state| async move { Some((state.next().await?, state)) })
 }
 
 impl<S: Shape> Chunks<S> {
-    async fn next(&mut self) -> Option<Result<Value, ApiError>> {
-        if let Some(choice) = self.openings.pop_front() {
-            return Some(Ok(self.chunk(vec![choice])));
+    /// The next chunk that the client does not have, with its id.
+    async fn next(&mut self) -> Option<Result<(String, Value), ApiError>> {
+        loop {
+            let (part, choices) = match self.next_part().await? {
+                Ok(next) => next,
+                Err(error) => {
+                    self.ended = true;
+                    return Some(Err(error));
+                }
+            };
+            let content = choices.first().unwrap_or(&Value::Null);
+            match self.progress.advance(part, content) {
+                Ok(true) => {
+                    let mut chunk = self.chunk(choices);
+                    if self.ended {
+                        chunk["usage"] = usage(&self.generation);
+                    }
+                    return Some(Ok((self.progress.id(), chunk)));
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    self.ended = true;
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+
+    /// The next event of any choice, or the usage behind the last choice, which has no choices.
+    async fn next_part(&mut self) -> Option<Result<(usize, Vec<Value>), ApiError>> {
+        if let Some((index, choice)) = self.openings.pop_front() {
+            return Some(Ok((index, vec![choice])));
         }
         if self.ended {
             return None;
         }
         let (index, event) = match self.generation.next().await {
-            Some(Ok(next)) => next,
-            Some(Err(error)) => {
-                self.ended = true;
-                return Some(Err(error));
-            }
+            Some(Ok((index, event))) => (index as usize, event),
+            Some(Err(error)) => return Some(Err(error)),
             None => {
                 self.ended = true;
-                return self.include_usage.then(|| {
-                    let mut last = self.chunk(Vec::new());
-                    last["usage"] = usage(&self.generation);
-                    Ok(last)
-                });
+                let behind = self.generation.choices();
+                return self.include_usage.then(|| Ok((behind, Vec::new())));
             }
         };
         let (delta, reason) = match event {
@@ -225,7 +266,7 @@ impl<S: Shape> Chunks<S> {
         };
         let text = self.generation.text();
         let choice = self.shape.part(&delta, reason, text);
-        Some(Ok(self.chunk(vec![self.envelope.choice(choice, index as usize, &delta, text)])))
+        Some(Ok((index, vec![self.envelope.choice(choice, index, &delta, text)])))
     }
 
     fn chunk(&self, choices: Vec<Value>) -> Value {

@@ -10,7 +10,11 @@ mod parameters;
 
 mod answer;
 
+mod resume;
+
 mod sse;
+
+pub use resume::{InvalidResumeKey, ResumeKey};
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -32,14 +36,15 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use self::resume::Received;
 use super::Doors;
 use super::error::ApiError;
 use super::fields::Fields;
 use crate::metrics::RequestInFlight;
 
 /// Named in the response's `x-request-id` and, behind a prefix, in its `id`.
-#[derive(Clone)]
-struct RequestId(String);
+#[derive(Clone, Copy)]
+struct RequestId(Uuid);
 
 /// All routes.
 pub fn router(doors: Arc<Doors>, registry: Registry) -> Router {
@@ -65,9 +70,10 @@ async fn complete(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    let received = Received::read(request.headers(), &doors.resume_key)?;
     let body = json_body(request, &doors).await?;
     let (raw, shape, delivery) = completions::read(Fields::parse(&body)?)?;
-    answer::respond(&doors, id, raw, shape, delivery).await
+    answer::respond(&doors, id, raw, shape, delivery, &body, received).await
 }
 
 async fn converse(
@@ -75,9 +81,10 @@ async fn converse(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    let received = Received::read(request.headers(), &doors.resume_key)?;
     let body = json_body(request, &doors).await?;
     let (raw, shape, delivery) = chat::read(Fields::parse(&body)?)?;
-    answer::respond(&doors, id, raw, shape, delivery).await
+    answer::respond(&doors, id, raw, shape, delivery, &body, received).await
 }
 
 async fn ready(State(doors): State<Arc<Doors>>) -> Result<&'static str, ApiError> {
@@ -127,12 +134,13 @@ async fn json_body(request: Request, doors: &Doors) -> Result<Bytes, ApiError> {
 
 /// Gives a request its id, and counts it until its answer's last byte.
 async fn observed(State(doors): State<Arc<Doors>>, mut request: Request, next: Next) -> Response {
-    let id = Uuid::new_v4().simple().to_string();
+    let request_id = Uuid::new_v4();
+    let id = request_id.simple().to_string();
     let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
     let probe = route.starts_with("/health/") || route == "/metrics";
     let span = tracing::info_span!("request", id, method = %request.method(), route);
     let mut in_flight = doors.metrics.begin("http", route);
-    request.extensions_mut().insert(RequestId(id.clone()));
+    request.extensions_mut().insert(RequestId(request_id));
     async move {
         let mut response = next.run(request).await;
         in_flight.answered(response.status().as_str());

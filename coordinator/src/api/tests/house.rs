@@ -162,12 +162,13 @@ impl House {
     /// POSTs and reads the stream's frames.
     pub(super) async fn frames(&self, path: &str, body: &Value) -> Vec<String> {
         let response = self.post(path, body).await;
-        assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        let text = response.text().await.unwrap();
-        assert!(text.ends_with("\n\n"), "{text:?}");
-        let frames = text.trim_end().split("\n\n");
-        frames.map(|frame| frame.strip_prefix("data: ").unwrap().to_owned()).collect()
+        events(response).await.into_iter().map(|(_, data)| data).collect()
+    }
+
+    /// POSTs again with the id of the last event that was seen.
+    pub(super) async fn resume(&self, path: &str, body: &Value, last_event_id: &str) -> Response {
+        let request = reqwest::Client::new().post(format!("{}{path}", self.http)).json(body);
+        request.header("Last-Event-ID", last_event_id).send().await.unwrap()
     }
 
     /// The frames as chunks, without what differs each time; the last must be `[DONE]`.
@@ -205,6 +206,19 @@ impl House {
     pub(super) async fn ended(self) -> Result<(), RunError> {
         self.served.await.unwrap()
     }
+}
+
+/// Ids and data of a stream's events.
+pub(super) async fn events(response: Response) -> Vec<(Option<String>, String)> {
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let text = response.text().await.unwrap();
+    assert!(text.ends_with("\n\n"), "{text:?}");
+    let event = |frame: &str| {
+        let (head, data) = frame.split_once("data: ").unwrap();
+        (head.strip_prefix("id: ").map(|id| id.trim_end().to_owned()), data.to_owned())
+    };
+    text.trim_end().split("\n\n").map(event).collect()
 }
 
 /// Checks and removes what differs each time.

@@ -10,4 +10,6 @@ mod chat;
 
 mod http;
 
+mod resume;
+
 mod grpc;

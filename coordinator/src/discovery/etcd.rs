@@ -1,0 +1,159 @@
+//! The workers that register themselves in etcd.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use cosec_proto::registry::{EtcdConfig, LEASE, PREFIX, RegisteredRole, Registration};
+use etcd_client::{Client, EventType, GetOptions, KeyValue, WatchOptions, WatchResponse};
+use futures::future::BoxFuture;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::{Announcer, Backoff, Discovery, Member};
+use crate::role::Role;
+
+/// For one call to etcd.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Follows the entries of the workers.
+#[derive(Debug)]
+pub struct Etcd(pub EtcdConfig);
+
+/// A worker's entry, as it was when it was last there.
+struct Entry {
+    registration: Registration,
+    /// Until when the worker is still a member although the entry is gone. A worker that ends says first that it drains;
+    /// where an entry disappears without that, etcd may have lost its memory, and the worker gets a lease's time to
+    /// come back. If the worker is dead its connection tells.
+    gone_until: Option<Instant>,
+}
+
+impl Discovery for Etcd {
+    fn run(self: Box<Self>, announcer: Announcer) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let mut entries = Entries::default();
+            let mut backoff = Backoff::new();
+            for attempt in 0.. {
+                let followed = self.follow(attempt, &mut entries, &announcer).await;
+                if announcer.metrics.up.get() == 1 {
+                    backoff = Backoff::new();
+                }
+                if let Err(why) = followed {
+                    announcer.lost(&why);
+                    backoff.pause().await;
+                }
+            }
+        })
+    }
+}
+
+impl Etcd {
+    /// Lists and then watches until the connection is lost; `Ok` asks for another listing at once.
+    async fn follow(&self, attempt: usize, entries: &mut Entries, announcer: &Announcer) -> Result<(), String> {
+        let mut client = self.0.connect(attempt).await?;
+        let revision = entries.list(&mut client).await?;
+        let behind = WatchOptions::new().with_prefix().with_start_revision(revision + 1);
+        let mut watch = within(client.watch(PREFIX, Some(behind))).await?;
+        announcer.up();
+        loop {
+            announcer.announce(entries.members());
+            let doubt = entries.0.values().filter_map(|entry| entry.gone_until).min();
+            tokio::select! {
+                message = watch.message() => match message {
+                    Ok(Some(response)) if response.canceled() => {
+                        // History that was compacted away is made up for by a listing.
+                        if response.compact_revision() > 0 {
+                            return Ok(());
+                        }
+                        return Err(format!("etcd ended the watch: {}", response.cancel_reason()));
+                    }
+                    Ok(Some(response)) => entries.follow(&response),
+                    Ok(None) => return Err("etcd closed the watch".to_owned()),
+                    Err(cause) => return Err(cause.to_string()),
+                },
+                () = sleep_until(doubt.unwrap_or_else(Instant::now)), if doubt.is_some() => {
+                    entries.0.retain(|_, entry| entry.gone_until.is_none_or(|until| until > Instant::now()));
+                }
+            }
+        }
+    }
+}
+
+/// By key.
+#[derive(Default)]
+struct Entries(BTreeMap<Vec<u8>, Entry>);
+
+impl Entries {
+    /// Brings all up to date; returns the revision of what was read.
+    async fn list(&mut self, client: &mut Client) -> Result<i64, String> {
+        let listed = within(client.get(PREFIX, Some(GetOptions::new().with_prefix()))).await?;
+        let there: Vec<&[u8]> = listed.kvs().iter().map(KeyValue::key).collect();
+        let gone: Vec<Vec<u8>> = self.0.keys().filter(|key| !there.contains(&key.as_slice())).cloned().collect();
+        for key in gone {
+            self.remove(&key);
+        }
+        for entry in listed.kvs() {
+            self.put(entry);
+        }
+        listed.header().map(etcd_client::ResponseHeader::revision).ok_or_else(|| "etcd named no revision".to_owned())
+    }
+
+    fn follow(&mut self, response: &WatchResponse) {
+        for event in response.events() {
+            match (event.event_type(), event.kv()) {
+                (EventType::Put, Some(entry)) => self.put(entry),
+                (EventType::Delete, Some(entry)) => self.remove(entry.key()),
+                (EventType::Put | EventType::Delete, None) => {}
+            }
+        }
+    }
+
+    fn put(&mut self, entry: &KeyValue) {
+        match serde_json::from_slice(entry.value()) {
+            Ok(registration) => {
+                self.0.insert(entry.key().to_vec(), Entry { registration, gone_until: None });
+            }
+            Err(cause) => {
+                let key = String::from_utf8_lossy(entry.key());
+                tracing::warn!(%key, %cause, "an entry in etcd is no worker's; it is left out");
+                self.0.remove(entry.key());
+            }
+        }
+    }
+
+    fn remove(&mut self, key: &[u8]) {
+        match self.0.get_mut(key) {
+            Some(entry) if !entry.registration.draining => {
+                entry.gone_until.get_or_insert(Instant::now() + LEASE);
+            }
+            Some(_) => {
+                self.0.remove(key);
+            }
+            None => {}
+        }
+    }
+
+    /// One for each model of every worker that does not drain.
+    fn members(&self) -> impl Iterator<Item = Member> + '_ {
+        let staying = self.0.values().map(|entry| &entry.registration).filter(|registration| !registration.draining);
+        staying.flat_map(|registration| {
+            let role = match registration.role {
+                RegisteredRole::Base => Role::Base,
+                RegisteredRole::Expert => Role::Expert,
+                RegisteredRole::AntiExpert => Role::AntiExpert,
+            };
+            let address = &registration.endpoint;
+            registration.models.iter().map(move |model| Member {
+                model: model.clone(),
+                role,
+                address: address.clone(),
+            })
+        })
+    }
+}
+
+async fn within<T>(call: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T, String> {
+    match timeout(PATIENCE, call).await {
+        Ok(answer) => answer.map_err(|cause| cause.to_string()),
+        Err(_) => Err(format!("etcd did not answer within {PATIENCE:?}")),
+    }
+}
