@@ -37,6 +37,8 @@ pub struct CoreConfig {
     pub models: Vec<ModelConfig>,
     /// Where workers are looked up. Default: the addresses under the models.
     pub discovery: DiscoveryConfig,
+    /// Zone of the coordinator; workers there are preferred. Default: none.
+    pub zone: String,
     /// Most sessions (choices) that decode at the same time. Default 64.
     pub max_sessions: usize,
     /// Most sessions that wait for their turn; one more is refused as overloaded. Default 256.
@@ -59,6 +61,7 @@ impl Default for CoreConfig {
         Self {
             models: Vec::new(),
             discovery: DiscoveryConfig::Static,
+            zone: String::new(),
             max_sessions: 64,
             max_queued_sessions: 256,
             step_deadline_ms: 30_000,
@@ -205,6 +208,7 @@ impl Core {
         let pool_config = PoolConfig {
             tokenizers: tokenizers(&config.models)?,
             adapters: adapters(&config.models),
+            zone: config.zone.clone(),
             step_deadline: Duration::from_millis(config.step_deadline_ms),
             describe_interval: Duration::from_millis(config.describe_interval_ms),
         };

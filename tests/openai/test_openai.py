@@ -56,6 +56,26 @@ def test_chats(client):
     assert usage.completion_tokens == answer.usage.completion_tokens
 
 
+def test_a_stream_goes_on_behind_the_last_event_id(client):
+    """The client's own decoder of events gives the ids; the rest comes through the client as any stream does."""
+    settings = {"max_tokens": 40, "logit_bias": {"0": -100}}
+    body = {"model": MODEL, "prompt": PROMPT, "stream": True} | settings
+    with client.completions.with_streaming_response.create(**body) as response:
+        text = response.read().decode()
+    events = [event for event in openai._streaming.SSEDecoder().iter_bytes(iter([text.encode()]))]
+    assert events[-1].data == "[DONE]"
+    said = [event.json()["choices"][0]["text"] for event in events[:-1]]
+    for seen in (1, len(said) // 2, len(said)):
+        headers = {"Last-Event-ID": events[seen - 1].id}
+        rest = client.completions.create(**body, extra_headers=headers)
+        assert "".join(said[:seen] + [chunk.choices[0].text for chunk in rest]) == "".join(said)
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(**body, extra_headers={"Last-Event-ID": "x" + events[0].id})
+    assert refused.value.param == "Last-Event-ID"
+    with pytest.raises(openai.ConflictError):
+        client.completions.create(**(body | {"max_tokens": 41}), extra_headers=headers)
+
+
 @pytest.mark.parametrize("rule", ["cosec", "linear", "base_only", "expert_only", "product"])
 def test_same_seed_same_text_streamed_or_not(client, rule):
     cosec = {"rule": rule}

@@ -1,5 +1,5 @@
 //! Chooses a worker among those that can serve. Does no I/O.
 
-mod least_load;
+mod bounded_load;
 
-pub use least_load::least_load;
+pub use bounded_load::{Candidate, choose, prefix};

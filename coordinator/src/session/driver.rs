@@ -224,6 +224,7 @@ impl Driver {
             role,
             fingerprint: seat.as_ref().map(|seat| seat.fingerprint().to_owned()),
             avoid: seat.as_ref().map(|seat| seat.address().to_owned()),
+            prefix: crate::router::prefix(&self.opening.request.prompt, 0),
         };
         let (pool, id) = (Arc::clone(&self.opening.pool), self.id);
         if failures > 0 {

@@ -39,6 +39,8 @@ pub struct SessionMetrics {
     pub degraded_sessions: IntCounter,
     /// 1 while a worker is connected and serves.
     pub worker_up: IntGaugeVec,
+    /// 1 while a worker fails so often that it is avoided.
+    pub circuit_open: IntGaugeVec,
     /// Times that a session looked for another worker in mid-decode.
     pub relocations: IntCounterVec,
     /// Who should be connected.
@@ -100,6 +102,10 @@ impl SessionMetrics {
         let up_options = Opts::new("cosec_worker_up", "Whether a worker is connected and serves");
         let worker_up = IntGaugeVec::new(up_options, &["model", "role", "address"])?;
         registry.register(Box::new(worker_up.clone()))?;
+        let circuit_options =
+            Opts::new("cosec_worker_circuit_open", "Whether a worker fails so often that it is avoided");
+        let circuit_open = IntGaugeVec::new(circuit_options, &["model", "role", "address"])?;
+        registry.register(Box::new(circuit_open.clone()))?;
         let degraded =
             IntCounter::new("cosec_degraded_sessions_total", "Sessions that went on without their expert")?;
         registry.register(Box::new(degraded.clone()))?;
@@ -138,6 +144,7 @@ impl SessionMetrics {
             queued_sessions: gauge("cosec_queued_sessions", "Sessions that wait for their turn")?,
             degraded_sessions: degraded,
             worker_up,
+            circuit_open,
             relocations: counters("cosec_relocations_total", "Moves to a worker in mid-decode", &["role"])?,
             discovery: DiscoveryMetrics::register(registry)?,
         })

@@ -1,10 +1,12 @@
 //! Connections to all workers, and the choice of one for each role of a session.
 
+mod circuit_breaker;
 mod connection;
 mod matching;
 pub mod operation;
 pub mod reply;
 mod seat;
+mod step_time;
 pub mod tokenizers;
 mod worker;
 
@@ -22,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::discovery::{Announcer, Discovery, Member};
 use crate::role::Role;
-use crate::router::least_load;
+use crate::router::{Candidate, choose};
 use crate::session::metrics::SessionMetrics;
 use operation::Operation;
 use reply::OperationError;
@@ -42,6 +44,8 @@ pub struct PoolConfig {
     pub tokenizers: HashMap<String, Tokenizer>,
     /// Name of the adapter that sessions apply by model and role, where there is one.
     pub adapters: HashMap<(String, Role), String>,
+    /// Zone of the coordinator; empty where that does not matter.
+    pub zone: String,
     /// For one operation.
     pub step_deadline: Duration,
     /// Between two looks at a worker.
@@ -86,6 +90,8 @@ pub struct Wanted {
     pub fingerprint: Option<String>,
     /// Address of a worker that just failed.
     pub avoid: Option<String>,
+    /// Names the beginning of its prompt.
+    pub prefix: u64,
 }
 
 impl WorkerPool {
@@ -111,11 +117,17 @@ impl WorkerPool {
         let following = Arc::clone(&pool);
         let follow = async move {
             let mut members = members;
+            members.mark_changed();
+            let mut states = following.changed.subscribe();
             loop {
-                let now = members.borrow_and_update().clone();
-                following.reconcile(&now);
+                if members.has_changed().unwrap_or(true) {
+                    let now = members.borrow_and_update().clone();
+                    following.reconcile(&now);
+                }
+                following.mark_handovers();
                 tokio::select! {
                     changed = members.changed() => if changed.is_err() { return },
+                    _ = states.changed() => {}
                     () = following.shutdown.cancelled() => return,
                 }
             }
@@ -145,6 +157,30 @@ impl WorkerPool {
         }
         drop(workers);
         self.changed.send_replace(());
+    }
+
+    /// Says which workers' sessions should move. A worker that drains keeps its sessions where nobody else hosts its model.
+    fn mark_handovers(&self) {
+        let workers = self.workers.read().unwrap_or_else(PoisonError::into_inner);
+        let hosted = |worker: &Worker| match &*worker.state.borrow() {
+            State::Up { description, serving, .. } => {
+                let goes = *worker.leaving.borrow() || !serving || description.draining;
+                let adapter = self.adapter(&worker.member.model, worker.member.role);
+                Some((matching::fingerprint(description, adapter).ok()?.to_owned(), goes))
+            }
+            State::Down(_) => None,
+        };
+        for Connected { worker, .. } in workers.iter() {
+            let replaceable = hosted(worker).is_some_and(|(fingerprint, goes)| {
+                let same_place = |other: &&Connected| {
+                    let (own, others) = (&worker.member, &other.worker.member);
+                    own.model == others.model && own.role == others.role
+                };
+                let stays = Some((fingerprint, false));
+                goes && workers.iter().filter(same_place).any(|other| hosted(&other.worker) == stays)
+            });
+            worker.hands_over.store(replaceable, Ordering::Release);
+        }
     }
 
     /// Lets a worker go that is no member any more, once no session sits there; not if it becomes a member again.
@@ -226,6 +262,7 @@ impl WorkerPool {
             let reason = match state {
                 State::Down(why) => why,
                 State::Up { serving: false, .. } => "it says that it does not serve now".to_owned(),
+                State::Up { description, .. } if description.draining => "it drains".to_owned(),
                 State::Up { description, .. } => {
                     match self.matches(role, tokenizer.as_ref(), adapter, &worker, &description) {
                         Ok(()) => {
@@ -316,15 +353,32 @@ impl WorkerPool {
             let adapter = self.adapter(&wanted.model, wanted.role);
             able.retain(|able| matching::fingerprint(&able.description, adapter) == Ok(fingerprint.as_str()));
         }
-        let candidates = able.iter().map(|Able { worker, .. }| {
-            (worker.load.load(Ordering::Relaxed), wanted.avoid.as_ref() == Some(&worker.member.address))
-        });
-        match least_load(candidates) {
-            Some(index) => Ok(able.swap_remove(index)),
+        let candidates: Vec<Candidate<'_>> = able.iter().map(|able| self.candidate(able, wanted)).collect();
+        match choose(&candidates, wanted.prefix) {
+            Some(index) => {
+                let chosen = able.swap_remove(index);
+                chosen.worker.chosen();
+                Ok(chosen)
+            }
             None => Err(OperationError::new(
                 ErrorCode::ModelMismatch,
                 format!("no {} hosts the model that the session began on", wanted.role.name()),
             )),
+        }
+    }
+
+    fn candidate<'a>(&self, able: &'a Able, wanted: &Wanted) -> Candidate<'a> {
+        let Able { worker, description } = able;
+        let address = worker.member.address.as_str();
+        // What the worker said of all its sessions is some seconds old; what sits there from here is known.
+        let sessions = worker.load.load(Ordering::Relaxed).max(description.sessions as usize);
+        let queued = f64::from(description.queued_tokens) / f64::from(description.max_operation_tokens);
+        Candidate {
+            address,
+            load: sessions as f64 + queued,
+            full: description.total_blocks > 0 && description.free_blocks == 0,
+            avoid: wanted.avoid.as_deref() == Some(address) || worker.is_avoided(),
+            far: !self.config.zone.is_empty() && description.zone != self.config.zone,
         }
     }
 

@@ -1,7 +1,7 @@
 //! One worker: its connection, kept up for as long as it is a member, and what it says of itself.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cosec_proto::worker::worker_client::WorkerClient;
@@ -14,9 +14,11 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use super::circuit_breaker::CircuitBreaker;
 use super::connection::{Connection, OUTGOING_OPERATIONS};
-use super::operation::Operation;
+use super::operation::{Ask, Operation};
 use super::reply::{OperationError, Reply};
+use super::step_time::StepTime;
 use crate::discovery::Member;
 use crate::session::metrics::SessionMetrics;
 
@@ -31,6 +33,13 @@ const HEALTH_SERVICE: &str = "cosec.worker.v1.Worker";
 
 /// How long sessions may give their caches back after shutdown.
 const LAST_RELEASES: Duration = Duration::from_secs(1);
+
+/// An operation that feeds more tokens than this takes time by its length, which the measured time of short ones does not
+/// tell.
+const SHORT_TOKENS: usize = 16;
+
+/// Least time of a short operation before it counts as hung: what a busy machine may pause for.
+const LEAST_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How a worker stands.
 #[derive(Clone)]
@@ -52,6 +61,10 @@ pub struct Worker {
     pub(super) state: watch::Sender<State>,
     /// Whether it is a member no more. Sessions that sit there may go on.
     pub(super) leaving: watch::Sender<bool>,
+    /// Whether its sessions should move: it leaves or drains, and another worker hosts the same model.
+    pub(super) hands_over: AtomicBool,
+    circuit: Mutex<CircuitBreaker>,
+    short_operations: Mutex<StepTime>,
     /// Sessions of this coordinator that the worker holds.
     pub(super) load: AtomicUsize,
     metrics: Arc<SessionMetrics>,
@@ -60,7 +73,16 @@ pub struct Worker {
 impl Worker {
     pub(super) fn new(member: Member, metrics: Arc<SessionMetrics>) -> Self {
         let state = watch::Sender::new(State::Down("not connected yet".to_owned()));
-        Self { member, state, leaving: watch::Sender::new(false), load: AtomicUsize::new(0), metrics }
+        Self {
+            member,
+            state,
+            leaving: watch::Sender::new(false),
+            hands_over: AtomicBool::new(false),
+            circuit: Mutex::new(CircuitBreaker::new()),
+            short_operations: Mutex::default(),
+            load: AtomicUsize::new(0),
+            metrics,
+        }
     }
 
     /// Performs an operation. Dropping the future withdraws it.
@@ -75,8 +97,56 @@ impl Worker {
                 return Err(OperationError::new(ErrorCode::Unavailable, format!("the worker is down: {why}")));
             }
         };
-        connection.call(operation, deadline, &self.member, &self.metrics).await
+        let ends = matches!(operation.ask, Ask::Release);
+        if !ends && self.hands_over.load(Ordering::Acquire) {
+            return Err(OperationError::new(ErrorCode::Unavailable, "the worker drains; its sessions move on"));
+        }
+        // A draft is one forward pass per token.
+        let passes = if let Ask::Draft { k, .. } = operation.ask { k } else { 1 };
+        let short = operation.tokens.len() <= SHORT_TOKENS && !ends;
+        let patience = match short {
+            true => lock(&self.short_operations).deadline(passes, LEAST_DEADLINE, deadline),
+            false => deadline,
+        };
+        let began = Instant::now();
+        let outcome = connection.call(operation, patience, &self.member, &self.metrics).await;
+        let ended = Instant::now();
+        if short && outcome.is_ok() {
+            lock(&self.short_operations).measured((ended - began).as_secs_f64(), passes);
+        }
+        let mut circuit = lock(&self.circuit);
+        let was_open = circuit.is_open();
+        circuit.ended(ended, outcome.as_ref());
+        self.show_circuit(was_open, circuit.is_open());
+        drop(circuit);
+        outcome
     }
+
+    /// Whether the worker failed so often that a session should rather go elsewhere.
+    pub(super) fn is_avoided(&self) -> bool {
+        !lock(&self.circuit).lets_through(Instant::now())
+    }
+
+    /// A session takes its seat here.
+    pub(super) fn chosen(&self) {
+        lock(&self.circuit).sent(Instant::now());
+    }
+
+    fn show_circuit(&self, was_open: bool, is_open: bool) {
+        let Member { model, role, address } = &self.member;
+        let labels = [model.as_str(), role.name(), address.as_str()];
+        match (was_open, is_open) {
+            (false, true) => tracing::warn!(address, role = role.name(), "worker fails again and again; avoided"),
+            (true, false) => tracing::info!(address, role = role.name(), "worker serves again"),
+            (true, true) | (false, false) => return,
+        }
+        self.metrics.circuit_open.with_label_values(&labels).set(i64::from(is_open));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is kept here is valid whatever a panicking holder left.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Keeps a worker's connection up.
@@ -100,8 +170,13 @@ impl Keeper {
                 () = self.last_releases() => "this coordinator shuts down".to_owned(),
             };
             let was_up = self.set(State::Down(why.clone()));
-            let Member { address, role, .. } = &self.worker.member;
+            let Member { model, role, address } = &self.worker.member;
             if self.shutdown.is_cancelled() {
+                let labels = [model.as_str(), role.name(), address.as_str()];
+                for gauge in [&self.worker.metrics.worker_up, &self.worker.metrics.circuit_open] {
+                    // A worker that is no member any more has no state to show.
+                    let _ = gauge.remove_label_values(&labels);
+                }
                 return;
             }
             if was_up {
@@ -169,10 +244,23 @@ impl Keeper {
             .max_encoding_message_size(transport::MAX_MESSAGE_BYTES)
     }
 
-    /// Looks again and again; ends when the worker has become another one or does not answer.
+    /// Looks again and again, and at once when its health changes; ends when the worker has become another one or does not
+    /// answer.
     async fn observe(&self, connection: &Arc<Connection>) -> String {
+        let mut health = HealthClient::new(self.channel.clone());
+        let mut health = match within(health.watch(health_request())).await {
+            Ok(health) => health,
+            Err(why) => return why,
+        };
         loop {
-            tokio::time::sleep(self.describe_interval).await;
+            tokio::select! {
+                () = tokio::time::sleep(self.describe_interval) => {}
+                changed = health.message() => match changed {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return "it ended the watch of its health".to_owned(),
+                    Err(status) => return status.message().to_owned(),
+                },
+            }
             match self.look().await {
                 Ok((description, serving)) => {
                     let before = match &*self.worker.state.borrow() {
@@ -198,8 +286,7 @@ impl Keeper {
             return Err("it describes itself with a vocabulary, context or operation size of 0".to_owned());
         }
         let mut health = HealthClient::new(self.channel.clone());
-        let request = HealthCheckRequest { service: HEALTH_SERVICE.to_owned() };
-        let health = within(health.check(request)).await?;
+        let health = within(health.check(health_request())).await?;
         Ok((description, health.status() == ServingStatus::Serving))
     }
 }
@@ -207,6 +294,10 @@ impl Keeper {
 /// What must not change while sessions run: the model and its adapters.
 fn hosts(description: &worker::DescribeResponse) -> (&str, &[String], &[String]) {
     (&description.fingerprint, &description.adapters, &description.adapter_fingerprints)
+}
+
+fn health_request() -> HealthCheckRequest {
+    HealthCheckRequest { service: HEALTH_SERVICE.to_owned() }
 }
 
 async fn within<T>(call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T, String> {
