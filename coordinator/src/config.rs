@@ -178,7 +178,12 @@ impl Config {
             body_timeout_seconds,
             request_timeout_seconds,
             resume_key_file: _,
+            ref keys_file,
+            require_key,
         } = self.api;
+        if require_key && keys_file.is_none() {
+            return invalid("api.require_key is true, but api.keys_file names no keys".to_owned());
+        }
         let positive = [
             ("api.max_body_bytes", max_body_bytes as u64),
             ("api.max_prompt_bytes", max_prompt_bytes as u64),

@@ -13,11 +13,11 @@ use futures::Stream;
 use prometheus::IntGauge;
 use serde::Deserialize;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::admission::{Admission, Place};
+use crate::admission::{Admission, Limits, Place};
 use crate::discovery::{Discovery, DiscoveryConfig, Etcd, Kubernetes, Member, MembersFile, StaticList};
 use crate::request::{FinishReason, SessionError, SessionEvent, TokenizedRequest};
 use crate::role::Role;
@@ -25,6 +25,7 @@ use crate::session::metrics::SessionMetrics;
 use crate::session::plan::Plan;
 use crate::session::speculation::{MOST_DRAFTED, Speculation};
 use crate::session::{Driver, Opening, Pacers};
+use crate::tenant::Tenant;
 use crate::worker_pool::reply::OperationError;
 use crate::worker_pool::tokenizers::{Owner, Tokenizer};
 use crate::worker_pool::{Able, PoolConfig, WorkerPool};
@@ -43,6 +44,9 @@ pub struct CoreConfig {
     pub max_sessions: usize,
     /// Most sessions that wait for their turn; one more is refused as overloaded. Default 256.
     pub max_queued_sessions: usize,
+    /// Most tokens (prompts, and the most new ones) of the sessions that wait; a session that would add more is refused.
+    /// Default 1,000,000.
+    pub max_queued_tokens: u64,
     /// Time for one operation of a worker before it counts as hung. Default 30,000.
     pub step_deadline_ms: u64,
     /// Pause between two looks at a worker's state. Default 5,000.
@@ -64,6 +68,7 @@ impl Default for CoreConfig {
             zone: String::new(),
             max_sessions: 64,
             max_queued_sessions: 256,
+            max_queued_tokens: 1_000_000,
             step_deadline_ms: 30_000,
             describe_interval_ms: 5_000,
             expert_absent: ExpertAbsent::FailClosed,
@@ -220,7 +225,12 @@ impl Core {
             runtime.clone(),
             shutdown.clone(),
         );
-        let admission = Admission::new(config.max_sessions, config.max_queued_sessions);
+        let limits = Limits {
+            sessions: config.max_sessions,
+            queued_sessions: config.max_queued_sessions,
+            queued_tokens: config.max_queued_tokens,
+        };
+        let admission = Admission::new(limits, metrics.admission.clone());
         let pacers = Pacers::new(config.speculation, config.max_draft);
         let shared = Shared { config, pool, admission, pacers, metrics, tracker, runtime, shutdown };
         Ok(Self { shared: Arc::new(shared) })
@@ -268,7 +278,10 @@ impl Core {
             .map_err(|error| refusal(ErrorCode::InvalidArgument, error.to_string()))?;
         let facts = shared.able(model, &plan)?;
         fits(&request, &facts)?;
-        let place = shared.admission.enter()?;
+        let tenant = Arc::clone(&request.tenant);
+        let place =
+            shared.admission.enter(&tenant, request.prompt.len() as u64 + u64::from(request.max_new_tokens))?;
+        tenant.spend(request.prompt.len() as u64);
         let (events, receiver) = mpsc::channel(EVENTS_AHEAD);
         let cancel = shared.shutdown.child_token();
         let opening = Opening {
@@ -284,7 +297,7 @@ impl Core {
         };
         let session = run(opening, place, cancel.clone(), shared.shutdown.clone());
         shared.tracker.spawn_on(session, &shared.runtime);
-        Ok(SessionStream { events: receiver, _cancel: cancel.drop_guard() })
+        Ok(SessionStream { events: receiver, tenant, _cancel: cancel.drop_guard() })
     }
 }
 
@@ -433,10 +446,6 @@ fn check(config: &CoreConfig) -> Result<(), StartError> {
         let what = format!("is {}; it must be 1 to {MOST_DRAFTED}", config.max_draft);
         return problem("max_draft".to_owned(), &what);
     }
-    // The semaphores' own limit.
-    if config.max_sessions.saturating_add(config.max_queued_sessions) > Semaphore::MAX_PERMITS {
-        return problem("max_sessions + max_queued_sessions".to_owned(), "is too large");
-    }
     if config.models.is_empty() {
         return problem("models".to_owned(), "is empty; name at least one model");
     }
@@ -548,6 +557,7 @@ fn tokenizers(models: &[ModelConfig]) -> Result<HashMap<String, Tokenizer>, Star
 /// Dropping it cancels the session, which then releases its cache on all workers.
 pub struct SessionStream {
     events: mpsc::Receiver<SessionEvent>,
+    tenant: Arc<Tenant>,
     _cancel: DropGuard,
 }
 
@@ -555,6 +565,10 @@ impl Stream for SessionStream {
     type Item = SessionEvent;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<SessionEvent>> {
-        self.events.poll_recv(context)
+        let event = self.events.poll_recv(context);
+        if let Poll::Ready(Some(SessionEvent::Token(_))) = &event {
+            self.tenant.spend(1);
+        }
+        event
     }
 }

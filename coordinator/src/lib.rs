@@ -12,6 +12,8 @@ pub mod request;
 
 pub mod role;
 
+pub mod tenant;
+
 pub mod core;
 
 mod admission;

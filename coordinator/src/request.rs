@@ -10,6 +10,8 @@ use std::time::Instant;
 use cosec_proto::ErrorCode;
 use cosec_proto::draw::Warp;
 
+use crate::tenant::Tenant;
+
 /// A request whose every field has been checked; text is not tokenized yet.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
@@ -148,6 +150,8 @@ pub enum Transport {
 pub struct TokenizedRequest {
     /// As listed by `/v1/models`.
     pub model: String,
+    /// Whose it is.
+    pub tenant: Arc<Tenant>,
     /// Not empty; fits the context together with `max_new_tokens`.
     pub prompt: Arc<[u32]>,
     /// Counts through prompts and choices: keeps their draws apart.

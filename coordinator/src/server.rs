@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::core::{Core, StartError};
 use crate::metrics::DoorMetrics;
 use crate::session::metrics::SessionMetrics;
+use crate::tenant::{InvalidKeys, Tenants};
 
 /// Time for connections to close and tasks to end when nothing is in flight any more.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -51,7 +52,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         Some(file) => ResumeKey::read(file)?,
         None => ResumeKey::random(),
     };
-    let doors = Doors::new(Arc::new(core), texts, config.api, config.defaults, metrics).sharing(resume_key);
+    let tenants = config.api.keys_file.as_deref().map(Tenants::read).transpose()?.unwrap_or_default();
+    let doors =
+        Doors::new(Arc::new(core), texts, config.api, config.defaults, metrics).sharing(resume_key).knowing(tenants);
     let doors = Arc::new(doors);
     listeners.announce();
     let grace = Duration::from_secs(config.grace_seconds);
@@ -206,6 +209,9 @@ pub enum RunError {
     /// The key that coordinators share.
     #[error(transparent)]
     ResumeKey(#[from] InvalidResumeKey),
+    /// The file with the API keys.
+    #[error(transparent)]
+    Keys(#[from] InvalidKeys),
     /// Two metrics have the same name.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),

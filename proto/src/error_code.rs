@@ -23,6 +23,8 @@ pub enum ErrorCode {
     InvalidArgument,
     /// Prompt and completion do not fit the model's context.
     ContextLengthExceeded,
+    /// No key, or one that nobody knows.
+    Unauthenticated,
     /// No such model (or route).
     NotFound,
     /// The body or message is over its limit.
@@ -61,9 +63,10 @@ const fn row(code: ErrorCode, name: &'static str, grpc: Code, http: u16, fault: 
 }
 
 #[rustfmt::skip]
-const TABLE: [Row; 13] = [
+const TABLE: [Row; 14] = [
     row(ErrorCode::InvalidArgument,       "invalid_argument",        Code::InvalidArgument,    400, Fault::Client, false),
     row(ErrorCode::ContextLengthExceeded, "context_length_exceeded", Code::InvalidArgument,    400, Fault::Client, false),
+    row(ErrorCode::Unauthenticated,       "unauthenticated",         Code::Unauthenticated,    401, Fault::Client, false),
     row(ErrorCode::NotFound,              "not_found",               Code::NotFound,           404, Fault::Client, false),
     row(ErrorCode::PayloadTooLarge,       "payload_too_large",       Code::ResourceExhausted,  413, Fault::Client, false),
     row(ErrorCode::Overloaded,            "overloaded",              Code::ResourceExhausted,  429, Fault::Us,     false),

@@ -82,6 +82,7 @@ fn openai_type(code: ErrorCode) -> &'static str {
     match code {
         ErrorCode::InvalidArgument
         | ErrorCode::ContextLengthExceeded
+        | ErrorCode::Unauthenticated
         | ErrorCode::NotFound
         | ErrorCode::PayloadTooLarge
         | ErrorCode::Cancelled => "invalid_request_error",
@@ -148,6 +149,7 @@ mod tests {
         };
         check(ErrorCode::InvalidArgument, 400, "invalid_request_error", false);
         check(ErrorCode::ContextLengthExceeded, 400, "invalid_request_error", false);
+        check(ErrorCode::Unauthenticated, 401, "invalid_request_error", false);
         check(ErrorCode::NotFound, 404, "invalid_request_error", false);
         check(ErrorCode::PayloadTooLarge, 413, "invalid_request_error", false);
         check(ErrorCode::Overloaded, 429, "rate_limit_error", true);

@@ -17,6 +17,7 @@ use crate::postprocess::{ChoiceText, Delta};
 use crate::request::{
     ChatMessage, ChosenBy, FinishReason, GenerateRequest, Prompt, SessionEvent, Settings, TokenizedRequest,
 };
+use crate::tenant::Tenant;
 
 /// New tokens of a completion whose client gives no limit, as OpenAI has it.
 const DEFAULT_COMPLETION_TOKENS: u32 = 16;
@@ -38,7 +39,7 @@ impl Doors {
     ///
     /// # Errors
     /// [`ApiError`] with the field that is wrong, or why the request cannot be served now.
-    pub(crate) async fn generate(&self, raw: RawRequest) -> Result<Generation, ApiError> {
+    pub(crate) async fn generate(&self, raw: RawRequest, tenant: &Arc<Tenant>) -> Result<Generation, ApiError> {
         // Before the look at `draining`: a request is either counted or refused.
         let in_flight = self.in_flight.token();
         self.refuse_while_draining()?;
@@ -54,6 +55,7 @@ impl Doors {
                 let sample = generation.next_index();
                 let request = TokenizedRequest {
                     model: model.name.clone(),
+                    tenant: Arc::clone(tenant),
                     prompt: prompt.clone(),
                     sample,
                     max_new_tokens,

@@ -39,8 +39,9 @@ impl Coordinator for GrpcDoor {
         request: Request<wire::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let mut in_flight = self.doors.metrics.begin("grpc", ROUTE.to_owned());
-        let started = match raw(request.into_inner()) {
-            Ok(raw) => self.doors.generate(raw).await,
+        let key = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+        let started = match self.doors.tenant(key).and_then(|tenant| Ok((tenant, raw(request.into_inner())?))) {
+            Ok((tenant, raw)) => self.doors.generate(raw, &tenant).await,
             Err(error) => Err(error),
         };
         match started {

@@ -40,6 +40,7 @@ use crate::metrics::DoorMetrics;
 use crate::postprocess::detokenizer::{Decoder, UnsupportedDecoder};
 use crate::preprocess::tokenizer::{LoadError, PromptEncoder};
 use crate::request::{SessionError, SessionEvent, TokenizedRequest};
+use crate::tenant::{Tenant, Tenants};
 
 /// Bounds on what a client may send.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -58,6 +59,10 @@ pub struct ApiConfig {
     /// File with the key that coordinators share, at least 32 bytes: with it each continues the streams of the others.
     /// Default: a key of its own.
     pub resume_key_file: Option<PathBuf>,
+    /// File with the API keys and their limits. Default: none are known.
+    pub keys_file: Option<PathBuf>,
+    /// Whether a request without a known key is refused. Default false.
+    pub require_key: bool,
 }
 
 impl Default for ApiConfig {
@@ -69,6 +74,8 @@ impl Default for ApiConfig {
             body_timeout_seconds: 30,
             request_timeout_seconds: 600,
             resume_key_file: None,
+            keys_file: None,
+            require_key: false,
         }
     }
 }
@@ -144,6 +151,7 @@ pub struct Doors {
     config: ApiConfig,
     defaults: Defaults,
     resume_key: ResumeKey,
+    tenants: Tenants,
     metrics: Arc<DoorMetrics>,
     /// Prompts that are being tokenized; more would only share the same cores.
     tokenizing: Arc<Semaphore>,
@@ -180,6 +188,7 @@ impl Doors {
             config,
             defaults,
             resume_key: ResumeKey::random(),
+            tenants: Tenants::default(),
             metrics,
             tokenizing: Arc::new(Semaphore::new(cores)),
             started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
@@ -193,6 +202,25 @@ impl Doors {
     #[must_use]
     pub fn sharing(self, key: ResumeKey) -> Self {
         Self { resume_key: key, ..self }
+    }
+
+    /// Knows the keys of `tenants`.
+    #[must_use]
+    pub fn knowing(self, tenants: Tenants) -> Self {
+        Self { tenants, ..self }
+    }
+
+    /// Whose a request with this `Authorization` is.
+    fn tenant(&self, authorization: Option<&str>) -> Result<Arc<Tenant>, ApiError> {
+        let key = authorization.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim);
+        match key.and_then(|key| self.tenants.of(key)) {
+            Some(tenant) => Ok(tenant),
+            None if self.config.require_key => {
+                let message = "a known API key is needed: send Authorization: Bearer KEY";
+                Err(ApiError::new(ErrorCode::Unauthenticated, message))
+            }
+            None => Ok(self.tenants.nobody()),
+        }
     }
 
     /// Refuses new requests, waits `grace` for those in flight, and ends the rest with an error.

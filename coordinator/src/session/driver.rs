@@ -224,7 +224,7 @@ impl Driver {
             role,
             fingerprint: seat.as_ref().map(|seat| seat.fingerprint().to_owned()),
             avoid: seat.as_ref().map(|seat| seat.address().to_owned()),
-            prefix: crate::router::prefix(&self.opening.request.prompt, 0),
+            prefix: crate::router::prefix(&self.opening.request.prompt, self.opening.request.tenant.id),
         };
         let (pool, id) = (Arc::clone(&self.opening.pool), self.id);
         if failures > 0 {
@@ -266,7 +266,9 @@ impl Driver {
         );
         let seat = self.seats[role.index()].clone();
         let adapter = seat.as_ref().map_or_else(String::new, |seat| seat.adapter().to_owned());
-        let operation = Operation { session: self.id, adapter, randomness: self.randomness(), at, tokens, ask };
+        let tenant = self.opening.request.tenant.id;
+        let operation =
+            Operation { session: self.id, adapter, tenant, randomness: self.randomness(), at, tokens, ask };
         let left = self.opening.request.settings.deadline.saturating_duration_since(Instant::now());
         let deadline = self.opening.pool.step_deadline().min(left);
         let performed = async move {

@@ -4,6 +4,7 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use crate::admission::AdmissionMetrics;
 use crate::discovery::DiscoveryMetrics;
 use super::tally::Tally;
 
@@ -43,6 +44,8 @@ pub struct SessionMetrics {
     pub circuit_open: IntGaugeVec,
     /// Times that a session looked for another worker in mid-decode.
     pub relocations: IntCounterVec,
+    /// Who waits and who is refused.
+    pub admission: AdmissionMetrics,
     /// Who should be connected.
     pub discovery: DiscoveryMetrics,
 }
@@ -146,6 +149,7 @@ impl SessionMetrics {
             worker_up,
             circuit_open,
             relocations: counters("cosec_relocations_total", "Moves to a worker in mid-decode", &["role"])?,
+            admission: AdmissionMetrics::register(registry)?,
             discovery: DiscoveryMetrics::register(registry)?,
         })
     }

@@ -13,6 +13,8 @@ pub struct Operation {
     pub session: SessionId,
     /// Name of the adapter to apply; empty for none.
     pub adapter: String,
+    /// Whose session it is.
+    pub tenant: u64,
     /// Names the session's draws.
     pub randomness: Randomness,
     /// Cached tokens that the operation assumes.
@@ -83,7 +85,7 @@ impl Operation {
     #[must_use]
     pub fn release(session: SessionId) -> Self {
         let randomness = Randomness { seed: 0, sample: 0 };
-        Self { session, adapter: String::new(), randomness, at: 0, tokens: Vec::new(), ask: Ask::Release }
+        Self { session, adapter: String::new(), tenant: 0, randomness, at: 0, tokens: Vec::new(), ask: Ask::Release }
     }
 
     /// What travels back, for metrics.
@@ -114,6 +116,7 @@ impl Operation {
                 tokens: self.tokens.clone(),
                 rows: rows.iter().map(|row| self.row_request(row)).collect(),
                 adapter: self.adapter.clone(),
+                tenant: self.tenant,
                 ..worker::Extend::default()
             }),
             Ask::Draft { k, warp, rows } => Wire::Draft(worker::Draft {
@@ -125,6 +128,7 @@ impl Operation {
                 randomness: Some(self.randomness.into()),
                 adapter: self.adapter.clone(),
                 rows: rows.iter().map(|row| self.row_request(row)).collect(),
+                tenant: self.tenant,
                 ..worker::Draft::default()
             }),
             Ask::Release => Wire::Release(worker::Release { session }),

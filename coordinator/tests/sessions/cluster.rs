@@ -111,6 +111,7 @@ pub(crate) fn request(settings: Settings, prompt: &[u32]) -> TokenizedRequest {
     let max_new_tokens = settings.max_tokens.unwrap_or(40);
     TokenizedRequest {
         model: "mock".to_owned(),
+        tenant: Arc::default(),
         prompt: prompt.into(),
         sample: 0,
         max_new_tokens,

@@ -8,7 +8,7 @@ use futures::{Stream, stream};
 use serde_json::{Value, json};
 
 use super::resume::{Origin, Progress, Received, request_digest};
-use super::{RequestId, sse};
+use super::{Asked, RequestId, sse};
 use crate::api::error::ApiError;
 use crate::api::generation::{ChoiceEvent, Generation, RawRequest, chosen_by};
 use crate::api::settings::RuleName;
@@ -52,11 +52,11 @@ pub(super) async fn respond<S: Shape>(
     mut raw: RawRequest,
     shape: S,
     delivery: Delivery,
-    body: &[u8],
-    received: Option<Received>,
+    asked: Asked,
 ) -> Result<Response, ApiError> {
+    let Asked { tenant, body, received } = asked;
     let model = raw.model.clone();
-    let request = request_digest(S::OBJECT, &doors.defaults, body);
+    let request = request_digest(S::OBJECT, &doors.defaults, &body);
     if let Some(received) = &received {
         received.must_be_of(request)?;
         if !delivery.stream {
@@ -65,7 +65,7 @@ pub(super) async fn respond<S: Shape>(
         raw.settings.seed = Some(received.origin.seed);
         doors.metrics.resumed();
     }
-    let generation = doors.generate(raw).await?;
+    let generation = doors.generate(raw, &tenant).await?;
     let settings = generation.settings();
     let begun = Origin { id: id.0, created: seconds_now(), seed: settings.seed, request };
     let origin = received.as_ref().map_or(begun, |received| received.origin);

@@ -41,10 +41,28 @@ use super::Doors;
 use super::error::ApiError;
 use super::fields::Fields;
 use crate::metrics::RequestInFlight;
+use crate::tenant::Tenant;
 
 /// Named in the response's `x-request-id` and, behind a prefix, in its `id`.
 #[derive(Clone, Copy)]
 struct RequestId(Uuid);
+
+/// A request for an answer.
+struct Asked {
+    tenant: Arc<Tenant>,
+    body: Bytes,
+    /// What the client has of the answer already.
+    received: Option<Received>,
+}
+
+impl Asked {
+    async fn read(request: Request, doors: &Doors) -> Result<Self, ApiError> {
+        let key = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let tenant = doors.tenant(key)?;
+        let received = Received::read(request.headers(), &doors.resume_key)?;
+        Ok(Self { tenant, received, body: json_body(request, doors).await? })
+    }
+}
 
 /// All routes.
 pub fn router(doors: Arc<Doors>, registry: Registry) -> Router {
@@ -70,10 +88,9 @@ async fn complete(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let received = Received::read(request.headers(), &doors.resume_key)?;
-    let body = json_body(request, &doors).await?;
-    let (raw, shape, delivery) = completions::read(Fields::parse(&body)?)?;
-    answer::respond(&doors, id, raw, shape, delivery, &body, received).await
+    let asked = Asked::read(request, &doors).await?;
+    let (raw, shape, delivery) = completions::read(Fields::parse(&asked.body)?)?;
+    answer::respond(&doors, id, raw, shape, delivery, asked).await
 }
 
 async fn converse(
@@ -81,10 +98,9 @@ async fn converse(
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let received = Received::read(request.headers(), &doors.resume_key)?;
-    let body = json_body(request, &doors).await?;
-    let (raw, shape, delivery) = chat::read(Fields::parse(&body)?)?;
-    answer::respond(&doors, id, raw, shape, delivery, &body, received).await
+    let asked = Asked::read(request, &doors).await?;
+    let (raw, shape, delivery) = chat::read(Fields::parse(&asked.body)?)?;
+    answer::respond(&doors, id, raw, shape, delivery, asked).await
 }
 
 async fn ready(State(doors): State<Arc<Doors>>) -> Result<&'static str, ApiError> {

@@ -23,6 +23,7 @@ use crate::request::{
     ChosenBy, Decision, FinishReason, Rejected, Score, SessionError, SessionEvent, TokenEvent, TokenizedRequest,
 };
 use crate::server::{RunError, serve};
+use crate::tenant::Tenants;
 
 /// What one session does.
 #[derive(Clone)]
@@ -125,7 +126,9 @@ impl House {
         ]);
         let registry = Registry::new();
         let metrics = Arc::new(DoorMetrics::register(&registry).unwrap());
-        let doors = Arc::new(Doors::new(theatre.clone(), texts, config, Defaults::default(), metrics));
+        let tenants = config.keys_file.as_deref().map(Tenants::read).transpose().unwrap().unwrap_or_default();
+        let doors = Doors::new(theatre.clone(), texts, config, Defaults::default(), metrics).knowing(tenants);
+        let doors = Arc::new(doors);
         let listeners = crate::server::Listeners::bind("127.0.0.1:0", "127.0.0.1:0").await.unwrap();
         let http = format!("http://{}", listeners.http.local_addr().unwrap());
         let grpc = format!("http://{}", listeners.grpc.local_addr().unwrap());
