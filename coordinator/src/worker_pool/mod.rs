@@ -117,19 +117,24 @@ impl WorkerPool {
         let following = Arc::clone(&pool);
         let follow = async move {
             let mut members = members;
-            members.mark_changed();
             let mut states = following.changed.subscribe();
+            let mut others = true;
             loop {
-                if members.has_changed().unwrap_or(true) {
+                if others {
                     let now = members.borrow_and_update().clone();
                     following.reconcile(&now);
                 }
                 following.mark_handovers();
-                tokio::select! {
-                    changed = members.changed() => if changed.is_err() { return },
-                    _ = states.changed() => {}
+                others = tokio::select! {
+                    changed = members.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        true
+                    }
+                    _ = states.changed() => false,
                     () = following.shutdown.cancelled() => return,
-                }
+                };
             }
         };
         pool.tracker.spawn_on(follow, &pool.runtime);
