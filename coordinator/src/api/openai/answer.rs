@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use futures::{Stream, stream};
 use serde_json::{Value, json};
 
-use super::resume::{Origin, Progress, Received, request_digest};
+use super::resume::{Origin, Progress, request_digest};
 use super::{Asked, RequestId, sse};
 use crate::api::error::ApiError;
 use crate::api::generation::{ChoiceEvent, Generation, RawRequest, chosen_by};
