@@ -162,6 +162,15 @@ pub(super) struct Keeper {
 impl Keeper {
     /// Connects, serves, connects again, until shutdown.
     pub(super) async fn run(self) {
+        self.keep_up().await;
+        let Member { model, role, address } = &self.worker.member;
+        for gauge in [&self.worker.metrics.worker_up, &self.worker.metrics.circuit_open] {
+            // A worker that is no member any more has no state to show, and may have shown none.
+            let _ = gauge.remove_label_values(&[model.as_str(), role.name(), address.as_str()]);
+        }
+    }
+
+    async fn keep_up(&self) {
         let mut pause = BACKOFF.0;
         loop {
             let began = Instant::now();
@@ -170,13 +179,8 @@ impl Keeper {
                 () = self.last_releases() => "this coordinator shuts down".to_owned(),
             };
             let was_up = self.set(State::Down(why.clone()));
-            let Member { model, role, address } = &self.worker.member;
+            let Member { address, role, .. } = &self.worker.member;
             if self.shutdown.is_cancelled() {
-                let labels = [model.as_str(), role.name(), address.as_str()];
-                for gauge in [&self.worker.metrics.worker_up, &self.worker.metrics.circuit_open] {
-                    // A worker that is no member any more has no state to show.
-                    let _ = gauge.remove_label_values(&labels);
-                }
                 return;
             }
             if was_up {
