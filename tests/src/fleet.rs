@@ -79,15 +79,20 @@ impl Coordinator {
 
     /// Text of a completion of `tokens` tokens; the end token is banned.
     pub async fn complete(&self, seed: u64, tokens: u32) -> String {
-        let request = reqwest::Client::new().post(format!("{}/v1/completions", self.http));
-        let answer: Value = request.json(&body(seed, tokens)).send().await.unwrap().json().await.unwrap();
-        answer["choices"][0]["text"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+        complete(&self.http, seed, tokens).await
     }
 
     /// Sum of a metric over its labels.
     pub async fn metric(&self, name: &str) -> f64 {
         metric(&format!("{}/metrics", self.http), name).await
     }
+}
+
+/// Text of a completion of `tokens` tokens by the coordinator at `http`; the end token is banned.
+pub async fn complete(http: &str, seed: u64, tokens: u32) -> String {
+    let request = reqwest::Client::new().post(format!("{http}/v1/completions"));
+    let answer: Value = request.json(&body(seed, tokens)).send().await.unwrap().json().await.unwrap();
+    answer["choices"][0]["text"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
 }
 
 /// A request for a long completion.
