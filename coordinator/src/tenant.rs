@@ -21,12 +21,12 @@ pub struct Tenant {
     pub weight: f64,
     /// Most sessions at a time.
     pub max_sessions: usize,
-    budget: Option<Budget>,
+    pub(crate) budget: Option<Budget>,
 }
 
 /// Tokens that may be used: refilled steadily, never above those of a minute. What is under way may overdraw it.
 #[derive(Debug)]
-struct Budget {
+pub(crate) struct Budget {
     per_minute: f64,
     left: Mutex<(f64, Instant)>,
 }
