@@ -4,9 +4,9 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use super::tally::Tally;
 use crate::admission::AdmissionMetrics;
 use crate::discovery::DiscoveryMetrics;
-use super::tally::Tally;
 
 /// Counters and histograms of sessions and workers.
 #[derive(Debug)]

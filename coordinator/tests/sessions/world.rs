@@ -134,6 +134,7 @@ impl World {
                 let operation = Operation {
                     session: SessionId::from_wire(&[7; 16]).unwrap(),
                     adapter: String::new(),
+                    tenant: 0,
                     randomness: self.randomness(),
                     at,
                     tokens,
