@@ -117,7 +117,6 @@ impl Operation {
                 rows: rows.iter().map(|row| self.row_request(row)).collect(),
                 adapter: self.adapter.clone(),
                 tenant: self.tenant,
-                ..worker::Extend::default()
             }),
             Ask::Draft { k, warp, rows } => Wire::Draft(worker::Draft {
                 session,
@@ -129,7 +128,6 @@ impl Operation {
                 adapter: self.adapter.clone(),
                 rows: rows.iter().map(|row| self.row_request(row)).collect(),
                 tenant: self.tenant,
-                ..worker::Draft::default()
             }),
             Ask::Release => Wire::Release(worker::Release { session }),
         };
