@@ -26,6 +26,7 @@ pub struct Metrics {
     pub(crate) streams: IntGauge,
     pub(crate) total_blocks: IntGauge,
     pub(crate) free_blocks: IntGauge,
+    pub(crate) queued_tokens: IntGauge,
     pub(crate) row_bytes: IntCounterVec,
     pub(crate) shared_tokens: IntCounter,
     pub(crate) preemptions: IntCounter,
@@ -80,6 +81,7 @@ impl Metrics {
             streams: IntGauge::new("cosec_worker_streams", "Open streams of coordinators.")?,
             total_blocks: IntGauge::new("cosec_worker_blocks", "Blocks of the KV cache.")?,
             free_blocks: IntGauge::new("cosec_worker_blocks_free", "Blocks of the KV cache that no session holds.")?,
+            queued_tokens: IntGauge::new("cosec_worker_queued_tokens", "Tokens of operations that are still to be fed.")?,
             row_bytes: IntCounterVec::new(
                 Opts::new("cosec_worker_row_bytes_total", "Bytes of rows sent, by view."),
                 &["view"],
@@ -110,6 +112,7 @@ impl Metrics {
         self.registry.register(Box::new(self.streams.clone()))?;
         self.registry.register(Box::new(self.total_blocks.clone()))?;
         self.registry.register(Box::new(self.free_blocks.clone()))?;
+        self.registry.register(Box::new(self.queued_tokens.clone()))?;
         self.registry.register(Box::new(self.row_bytes.clone()))?;
         self.registry.register(Box::new(self.shared_tokens.clone()))?;
         self.registry.register(Box::new(self.preemptions.clone()))?;

@@ -242,6 +242,7 @@ impl Scheduler {
         self.status.set_room(self.pool.free(), self.sessions.len(), self.queued_tokens);
         self.metrics.free_blocks.set(gauge(self.pool.free()));
         self.metrics.sessions.set(gauge(self.sessions.len()));
+        self.metrics.queued_tokens.set(gauge(self.queued_tokens));
     }
 }
 
