@@ -12,3 +12,9 @@ render = functools.cache(Overlay)
 def overlay(request) -> Overlay:
     """One of the overlays."""
     return render(request.param)
+
+
+@pytest.fixture(scope="session")
+def production() -> Overlay:
+    """The overlay that has everything."""
+    return render("production")

@@ -10,7 +10,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
-OVERLAYS = ("minimal",)
+OVERLAYS = ("minimal", "production")
 
 
 def image_name(reference: str) -> str:
@@ -95,6 +95,6 @@ class Overlay:
         """Path in the container and content of every file that a ConfigMap puts there."""
         volumes = {volume["name"]: volume for volume in workload.pod.get("volumes", [])}
         for mount in workload.container.get("volumeMounts", []):
-            if config_map := volumes[mount["name"]].get("configMap"):
+            if config_map := volumes.get(mount["name"], {}).get("configMap"):
                 for name, content in self.named("ConfigMap", config_map["name"])["data"].items():
                     yield f"{mount['mountPath']}/{name}", content

@@ -6,7 +6,7 @@ import tomllib
 import kubernetes_validate
 import pytest
 
-from rendered import KUBERNETES, Overlay, Workload
+from rendered import KUBERNETES, Workload
 
 KUBERNETES_VERSION = "1.32"
 CUSTOM = ("monitoring.coreos.com/",)
@@ -150,30 +150,31 @@ def test_draining_fits_the_grace_period(overlay):
             assert workload.pod["terminationGracePeriodSeconds"] >= pause + sum(grace) + 5 and grace, workload.name
 
 
-def worker_addresses(overlay: Overlay) -> list[str]:
-    """Every address of a worker or of a pool that the coordinator's file names."""
-    (coordinator,) = (workload for workload in overlay.workloads if workload.name == "coordinator")
-    ((_, text),) = overlay.files(coordinator)
+def strings(value) -> list[str]:
+    """All strings in a TOML value."""
+    if isinstance(value, dict):
+        return [text for inner in value.values() for text in strings(inner)]
+    if isinstance(value, list):
+        return [text for inner in value for text in strings(inner)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_names_in_files_lead_to_services(overlay):
+    """SRV records of the pools and addresses of etcd's members, as the programs' files spell them."""
     found = []
-
-    def walk(value):
-        if isinstance(value, dict):
-            for inner in value.values():
-                walk(inner)
-        elif isinstance(value, list):
-            for inner in value:
-                walk(inner)
-        elif isinstance(value, str) and "-worker" in value:
-            found.append(value)
-
-    walk(tomllib.loads(text))
-    return found
-
-
-def test_coordinators_look_for_workers_that_are_there(overlay):
-    for address in worker_addresses(overlay):
-        host, port = address.rsplit(":", 1)
-        pod, service = host.split(".")[:2]
-        pool = overlay.named("StatefulSet", pod.rsplit("-", 1)[0])
-        assert pool["spec"]["serviceName"] == service
-        assert int(port) in Workload(pool).ports.values()
+    for workload in overlay.workloads:
+        for _, content in overlay.files(workload):
+            found += strings(tomllib.loads(content))
+    records = [re.fullmatch(r"_(\w+)\._tcp\.([\w-]+)\.(\w+)\.svc\.cluster\.local", text) for text in found]
+    for record in filter(None, records):
+        port, name, namespace = record.groups()
+        service = overlay.named("Service", name)
+        assert service["spec"]["clusterIP"] == "None" and service["metadata"]["namespace"] == namespace
+        assert port in {entry["name"] for entry in service["spec"]["ports"]}
+    members = [re.fullmatch(r"https://(\w+-\d)\.(\w+):(\d+)", text) for text in found]
+    for member in filter(None, members):
+        pod, service, port = member.groups()
+        pool = overlay.named("StatefulSet", pod.rsplit("-", 1)[0])["spec"]
+        assert pool["serviceName"] == service and int(pod.rsplit("-", 1)[1]) < pool["replicas"]
+        assert int(port) in {entry["port"] for entry in overlay.named("Service", service)["spec"]["ports"]}
+    assert any(records) or any(members), "nothing says where workers are"
