@@ -101,15 +101,15 @@ impl Seen {
         }
     }
 
-    /// Tokens per second from the end of the first burst behind `started` to the last token.
+    /// Tokens per second from the end of the first burst behind `started` to the last token; NaN where no other came.
     fn rate(&self, started: Instant) -> f64 {
         let mut times = self.times.iter().filter(|(time, _)| *time >= started).peekable();
-        let Some(&(mut from, _)) = times.next() else { return 0.0 };
+        let Some(&(mut from, _)) = times.next() else { return f64::NAN };
         while let Some(&(time, _)) = times.next_if(|(time, _)| *time - from < BURST) {
             from = time;
         }
         let (until, tokens) = times.fold((from, 0), |(_, sum), &(time, tokens)| (time, sum + tokens));
-        if tokens == 0 { 0.0 } else { tokens as f64 / (until - from).as_secs_f64() }
+        if tokens == 0 { f64::NAN } else { tokens as f64 / (until - from).as_secs_f64() }
     }
 }
 
