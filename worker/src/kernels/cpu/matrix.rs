@@ -1,6 +1,6 @@
 //! Matrices of weights: from tensors and files to panels, and rows of them back.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Tensor, WithDType};
 use half::{bf16, f16};
 
 use super::filled;
@@ -12,6 +12,9 @@ use super::threads::Threads;
 use super::wide::PANEL;
 use crate::kernels::blocks::{self, BLOCK};
 use crate::kernels::{KernelError, WeightFormat};
+
+/// Rows that are packed at a time; whole panels.
+const STRIP: usize = 64 * PANEL;
 
 /// Weights `[outputs, inputs]`.
 #[derive(Clone, Debug)]
@@ -33,12 +36,11 @@ pub(super) enum Panels {
 
 impl Matrix {
     pub(super) fn new(weights: &Tensor, format: WeightFormat, threads: &Threads) -> Result<Self, KernelError> {
-        let shape = weights.dims2().map_err(device)?;
-        let (outputs, inputs) = shape;
+        let (outputs, inputs) = weights.dims2().map_err(device)?;
         let panels = match format {
-            WeightFormat::F32 => floats(&flat::<f32>(weights, DType::F32)?, shape, threads).map(Panels::F32),
-            WeightFormat::Bf16 => floats(&flat::<bf16>(weights, DType::BF16)?, shape, threads).map(Panels::Bf16),
-            WeightFormat::F16 => floats(&flat::<f16>(weights, DType::F16)?, shape, threads).map(Panels::F16),
+            WeightFormat::F32 => floats(weights, DType::F32, threads).map(Panels::F32),
+            WeightFormat::Bf16 => floats(weights, DType::BF16, threads).map(Panels::Bf16),
+            WeightFormat::F16 => floats(weights, DType::F16, threads).map(Panels::F16),
             WeightFormat::Q8_0 | WeightFormat::Q4K => {
                 let blocks = blocks::quantise(weights, format)?;
                 return Self::from_blocks(format, [outputs, inputs], &blocks, threads);
@@ -107,22 +109,29 @@ fn device(error: candle_core::Error) -> KernelError {
     KernelError::Device(error.to_string())
 }
 
-fn flat<T: candle_core::WithDType>(weights: &Tensor, dtype: DType) -> Result<Vec<T>, KernelError> {
-    weights.to_dtype(dtype).and_then(|weights| weights.flatten_all()?.to_vec1()).map_err(device)
-}
-
-fn floats<T: Float>(
-    values: &[T],
-    (outputs, inputs): (usize, usize),
+/// Converts and packs a strip of rows at a time: a second copy of a whole matrix would show in the peak of memory.
+fn floats<T: Float + WithDType>(
+    weights: &Tensor,
+    dtype: DType,
     threads: &Threads,
 ) -> Result<Vec<Floats<T>>, KernelError> {
-    panels(outputs, inputs.div_ceil(BLOCK), threads, |panel, block| {
-        Floats::pack(|lane, within| {
-            let (output, input) = (panel * PANEL + lane, block * BLOCK + within);
-            let inside = output < outputs && input < inputs;
-            if inside { values[output * inputs + input] } else { T::ZERO }
-        })
-    })
+    let (outputs, inputs) = weights.dims2().map_err(device)?;
+    let panel_blocks = inputs.div_ceil(BLOCK);
+    let mut packed = filled(outputs.div_ceil(PANEL) * panel_blocks, Floats::ZERO)?;
+    for (strip, to) in packed.chunks_mut(STRIP / PANEL * panel_blocks.max(1)).enumerate() {
+        let first = strip * STRIP;
+        let rows = STRIP.min(outputs - first);
+        let strip = weights.narrow(0, first, rows).and_then(|strip| strip.to_dtype(dtype)?.flatten_all()?.to_vec1());
+        let values: Vec<T> = strip.map_err(device)?;
+        fill(to, panel_blocks, threads, |panel, block| {
+            Floats::pack(|lane, within| {
+                let (row, input) = (panel * PANEL + lane, block * BLOCK + within);
+                let inside = row < rows && input < inputs;
+                if inside { values[row * inputs + input] } else { Float::ZERO }
+            })
+        });
+    }
+    Ok(packed)
 }
 
 /// Makes the blocks of all panels.
@@ -132,12 +141,20 @@ fn panels<B: Block>(
     threads: &Threads,
     block: impl Fn(usize, usize) -> B + Sync,
 ) -> Result<Vec<B>, KernelError> {
-    let count = outputs.div_ceil(PANEL) * panel_blocks;
-    let mut blocks = filled(count, B::ZERO)?;
-    threads.chunks(&mut blocks, panel_blocks.max(1), true, |panel, blocks| {
+    let mut blocks = filled(outputs.div_ceil(PANEL) * panel_blocks, B::ZERO)?;
+    fill(&mut blocks, panel_blocks, threads, block);
+    Ok(blocks)
+}
+
+fn fill<B: Block>(
+    blocks: &mut [B],
+    panel_blocks: usize,
+    threads: &Threads,
+    block: impl Fn(usize, usize) -> B + Sync,
+) {
+    threads.chunks(blocks, panel_blocks.max(1), true, |panel, blocks| {
         blocks.iter_mut().enumerate().for_each(|(index, to)| *to = block(panel, index));
     });
-    Ok(blocks)
 }
 
 /// A block of a row, zeros beyond the last row.
