@@ -22,16 +22,16 @@ pub(crate) struct Pass {
 }
 
 impl Scheduler {
-    /// Serves whatever is ready with one forward pass. Says whether there was anything.
-    pub(crate) fn step(&mut self, model: &mut impl Model) -> bool {
+    /// Serves whatever is ready with one forward pass. Says how many operations that ended; `None` when nothing was ready.
+    pub(crate) fn step(&mut self, model: &mut impl Model) -> Option<usize> {
         self.sweep(Instant::now());
         let plan = self.plan(Instant::now());
-        let served = !plan.slices.is_empty();
-        if served {
+        let ended = (!plan.slices.is_empty()).then(|| {
             self.serve(&plan.slices, model);
-        }
+            plan.slices.iter().filter(|slice| self.queue.get(slice.job).is_none()).count()
+        });
         self.plan = plan;
-        served
+        ended
     }
 
     fn serve(&mut self, slices: &[Slice], model: &mut impl Model) {
