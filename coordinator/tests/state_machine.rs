@@ -287,7 +287,7 @@ fn a_block_of_drafts_is_verified_at_once_while_the_expert_runs_ahead() {
     script.check(located(Role::Expert), &["base: at 0 feed [1]", "expert: at 0 feed [1, 2] draft 3"]);
     script.check(answered(Role::Base, 0, Reply::Rows(Vec::new())), &[]);
     let expected = [
-        "base: at 1 feed [2, 5, 6] gather [5]@1 sample@1 gather [6]@2 sample@2 gather [7]@3 sample@3",
+        "base: at 1 feed [2, 5, 6] gather [5]@1 gather [6]@2 gather [7]@3 sample@1 sample@2 sample@3",
         "expert: at 4 feed [7] draft 3 ahead",
     ];
     script.check(answered(Role::Expert, 0, drafted(&[5, 6, 7])), &expected);
@@ -301,7 +301,7 @@ fn a_block_of_drafts_is_verified_at_once_while_the_expert_runs_ahead() {
     script.check(token(7), &["token 7"]);
     // Three drafts feed the base three tokens: the last one decided and two of them.
     let expected = [
-        "base: at 4 feed [7, 1, 2] gather [1]@1 sample@1 gather [2]@2 sample@2 gather [3]@3 sample@3",
+        "base: at 4 feed [7, 1, 2] gather [1]@1 gather [2]@2 gather [3]@3 sample@1 sample@2 sample@3",
         "expert: at 7 feed [3] draft 3 ahead",
     ];
     script.check(Event::Emitted, &expected);
@@ -323,7 +323,7 @@ fn a_rejection_withdraws_what_was_drafted_ahead_and_cuts_the_caches_back() {
     script.check(Event::Emitted, &["expert: at 2 feed [8] draft 3"]);
     script.check(answered(Role::Expert, 1, drafted(&[1, 1, 1])), &[]);
     let expected = [
-        "base: at 2 feed [8, 3, 3] gather [3]@1 sample@1 gather [3]@2 sample@2 gather [3]@3 sample@3",
+        "base: at 2 feed [8, 3, 3] gather [3]@1 gather [3]@2 gather [3]@3 sample@1 sample@2 sample@3",
         "expert: at 5 feed [3] draft 3 ahead",
     ];
     script.check(answered(Role::Expert, 2, drafted(&[3, 3, 3])), &expected);
@@ -351,7 +351,7 @@ fn nothing_is_drafted_behind_an_end_token_or_the_last_token() {
     let mut script = Script::lookahead(Transport::Auto, vec![1], 5);
     script.step(located(Role::Expert));
     // Token 9 ends the choice: what was drafted behind it is dropped.
-    let expected = ["base: at 0 feed [1, 5] gather [5]@1 sample@1 gather [9]@2 sample@2"];
+    let expected = ["base: at 0 feed [1, 5] gather [5]@1 gather [9]@2 sample@1 sample@2"];
     script.check(answered(Role::Expert, 0, drafted(&[5, 9, 7])), &expected);
     script.step(answered(Role::Base, 0, judged(&[5, 9])));
     script.step(token(5));
@@ -359,7 +359,7 @@ fn nothing_is_drafted_behind_an_end_token_or_the_last_token() {
     // It is rejected: two tokens are left to draft, then one.
     script.check(rejected(6, 9), &["token 6"]);
     script.check(Event::Emitted, &["expert: at 2 feed [6] draft 3"]);
-    let expected = ["base: at 2 feed [6, 1, 2] gather [1]@1 sample@1 gather [2]@2 sample@2 gather [3]@3 sample@3"];
+    let expected = ["base: at 2 feed [6, 1, 2] gather [1]@1 gather [2]@2 gather [3]@3 sample@1 sample@2 sample@3"];
     script.check(answered(Role::Expert, 1, drafted(&[1, 2, 3])), &expected);
 }
 

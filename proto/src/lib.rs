@@ -14,6 +14,8 @@ pub mod kubernetes;
 
 pub mod draw;
 
+pub mod row_runs;
+
 pub mod tokenizer_fingerprint;
 
 pub mod registry;

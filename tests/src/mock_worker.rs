@@ -12,7 +12,7 @@ use std::time::Duration;
 use cosec_proto::draw::{Distribution, Purpose, Randomness, Warp};
 use cosec_proto::worker::worker_server::WorkerServer;
 use cosec_proto::worker::{self, step_request, step_response};
-use cosec_proto::{ErrorCode, transport};
+use cosec_proto::{ErrorCode, row_runs, transport};
 use futures::Stream;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -406,10 +406,15 @@ impl MockEngine {
         }
         let history = self.feed(&extend.session, extend.at, &extend.tokens, reads_kept)?;
         let mut rows = Vec::new();
-        for ask in &extend.rows {
+        let (asks, lengths) = row_runs::split_requests(extend.rows.clone());
+        if asks.iter().any(|ask| ask.offset as usize > extend.tokens.len()) {
+            return Err(failure(ErrorCode::InvalidArgument, "a run behind the tokens"));
+        }
+        for ask in &asks {
             let logits = self.model.row(&history[..(extend.at + ask.offset) as usize]);
             rows.push(worker::Row { offset: ask.offset, content: Some(view(ask, &logits)?) });
         }
+        let rows = row_runs::join_rows(rows, &lengths);
         Ok(step_response::Outcome::Rows(worker::Rows { length: history.len() as u32, rows }))
     }
 

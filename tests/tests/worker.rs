@@ -119,8 +119,15 @@ async fn malformed_operations_are_refused_by_name_and_the_stream_goes_on() {
             "view",
             Some(Operation::Extend(Extend { rows: vec![RowRequest { offset: 1, view: None }], ..extend.clone() })),
         ),
-        ("ids", Some(Operation::Extend(view(View::Gather(Gather { warp: Some(warp()), ids: vec![u32::MAX] }))))),
-        ("warp", Some(Operation::Extend(view(View::Gather(Gather { warp: None, ids: vec![1] }))))),
+        (
+            "ids",
+            Some(Operation::Extend(view(View::Gather(Gather {
+                warp: Some(warp()),
+                ids: vec![u32::MAX],
+                each: false,
+            })))),
+        ),
+        ("warp", Some(Operation::Extend(view(View::Gather(Gather { warp: None, ids: vec![1], each: false }))))),
         (
             "temperature",
             Some(Operation::Extend(view(View::Nucleus(Nucleus { warp: bad_warp(f64::NAN, 1.0), cap: 0 })))),
@@ -200,7 +207,7 @@ async fn every_view_is_of_one_distribution() {
         View::Full(Full { precision: Precision::F32 as i32 }),
         View::Nucleus(Nucleus { warp: Some(warp()), cap: 0 }),
         View::Sample(Sample { warp: Some(warp()), u }),
-        View::Gather(Gather { warp: Some(warp()), ids: vec![0, 9, 300] }),
+        View::Gather(Gather { warp: Some(warp()), ids: vec![0, 9, 300], each: false }),
     ];
     let rows = views.into_iter().map(|view| RowRequest { offset: 4, view: Some(view) }).collect();
     let extend = Extend {

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use cosec_proto::ErrorCode;
 use cosec_proto::transport::MAX_MESSAGE_BYTES;
 use cosec_proto::worker::row::Content as WireContent;
 use cosec_proto::worker::step_request::Operation as WireOperation;
@@ -16,6 +15,7 @@ use cosec_proto::worker::worker_server::{Worker, WorkerServer};
 use cosec_proto::worker::{
     self as wire, DescribeRequest, DescribeResponse, StepRequest, StepResponse, TokenizerRequest, TokenizerResponse,
 };
+use cosec_proto::{ErrorCode, row_runs};
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, FuturesUnordered, StreamExt};
 use prost::Message;
@@ -176,6 +176,8 @@ struct Answered {
     op: u64,
     kind: &'static str,
     response_bytes: usize,
+    /// How many of its views each of the answer's rows stands for.
+    runs: Vec<usize>,
     answer: Answer,
 }
 
@@ -246,7 +248,7 @@ impl Connection {
         }
         let kind = operation.as_ref().map_or("unknown", kind);
         let failure = self.start(op, kind, operation, deadline_ms, received).err()?;
-        Some(self.response(op, kind, Outcome::Failed(failure), Duration::ZERO, Duration::ZERO))
+        Some(self.response(op, kind, (Outcome::Failed(failure), &[]), Duration::ZERO, Duration::ZERO))
     }
 
     fn start(
@@ -274,7 +276,7 @@ impl Connection {
             let message = format!("{MAX_IN_FLIGHT} operations are in flight on this stream, as many as it may have");
             return Err(Failure::new(ErrorCode::Overloaded, message));
         }
-        let response_bytes = parsed.response_bytes;
+        let (response_bytes, runs) = (parsed.response_bytes, parsed.runs);
         if self.reply_bytes + response_bytes > MAX_REPLY_BYTES {
             let message =
                 format!("answers in flight on this stream may take {MAX_REPLY_BYTES} bytes and would take more");
@@ -284,41 +286,41 @@ impl Connection {
         self.in_flight.insert(op, Arc::clone(&ticket.flag));
         self.reply_bytes += response_bytes;
         self.pending.push(Box::pin(async move {
-            Answered { op, kind, response_bytes, answer: EngineHandle::answer(ticket).await }
+            Answered { op, kind, response_bytes, runs, answer: EngineHandle::answer(ticket).await }
         }));
         Ok(())
     }
 
     fn respond(&mut self, answered: Answered) -> StepResponse {
-        let Answered { op, kind, response_bytes, answer } = answered;
+        let Answered { op, kind, response_bytes, runs, answer } = answered;
         self.in_flight.remove(&op);
         self.reply_bytes -= response_bytes;
-        self.response(op, kind, answer.outcome, answer.queue, answer.compute)
+        self.response(op, kind, (answer.outcome, &runs), answer.queue, answer.compute)
     }
 
     fn response(
         &self,
         op: u64,
         kind: &'static str,
-        outcome: Outcome,
+        (outcome, runs): (Outcome, &[usize]),
         queue: Duration,
         compute: Duration,
     ) -> StepResponse {
         self.metrics.operations.with_label_values(&[kind, label(&outcome)]).inc();
-        let outcome = Some(self.outcome(outcome));
+        let outcome = Some(self.outcome(outcome, runs));
         StepResponse { op, outcome, queue_us: micros(queue), compute_us: micros(compute) }
     }
 
-    fn outcome(&self, outcome: Outcome) -> WireOutcome {
+    fn outcome(&self, outcome: Outcome, runs: &[usize]) -> WireOutcome {
         match outcome {
             Outcome::Rows { length, rows } => {
-                WireOutcome::Rows(wire::Rows { length: count(length), rows: self.rows(rows) })
+                WireOutcome::Rows(wire::Rows { length: count(length), rows: self.rows(rows, runs) })
             }
             Outcome::Drafted { length, ids, probabilities, rows } => WireOutcome::Drafted(wire::Drafted {
                 length: count(length),
                 ids,
                 probabilities,
-                rows: self.rows(rows),
+                rows: self.rows(rows, runs),
             }),
             Outcome::NeedPrefix { have } => WireOutcome::NeedPrefix(wire::NeedPrefix { have: count(have) }),
             Outcome::Released => WireOutcome::Released(wire::Released {}),
@@ -328,8 +330,8 @@ impl Connection {
         }
     }
 
-    fn rows(&self, rows: Vec<(usize, Content)>) -> Vec<wire::Row> {
-        rows.into_iter().map(|(offset, content)| self.row(offset, content)).collect()
+    fn rows(&self, rows: Vec<(usize, Content)>, runs: &[usize]) -> Vec<wire::Row> {
+        row_runs::join_rows(rows.into_iter().map(|(offset, content)| self.row(offset, content)).collect(), runs)
     }
 
     fn row(&self, offset: usize, content: Content) -> wire::Row {

@@ -148,8 +148,11 @@ impl Lane {
                     known = known.max(until + 1);
                 }
                 let positions = (from..=until).zip(views);
-                let asks = positions.flat_map(|(position, views)| row_asks(position - at, views));
-                (until, Ask::Rows(asks.collect()))
+                let mut asks: Vec<_> =
+                    positions.flat_map(|(position, views)| row_asks(position - at, views)).collect();
+                // Like views side by side: they travel as runs.
+                asks.sort_by_key(|ask| matches!(ask.view, View::Sample { .. }));
+                (until, Ask::Rows(asks))
             }
             Aim::Draft { k, warp, views, .. } if is_draft => {
                 let rows = (0..k as usize).flat_map(|offset| row_asks(offset, views.clone())).collect();

@@ -1,7 +1,7 @@
 //! One operation of a worker, as a session asks for it.
 
 use cosec_proto::draw::{Purpose, Randomness, Warp};
-use cosec_proto::{SessionId, worker};
+use cosec_proto::{SessionId, row_runs, worker};
 
 /// Most survivors of a nucleus to ask for: 48 KiB at 12 bytes each, less than any full row of a code model.
 pub const NUCLEUS_CAP: u32 = 4096;
@@ -114,7 +114,7 @@ impl Operation {
                 session,
                 at: self.at,
                 tokens: self.tokens.clone(),
-                rows: rows.iter().map(|row| self.row_request(row)).collect(),
+                rows: self.wire_rows(rows),
                 adapter: self.adapter.clone(),
                 tenant: self.tenant,
             }),
@@ -126,7 +126,7 @@ impl Operation {
                 warp: Some((*warp).into()),
                 randomness: Some(self.randomness.into()),
                 adapter: self.adapter.clone(),
-                rows: rows.iter().map(|row| self.row_request(row)).collect(),
+                rows: self.wire_rows(rows),
                 tenant: self.tenant,
             }),
             Ask::Release => Wire::Release(worker::Release { session }),
@@ -134,11 +134,16 @@ impl Operation {
         worker::StepRequest { op, deadline_ms, operation: Some(operation) }
     }
 
+    /// The views as they travel: see [`row_runs`].
+    pub(super) fn wire_rows(&self, rows: &[RowAsk]) -> Vec<worker::RowRequest> {
+        row_runs::join_requests(rows.iter().map(|row| self.row_request(row)).collect())
+    }
+
     fn row_request(&self, row: &RowAsk) -> worker::RowRequest {
         use worker::row_request::View as Wire;
         let view = match &row.view {
             View::Gather { warp, ids } => {
-                Wire::Gather(worker::Gather { warp: Some((*warp).into()), ids: ids.clone() })
+                Wire::Gather(worker::Gather { warp: Some((*warp).into()), ids: ids.clone(), each: false })
             }
             View::Nucleus { warp, cap } => Wire::Nucleus(worker::Nucleus { warp: Some((*warp).into()), cap: *cap }),
             View::Sample { warp, purpose } => Wire::Sample(worker::Sample {

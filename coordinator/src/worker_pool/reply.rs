@@ -1,7 +1,7 @@
 //! A worker's answer, checked against what was asked. Nothing that a worker says is believed before it is here.
 
 use cosec_proto::draw::Distribution;
-use cosec_proto::{ErrorCode, worker};
+use cosec_proto::{ErrorCode, row_runs, worker};
 
 use super::operation::{Ask, Operation, RowAsk, View};
 use crate::merge::Drawn;
@@ -86,7 +86,7 @@ pub fn check(
         }),
         (Some(Outcome::Rows(rows)), Ask::Rows(asked)) => {
             check_length(rows.length, 0, operation)?;
-            Ok(Reply::Rows(check_rows(asked, vocabulary, rows.rows)?))
+            Ok(Reply::Rows(check_rows(operation, asked, vocabulary, rows.rows)?))
         }
         (Some(Outcome::Drafted(drafted)), Ask::Draft { k, rows, .. }) => {
             check_draft(operation, *k, rows, vocabulary, drafted)
@@ -114,7 +114,14 @@ fn check_length(said: u32, fed: u32, operation: &Operation) -> Result<(), Operat
     }
 }
 
-fn check_rows(asked: &[RowAsk], vocabulary: u32, answered: Vec<worker::Row>) -> Result<Vec<RowView>, OperationError> {
+fn check_rows(
+    operation: &Operation,
+    asked: &[RowAsk],
+    vocabulary: u32,
+    answered: Vec<worker::Row>,
+) -> Result<Vec<RowView>, OperationError> {
+    let (_, lengths) = row_runs::split_requests(operation.wire_rows(asked));
+    let answered = row_runs::split_rows(answered, &lengths);
     if answered.len() != asked.len() {
         let counts = format!("{} rows, {} were asked for", answered.len(), asked.len());
         return Err(OperationError::fault(counts));
@@ -189,7 +196,7 @@ fn check_draft(
     if tokens.iter().any(|token| token.probability == 0.0) {
         return Err(OperationError::fault("it drew a token of probability 0"));
     }
-    Ok(Reply::Drafted { tokens, rows: check_rows(asked, vocabulary, drafted.rows)? })
+    Ok(Reply::Drafted { tokens, rows: check_rows(operation, asked, vocabulary, drafted.rows)? })
 }
 
 fn pair(ids: &[u32], probabilities: &[f64], vocabulary: u32) -> Result<Vec<Drawn>, OperationError> {

@@ -272,3 +272,33 @@ async fn a_rejection_cancels_the_draft_on_the_worker() {
     assert!(cluster.metrics.withdrawn_operations.with_label_values(&["mock", "cosec"]).get() > 0);
     cluster.released().await;
 }
+
+#[tokio::test]
+async fn gather_takes_at_most_64_bytes_per_token_and_model() {
+    // Models that agree well: with many rejections a token takes more.
+    let agreeing = |model: MockModel| MockModel { agreement: 30.0, end_token_ids: Vec::new(), ..model };
+    let (base, expert) = (agreeing(MockModel::base()), agreeing(MockModel::expert()));
+    let cluster = Cluster::with(base, expert, |config| config.speculation = Speculation::Fixed(6)).await;
+    let mut tokens = 0;
+    for sample in 0..4 {
+        let settings = Settings {
+            transport: Transport::Gather,
+            max_tokens: Some(200),
+            ..settings(RuleSettings::Cosec { tau: 0.0 })
+        };
+        let request = TokenizedRequest { sample, ..request(settings, &prompt(9)) };
+        tokens += collect(&cluster.core, request).await.tokens.len();
+    }
+    assert_eq!(tokens, 800);
+    let drafts = |outcome| cluster.metrics.draft_tokens.with_label_values(&["mock", "cosec", outcome]).get() as f64;
+    let acceptance = drafts("accepted") / (drafts("accepted") + drafts("rejected"));
+    for role in ["base", "expert"] {
+        let bytes = |direction, view| {
+            cluster.metrics.wire_bytes.with_label_values(&["mock", role, direction, view]).get() as f64
+        };
+        let views = ["gather", "sample", "draft", "none"];
+        let all: f64 = views.iter().map(|view| bytes("sent", view) + bytes("received", view)).sum();
+        let per_token = all / tokens as f64;
+        assert!(per_token <= 64.0, "{role}: {per_token:.1} bytes per token at an acceptance of {acceptance:.2}");
+    }
+}

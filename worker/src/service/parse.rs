@@ -7,7 +7,7 @@ use cosec_proto::transport::MAX_MESSAGE_BYTES;
 use cosec_proto::worker::row_request::View as WireView;
 use cosec_proto::worker::step_request::Operation as WireOperation;
 use cosec_proto::worker::{self as wire};
-use cosec_proto::{ErrorCode, SessionId};
+use cosec_proto::{ErrorCode, SessionId, row_runs};
 
 use crate::engine::Limits;
 use crate::engine::operation::{Failure, Request, RowRequest, Work};
@@ -33,6 +33,8 @@ const RESPONSE_OVERHEAD: usize = 1024;
 pub(super) struct Parsed {
     pub(super) request: Request,
     pub(super) response_bytes: usize,
+    /// How many of the request's views each of the message's stands for.
+    pub(super) runs: Vec<usize>,
 }
 
 /// Checks one operation.
@@ -47,12 +49,18 @@ pub(super) fn parse(
     adapters: &[String],
     stream: u64,
 ) -> Result<Parsed, Failure> {
+    let mut runs = Vec::new();
+    let mut apart = |rows| {
+        let (rows, lengths) = row_runs::split_requests(rows);
+        runs = lengths;
+        rows
+    };
     let (session, work, tenant, adapter, response_bytes) = match operation {
         WireOperation::Extend(extend) => {
             let session = session("extend.session", &extend.session)?;
             let at = span("extend", extend.at, &extend.tokens, 0, limits)?;
             let adapter = adapter("extend.adapter", &extend.adapter, adapters)?;
-            let rows = rows("extend.rows", extend.rows, extend.tokens.len() + 1, limits)?;
+            let rows = rows("extend.rows", apart(extend.rows), extend.tokens.len() + 1, limits)?;
             if let Some(index) = rows.iter().position(|row| at == 0 && row.offset == 0) {
                 return Err(invalid(format!(
                     "extend.rows[{index}].offset is 0 at position 0; no row stands before the first token"
@@ -75,7 +83,7 @@ pub(super) fn parse(
             let randomness =
                 draft.randomness.ok_or_else(|| invalid("draft.randomness is missing; it is required"))?.into();
             let adapter = adapter("draft.adapter", &draft.adapter, adapters)?;
-            let rows = rows("draft.rows", draft.rows, k, limits)?;
+            let rows = rows("draft.rows", apart(draft.rows), k, limits)?;
             let bytes = 16 * k + rows_bytes(&rows, limits);
             let work = Work::Draft { at, tokens: draft.tokens, k, warp, randomness, rows };
             (session, work, draft.tenant, adapter, bytes)
@@ -91,7 +99,7 @@ pub(super) fn parse(
     }
     let patience = if deadline_ms == 0 { DEFAULT_DEADLINE } else { Duration::from_millis(deadline_ms.into()) };
     let request = Request { session, work, stream, tenant, adapter, received, deadline: received + patience };
-    Ok(Parsed { request, response_bytes })
+    Ok(Parsed { request, response_bytes, runs })
 }
 
 pub(super) fn invalid(message: impl Into<String>) -> Failure {

@@ -53,9 +53,12 @@ fn cases() -> Vec<(Option<Operation>, [&'static str; 2])> {
         (extend_with(|e| e.rows = vec![row(1), row(0)]), ["extend.rows[1].offset is 0", "before the first"]),
         (extend_with(|e| e.rows = vec![row(1); 13]), ["extend.rows has 13", "12"]),
         (extend_with(|e| e.rows = vec![RowRequest { offset: 1, view: None }]), ["extend.rows[0].view", "gather"]),
-        (view(View::Gather(Gather { warp: good, ids: vec![300] })), ["gather.ids[0] is 300", "below"]),
-        (view(View::Gather(Gather { warp: good, ids: vec![3; 301] })), ["gather.ids has 301", "300"]),
-        (view(View::Gather(Gather { warp: None, ids: vec![3] })), ["gather.warp is missing", "required"]),
+        (view(View::Gather(Gather { warp: good, ids: vec![300], each: false })), ["gather.ids[0] is 300", "below"]),
+        (view(View::Gather(Gather { warp: good, ids: vec![3; 301], each: false })), ["gather.ids has 301", "300"]),
+        (
+            view(View::Gather(Gather { warp: None, ids: vec![3], each: false })),
+            ["gather.warp is missing", "required"],
+        ),
         (
             view(View::Nucleus(Nucleus { warp: wire_warp(-1.0, 1.0), cap: 0 })),
             ["nucleus.warp.temperature is -1", "0"],

@@ -61,12 +61,27 @@ async fn rows_stand_behind_the_tokens_they_name() {
 }
 
 #[tokio::test]
+async fn a_run_looks_one_id_up_in_row_after_row() {
+    let harness = Harness::start(options()).await;
+    let mut wire = harness.wire().await;
+    let run = Gather { warp: Some(warp().into()), ids: vec![4, 299], each: true };
+    let rows = vec![RowRequest { offset: 1, view: Some(View::Gather(run)) }];
+    let extend =
+        Extend { session: SessionId::random().to_wire(), at: 0, tokens: vec![9, 9], rows, ..Extend::default() };
+    let Outcome::Rows(rows) = wire.run(Operation::Extend(extend)).await else { panic!("no rows") };
+    assert_eq!((rows.rows.len(), rows.rows[0].offset), (1, 1));
+    let Some(Content::Gathered(gathered)) = &rows.rows[0].content else { panic!("{rows:?}") };
+    let of = |history: &[u32], id| Distribution::warped(&logits(history), &warp()).unwrap().probability(id);
+    assert_eq!(gathered.probabilities, [of(&[9], 4), of(&[9, 9], 299)]);
+}
+
+#[tokio::test]
 async fn every_view_is_of_the_same_row() {
     let harness = Harness::start(options()).await;
     let mut wire = harness.wire().await;
     let distribution = Distribution::warped(&logits(&[9, 9]), &warp()).unwrap();
     let views = [
-        View::Gather(Gather { warp: Some(warp().into()), ids: vec![4, 299, 4] }),
+        View::Gather(Gather { warp: Some(warp().into()), ids: vec![4, 299, 4], each: false }),
         View::Nucleus(Nucleus { warp: Some(warp().into()), cap: 0 }),
         View::Nucleus(Nucleus { warp: Some(warp().into()), cap: 2 }),
         View::Sample(Sample { warp: Some(warp().into()), u: 0.25 }),
@@ -193,7 +208,7 @@ async fn a_draft_shows_the_rows_that_it_drew_from() {
     let views = |offset| {
         [
             View::Full(Full { precision: Precision::F32.into() }),
-            View::Gather(Gather { warp: Some(warp().into()), ids: vec![3] }),
+            View::Gather(Gather { warp: Some(warp().into()), ids: vec![3], each: false }),
         ]
         .map(|view| RowRequest { offset, view: Some(view) })
     };
