@@ -28,14 +28,15 @@ pub fn join_requests(requests: Vec<RowRequest>) -> Vec<RowRequest> {
     joined
 }
 
-/// Takes runs apart. Also says how many requests each of `requests` stood for.
+/// Takes runs apart. Also says how many requests each of `requests` stood for: at least one, since a run of no rows stays
+/// as it is.
 #[must_use]
 pub fn split_requests(requests: Vec<RowRequest>) -> (Vec<RowRequest>, Vec<usize>) {
     let (mut apart, mut lengths) = (Vec::with_capacity(requests.len()), Vec::with_capacity(requests.len()));
     for request in requests {
         let before = apart.len();
         match request.view {
-            Some(View::Gather(Gather { warp, ids, each: true })) => {
+            Some(View::Gather(Gather { warp, ids, each: true })) if !ids.is_empty() => {
                 let one = |id| Some(View::Gather(Gather { warp, ids: vec![id], each: false }));
                 let offsets = request.offset..=u32::MAX;
                 apart.extend(offsets.zip(ids).map(|(offset, id)| RowRequest { offset, view: one(id) }));
@@ -52,8 +53,8 @@ pub fn split_requests(requests: Vec<RowRequest>) -> (Vec<RowRequest>, Vec<usize>
 pub fn join_rows(rows: Vec<Row>, lengths: &[usize]) -> Vec<Row> {
     let mut rows = rows.into_iter();
     let joined = lengths.iter().filter_map(|&length| {
-        let mut run = rows.next().filter(|_| length > 0)?;
-        for row in rows.by_ref().take(length - 1) {
+        let mut run = rows.next()?;
+        for row in rows.by_ref().take(length.saturating_sub(1)) {
             if let (Some(Content::Gathered(run)), Some(Content::Gathered(next))) = (&mut run.content, row.content) {
                 run.probabilities.extend(next.probabilities);
             }
@@ -113,6 +114,10 @@ mod tests {
         let (apart, lengths) = split_requests(joined);
         assert_eq!(apart, requests);
         assert_eq!(lengths, [3, 1, 1, 1, 1, 1]);
+
+        let warp = Some(Warp { temperature: 1.0, top_p: 1.0, top_k: 0 });
+        let empty = RowRequest { offset: 1, view: Some(View::Gather(Gather { warp, ids: Vec::new(), each: true })) };
+        assert_eq!(split_requests(vec![empty.clone()]), (vec![empty], vec![1]));
 
         let row = |offset, probabilities: &[f64]| Row {
             offset,
