@@ -28,6 +28,15 @@ pub fn join_requests(requests: Vec<RowRequest>) -> Vec<RowRequest> {
     joined
 }
 
+/// Views that a request stands for: at least one.
+#[must_use]
+pub fn views(request: &RowRequest) -> usize {
+    match &request.view {
+        Some(View::Gather(Gather { ids, each: true, .. })) => ids.len().max(1),
+        _ => 1,
+    }
+}
+
 /// Takes runs apart. Also says how many requests each of `requests` stood for: at least one, since a run of no rows stays
 /// as it is.
 #[must_use]

@@ -1,4 +1,4 @@
-//! The workers behind headless services: each ready pod is an SRV record, which names its port and its host.
+//! The workers behind headless services: each of their pods is an SRV record, which names its port and its host.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -47,7 +47,7 @@ impl Kubernetes {
     async fn resolve(&self, service: &str) -> Result<(Vec<SocketAddr>, Instant), NetError> {
         let records = match self.resolver.srv_lookup(service).await {
             Ok(records) => records,
-            // A service without a ready pod.
+            // A service without a pod.
             Err(error) if error.is_no_records_found() => return Ok((Vec::new(), Instant::now())),
             Err(error) => return Err(error),
         };

@@ -50,17 +50,13 @@ pub(super) fn parse(
     stream: u64,
 ) -> Result<Parsed, Failure> {
     let mut runs = Vec::new();
-    let mut apart = |rows| {
-        let (rows, lengths) = row_runs::split_requests(rows);
-        runs = lengths;
-        rows
-    };
     let (session, work, tenant, adapter, response_bytes) = match operation {
         WireOperation::Extend(extend) => {
             let session = session("extend.session", &extend.session)?;
             let at = span("extend", extend.at, &extend.tokens, 0, limits)?;
             let adapter = adapter("extend.adapter", &extend.adapter, adapters)?;
-            let rows = rows("extend.rows", apart(extend.rows), extend.tokens.len() + 1, limits)?;
+            let (rows, lengths) = rows("extend.rows", extend.rows, extend.tokens.len() + 1, limits)?;
+            runs = lengths;
             if let Some(index) = rows.iter().position(|row| at == 0 && row.offset == 0) {
                 return Err(invalid(format!(
                     "extend.rows[{index}].offset is 0 at position 0; no row stands before the first token"
@@ -83,7 +79,8 @@ pub(super) fn parse(
             let randomness =
                 draft.randomness.ok_or_else(|| invalid("draft.randomness is missing; it is required"))?.into();
             let adapter = adapter("draft.adapter", &draft.adapter, adapters)?;
-            let rows = rows("draft.rows", apart(draft.rows), k, limits)?;
+            let (rows, lengths) = rows("draft.rows", draft.rows, k, limits)?;
+            runs = lengths;
             let bytes = 16 * k + rows_bytes(&rows, limits);
             let work = Work::Draft { at, tokens: draft.tokens, k, warp, randomness, rows };
             (session, work, draft.tenant, adapter, bytes)
@@ -156,21 +153,22 @@ fn adapter(field: &str, name: &str, adapters: &[String]) -> Result<Option<usize>
     index.map(Some).ok_or_else(|| invalid(format!("{field} is {name:?}; the adapters are: {}", known())))
 }
 
-/// Checks views of rows whose offsets are below `offsets`.
+/// Checks views of rows whose offsets are below `offsets`, with runs taken apart; also says how many views each of `rows`
+/// stands for.
 fn rows(
     field: &str,
     rows: Vec<wire::RowRequest>,
     offsets: usize,
     limits: &Limits,
-) -> Result<Vec<RowRequest>, Failure> {
-    let most = REQUESTS_PER_ROW * offsets;
-    if rows.len() > most {
-        return Err(invalid(format!("{field} has {} requests; {offsets} rows allow {most}", rows.len())));
+) -> Result<(Vec<RowRequest>, Vec<usize>), Failure> {
+    let (asked, most) = (rows.iter().map(row_runs::views).sum::<usize>(), REQUESTS_PER_ROW * offsets);
+    if asked > most {
+        return Err(invalid(format!("{field} has {asked} requests; {offsets} rows allow {most}")));
     }
-    rows.into_iter()
-        .enumerate()
-        .map(|(index, row)| self::row(&format!("{field}[{index}]"), row, offsets, limits))
-        .collect()
+    let (rows, lengths) = row_runs::split_requests(rows);
+    let named = lengths.iter().enumerate().flat_map(|(index, &length)| std::iter::repeat_n(index, length));
+    let rows = named.zip(rows).map(|(index, row)| self::row(&format!("{field}[{index}]"), row, offsets, limits));
+    Ok((rows.collect::<Result<_, _>>()?, lengths))
 }
 
 fn row(field: &str, row: wire::RowRequest, offsets: usize, limits: &Limits) -> Result<RowRequest, Failure> {
