@@ -418,11 +418,22 @@ mod tests {
         Flags { model: Some("models/a".into()), role: Some(Role::Expert), ..Flags::default() }
     }
 
+    /// Waits for tests that set variables.
+    #[expect(clippy::result_large_err, reason = "figment's Jail asks for its own error")]
+    fn load(flags: &Flags) -> Result<Config, ConfigError> {
+        let mut config = None;
+        figment::Jail::expect_with(|_| {
+            config = Some(Config::load(flags));
+            Ok(())
+        });
+        config.unwrap()
+    }
+
     fn check(file: &str, flags: &Flags, expected: Result<(), &str>) {
         let mut toml = tempfile::NamedTempFile::new().unwrap();
         toml.write_all(file.as_bytes()).unwrap();
         let flags = Flags { config: Some(toml.path().to_owned()), ..flags.clone() };
-        match (Config::load(&flags), expected) {
+        match (load(&flags), expected) {
             (Ok(_), Ok(())) => {}
             (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error} does not name {part}"),
             (got, _) => panic!("{file:?}: {got:?}, not {expected:?}"),
@@ -456,7 +467,7 @@ mod tests {
         check("quantize = \"q2_k\"", &flags(), Err("q2_k"));
         check("kv_dtype = \"f64\"", &flags(), Err("f64"));
         let missing = Flags { config: Some("no/such/file.toml".into()), ..flags() };
-        assert_eq!(Config::load(&missing), Err(ConfigError::NoFile("no/such/file.toml".into())));
+        assert_eq!(load(&missing), Err(ConfigError::NoFile("no/such/file.toml".into())));
     }
 
     #[test]
@@ -479,7 +490,7 @@ mod tests {
         let mut toml = tempfile::NamedTempFile::new().unwrap();
         toml.write_all(b"step_tokens = 64\nblock_tokens = 8\ndtype = \"bf16\"\nblocks = 7").unwrap();
         let flags = Flags { config: Some(toml.path().to_owned()), step_tokens: Some(32), ..flags() };
-        let config = Config::load(&flags).unwrap();
+        let config = load(&flags).unwrap();
         assert_eq!((config.step_tokens, config.block_tokens, config.max_sessions), (32, 8, 1024));
         assert_eq!((config.dtype, config.cache), (DtypeChoice::Bf16, CacheSize::Blocks(7)));
         assert_eq!(config.name, "a");
