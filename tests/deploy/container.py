@@ -40,6 +40,13 @@ def free_ports(workload: Workload) -> dict[str, int]:
     return ports
 
 
+def rewritten(text: str, replaced: dict[str, str]) -> str:
+    """`text` with what stands in for every pattern of `replaced`."""
+    for pattern, new in replaced.items():
+        text = re.sub(pattern, new, text)
+    return text
+
+
 class Container:
     """Runs the container of `workload`, its files in `folder`, its ports at `ports` of 127.0.0.1.
 
@@ -76,10 +83,7 @@ class Container:
 
     def rewritten(self, text: str) -> str:
         """`text` with variables and replacements in it."""
-        text = re.sub(r"\$\((\w+)\)", lambda found: self.environment[found.group(1)], text)
-        for pattern, new in self.replaced.items():
-            text = re.sub(pattern, new, text)
-        return text
+        return rewritten(re.sub(r"\$\((\w+)\)", lambda found: self.environment[found.group(1)], text), self.replaced)
 
     def announced(self) -> list[str]:
         """Lines of standard output until every port is announced, or the program ends."""

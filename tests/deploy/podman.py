@@ -1,0 +1,140 @@
+"""Images built from the Dockerfile, and Pods of them: by buildah and podman, in a place of their own."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from container import BINARIES, rewritten
+from rendered import ROOT, Overlay, Workload
+
+TOOLS = ("buildah", "podman", "runc", "debootstrap", "strip")
+BASE = "docker.io/library/debian:bookworm-slim"
+# Made once.
+BASE_CONTENT = ROOT / "tests" / ".images" / "debian.tar"
+BUILD_SECONDS = 600
+# For machines without systemd, and where limits cannot be raised.
+CONTAINERS_CONF = """
+[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1000:1000"]
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+"""
+# What a kubelet does, and podman does otherwise or not at all; ports need not be published on the machine's own network.
+OF_A_KUBELET = ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "ports", "resources")
+
+
+def missing() -> str | None:
+    """Why no image can be built and started here."""
+    if os.geteuid() != 0:
+        return "images are built and started by root only"
+    absent = [tool for tool in TOOLS if not shutil.which(tool)]
+    return f"{', '.join(absent)} missing: tests/images installs what it takes" if absent else None
+
+
+def base_content() -> Path:
+    """The files of Debian's smallest system, as an archive: a registry need not be in reach."""
+    if not BASE_CONTENT.exists():
+        folder = BASE_CONTENT.parent / "debian"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        made = subprocess.run(
+            ["debootstrap", "--variant=minbase", "bookworm", folder],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=BUILD_SECONDS,
+        )
+        assert made.returncode == 0, made.stdout[-2000:] + made.stderr
+        left_out = ("var/cache/apt/archives/*.deb", "var/lib/apt/lists/*", "usr/share/doc/*", "usr/share/man/*")
+        unfinished = BASE_CONTENT.with_suffix(".part")
+        options = [f"--exclude=./{pattern}" for pattern in left_out]
+        subprocess.run(["tar", "-C", folder, *options, "-cf", unfinished, "."], check=True, timeout=BUILD_SECONDS)
+        unfinished.rename(BASE_CONTENT)
+        shutil.rmtree(folder)
+    return BASE_CONTENT
+
+
+class Store:
+    """Images and Pods in `folder`, apart from those that the machine has."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "containers.conf").write_text(CONTAINERS_CONF)
+        (folder / "Dockerfile").write_text(f'FROM scratch\nADD {base_content().name} /\nCMD ["bash"]\n')
+        self.build(BASE, folder / "Dockerfile", BASE_CONTENT.parent)
+
+    def run(self, tool: str, *args: str | Path) -> str:
+        """What `tool` says on standard output."""
+        place = ["--root", self.folder / "storage", "--runroot", self.folder / "run", "--storage-driver", "vfs"]
+        ran = subprocess.run(
+            [tool, *place, *args],
+            env=os.environ | {"CONTAINERS_CONF": str(self.folder / "containers.conf")},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=BUILD_SECONDS,
+        )
+        assert ran.returncode == 0, f"{tool} {' '.join(map(str, args))}:\n{ran.stdout[-2000:]}{ran.stderr[-4000:]}"
+        return ran.stdout
+
+    def build(self, tag: str, dockerfile: Path, context: Path, *options: str) -> None:
+        """Builds an image by `dockerfile`."""
+        how = ("--isolation", "chroot", "--layers=false", "--pull=never")
+        self.run("buildah", "bud", *how, *options, "--file", dockerfile, "--tag", tag, context)
+
+    def build_target(self, target: str, tag: str) -> None:
+        """Builds a target of the Dockerfile.
+
+        In the place of the stages that compile stand the programs that are compiled already, as those stages leave them.
+        """
+        options = ["--target", target]
+        for program in ("cosec-coordinator", "cosec-worker"):
+            built = self.folder / program
+            there = built / "usr" / "local" / "bin"
+            if not there.exists():
+                there.mkdir(parents=True)
+                subprocess.run(["strip", "--strip-debug", "-o", there / program, BINARIES / program], check=True)
+            options += ["--build-context", f"build-{program.removeprefix('cosec-')}={built}"]
+        self.build(tag, ROOT / "deploy" / "images" / "Dockerfile", ROOT, *options)
+
+    def image_bytes(self, image: str) -> int:
+        (told,) = json.loads(self.run("podman", "image", "inspect", image))
+        return told["Size"]
+
+    def play(self, overlay: Overlay, workload: Workload, replaced: dict[str, str]) -> None:
+        """Starts a Pod of `workload`, on the machine's own network; `replaced` as a process's is."""
+        volumes = workload.pod["volumes"]
+        wanted = [volume["configMap"]["name"] for volume in volumes if "configMap" in volume]
+        maps = [dict(overlay.named("ConfigMap", name)) for name in wanted]
+        for each in maps:
+            each["data"] = {name: rewritten(content, replaced) for name, content in each["data"].items()}
+        spec = workload.pod | {"hostNetwork": True}
+        spec["containers"] = [self._kept(container, replaced) for container in workload.pod["containers"]]
+        spec["initContainers"] = [self._kept(container, replaced) for container in workload.pod["initContainers"]]
+        # Otherwise podman may want to remove an init container before it has seen it end.
+        annotations = {"io.podman.annotations.init.container.type": "always"}
+        metadata = {"name": workload.name, "labels": workload.labels, "annotations": annotations}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+        manifest = self.folder / f"{workload.name}.json"
+        manifest.write_text("\n---\n".join(json.dumps(thing) for thing in [*maps, pod]))
+        self.run("podman", "kube", "play", manifest)
+
+    def _kept(self, container: dict, replaced: dict[str, str]) -> dict:
+        kept = {field: value for field, value in container.items() if field not in OF_A_KUBELET}
+        environment = [
+            entry | {"value": rewritten(entry["value"], replaced)} if "value" in entry else entry
+            for entry in container.get("env", [])
+        ]
+        return kept | {"env": environment}
+
+    def container(self, workload: Workload) -> dict:
+        """What podman tells of the container of a Pod."""
+        (told,) = json.loads(self.run("podman", "inspect", f"{workload.name}-{workload.container['name']}"))
+        return told
+
+    def remove(self) -> None:
+        self.run("podman", "pod", "rm", "--all", "--force", "--time", "0")
+        shutil.rmtree(self.folder)
