@@ -14,6 +14,7 @@ use crate::api::ApiConfig;
 use crate::api::settings::Defaults;
 use crate::core::CoreConfig;
 use crate::session::speculation::Speculation;
+use crate::telemetry::TelemetryConfig;
 
 /// Begins the names of environment variables; `__` leads into a section: `COSEC_COORDINATOR_DEFAULTS__TAU`.
 const PREFIX: &str = "COSEC_COORDINATOR_";
@@ -36,6 +37,8 @@ pub struct Config {
     pub defaults: Defaults,
     /// Models, sessions and workers.
     pub core: CoreConfig,
+    /// Where spans go.
+    pub telemetry: TelemetryConfig,
 }
 
 impl Default for Config {
@@ -48,6 +51,7 @@ impl Default for Config {
             api: ApiConfig::default(),
             defaults: Defaults::default(),
             core: CoreConfig::default(),
+            telemetry: TelemetryConfig::default(),
         }
     }
 }
@@ -199,6 +203,7 @@ impl Config {
                 "api.request_timeout_seconds is {request_timeout_seconds}; it must be at most {MAX_TIMEOUT_SECONDS}"
             ));
         }
+        self.telemetry.validate().map_err(|cause| ConfigError::Invalid { cause })?;
         if self.core.models.is_empty() {
             return invalid(
                 "core.models is empty; set --model, --tokenizer and --base (or --etcd), or [[core.models]]"
@@ -295,6 +300,7 @@ mod tests {
         check(&format!("[defaults]\nrule = 'magic'\n{MODEL}"), "magic");
         check(&format!("[api]\nmax_choices = 0\n{MODEL}"), "api.max_choices");
         check(&format!("[core]\nspeculation = 'fixed:0'\n{MODEL}"), "fixed:K");
+        check(&format!("[telemetry]\ntrace_ratio = 2.0\n{MODEL}"), "telemetry.trace_ratio");
         check("", "core.models");
         check(&format!("{MODEL}{MODEL}"), "\"a\"");
         check("[[core.models]]\nname = 'a'\n", "tokenizer");

@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 use crate::admission::{Admission, Limits, Place};
 use crate::discovery::{Discovery, DiscoveryConfig, Etcd, Kubernetes, Member, MembersFile, StaticList};
@@ -284,6 +285,14 @@ impl Core {
         tenant.spend(request.prompt.len() as u64);
         let (events, receiver) = mpsc::channel(EVENTS_AHEAD);
         let cancel = shared.shutdown.child_token();
+        // Part of the trace of whoever asks.
+        let span = tracing::debug_span!(
+            "session",
+            model = model.name,
+            rule = plan.rule.name(),
+            sample = i64::from(request.sample),
+            prompt_tokens = request.prompt.len() as i64
+        );
         let opening = Opening {
             pacer: shared.pacers.of(&model.name, &plan),
             request,
@@ -296,7 +305,7 @@ impl Core {
             admitted: Instant::now(),
         };
         let session = run(opening, place, cancel.clone(), shared.shutdown.clone());
-        shared.tracker.spawn_on(session, &shared.runtime);
+        shared.tracker.spawn_on(session.instrument(span), &shared.runtime);
         Ok(SessionStream { events: receiver, tenant, _cancel: cancel.drop_guard() })
     }
 }

@@ -2,6 +2,8 @@
 
 pub mod config;
 
+pub mod telemetry;
+
 pub mod server;
 
 pub mod api;

@@ -1,14 +1,14 @@
 //! `cosec-coordinator`: serves models that an expert hardens.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 
 use anyhow::Context;
 use clap::Parser;
-use cosec_coordinator::config::{Config, Flags, LogFormat};
+use cosec_coordinator::config::{Config, Flags};
 use cosec_coordinator::server;
+use cosec_coordinator::telemetry::Telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 /// Serves code models that a security expert hardens while they decode.
 ///
@@ -33,7 +33,7 @@ async fn main() -> std::process::ExitCode {
 
 async fn run(flags: &Flags) -> anyhow::Result<()> {
     let config = Config::load(flags)?;
-    log_to_stderr(config.log_format);
+    let telemetry = Telemetry::start(config.log_format, &config.telemetry)?;
     let shutdown = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
@@ -45,18 +45,7 @@ async fn run(flags: &Flags) -> anyhow::Result<()> {
         }
         stop.cancel();
     });
-    server::run(config, shutdown).await?;
-    Ok(())
-}
-
-/// `RUST_LOG` chooses what is logged; by default everything from `info` on.
-fn log_to_stderr(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let colours = std::io::stderr().is_terminal();
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
-    match format {
-        LogFormat::Text => subscriber.init(),
-        LogFormat::Json => subscriber.json().init(),
-    }
+    let served = server::run(config, shutdown).await;
+    telemetry.stop().await;
+    Ok(served?)
 }

@@ -11,7 +11,7 @@ use futures::future::{AbortHandle, Abortable};
 use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::event::{Action, Event, Phase, Task};
 use super::metrics::SessionMetrics;
@@ -80,12 +80,18 @@ struct Effort {
     beside: bool,
 }
 
+/// Takes an operation back.
+struct Withdrawal {
+    abort: AbortHandle,
+    span: Span,
+}
+
 /// Runs one session.
 pub(crate) struct Driver {
     // Dropped first: withdraws what is under way before the seats are given back.
     running: FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>,
-    /// Of the last operation of each role.
-    withdrawals: [Option<AbortHandle>; 3],
+    /// The last operation of each role.
+    withdrawals: [Option<Withdrawal>; 3],
     seats: [Option<Arc<Seat>>; 3],
     _turn: Turn,
     session: Session,
@@ -163,16 +169,22 @@ impl Driver {
             Action::Emit(event) => Box::pin(self.emit(event)),
             Action::Locate { role, failures } => Box::pin(self.locate(role, failures)),
             Action::Send { role, ticket, at, tokens, ask, is_ahead } => {
-                let performed = self.send(role, ticket, at, tokens, ask, is_ahead);
-                let (withdraw, withdrawn) = AbortHandle::new_pair();
-                self.withdrawals[role.index()] = Some(withdraw);
+                // Collectors know signed numbers only.
+                let (start, feeds, drafts) = (i64::from(at), tokens.len() as i64, i64::from(ask.drafts()));
+                let span = tracing::debug_span!(
+                    "operation", otel.name = format!("{} {}", role.name(), ask.activity()), session = %self.id,
+                    role = role.name(), ticket, at = start, feeds, drafts, is_ahead
+                );
+                let performed = self.send(role, ticket, at, tokens, ask, is_ahead).instrument(span.clone());
+                let (abort, withdrawn) = AbortHandle::new_pair();
+                self.withdrawals[role.index()] = Some(Withdrawal { abort, span });
                 let performed = Abortable::new(performed, withdrawn);
                 Box::pin(async { performed.await.unwrap_or(Done::Withdrawn) })
             }
-            Action::Withdraw { role, ticket } => {
-                tracing::debug!(session = %self.id, role = role.name(), ticket, "operation withdrawn");
-                if let Some(withdraw) = self.withdrawals[role.index()].take() {
-                    withdraw.abort();
+            Action::Withdraw { role, ticket: _ } => {
+                if let Some(Withdrawal { abort, span }) = self.withdrawals[role.index()].take() {
+                    tracing::debug!(parent: &span, "withdrawn");
+                    abort.abort();
                 }
                 return None;
             }
@@ -253,17 +265,13 @@ impl Driver {
         ask: Ask,
         is_ahead: bool,
     ) -> impl Future<Output = Done> + Send + use<> {
-        let drafts = if let Ask::Draft { k, .. } = ask { k } else { 0 };
         let pace = self.session.pace();
         let beside = match role {
             _ if pace.drafted == 1 => true,
             Role::Expert => is_ahead,
             Role::Base | Role::AntiExpert => pace.runs_ahead,
         };
-        let effort = Effort { tokens: tokens.len(), drafts, beside };
-        let span = tracing::debug_span!(
-            "operation", session = %self.id, role = role.name(), ticket, at, feeds = tokens.len(), drafts, is_ahead
-        );
+        let effort = Effort { tokens: tokens.len(), drafts: ask.drafts(), beside };
         let seat = self.seats[role.index()].clone();
         let adapter = seat.as_ref().map_or_else(String::new, |seat| seat.adapter().to_owned());
         let tenant = self.opening.request.tenant.id;
@@ -271,7 +279,7 @@ impl Driver {
             Operation { session: self.id, adapter, tenant, randomness: self.randomness(), at, tokens, ask };
         let left = self.opening.request.settings.deadline.saturating_duration_since(Instant::now());
         let deadline = self.opening.pool.step_deadline().min(left);
-        let performed = async move {
+        async move {
             let began = Instant::now();
             tracing::debug!("sent");
             let reply = match seat {
@@ -284,8 +292,7 @@ impl Driver {
                 Err(error) => tracing::debug!(took_us = took.as_micros() as u64, %error, "failed"),
             }
             Done::Performed { role, ticket, reply, effort, took }
-        };
-        performed.instrument(span)
+        }
     }
 
     fn adjusted(&self, mut reply: Reply) -> Result<Reply, OperationError> {

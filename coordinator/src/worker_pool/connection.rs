@@ -90,6 +90,8 @@ impl Connection {
         };
         bytes("received", response.encoded_len());
         let (queue, compute) = (f64::from(response.queue_us) * 1e-6, f64::from(response.compute_us) * 1e-6);
+        let (queue_us, compute_us) = (i64::from(response.queue_us), i64::from(response.compute_us));
+        tracing::debug!(queue_us, compute_us, "answer arrived");
         let wire = (started.elapsed().as_secs_f64() - queue - compute).max(0.0);
         for (phase, seconds) in [("queue", queue), ("compute", compute), ("wire", wire)] {
             metrics.step_seconds.with_label_values(&[role.name(), phase]).observe(seconds);

@@ -43,6 +43,28 @@ pub enum Ask {
     Release,
 }
 
+impl Ask {
+    /// Tokens that the worker is to draw.
+    #[must_use]
+    pub fn drafts(&self) -> u32 {
+        match self {
+            Self::Draft { k, .. } => *k,
+            Self::Rows(_) | Self::Release => 0,
+        }
+    }
+
+    /// What its operation is called in a trace.
+    #[must_use]
+    pub fn activity(&self) -> &'static str {
+        match self {
+            Self::Rows(rows) if rows.is_empty() => "prefill",
+            Self::Rows(_) => "verify",
+            Self::Draft { .. } => "draft",
+            Self::Release => "release",
+        }
+    }
+}
+
 /// One view of one row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowAsk {

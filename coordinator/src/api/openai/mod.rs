@@ -41,6 +41,7 @@ use super::Doors;
 use super::error::ApiError;
 use super::fields::Fields;
 use crate::metrics::RequestInFlight;
+use crate::telemetry;
 use crate::tenant::Tenant;
 
 /// Named in the response's `x-request-id` and, behind a prefix, in its `id`.
@@ -154,7 +155,8 @@ async fn observed(State(doors): State<Arc<Doors>>, mut request: Request, next: N
     let id = request_id.simple().to_string();
     let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
     let probe = route.starts_with("/health/") || route == "/metrics";
-    let span = tracing::info_span!("request", id, method = %request.method(), route);
+    let span = tracing::info_span!("request", otel.kind = "server", id, method = %request.method(), route);
+    telemetry::continue_trace(&span, request.headers());
     let mut in_flight = doors.metrics.begin("http", route);
     request.extensions_mut().insert(RequestId(request_id));
     async move {
