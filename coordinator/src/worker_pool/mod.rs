@@ -12,7 +12,7 @@ mod worker;
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use cosec_proto::worker::DescribeResponse;
@@ -63,6 +63,8 @@ pub struct WorkerPool {
     workers: RwLock<Vec<Connected>>,
     changed: Arc<watch::Sender<()>>,
     comparisons: Arc<Comparisons>,
+    /// What new sessions compute with, by model and role.
+    served: Mutex<HashMap<(String, Role), String>>,
 }
 
 struct Connected {
@@ -106,7 +108,17 @@ impl WorkerPool {
     ) -> Arc<Self> {
         let (workers, changed) = (RwLock::default(), Arc::new(watch::Sender::new(())));
         let comparisons = Comparisons::new(tracker.clone(), runtime.clone(), shutdown.clone(), Arc::clone(&changed));
-        let pool = Arc::new(Self { config, metrics, tracker, runtime, shutdown, workers, changed, comparisons });
+        let pool = Arc::new(Self {
+            config,
+            metrics,
+            tracker,
+            runtime,
+            shutdown,
+            workers,
+            changed,
+            comparisons,
+            served: Mutex::default(),
+        });
         let announcer = Announcer::new(pool.metrics.discovery.clone());
         let members = announcer.members();
         let shutdown = pool.shutdown.clone();
@@ -354,7 +366,9 @@ impl WorkerPool {
 
     fn choose(&self, wanted: &Wanted) -> Result<Able, OperationError> {
         let mut able = self.able(&wanted.model, wanted.role)?;
-        if let Some(fingerprint) = &wanted.fingerprint {
+        if let Some(fingerprint) =
+            wanted.fingerprint.clone().or_else(|| self.served(&wanted.model, wanted.role, &able))
+        {
             let adapter = self.adapter(&wanted.model, wanted.role);
             able.retain(|able| matching::fingerprint(&able.description, adapter) == Ok(fingerprint.as_str()));
         }
@@ -372,6 +386,28 @@ impl WorkerPool {
         }
     }
 
+    /// The fingerprint that most workers host, and among equals the one that is served already: so a worker that came
+    /// back with another model gets no session, and an upgrade of all of them switches once.
+    fn served(&self, model: &str, role: Role, able: &[Able]) -> Option<String> {
+        let adapter = self.adapter(model, role);
+        let mut counts = HashMap::<&str, usize>::new();
+        for able in able {
+            *counts.entry(matching::fingerprint(&able.description, adapter).ok()?).or_default() += 1;
+        }
+        // One entry replaces another in one go.
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (model.to_owned(), role);
+        let before = served.get(&key).map(String::as_str);
+        let rank =
+            |(fingerprint, count): &(&str, usize)| (*count, before == Some(*fingerprint), fingerprint.to_string());
+        let most = counts.into_iter().max_by_key(rank)?.0.to_owned();
+        if before.is_some_and(|before| before != most) {
+            tracing::warn!(model, role = role.name(), fingerprint = most, "most workers host another model now");
+        }
+        served.insert(key, most.clone());
+        Some(most)
+    }
+
     fn candidate<'a>(&self, able: &'a Able, wanted: &Wanted) -> Candidate<'a> {
         let Able { worker, description } = able;
         let address = worker.member.address.as_str();
@@ -385,6 +421,24 @@ impl WorkerPool {
             avoid: wanted.avoid.as_deref() == Some(address) || worker.is_avoided(),
             far: !self.config.zone.is_empty() && description.zone != self.config.zone,
         }
+    }
+
+    /// Tokens that the caches of a model's workers hold, by the role that has the least of them. Without bound for a role
+    /// whose workers do not say.
+    #[must_use]
+    pub fn cache_tokens(&self, model: &str) -> u64 {
+        let of_worker = |able: &Able| {
+            let DescribeResponse { total_blocks, block_tokens, .. } = *able.description;
+            u64::from(total_blocks) * u64::from(block_tokens)
+        };
+        let of_role = |role| {
+            let able = self.able(model, role).unwrap_or_default();
+            if able.is_empty() || able.iter().any(|able| of_worker(able) == 0) {
+                return u64::MAX;
+            }
+            able.iter().map(of_worker).sum()
+        };
+        Role::ALL.into_iter().map(of_role).min().unwrap_or(u64::MAX)
     }
 
     /// Deadline of one operation.
