@@ -87,6 +87,9 @@ pub struct Flags {
     /// Whether the expert drafts several tokens that the base verifies at once: off, fixed:K or adaptive.
     #[arg(long, value_name = "MODE")]
     pub speculation: Option<Speculation>,
+    /// Rules that clients may name, separated by commas; without base_only no unhardened code leaves.
+    #[arg(long, value_name = "RULE", value_delimiter = ',')]
+    pub allowed_rules: Vec<String>,
     /// Name of the one model to serve, in place of those in the file.
     #[arg(long, value_name = "NAME", requires = "tokenizer")]
     pub model: Option<String>,
@@ -118,6 +121,9 @@ impl Flags {
             ("grace_seconds", self.grace_seconds.map(|seconds| json!(seconds))),
         ];
         values.extend(scalars.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+        if !self.allowed_rules.is_empty() {
+            values.insert("api".to_owned(), json!({"allowed_rules": self.allowed_rules}));
+        }
         let mut core = Map::new();
         if let Some(speculation) = self.speculation {
             core.insert("speculation".to_owned(), json!(speculation.to_string()));
@@ -171,7 +177,7 @@ impl Config {
 
     fn validate(&self) -> Result<(), ConfigError> {
         let invalid = |cause: String| Err(ConfigError::Invalid { cause });
-        if let Err(error) = self.defaults.validate() {
+        if let Err(error) = self.defaults.validate(&self.api.allowed_rules) {
             // The same checks as for clients, who know these settings as the `cosec` object's.
             return invalid(error.message.replace("cosec.", "defaults."));
         }
@@ -184,6 +190,7 @@ impl Config {
             resume_key_file: _,
             ref keys_file,
             require_key,
+            allowed_rules: _,
         } = self.api;
         if require_key && keys_file.is_none() {
             return invalid("api.require_key is true, but api.keys_file names no keys".to_owned());
@@ -299,6 +306,11 @@ mod tests {
         check(&format!("[defaults]\nexpert_temperature = nan\n{MODEL}"), "defaults.expert_temperature");
         check(&format!("[defaults]\nrule = 'magic'\n{MODEL}"), "magic");
         check(&format!("[api]\nmax_choices = 0\n{MODEL}"), "api.max_choices");
+        check(&format!("[api]\nallowed_rules = ['magic']\n{MODEL}"), "magic");
+        check(&format!("[api]\nallowed_rules = ['linear']\n{MODEL}"), "defaults.rule");
+        check(&format!("[api]\nallowed_rules = []\n{MODEL}"), "defaults.rule");
+        check(&format!("[defaults]\nrule = 'base_only'\n{MODEL}"), "defaults.rule");
+        check(&format!("[defaults]\ntau = 1.0\n{MODEL}"), "defaults.tau");
         check(&format!("[core]\nspeculation = 'fixed:0'\n{MODEL}"), "fixed:K");
         check(&format!("[telemetry]\ntrace_ratio = 2.0\n{MODEL}"), "telemetry.trace_ratio");
         check("", "core.models");

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use crate::admission::{Admission, Limits, Place};
+use crate::admission::{Admission, Demand, Limits, Place};
 use crate::discovery::{Discovery, DiscoveryConfig, Etcd, Kubernetes, Member, MembersFile, StaticList};
 use crate::request::{FinishReason, SessionError, SessionEvent, TokenizedRequest};
 use crate::role::Role;
@@ -231,7 +232,11 @@ impl Core {
             queued_sessions: config.max_queued_sessions,
             queued_tokens: config.max_queued_tokens,
         };
-        let admission = Admission::new(limits, metrics.admission.clone());
+        let capacity = {
+            let pool = Arc::clone(&pool);
+            Arc::new(move |model: &str| pool.cache_tokens(model))
+        };
+        let admission = Admission::new(limits, capacity, metrics.admission.clone());
         let pacers = Pacers::new(config.speculation, config.max_draft);
         let shared = Shared { config, pool, admission, pacers, metrics, tracker, runtime, shutdown };
         Ok(Self { shared: Arc::new(shared) })
@@ -280,9 +285,13 @@ impl Core {
         let facts = shared.able(model, &plan)?;
         fits(&request, &facts)?;
         let tenant = Arc::clone(&request.tenant);
-        let place =
-            shared.admission.enter(&tenant, request.prompt.len() as u64 + u64::from(request.max_new_tokens))?;
-        tenant.spend(request.prompt.len() as u64);
+        let demand = Demand {
+            model: &model.name,
+            prompt_tokens: request.prompt.len() as u64,
+            new_tokens: request.max_new_tokens.into(),
+        };
+        let place = shared.admission.enter(&tenant, demand)?;
+        tenant.spend(demand.prompt_tokens);
         let (events, receiver) = mpsc::channel(EVENTS_AHEAD);
         let cancel = shared.shutdown.child_token();
         // Part of the trace of whoever asks.
@@ -304,9 +313,10 @@ impl Core {
             events,
             admitted: Instant::now(),
         };
-        let session = run(opening, place, cancel.clone(), shared.shutdown.clone());
-        shared.tracker.spawn_on(session.instrument(span), &shared.runtime);
-        Ok(SessionStream { events: receiver, tenant, _cancel: cancel.drop_guard() })
+        let stopped = Arc::new(AtomicBool::new(false));
+        let ends = Ends { cancel: cancel.clone(), stopped: Arc::clone(&stopped), shutdown: shared.shutdown.clone() };
+        shared.tracker.spawn_on(run(opening, place, ends).instrument(span), &shared.runtime);
+        Ok(SessionStream { events: receiver, tenant, stopped, _cancel: cancel.drop_guard() })
     }
 }
 
@@ -345,8 +355,18 @@ impl Shared {
     }
 }
 
+/// What may end a session from outside.
+struct Ends {
+    /// Nobody listens any more.
+    cancel: CancellationToken,
+    /// Whether that is because the text has come to its end.
+    stopped: Arc<AtomicBool>,
+    shutdown: CancellationToken,
+}
+
 /// Waits for the session's turn, runs it, and hands out its last event.
-async fn run(opening: Opening, place: Place, cancel: CancellationToken, shutdown: CancellationToken) {
+async fn run(opening: Opening, place: Place, ends: Ends) {
+    let Ends { cancel, stopped, shutdown } = ends;
     let (events, metrics) = (opening.events.clone(), Arc::clone(&opening.metrics));
     let deadline = opening.request.settings.deadline;
     let waiting = Count::new(metrics.queued_sessions.clone());
@@ -375,7 +395,12 @@ async fn run(opening: Opening, place: Place, cancel: CancellationToken, shutdown
         Some(SessionEvent::Finished(FinishReason::Stop)) => "stop",
         Some(SessionEvent::Finished(FinishReason::Length)) => "length",
         Some(SessionEvent::Failed(error)) => error.code.name(),
-        // The door had enough (a stop string), or its client left.
+        Some(SessionEvent::Prompt(_) | SessionEvent::Token(_) | SessionEvent::Degraded) | None
+            if stopped.load(Ordering::Acquire) =>
+        {
+            "stop"
+        }
+        // Its client left.
         Some(SessionEvent::Prompt(_) | SessionEvent::Token(_) | SessionEvent::Degraded) | None => "closed",
     };
     metrics.choices.with_label_values(&[outcome]).inc();
@@ -409,11 +434,11 @@ impl Drop for Count {
 }
 
 fn refusal(code: ErrorCode, message: impl Into<String>) -> SessionError {
-    SessionError { code, message: message.into() }
+    SessionError::new(code, message)
 }
 
 fn session_error(error: OperationError) -> SessionError {
-    SessionError { code: error.code, message: error.message }
+    SessionError::new(error.code, error.message)
 }
 
 /// Holds a request against the model.
@@ -567,7 +592,15 @@ fn tokenizers(models: &[ModelConfig]) -> Result<HashMap<String, Tokenizer>, Star
 pub struct SessionStream {
     events: mpsc::Receiver<SessionEvent>,
     tenant: Arc<Tenant>,
+    stopped: Arc<AtomicBool>,
     _cancel: DropGuard,
+}
+
+impl SessionStream {
+    /// Ends the session because its text has come to its end: a stop string was found.
+    pub fn stop(self) {
+        self.stopped.store(true, Ordering::Release);
+    }
 }
 
 impl Stream for SessionStream {

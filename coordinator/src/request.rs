@@ -261,4 +261,13 @@ pub struct SessionError {
     pub code: ErrorCode,
     /// A plain sentence for the client.
     pub message: String,
+    /// When to try again, where that could be estimated.
+    pub retry_after_seconds: Option<u64>,
+}
+
+impl SessionError {
+    /// One for which nobody knows when it will be over.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), retry_after_seconds: None }
+    }
 }

@@ -405,7 +405,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         2 => (0u32..12).prop_map(|id| lacking(Lacking::Judgement(id))),
         2 => Just(lacking(Lacking::Row(Role::Expert))),
         4 => Just(Event::Emitted),
-        1 => Just(Event::MergeFailed(SessionError { code: ErrorCode::Internal, message: String::new() })),
+        1 => Just(Event::MergeFailed(SessionError::new(ErrorCode::Internal, String::new()))),
         1 => Just(Event::Tick),
     ]
 }

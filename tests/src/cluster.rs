@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cosec_launcher::ClusterConfig;
+use cosec_launcher::{ClusterConfig, EVERY_RULE};
 
 /// Describes the cluster that `deploy/demo` starts, on ports of the system's choice.
 #[must_use]
@@ -19,7 +19,7 @@ pub fn demo(logs: &Path) -> ClusterConfig {
         http: any_port,
         grpc: any_port,
         worker_flags: Vec::new(),
-        coordinator_flags: Vec::new(),
+        coordinator_flags: EVERY_RULE.map(Into::into).to_vec(),
         patience: Duration::from_secs(120),
     }
 }

@@ -52,7 +52,7 @@ async fn ask(http: &str, request: Value) -> Value {
 async fn answers(speculation: &str) -> Vec<Value> {
     let logs = TempDir::new().unwrap();
     let mut config = demo(logs.path());
-    config.coordinator_flags = vec!["--speculation".into(), speculation.into()];
+    config.coordinator_flags.extend(["--speculation".into(), speculation.into()]);
     let cluster = Cluster::start(&config, |_| {}).await.unwrap();
     // One behind the other, then all at once: neither pace nor company changes anything.
     let mut alone = Vec::new();

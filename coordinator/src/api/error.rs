@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use crate::request::SessionError;
 
-/// Seconds after which a refused client should try again.
+/// Seconds after which a refused client should try again where nobody knows better: a worker that comes back is found
+/// within a few.
 const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// A failure with what a client needs to act on it.
@@ -26,13 +27,15 @@ pub struct ApiError {
     pub message: String,
     /// The request's field, as a path: `logit_bias.50256`, `messages[2].role`.
     pub parameter: Option<String>,
+    /// When to try again, where that could be estimated.
+    pub retry_after_seconds: Option<u64>,
     http_only: Option<StatusCode>,
 }
 
 impl ApiError {
     /// A failure that no single field causes.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), parameter: None, http_only: None }
+        Self { code, message: message.into(), parameter: None, retry_after_seconds: None, http_only: None }
     }
 
     /// A field whose value is not allowed.
@@ -98,7 +101,7 @@ fn openai_type(code: ErrorCode) -> &'static str {
 
 impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> Self {
-        Self::new(error.code, error.message)
+        Self { retry_after_seconds: error.retry_after_seconds, ..Self::new(error.code, error.message) }
     }
 }
 
@@ -122,9 +125,10 @@ impl IntoResponse for ApiError {
         } else {
             tracing::debug!(code = self.code.name(), message = self.message, "request refused");
         }
+        let retry_after_seconds = self.retry_after_seconds.unwrap_or(RETRY_AFTER_SECONDS);
         let mut response = (status, Json(self.object())).into_response();
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after_seconds));
         }
         response
     }

@@ -74,6 +74,7 @@ impl Doors {
             return Err(ApiError::field("echo", "echo cannot be used with messages or with suffix"));
         }
         let bounds = Bounds {
+            rules: &self.config.allowed_rules,
             vocabulary: model.facts.vocabulary,
             max_tokens: if chat { None } else { Some(DEFAULT_COMPLETION_TOKENS) },
             patience: Duration::from_secs(self.config.request_timeout_seconds),
@@ -362,6 +363,7 @@ impl Generation {
                 self.ready.push_back((index, ChoiceEvent::Delta(delta)));
             }
             SessionEvent::Token(token) if Some(token.decision.id) == self.text.encoder.end_of_infill() => {
+                self.stop(index);
                 self.finish(index, FinishReason::Stop);
             }
             SessionEvent::Token(token) => {
@@ -371,6 +373,7 @@ impl Generation {
                     self.ready.push_back((index, ChoiceEvent::Delta(delta)));
                 }
                 if stopped {
+                    self.stop(index);
                     self.end(index, FinishReason::Stop);
                 }
             }
@@ -379,6 +382,13 @@ impl Generation {
             SessionEvent::Failed(error) => return Err(error.into()),
         }
         Ok(())
+    }
+
+    /// Nothing of the session is wanted any more: its text has come to its end.
+    fn stop(&mut self, index: u32) {
+        if let Some(session) = self.streams.remove(&index) {
+            session.stop();
+        }
     }
 
     fn finish(&mut self, index: u32, reason: FinishReason) {
@@ -392,7 +402,6 @@ impl Generation {
     }
 
     fn end(&mut self, index: u32, reason: FinishReason) {
-        // Ends the session where it has not ended by itself.
         self.streams.remove(&index);
         if let Some(choice) = self.choices.get_mut(index as usize) {
             choice.finished = true;

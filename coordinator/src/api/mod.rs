@@ -24,9 +24,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cosec_proto::ErrorCode;
-use futures::StreamExt;
+use futures::Stream;
 use futures::future::BoxFuture;
-use futures::stream::BoxStream;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -34,8 +33,8 @@ use tokio_util::task::TaskTracker;
 
 use self::error::ApiError;
 use self::openai::ResumeKey;
-use self::settings::Defaults;
-use crate::core::{Core, ModelFacts, ModelInfo};
+use self::settings::{AllowedRules, Defaults};
+use crate::core::{Core, ModelFacts, ModelInfo, SessionStream};
 use crate::metrics::DoorMetrics;
 use crate::postprocess::detokenizer::{Decoder, UnsupportedDecoder};
 use crate::preprocess::tokenizer::{LoadError, PromptEncoder};
@@ -63,6 +62,8 @@ pub struct ApiConfig {
     pub keys_file: Option<PathBuf>,
     /// Whether a request without a known key is refused. Default false.
     pub require_key: bool,
+    /// Rules that clients may name. Default: all but `base_only`, under which unhardened code leaves.
+    pub allowed_rules: AllowedRules,
 }
 
 impl Default for ApiConfig {
@@ -76,6 +77,7 @@ impl Default for ApiConfig {
             resume_key_file: None,
             keys_file: None,
             require_key: false,
+            allowed_rules: AllowedRules::default(),
         }
     }
 }
@@ -99,7 +101,19 @@ pub trait Generator: Send + Sync + 'static {
 }
 
 /// Events of one session, in order.
-pub type SessionEvents = BoxStream<'static, SessionEvent>;
+pub trait Session: Stream<Item = SessionEvent> + Send + Unpin {
+    /// Ends it as one whose text has come to its end; dropping it ends it as one that nobody wants.
+    fn stop(self: Box<Self>);
+}
+
+/// A session as the doors hold it.
+pub type SessionEvents = Box<dyn Session>;
+
+impl Session for SessionStream {
+    fn stop(self: Box<Self>) {
+        SessionStream::stop(*self);
+    }
+}
 
 impl Generator for Core {
     fn models(&self) -> Vec<ModelInfo> {
@@ -111,7 +125,7 @@ impl Generator for Core {
     }
 
     fn open(&self, request: TokenizedRequest) -> BoxFuture<'_, Result<SessionEvents, SessionError>> {
-        Box::pin(async move { Ok(self.open(request).await?.boxed()) })
+        Box::pin(async move { Ok(Box::new(self.open(request).await?) as SessionEvents) })
     }
 }
 

@@ -53,9 +53,13 @@ impl Defaults {
     ///
     /// # Errors
     /// Names the field.
-    pub fn validate(&self) -> Result<(), ApiError> {
+    pub fn validate(&self, allowed: &AllowedRules) -> Result<(), ApiError> {
+        allowed.check_name(self.rule)?;
         for rule in RuleName::ALL {
-            self.rule_settings(rule, &RawCosec::default())?;
+            let settings = self.rule_settings(rule, &RawCosec::default())?;
+            if allowed.0.contains(&rule) {
+                allowed.check(&settings)?;
+            }
         }
         expert_warp(self.expert_temperature, self.expert_top_p, 0).map(|_| ())
     }
@@ -98,7 +102,8 @@ pub enum RuleName {
 }
 
 impl RuleName {
-    const ALL: [Self; 5] = [Self::Cosec, Self::Linear, Self::Product, Self::BaseOnly, Self::ExpertOnly];
+    /// All there are.
+    pub const ALL: [Self; 5] = [Self::Cosec, Self::Linear, Self::Product, Self::BaseOnly, Self::ExpertOnly];
 
     /// As requests and responses spell it.
     #[must_use]
@@ -122,6 +127,47 @@ impl From<&RuleSettings> for RuleName {
             RuleSettings::BaseOnly => Self::BaseOnly,
             RuleSettings::ExpertOnly => Self::ExpertOnly,
         }
+    }
+}
+
+/// The rules that clients may name. Where `base_only` is not among them, settings that come to the same are refused, too.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct AllowedRules(pub Vec<RuleName>);
+
+impl Default for AllowedRules {
+    /// All under which the expert has a say.
+    fn default() -> Self {
+        Self(RuleName::ALL.into_iter().filter(|&rule| rule != RuleName::BaseOnly).collect())
+    }
+}
+
+impl AllowedRules {
+    fn check_name(&self, rule: RuleName) -> Result<(), ApiError> {
+        if self.0.contains(&rule) {
+            return Ok(());
+        }
+        let all = self.0.iter().map(|rule| rule.as_str()).collect::<Vec<_>>().join(", ");
+        let allowed = format!("one of those that the operator allows: {all}");
+        Err(ApiError::value("cosec.rule", rule.as_str(), allowed))
+    }
+
+    fn check(&self, rule: &RuleSettings) -> Result<(), ApiError> {
+        self.check_name(rule.into())?;
+        let (field, value, allowed) = match *rule {
+            RuleSettings::Cosec { tau } if tau >= 1.0 => ("cosec.tau", tau, "less than 1"),
+            RuleSettings::Linear { lambda } if lambda <= 0.0 => ("cosec.lambda", lambda, "greater than 0"),
+            RuleSettings::Product { alpha } if alpha <= 0.0 => ("cosec.alpha", alpha, "greater than 0"),
+            RuleSettings::Cosec { .. }
+            | RuleSettings::Linear { .. }
+            | RuleSettings::Product { .. }
+            | RuleSettings::BaseOnly
+            | RuleSettings::ExpertOnly => return Ok(()),
+        };
+        if self.0.contains(&RuleName::BaseOnly) {
+            return Ok(());
+        }
+        Err(ApiError::value(field, value, format!("{allowed}, as the operator does not allow the base alone")))
     }
 }
 
@@ -168,7 +214,9 @@ pub(crate) struct RawCosec {
 
 /// What the settings are checked against.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
+pub(crate) struct Bounds<'a> {
+    /// By the operator.
+    pub(crate) rules: &'a AllowedRules,
     /// Token ids below this are valid.
     pub(crate) vocabulary: u32,
     /// Where the client gives none; `None` takes what the context leaves.
@@ -182,9 +230,11 @@ impl RawSettings {
     ///
     /// # Errors
     /// Names the first field whose value is not allowed.
-    pub(crate) fn check(self, defaults: &Defaults, bounds: Bounds) -> Result<Arc<Settings>, ApiError> {
+    pub(crate) fn check(self, defaults: &Defaults, bounds: Bounds<'_>) -> Result<Arc<Settings>, ApiError> {
         let rule = self.cosec.rule(defaults)?;
         self.cosec.refuse_others_of(rule)?;
+        let rule_settings = defaults.rule_settings(rule, &self.cosec)?;
+        bounds.rules.check(&rule_settings)?;
         self.check_stops()?;
         let (base, expert) = self.warps(rule, defaults)?;
         let max_tokens = self.max_tokens.or(bounds.max_tokens);
@@ -203,7 +253,7 @@ impl RawSettings {
             base,
             expert,
             reference_code: self.cosec.reference_code.unwrap_or(false),
-            rule: defaults.rule_settings(rule, &self.cosec)?,
+            rule: rule_settings,
             adjustments: self.adjustments(bounds.vocabulary)?,
             transport: self.cosec.transport()?,
             logprobs: self

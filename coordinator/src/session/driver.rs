@@ -93,7 +93,7 @@ pub(crate) struct Driver {
     /// The last operation of each role.
     withdrawals: [Option<Withdrawal>; 3],
     seats: [Option<Arc<Seat>>; 3],
-    _turn: Turn,
+    turn: Turn,
     session: Session,
     id: SessionId,
     opening: Opening,
@@ -120,7 +120,7 @@ impl Driver {
             running: FuturesUnordered::new(),
             withdrawals: [None, None, None],
             seats: [None, None, None],
-            _turn: turn,
+            turn,
             session,
             id: SessionId::random(),
             opening,
@@ -331,7 +331,7 @@ impl Driver {
             let event = if is_heavy {
                 let merged = tokio::task::spawn_blocking(|| job.run()).await;
                 merged.unwrap_or_else(|error| {
-                    Event::MergeFailed(SessionError { code: ErrorCode::Internal, message: error.to_string() })
+                    Event::MergeFailed(SessionError::new(ErrorCode::Internal, error.to_string()))
                 })
             } else {
                 job.run()
@@ -344,6 +344,7 @@ impl Driver {
         match &event {
             SessionEvent::Token(token) => {
                 self.adjuster.emitted(token.decision.id);
+                self.turn.grow();
                 self.count(token);
             }
             SessionEvent::Degraded => {
@@ -395,7 +396,7 @@ impl Merge {
             Ok(token) => Event::Decided(token),
             Err(MergeError::Lacking(lacking)) => Event::Lacking { lacking, evidence: self.laws.into_evidence() },
             Err(error @ (MergeError::Logits(_) | MergeError::Law(_))) => {
-                Event::MergeFailed(SessionError { code: ErrorCode::WorkerFault, message: error.to_string() })
+                Event::MergeFailed(SessionError::new(ErrorCode::WorkerFault, error.to_string()))
             }
         }
     }

@@ -11,8 +11,8 @@ use crate::discovery::DiscoveryMetrics;
 /// Counters and histograms of sessions and workers.
 #[derive(Debug)]
 pub struct SessionMetrics {
-    /// Choices by how their session ended: `stop`, `length`, the name of an error code, or `closed` where the door found
-    /// a stop string or its client left.
+    /// Choices by how their session ended: `stop` (an end token or a stop string), `length`, the name of an error code,
+    /// or `closed` where the client left.
     pub choices: IntCounterVec,
     /// Tokens by who chose them.
     pub tokens: IntCounterVec,
@@ -115,7 +115,7 @@ impl SessionMetrics {
         Ok(Self {
             choices: counters(
                 "cosec_choices_total",
-                "Choices by how their session ended; closed: a stop string, or the client left",
+                "Choices by how their session ended; closed: the client left",
                 &["outcome"],
             )?,
             tokens: counters("cosec_tokens_total", "Tokens by who chose them", &["chosen_by"])?,

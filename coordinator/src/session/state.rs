@@ -439,7 +439,7 @@ impl Session {
     }
 
     fn fail(&mut self, code: ErrorCode, message: impl Into<String>) -> Vec<Action> {
-        self.emit(SessionEvent::Failed(SessionError { code, message: message.into() }), Then::End)
+        self.emit(SessionEvent::Failed(SessionError::new(code, message.into())), Then::End)
     }
 
     fn emitted(&mut self) -> Vec<Action> {

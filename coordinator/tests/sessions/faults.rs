@@ -37,6 +37,13 @@ async fn a_dropped_stream_gives_its_caches_back() {
         cluster.released().await;
     }
     until("the choices are counted", || cluster.metrics.choices.with_label_values(&["closed"]).get() == 3).await;
+    cluster.core.open(request(settings(COSEC), &prompt(30))).await.unwrap().stop();
+    cluster.released().await;
+    until("a text that came to its end counts as such", || {
+        cluster.metrics.choices.with_label_values(&["stop"]).get() == 1
+    })
+    .await;
+    assert_eq!(cluster.metrics.choices.with_label_values(&["closed"]).get(), 3);
     assert_eq!(cluster.metrics.active_sessions.get(), 0);
     assert!(cluster.base.cancelled() + cluster.expert.cancelled() > 0, "an operation under way is withdrawn");
 }

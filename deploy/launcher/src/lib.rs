@@ -14,6 +14,9 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::{Instant, sleep, timeout_at};
 
+/// Flags of a coordinator whose clients may compare rules: even the base alone, which is unhardened, may be asked for.
+pub const EVERY_RULE: [&str; 2] = ["--allowed-rules", "cosec,linear,product,base_only,expert_only"];
+
 /// What to start and where.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {

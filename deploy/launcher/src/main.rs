@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use console::style;
-use cosec_launcher::{Cluster, ClusterConfig};
+use cosec_launcher::{Cluster, ClusterConfig, EVERY_RULE};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -52,7 +52,7 @@ async fn demo(arguments: Arguments) -> Result<()> {
         http: local(arguments.port),
         grpc: local(arguments.grpc_port),
         worker_flags: Vec::new(),
-        coordinator_flags: Vec::new(),
+        coordinator_flags: EVERY_RULE.map(Into::into).to_vec(),
         patience: Duration::from_secs(120),
     };
     let stop = stop_signal()?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use cosec_launcher::{Cluster, ClusterConfig, Process};
+use cosec_launcher::{Cluster, ClusterConfig, EVERY_RULE, Process};
 use cosec_proto::coordinator::coordinator_client::CoordinatorClient;
 use cosec_proto::transport;
 use tokio::process::Command;
@@ -102,7 +102,7 @@ impl Lanes {
             http: any_port,
             grpc: any_port,
             worker_flags: worker_flags.to_vec(),
-            coordinator_flags: vec!["--speculation".into(), first.into()],
+            coordinator_flags: [["--speculation", first], EVERY_RULE].concat().into_iter().map(Into::into).collect(),
             patience: PATIENCE,
         };
         let cluster = Cluster::start(&config, |_| {}).await?;
@@ -126,6 +126,7 @@ impl Lanes {
             Command::new(config.binaries.join("cosec-coordinator"))
                 .args(["--model", &config.model, "--base", base, "--expert", expert])
                 .args(["--http-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--speculation", speculation])
+                .args(EVERY_RULE)
                 .arg("--tokenizer")
                 .arg(&config.base),
             &logs,

@@ -196,12 +196,12 @@ async fn a_seed_is_chosen_when_none_is_given() {
 #[tokio::test]
 async fn a_failure_is_told_before_and_amid_the_text() {
     let house = House::open(|request| match request.settings.seed {
-        0 => Script::Refuse(SessionError { code: ErrorCode::Overloaded, message: "full".to_owned() }),
+        0 => Script::Refuse(SessionError::new(ErrorCode::Overloaded, "full".to_owned())),
         1 => Script::Events(saying("x =")),
         _ => {
             let mut events = saying("x =");
             let message = "no expert".to_owned();
-            events.push(SessionEvent::Failed(SessionError { code: ErrorCode::ExpertUnavailable, message }));
+            events.push(SessionEvent::Failed(SessionError::new(ErrorCode::ExpertUnavailable, message)));
             Script::Hang(events)
         }
     })

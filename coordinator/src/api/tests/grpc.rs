@@ -182,7 +182,7 @@ async fn failures_and_departures() {
         if request.settings.seed == 1 {
             return Script::Hang(saying("x"));
         }
-        let failed = SessionError { code: ErrorCode::ExpertUnavailable, message: "no expert".to_owned() };
+        let failed = SessionError::new(ErrorCode::ExpertUnavailable, "no expert".to_owned());
         let mut events = saying("x");
         events.push(SessionEvent::Failed(failed));
         Script::Hang(events)

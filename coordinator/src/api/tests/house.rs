@@ -2,20 +2,23 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use futures::{StreamExt, stream};
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt, stream};
 use prometheus::Registry;
 use reqwest::{Response, StatusCode};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::settings::Defaults;
-use crate::api::{ApiConfig, Doors, Generator, ModelText, SessionEvents};
+use crate::api::settings::{AllowedRules, Defaults, RuleName};
+use crate::api::{ApiConfig, Doors, Generator, ModelText, Session, SessionEvents};
 use crate::core::{ModelFacts, ModelInfo};
 use crate::metrics::DoorMetrics;
 use crate::postprocess::samples;
@@ -56,6 +59,21 @@ impl Drop for Live {
     }
 }
 
+/// The events of a script.
+struct Played(BoxStream<'static, SessionEvent>);
+
+impl Stream for Played {
+    type Item = SessionEvent;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<SessionEvent>> {
+        self.0.poll_next_unpin(context)
+    }
+}
+
+impl Session for Played {
+    fn stop(self: Box<Self>) {}
+}
+
 impl Generator for Theatre {
     fn models(&self) -> Vec<ModelInfo> {
         let trouble = self.trouble.lock().unwrap().clone();
@@ -78,12 +96,12 @@ impl Generator for Theatre {
         Box::pin(async move {
             self.live.fetch_add(1, Ordering::SeqCst);
             let live = Live(self.live.clone());
-            let watched = |events: SessionEvents| {
+            let watched = |events: BoxStream<'static, SessionEvent>| -> SessionEvents {
                 let counted = events.map(move |event| {
                     let _ = &live;
                     event
                 });
-                counted.boxed()
+                Box::new(Played(counted.boxed()))
             };
             match script {
                 Script::Events(events) => Ok(watched(stream::iter(events).boxed())),
@@ -104,9 +122,10 @@ pub(super) struct House {
 }
 
 impl House {
-    /// Opens with default bounds.
+    /// Opens with default bounds, and every rule.
     pub(super) async fn open(script: impl Fn(&TokenizedRequest) -> Script + Send + Sync + 'static) -> Self {
-        Self::with(ApiConfig::default(), Duration::from_secs(5), script).await
+        let config = ApiConfig { allowed_rules: AllowedRules(RuleName::ALL.to_vec()), ..ApiConfig::default() };
+        Self::with(config, Duration::from_secs(5), script).await
     }
 
     pub(super) async fn with(

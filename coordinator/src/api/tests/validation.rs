@@ -1,9 +1,13 @@
 //! Every parameter of a completion: what is taken, and what is refused under its name.
 
+use std::time::Duration;
+
 use cosec_proto::draw::Warp;
 use serde_json::{Value, json};
 
 use super::house::{House, says};
+use crate::api::ApiConfig;
+use crate::api::settings::{AllowedRules, RuleName};
 use crate::request::{RuleSettings, Settings, Transport};
 
 const PATH: &str = "/v1/completions";
@@ -192,6 +196,36 @@ async fn bad_values_are_refused_by_name() {
     assert_eq!((status, error["param"].as_str(), error["code"].as_str()), (404, Some("model"), Some("not_found")));
     assert!(house.seen().is_empty(), "nothing of this reached a session");
     house.answer(PATH, &body(&json!({}))).await;
+}
+
+#[tokio::test]
+async fn without_leave_of_the_operator_the_base_does_not_decide_alone() {
+    let check = async |config: ApiConfig, refused: &[(Value, &str, &str)], served: &[Value]| {
+        let house = House::with(config, Duration::from_secs(5), |_| says("x")).await;
+        for (cosec, parameter, part) in refused {
+            let (status, error) = house.refusal(PATH, &body(&json!({"cosec": cosec}))).await;
+            assert_eq!((status, error["param"].as_str()), (400, Some(*parameter)), "{cosec}: {error}");
+            assert!(error["message"].as_str().unwrap().contains(part), "{cosec}: {error}");
+        }
+        assert!(house.seen().is_empty());
+        for cosec in served {
+            house.answer(PATH, &body(&json!({"cosec": cosec}))).await;
+        }
+    };
+    let rules = "cosec, linear, product, expert_only";
+    let refused = [
+        (json!({"rule": "base_only"}), "cosec.rule", rules),
+        (json!({"tau": 1}), "cosec.tau", "less than 1"),
+        (json!({"rule": "linear", "lambda": 0}), "cosec.lambda", "greater than 0"),
+        (json!({"rule": "product", "alpha": 0}), "cosec.alpha", "greater than 0"),
+        (json!({"rule": "product", "alpha": -1}), "cosec.alpha", "greater than 0"),
+    ];
+    let served = [json!({"tau": 0.99}), json!({"rule": "linear", "lambda": 0.01}), json!({"rule": "expert_only"})];
+    check(ApiConfig::default(), &refused, &served).await;
+    let only = |rules: &[RuleName]| ApiConfig { allowed_rules: AllowedRules(rules.to_vec()), ..ApiConfig::default() };
+    let refused = [(json!({"rule": "linear"}), "cosec.rule", "cosec, base_only")];
+    check(only(&[RuleName::Cosec, RuleName::BaseOnly]), &refused, &[json!({"rule": "base_only"}), json!({"tau": 1})])
+        .await;
 }
 
 #[tokio::test]
