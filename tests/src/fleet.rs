@@ -37,9 +37,14 @@ pub struct Worker {
 
 /// Starts a worker that serves the demo's model for `role`; its log is `NAME.log` in `logs`.
 pub async fn worker(name: &'static str, role: &str, flags: &[&str], logs: &Path) -> Worker {
+    worker_of(name, role, &model(role), flags, logs).await
+}
+
+/// Starts a worker that serves the model in `directory` as `role`.
+pub async fn worker_of(name: &'static str, role: &str, directory: &Path, flags: &[&str], logs: &Path) -> Worker {
     let mut command = Command::new(binaries().join("cosec-worker"));
     command.args(["serve", "--role", role, "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]);
-    command.args(["--threads", "1", "--model"]).arg(model(role)).args(flags);
+    command.args(["--threads", "1", "--model"]).arg(directory).args(flags);
     let mut process = Process::start(name, &mut command, logs).unwrap();
     let deadline = Instant::now() + PATIENCE;
     let address = process.announced("listening on ", deadline).await.unwrap();
@@ -106,8 +111,15 @@ pub fn body(seed: u64, tokens: u32) -> Value {
 
 /// Sum of a metric over its labels, as `url` exposes it.
 pub async fn metric(url: &str, name: &str) -> f64 {
+    metric_where(url, name, "").await
+}
+
+/// Sum of a metric over the label sets that contain `label` (`role="base"`).
+pub async fn metric_where(url: &str, name: &str, label: &str) -> f64 {
     let text = reqwest::get(url).await.unwrap().text().await.unwrap();
-    let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+    let of_name = |line: &&str| {
+        line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']) && rest.contains(label))
+    };
     text.lines().filter(of_name).map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
 }
 

@@ -5,3 +5,6 @@ pub mod cluster;
 pub mod etcd;
 pub mod fleet;
 pub mod mock_worker;
+pub mod network;
+pub mod proxy;
+pub mod stream;

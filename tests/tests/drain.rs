@@ -1,71 +1,116 @@
 //! SIGTERM: sessions move on, new ones go elsewhere, the process exits 0, and no client notices.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cosec_tests::etcd::Etcd;
 use cosec_tests::fleet::{Coordinator, body, coordinator, signal, until, worker};
-use serde_json::Value;
+use cosec_tests::stream::{choices, read_from_any};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Long enough that every restart meets it.
 const TOKENS: u32 = 400;
 
+/// A request whose stream takes longer than a coordinator that goes waits for it.
+fn streamed(seed: u64) -> Value {
+    let mut body = body(seed, TOKENS);
+    body["stream"] = json!(true);
+    body["n"] = json!(2);
+    body
+}
+
+async fn ends(process: &mut cosec_launcher::Process) {
+    signal(process, "TERM");
+    let status = tokio::time::timeout(Duration::from_secs(60), process.wait()).await;
+    assert!(status.expect("it drains in time").unwrap().success());
+}
+
 #[tokio::test]
-async fn a_rolling_restart_of_all_workers_under_load_loses_nothing() {
+async fn a_rolling_restart_of_every_process_under_load_loses_nothing() {
     let logs = TempDir::new().unwrap();
     let logs = logs.path();
     let etcd = Etcd::start(1);
     let endpoints = etcd.endpoints();
-    let coordinator = Arc::new(coordinator("coordinator", &["--etcd", &endpoints], logs).await);
+    let (key, config) = (logs.join("resume.key"), logs.join("coordinator.toml"));
+    std::fs::write(&key, "0123456789abcdef0123456789abcdef\n").unwrap();
+    std::fs::write(&config, format!("[api]\nresume_key_file = {key:?}\n")).unwrap();
+    let coordinating = ["--etcd", &endpoints, "--config", config.to_str().unwrap(), "--grace-seconds", "1"];
     let registering = ["--etcd", &endpoints, "--register-model", "demo", "--grace-seconds", "60"];
-    let mut old = vec![
+    let mut coordinators = vec![
+        coordinator("coordinator-1", &coordinating, logs).await,
+        coordinator("coordinator-2", &coordinating, logs).await,
+    ];
+    let mut workers = vec![
         ("base", worker("base-1", "base", &registering, logs).await),
         ("base", worker("base-2", "base", &registering, logs).await),
         ("expert", worker("expert-1", "expert", &registering, logs).await),
         ("expert", worker("expert-2", "expert", &registering, logs).await),
     ];
-    let members = async |count: f64| {
+    let members = async |coordinators: &[Coordinator], count: f64| {
         until("the membership follows", async || {
-            coordinator.metric("cosec_discovery_members").await == count
-                && coordinator.metric("cosec_worker_up").await == count
+            let mut follow = true;
+            for coordinator in coordinators {
+                follow &= coordinator.metric("cosec_discovery_members").await == count
+                    && coordinator.metric("cosec_worker_up").await == count;
+            }
+            follow
         })
         .await;
     };
-    members(4.0).await;
-    let undisturbed =
-        Arc::new(futures::future::join_all((0..3).map(|seed| coordinator.complete(seed, TOKENS))).await);
+    members(&coordinators, 4.0).await;
 
-    let completed = Arc::new(AtomicUsize::new(0));
-    let clients = (0..3).map(|seed| {
-        let (coordinator, undisturbed, completed) = (coordinator.clone(), undisturbed.clone(), completed.clone());
+    let known = Arc::new(Mutex::new(coordinators.iter().map(|of| of.http.clone()).collect::<Vec<_>>()));
+    let mut undisturbed = Vec::new();
+    for seed in 0..3 {
+        undisturbed.push(choices(&read_from_any(&known, &streamed(seed)).await.0));
+    }
+    let (completed, resumed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let client = |(seed, undisturbed): (usize, Vec<Vec<Value>>)| {
+        let (known, completed, resumed) = (known.clone(), completed.clone(), resumed.clone());
         tokio::spawn(async move {
             loop {
-                assert_eq!(coordinator.complete(seed, TOKENS).await, undisturbed[seed as usize]);
+                let (events, again) = read_from_any(&known, &streamed(seed as u64)).await;
+                assert!(choices(&events) == undisturbed, "seed {seed}: another answer, resumed {again} times");
                 completed.fetch_add(1, Ordering::SeqCst);
+                resumed.fetch_add(again, Ordering::SeqCst);
             }
         })
-    });
-    let clients: Vec<_> = clients.collect();
+    };
+    let clients: Vec<_> = undisturbed.into_iter().enumerate().map(client).collect();
+    let goes_on = async |more: usize| {
+        let enough = completed.load(Ordering::SeqCst) + more;
+        until("the load goes on", async || {
+            assert!(clients.iter().all(|client| !client.is_finished()), "a client failed");
+            completed.load(Ordering::SeqCst) >= enough
+        })
+        .await;
+    };
+
     let names = ["base-3", "base-4", "expert-3", "expert-4"];
-    let mut new = Vec::new();
-    for (name, (role, mut worker_that_goes)) in names.into_iter().zip(old.drain(..)) {
-        new.push(worker(name, role, &registering, logs).await);
-        members(5.0).await;
-        signal(&worker_that_goes.process, "TERM");
-        let status = tokio::time::timeout(Duration::from_secs(60), worker_that_goes.process.wait()).await;
-        assert!(status.expect("it drains in time").unwrap().success());
-        members(4.0).await;
+    let mut relocations = 0.0;
+    for (name, (role, mut worker_that_goes)) in names.into_iter().zip(std::mem::take(&mut workers)) {
+        workers.push((role, worker(name, role, &registering, logs).await));
+        members(&coordinators, 5.0).await;
+        ends(&mut worker_that_goes.process).await;
+        members(&coordinators, 4.0).await;
     }
-    let enough = completed.load(Ordering::SeqCst) + 3;
-    until("the load goes on", async || {
-        assert!(clients.iter().all(|client| !client.is_finished()), "a client failed");
-        completed.load(Ordering::SeqCst) >= enough
-    })
-    .await;
+    for name in ["coordinator-3", "coordinator-4"] {
+        let comes = coordinator(name, &coordinating, logs).await;
+        members(std::slice::from_ref(&comes), 4.0).await;
+        known.lock().unwrap().push(comes.http.clone());
+        coordinators.push(comes);
+        let mut goes = coordinators.remove(0);
+        relocations += goes.metric("cosec_relocations_total").await;
+        ends(&mut goes.process).await;
+        known.lock().unwrap().remove(0);
+        goes_on(2).await;
+    }
+    goes_on(3).await;
     clients.iter().for_each(tokio::task::JoinHandle::abort);
-    assert!(coordinator.metric("cosec_relocations_total").await >= 2.0, "no session had to move");
+    assert!(relocations >= 2.0, "no session had to move");
+    assert!(resumed.load(Ordering::SeqCst) > 0, "no client had to go elsewhere");
 }
 
 #[tokio::test]
