@@ -31,7 +31,7 @@ const FORMATS: [(&str, WeightFormat, f64); 5] = [
     ("q4_k", WeightFormat::Q4K, 4.625),
 ];
 
-const ROWS: [(usize, &str); 7] = [(1, "1"), (4, "4"), (8, "8"), (16, "16"), (32, "32"), (64, "64"), (512, "512")];
+const ROWS: [usize; 11] = [1, 2, 3, 4, 5, 6, 8, 16, 32, 64, 512];
 
 /// Bytes of weights that take turns: more than any cache holds.
 const WORKING_SET: usize = 128 << 20;
@@ -42,6 +42,7 @@ fn main() -> anyhow::Result<()> {
     let chosen = |known: &[&str], name: &str| {
         filters.iter().any(|filter| filter == name) || !filters.iter().any(|filter| known.contains(&filter.as_str()))
     };
+    let chosen_rows: Vec<usize> = filters.iter().filter_map(|filter| filter.parse().ok()).collect();
     let kernels = Cpu::new(threads)?;
     let bandwidth = read_bandwidth(threads);
     println!("read bandwidth {:.1} GB/s", bandwidth / 1e9);
@@ -55,10 +56,10 @@ fn main() -> anyhow::Result<()> {
             }
             let bytes = (outputs * inputs) as f64 * bits / 8.0;
             let weights = Tensor::randn(0f32, 0.02, (outputs, inputs), &Device::Cpu)?;
-            let first = kernels.matrix(&weights, format)?;
-            let matrices = vec![first; (WORKING_SET as f64 / bytes).ceil() as usize];
-            for (rows, row_filter) in ROWS {
-                if chosen(&ROWS.map(|rows| rows.1), row_filter) {
+            let copies = 0..(WORKING_SET as f64 / bytes).ceil() as usize;
+            let matrices: Vec<Matrix> = copies.map(|_| kernels.matrix(&weights, format)).collect::<Result<_, _>>()?;
+            for rows in ROWS {
+                if chosen_rows.is_empty() || chosen_rows.contains(&rows) {
                     let seconds = measure(&kernels, &matrices, rows, outputs, inputs)?;
                     let speed = bytes / seconds;
                     println!(

@@ -22,8 +22,8 @@ mod elementwise;
 mod lanes;
 mod linear;
 mod matrix;
+mod memory;
 mod panels;
-mod quantised;
 mod threads;
 mod wide;
 
@@ -226,13 +226,9 @@ impl Kernels for Cpu {
 }
 
 fn zeros<T: Clone + Default>(elements: usize) -> Result<Vec<T>, KernelError> {
-    filled(elements, T::default())
-}
-
-fn filled<T: Clone>(elements: usize, value: T) -> Result<Vec<T>, KernelError> {
     let mut values = Vec::new();
     values.try_reserve_exact(elements).map_err(|_| KernelError::OutOfMemory { elements })?;
-    values.resize(elements, value);
+    values.resize(elements, T::default());
     Ok(values)
 }
 

@@ -1,15 +1,19 @@
 //! Rows of activations, laid out for the panels of a matrix.
 //!
 //! Rows go in groups of up to six, whose numbers of one input lie side by side. For integer weights a row becomes
-//! integers of 16 bits with a scale for every 32 inputs: one part in 65,534 of the largest, far below what quantising
-//! the weights cost. Nothing of it depends on the other rows.
+//! integers with a scale for every 32 inputs. Beside weights of eight bits they have 16: one part in 65,534 of the
+//! largest, far below what quantising the weights cost. Beside weights of four bits they have eight, as in llama.cpp,
+//! whose blocks are eight times as long. Nothing of it depends on the other rows.
 
-use super::lanes::{InstructionSet, Simd, Task};
+#![expect(clippy::needless_range_loop, reason = "iterators that are not inlined spill every register")]
+
+use super::lanes::InstructionSet;
 use super::threads::Threads;
+use super::wide::{PANEL, PanelTask, Wide};
 use crate::kernels::blocks::BLOCK;
 
 /// Rows of the largest group: with two registers each, what sixteen registers hold beside weights.
-const GROUP: usize = 6;
+pub(super) const GROUP: usize = 6;
 
 /// Numbers below which one thread packs alone.
 const PARALLEL_FROM: usize = 1 << 16;
@@ -18,15 +22,25 @@ const PARALLEL_FROM: usize = 1 << 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arithmetic {
     Floats,
-    Integers,
+    /// Integers of 16 bits, two in a word.
+    Pairs,
+    /// Integers of eight bits, four in a word.
+    Quads,
 }
 
+/// Words of 32 inputs as pairs.
+pub(super) const PAIRS: usize = BLOCK / 2;
+
+/// Words of 32 inputs as quads.
+pub(super) const QUADS: usize = BLOCK / 4;
+
 impl Arithmetic {
-    /// Words of 32 inputs of a row: a float each, or scale, sum and pairs.
+    /// Words of 32 inputs of a row: a float each, or scale, sum and integers.
     fn words(self) -> usize {
         match self {
             Self::Floats => BLOCK,
-            Self::Integers => 2 + BLOCK / 2,
+            Self::Pairs => 2 + PAIRS,
+            Self::Quads => 2 + QUADS,
         }
     }
 }
@@ -36,21 +50,18 @@ impl Arithmetic {
 pub(super) struct Group {
     /// Index of the first.
     pub(super) first: usize,
-    /// How many there are.
+    /// How many there are: 1 to 6.
     pub(super) rows: usize,
-    /// How many places they have, those beyond `rows` being zeros: 1, 2, 4 or 6.
-    pub(super) places: usize,
 }
 
-/// The groups of some rows. Only the last may be smaller than the others, so its first row says where a group lies.
-pub(super) fn groups(rows: usize) -> impl Iterator<Item = Group> {
-    (0..rows).step_by(GROUP).map(move |first| group(first, rows))
+/// The groups of some rows, as few and as even as may be. Only the last may be smaller than the others.
+pub(super) fn groups(rows: usize) -> impl Iterator<Item = Group> + Clone {
+    let size = group_size(rows);
+    (0..rows).step_by(size).map(move |first| Group { first, rows: size.min(rows - first) })
 }
 
-fn group(first: usize, rows: usize) -> Group {
-    let rows = GROUP.min(rows - first);
-    let places = if rows == 1 { 1 } else { rows.next_multiple_of(2) };
-    Group { first, rows, places }
+fn group_size(rows: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(GROUP).max(1)).max(1)
 }
 
 /// Rows as they are multiplied with weights.
@@ -71,14 +82,14 @@ pub(super) fn pack<'a>(
 ) -> Packed<'a> {
     let blocks = padded / BLOCK;
     let row_words = blocks * arithmetic.words();
-    let needed = groups(rows).map(|group| group.places).sum::<usize>() * row_words;
+    let needed = rows * row_words;
     if words.len() < needed {
         words.resize(needed, 0);
     }
-    threads.chunks(&mut words[..needed], GROUP * row_words, rows * inputs >= PARALLEL_FROM, |index, words| {
-        let Group { first, rows, places } = group(index * GROUP, rows);
-        let x = &x[first * inputs..][..rows * inputs];
-        instructions.run(Pack { x, inputs, places, arithmetic, words });
+    let size = group_size(rows);
+    threads.chunks(&mut words[..needed], size * row_words, rows * inputs >= PARALLEL_FROM, |index, words| {
+        let x = &x[index * size * inputs..][..words.len() / row_words * inputs];
+        instructions.run_panels(Pack { x, inputs, arithmetic, words });
     });
     Packed { words, blocks }
 }
@@ -87,88 +98,126 @@ pub(super) fn pack<'a>(
 struct Pack<'a> {
     x: &'a [f32],
     inputs: usize,
-    places: usize,
     arithmetic: Arithmetic,
     words: &'a mut [u32],
 }
 
-impl Task for Pack<'_> {
-    type Output = ();
-
+impl PanelTask for Pack<'_> {
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let Self { x, inputs, places, arithmetic, words } = self;
-        let mut rows = x.chunks_exact(inputs);
-        for place in 0..places {
-            let row = rows.next().unwrap_or_default();
-            for (block, words) in words.chunks_exact_mut(arithmetic.words() * places).enumerate() {
+    fn run<W: Wide>(self, wide: W) {
+        match self.x.len() / self.inputs {
+            1 => self.rows::<1, W>(wide),
+            2 => self.rows::<2, W>(wide),
+            3 => self.rows::<3, W>(wide),
+            4 => self.rows::<4, W>(wide),
+            5 => self.rows::<5, W>(wide),
+            _ => self.rows::<GROUP, W>(wide),
+        }
+    }
+}
+
+impl Pack<'_> {
+    #[inline(always)]
+    fn rows<const R: usize, W: Wide>(self, wide: W) {
+        let (places, _) = self.words.as_chunks_mut::<R>();
+        for (block, to) in places.chunks_exact_mut(self.arithmetic.words()).enumerate() {
+            let mut rows = [[0.0; BLOCK]; R];
+            for r in 0..R {
+                let row = &self.x[r * self.inputs..][..self.inputs];
                 let rest = row.get(block * BLOCK..).unwrap_or_default();
-                let mut values = [0.0; BLOCK];
                 match rest.first_chunk() {
-                    Some(whole) => values = *whole,
-                    None => values[..rest.len()].copy_from_slice(rest),
+                    Some(whole) => rows[r] = *whole,
+                    None => rows[r][..rest.len()].copy_from_slice(rest),
                 }
-                let to = words[place..].iter_mut().step_by(places);
-                match arithmetic {
-                    Arithmetic::Floats => to.zip(values).for_each(|(to, value)| *to = value.to_bits()),
-                    Arithmetic::Integers => to.zip(quantise(&values)).for_each(|(to, word)| *to = word),
+            }
+            match self.arithmetic {
+                Arithmetic::Floats => {
+                    for i in 0..BLOCK {
+                        for r in 0..R {
+                            to[i][r] = rows[r][i].to_bits();
+                        }
+                    }
+                }
+                Arithmetic::Pairs => {
+                    for r in 0..R {
+                        let row = quantise(wide, &rows[r], 32_767.0);
+                        (to[0][r], to[1][r]) = (row.scale, row.sum);
+                        for i in 0..PAIRS {
+                            to[2 + i][r] = row.pairs[i];
+                        }
+                    }
+                }
+                Arithmetic::Quads => {
+                    for r in 0..R {
+                        let row = quantise(wide, &rows[r], 127.0);
+                        (to[0][r], to[1][r]) = (row.scale, row.sum);
+                        for i in 0..QUADS {
+                            // Both halves of a pair have eight bits.
+                            to[2 + i][r] = row.pairs[i] & 0x00ff_00ff | (row.pairs[i + QUADS] & 0x00ff_00ff) << 8;
+                        }
+                    }
                 }
             }
         }
     }
 }
 
-/// The value of 1, the value of the sum, and the integers nearest to 32 numbers, the largest being 32,767.
+/// 32 numbers as integers.
+struct Quantised {
+    /// Bits of what 1 stands for.
+    scale: u32,
+    /// Bits of what the sum stands for.
+    sum: u32,
+    /// Number `i`, and number `i + 16` in the upper half.
+    pairs: [u32; PAIRS],
+}
+
+/// The nearest integers, where the largest number is `largest`.
 ///
 /// What is infinite or no number gives a scale that is no number, so that it is not lost.
 #[inline(always)]
-fn quantise(values: &[f32; BLOCK]) -> [u32; 2 + BLOCK / 2] {
-    // Adding 1.5 · 2^23 rounds to the nearest integer and leaves it in the low bits.
-    const ROUND: f32 = 12_582_912.0;
-    let (mut largest, mut poison) = ([0.0_f32; 8], [0.0_f32; 8]);
-    for values in values.as_chunks::<8>().0 {
-        for lane in 0..8 {
-            largest[lane] = largest[lane].max(values[lane].abs());
-            poison[lane] += values[lane] * 0.0;
-        }
-    }
-    let scale = largest.into_iter().fold(0.0, f32::max) / 32_767.0 + poison.into_iter().sum::<f32>();
+fn quantise<W: Wide>(wide: W, values: &[f32; BLOCK], largest: f32) -> Quantised {
+    let (halves, _) = values.as_chunks::<PANEL>();
+    let (low, high) = (wide.load(&halves[0]), wide.load(&halves[1]));
+    let poison = wide.multiply_add(high, wide.zero(), wide.multiply(low, wide.zero()));
+    let scale = wide.largest(wide.larger(low, high)) / largest + wide.sum(poison);
     // Below it the inverse would be infinite, and the numbers are nothing beside any other.
-    let inverse = if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
-    let integers = values.map(|value| (value * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()));
-    let sum = integers.iter().fold(0, |sum: u32, integer| sum.wrapping_add(*integer)).cast_signed();
-    let mut words = [0; 2 + BLOCK / 2];
-    words[0] = scale.to_bits();
-    words[1] = (scale * sum as f32).to_bits();
-    for (word, pair) in words[2..].iter_mut().zip(integers.as_chunks::<2>().0) {
-        *word = pair[0] & 0xffff | pair[1] << 16;
-    }
-    words
+    let inverse = wide.splat(if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 });
+    let (low, high) = (wide.round(wide.multiply(low, inverse)), wide.round(wide.multiply(high, inverse)));
+    // Exact: below 2^24.
+    let sum = wide.sum(wide.multiply_add(wide.to_floats(low), wide.splat(1.0), wide.to_floats(high)));
+    let mut pairs = [0; PAIRS];
+    wide.store_words(wide.pairs(low, high), &mut pairs);
+    Quantised { scale: scale.to_bits(), sum: (scale * sum).to_bits(), pairs }
 }
 
 impl<'a> Packed<'a> {
-    /// The bits of the 32 inputs from `input` on of the group of `R` places whose first row is `row`.
+    /// The bits of the 32 inputs from `input` on of the group of `R` rows whose first is `row`.
     #[inline(always)]
     pub(super) fn floats<const R: usize>(&self, row: usize, input: usize) -> &'a [[u32; R]; BLOCK] {
         let (words, _) = self.words[(row * self.blocks + input / BLOCK * R) * BLOCK..].as_chunks().0.as_chunks();
         &words[0]
     }
 
-    /// The same inputs as integers.
+    /// The same inputs as integers in `WORDS` words: [`PAIRS`] or [`QUADS`].
     #[inline(always)]
-    pub(super) fn integers<const R: usize>(&self, row: usize, input: usize) -> Integers<'a, R> {
-        let first = (row * self.blocks + input / BLOCK * R) * Arithmetic::Integers.words();
+    pub(super) fn integers<const R: usize, const WORDS: usize>(
+        &self,
+        row: usize,
+        input: usize,
+    ) -> Integers<'a, R, WORDS> {
+        let first = (row * self.blocks + input / BLOCK * R) * (2 + WORDS);
         let (words, _) = self.words[first..].as_chunks();
-        let (pairs, _) = words[2..].as_chunks();
-        Integers { scales: &words[0], sums: &words[1], pairs: &pairs[0] }
+        let (integers, _) = words[2..].as_chunks();
+        Integers { scales: &words[0], sums: &words[1], words: &integers[0] }
     }
 }
 
 /// 32 inputs of `R` rows.
-pub(super) struct Integers<'a, const R: usize> {
+pub(super) struct Integers<'a, const R: usize, const WORDS: usize> {
     /// Bits of what 1 stands for.
     pub(super) scales: &'a [u32; R],
     /// Bits of what the sum stands for.
     pub(super) sums: &'a [u32; R],
-    pub(super) pairs: &'a [[u32; R]; BLOCK / 2],
+    pub(super) words: &'a [[u32; R]; WORDS],
 }

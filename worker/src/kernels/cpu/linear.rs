@@ -3,9 +3,11 @@
 //! Every element of the result is summed over the inputs in ascending order, in one chain whatever else is computed
 //! beside it: neither other rows, nor threads, nor the pieces that the work is cut into change a bit.
 
-use super::activations::{Group, Packed, groups, pack};
+#![expect(clippy::needless_range_loop, reason = "iterators that are not inlined spill every register")]
+
+use super::activations::{GROUP, Group, Packed, groups, pack};
 use super::lanes::InstructionSet;
-use super::panels::{Block, Multiply, UNPACKED};
+use super::panels::Block;
 use super::threads::{Shares, Threads};
 use super::wide::{PANEL, PanelTask, Wide};
 
@@ -17,6 +19,16 @@ const TASK_BYTES: usize = 1 << 16;
 
 /// Panels of one task when many rows pass: they share what is read of the rows.
 const TASK_PANELS: usize = 4;
+
+/// Weights of a panel, in bytes, that stay in the first-level cache while groups of rows pass.
+const PASS_BYTES: usize = 1 << 14;
+
+/// Groups of rows that pass panel by panel: all their numbers stay in the second-level cache, and the weights are read
+/// from first to last.
+const FEW_GROUPS: usize = 4;
+
+/// Groups of rows whose numbers beside [`PASS_BYTES`] stay in the second-level cache while [`TASK_PANELS`] pass.
+const PASS_GROUPS: usize = 16;
 
 /// `[outputs, inputs]` in blocks: all of the first sixteen outputs, then all of the next.
 #[derive(Clone, Copy)]
@@ -47,7 +59,7 @@ pub(super) fn linear<B: Block>(
     if rows * outputs * inputs < PARALLEL_FROM {
         return task(0, panels);
     }
-    let size = match groups(rows).nth(1) {
+    let size = match groups(rows).nth(FEW_GROUPS) {
         Some(_) => TASK_PANELS,
         None => (TASK_BYTES / (panel_blocks * size_of::<B>())).max(1),
     };
@@ -68,96 +80,115 @@ struct Panels<'a, B> {
     out: Shares<'a, f32>,
 }
 
-/// What a group of rows is multiplied with at once.
-struct Tile<'a, M> {
-    blocks: &'a [M],
-    /// Inputs of a block.
-    inputs: usize,
-    /// Of the first block.
-    first_input: usize,
-    /// Whether these are the first and the last inputs.
-    ends: (bool, bool),
-    panel: usize,
+/// The weights that groups of rows are multiplied with at once.
+struct Tile<'a, B> {
+    blocks: &'a [B],
+    /// The index of the first within the panel.
+    first_block: usize,
+    /// The first output.
+    column: usize,
 }
 
 impl<B: Block> PanelTask for Panels<'_, B> {
     // Loops, not closures: a closure is not compiled for the instructions of whoever calls it.
     #[inline(always)]
     fn run<W: Wide>(self, wide: W) {
-        let panels = self.blocks.chunks_exact(self.panel_blocks).enumerate();
-        let mut all = groups(self.rows);
-        if let (Some(group), None) = (all.next(), all.next()) {
-            for (panel, blocks) in panels {
-                let tile = Tile { blocks, inputs: B::INPUTS, first_input: 0, ends: (true, true), panel };
-                self.group(wide, group, &tile);
-            }
-            return;
-        }
-        let mut scratch = B::scratch();
-        for first in (0..self.panel_blocks).step_by(UNPACKED / B::INPUTS) {
-            for (panel, blocks) in panels.clone() {
-                let blocks = &blocks[first..self.panel_blocks.min(first + UNPACKED / B::INPUTS)];
-                let plain = &mut scratch.as_mut()[..blocks.len()];
-                for index in 0..blocks.len() {
-                    blocks[index].unpack(wide, &mut plain[index]);
+        let count = groups(self.rows).count();
+        let pass_blocks = if count == 1 { self.panel_blocks } else { PASS_BYTES / size_of::<B>() };
+        let together = if count > FEW_GROUPS { TASK_PANELS } else { 1 };
+        let mut waiting = groups(self.rows).peekable();
+        while waiting.peek().is_some() {
+            let pass = waiting.clone().take(PASS_GROUPS);
+            for (set, panels) in self.blocks.chunks(together * self.panel_blocks).enumerate() {
+                for first_block in (0..self.panel_blocks).step_by(pass_blocks) {
+                    for (panel, blocks) in panels.chunks_exact(self.panel_blocks).enumerate() {
+                        let blocks = &blocks[first_block..self.panel_blocks.min(first_block + pass_blocks)];
+                        let column = (self.first + set * together + panel) * PANEL;
+                        let tile = Tile { blocks, first_block, column };
+                        for group in pass.clone() {
+                            match group.rows {
+                                1 => self.tile::<1, W>(wide, group, &tile),
+                                2 => self.tile::<2, W>(wide, group, &tile),
+                                3 => self.tile::<3, W>(wide, group, &tile),
+                                4 => self.tile::<4, W>(wide, group, &tile),
+                                5 => self.tile::<5, W>(wide, group, &tile),
+                                _ => self.tile::<GROUP, W>(wide, group, &tile),
+                            }
+                        }
+                    }
                 }
-                let ends = (first == 0, first + blocks.len() == self.panel_blocks);
-                let first_input = first * B::INPUTS;
-                let tile = Tile { blocks: &*plain, inputs: B::INPUTS, first_input, ends, panel };
-                for group in groups(self.rows) {
-                    self.group(wide, group, &tile);
-                }
             }
+            waiting.nth(PASS_GROUPS - 1);
         }
     }
 }
 
 impl<B: Block> Panels<'_, B> {
     #[inline(always)]
-    fn group<W: Wide, M: Multiply>(&self, wide: W, group: Group, tile: &Tile<'_, M>) {
-        match group.places {
-            1 => self.tile::<1, W, M>(wide, group, tile),
-            2 => self.tile::<2, W, M>(wide, group, tile),
-            4 => self.tile::<4, W, M>(wide, group, tile),
-            _ => self.tile::<6, W, M>(wide, group, tile),
-        }
-    }
-
-    #[inline(always)]
-    fn tile<const R: usize, W: Wide, M: Multiply>(&self, wide: W, group: Group, tile: &Tile<'_, M>) {
-        let column = (self.first + tile.panel) * PANEL;
-        let columns = PANEL.min(self.outputs - column);
+    fn tile<const R: usize, W: Wide>(&self, wide: W, Group { first, .. }: Group, tile: &Tile<'_, B>) {
+        let &Tile { blocks, first_block, column } = tile;
         let mut totals = [wide.zero(); R];
-        let rows = group.rows.min(R);
-        let (is_first, is_last) = tile.ends;
-        if !is_first {
-            for (r, total) in totals.iter_mut().enumerate().take(rows) {
+        if first_block > 0 {
+            for r in 0..R {
                 let mut values = [0.0; PANEL];
-                values[..columns].copy_from_slice(self.out(group.first + r, column, columns));
-                *total = wide.load(&values);
+                let found = self.out(first + r, column);
+                match found.first_chunk() {
+                    Some(whole) => values = *whole,
+                    None => values[..found.len()].copy_from_slice(found),
+                }
+                totals[r] = wide.load(&values);
             }
         }
-        for index in 0..tile.blocks.len() {
-            let input = tile.first_input + index * tile.inputs;
-            tile.blocks[index].multiply(wide, &self.x, group.first, input, &mut totals);
+        for index in 0..blocks.len() {
+            if first == 0 {
+                prefetch(blocks, index);
+            }
+            blocks[index].multiply(wide, &self.x, first, (first_block + index) * B::INPUTS, &mut totals);
         }
-        for (r, total) in totals.into_iter().enumerate().take(rows) {
+        let bias = match self.bias {
+            Some(bias) if first_block + blocks.len() == self.panel_blocks => &bias[column..],
+            _ => &[],
+        };
+        for r in 0..R {
             let mut values = [0.0; PANEL];
-            wide.store(total, &mut values);
-            if let (true, Some(bias)) = (is_last, self.bias) {
-                values.iter_mut().zip(&bias[column..]).for_each(|(value, bias)| *value += bias);
+            wide.store(totals[r], &mut values);
+            values.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+            let found = self.out(first + r, column);
+            match found.first_chunk_mut() {
+                Some(whole) => *whole = values,
+                None => found.copy_from_slice(&values[..found.len()]),
             }
-            self.out(group.first + r, column, columns).copy_from_slice(&values[..columns]);
         }
     }
 
+    /// What a row has in the panel whose first output is `column`.
     #[inline(always)]
     #[expect(clippy::mut_from_ref, reason = "see `Shares`")]
-    fn out(&self, row: usize, column: usize, columns: usize) -> &mut [f32] {
+    fn out(&self, row: usize, column: usize) -> &mut [f32] {
         #[expect(unsafe_code, reason = "see `Shares`")]
         // SAFETY: `linear` gives every panel to exactly one task, and a task uses one part at a time.
         unsafe {
-            self.out.part(row * self.outputs + column, columns)
+            self.out.part(row * self.outputs + column, PANEL.min(self.outputs - column))
+        }
+    }
+}
+
+/// Bytes that are fetched ahead of the weights that are multiplied.
+const AHEAD: usize = 4096;
+
+/// Asks for the block that will be needed soon.
+#[inline(always)]
+fn prefetch<B>(blocks: &[B], index: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let at = blocks.as_ptr().cast::<i8>().wrapping_add(index * size_of::<B>() + AHEAD);
+        for line in (0..size_of::<B>()).step_by(64) {
+            #[expect(unsafe_code, reason = "takes a pointer")]
+            // SAFETY: an address that is not mapped is not fetched.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line));
+            }
         }
     }
 }

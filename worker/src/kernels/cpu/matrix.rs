@@ -3,11 +3,10 @@
 use candle_core::{DType, Tensor, WithDType};
 use half::{bf16, f16};
 
-use super::filled;
 use super::lanes::InstructionSet;
 use super::linear::{Weights, linear};
-use super::panels::{Block, Float, Floats};
-use super::quantised::{Q4, Q8};
+use super::memory::Pages;
+use super::panels::{Block, Float, Floats, Q4, Q8};
 use super::threads::Threads;
 use super::wide::PANEL;
 use crate::kernels::blocks::{self, BLOCK};
@@ -17,7 +16,7 @@ use crate::kernels::{KernelError, WeightFormat};
 const STRIP: usize = 64 * PANEL;
 
 /// Weights `[outputs, inputs]`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Matrix {
     pub(super) outputs: usize,
     pub(super) inputs: usize,
@@ -25,13 +24,13 @@ pub struct Matrix {
 }
 
 /// The panels of a matrix, by format.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) enum Panels {
-    F32(Vec<Floats<f32>>),
-    Bf16(Vec<Floats<bf16>>),
-    F16(Vec<Floats<f16>>),
-    Q8(Vec<Q8>),
-    Q4(Vec<Q4>),
+    F32(Pages<Floats<f32>>),
+    Bf16(Pages<Floats<bf16>>),
+    F16(Pages<Floats<f16>>),
+    Q8(Pages<Q8>),
+    Q4(Pages<Q4>),
 }
 
 impl Matrix {
@@ -114,10 +113,10 @@ fn floats<T: Float + WithDType>(
     weights: &Tensor,
     dtype: DType,
     threads: &Threads,
-) -> Result<Vec<Floats<T>>, KernelError> {
+) -> Result<Pages<Floats<T>>, KernelError> {
     let (outputs, inputs) = weights.dims2().map_err(device)?;
     let panel_blocks = inputs.div_ceil(BLOCK);
-    let mut packed = filled(outputs.div_ceil(PANEL) * panel_blocks, Floats::ZERO)?;
+    let mut packed = Pages::filled(outputs.div_ceil(PANEL) * panel_blocks, Floats::ZERO)?;
     for (strip, to) in packed.chunks_mut(STRIP / PANEL * panel_blocks.max(1)).enumerate() {
         let first = strip * STRIP;
         let rows = STRIP.min(outputs - first);
@@ -140,8 +139,8 @@ fn panels<B: Block>(
     panel_blocks: usize,
     threads: &Threads,
     block: impl Fn(usize, usize) -> B + Sync,
-) -> Result<Vec<B>, KernelError> {
-    let mut blocks = filled(outputs.div_ceil(PANEL) * panel_blocks, B::ZERO)?;
+) -> Result<Pages<B>, KernelError> {
+    let mut blocks = Pages::filled(outputs.div_ceil(PANEL) * panel_blocks, B::ZERO)?;
     fill(&mut blocks, panel_blocks, threads, block);
     Ok(blocks)
 }

@@ -1,22 +1,26 @@
 //! How weights lie in memory: blocks of sixteen outputs by 32 or 256 inputs, read once from first to last.
 //!
-//! The sixteen numbers of one input, or of a pair, lie side by side, so that a vector holds a number of every output
-//! and a product needs no sum across lanes.
+//! The sixteen numbers of one input, or words of a few inputs, lie side by side, so that a vector holds a number of
+//! every output and a product needs no sum across lanes.
 
 #![expect(clippy::needless_range_loop, reason = "iterators that are not inlined spill every register")]
 
 use half::{bf16, f16};
 
-use super::activations::{Arithmetic, Packed};
+use super::activations::{Arithmetic, PAIRS, Packed, QUADS};
 use super::wide::{PANEL, Sixteen, Wide};
-use crate::kernels::blocks::BLOCK;
+use crate::kernels::blocks::{BLOCK, PARTS, Q4KBlock, Q8Block, SUPER_BLOCK};
 
-/// Inputs whose weights are unpacked at once: they stay in the first-level cache while many rows pass.
-pub(super) const UNPACKED: usize = 256;
+/// Sixteen outputs by some inputs, as they are stored.
+pub(super) trait Block: Copy + Send + Sync {
+    /// Weights that are all zero.
+    const ZERO: Self;
+    /// Inputs of a block.
+    const INPUTS: usize;
+    /// How rows are multiplied.
+    const ARITHMETIC: Arithmetic;
 
-/// Something that a group of rows is multiplied with.
-pub(super) trait Multiply {
-    /// Adds the products of `R` rows of `x`, from padded row `row` and input `input` on.
+    /// Adds the products of `R` rows of `x`, from row `row` and input `input` on.
     fn multiply<const R: usize, W: Wide>(
         &self,
         wide: W,
@@ -25,23 +29,7 @@ pub(super) trait Multiply {
         input: usize,
         totals: &mut [W::Floats; R],
     );
-}
 
-/// Sixteen outputs by some inputs, as they are stored.
-pub(super) trait Block: Multiply + Copy + Send + Sync {
-    /// Weights that are all zero.
-    const ZERO: Self;
-    /// Inputs of a block.
-    const INPUTS: usize;
-    /// How rows are multiplied.
-    const ARITHMETIC: Arithmetic;
-    /// The block as it is fastest to multiply with.
-    type Plain: Multiply;
-    /// [`UNPACKED`] inputs.
-    type Scratch: AsMut<[Self::Plain]>;
-
-    fn scratch() -> Self::Scratch;
-    fn unpack<W: Wide>(&self, wide: W, plain: &mut Self::Plain);
     /// One weight, as a float.
     fn weight(&self, output: usize, input: usize) -> f32;
 }
@@ -105,7 +93,11 @@ impl<T: Float> Floats<T> {
     }
 }
 
-impl<T: Float> Multiply for Floats<T> {
+impl<T: Float> Block for Floats<T> {
+    const ZERO: Self = Self([[T::ZERO; PANEL]; BLOCK]);
+    const INPUTS: usize = BLOCK;
+    const ARITHMETIC: Arithmetic = Arithmetic::Floats;
+
     #[inline(always)]
     fn multiply<const R: usize, W: Wide>(
         &self,
@@ -123,28 +115,156 @@ impl<T: Float> Multiply for Floats<T> {
             }
         }
     }
-}
-
-impl<T: Float> Block for Floats<T> {
-    const ZERO: Self = Self([[T::ZERO; PANEL]; BLOCK]);
-    const INPUTS: usize = BLOCK;
-    const ARITHMETIC: Arithmetic = Arithmetic::Floats;
-    type Plain = Floats<f32>;
-    type Scratch = [Floats<f32>; UNPACKED / BLOCK];
-
-    #[inline(always)]
-    fn scratch() -> Self::Scratch {
-        [Floats([[0.0; PANEL]; BLOCK]); UNPACKED / BLOCK]
-    }
-
-    #[inline(always)]
-    fn unpack<W: Wide>(&self, wide: W, plain: &mut Floats<f32>) {
-        for i in 0..BLOCK {
-            wide.store(T::load(wide, &self.0[i]), &mut plain.0[i]);
-        }
-    }
 
     fn weight(&self, output: usize, input: usize) -> f32 {
         self.0[input][output].widen()
     }
+}
+
+/// [`Q8Block`]s of sixteen outputs.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
+pub(super) struct Q8 {
+    scales: Sixteen<f16>,
+    /// Number `i` are inputs `i` and `i + 16`.
+    pairs: [Sixteen<[i8; 2]>; PAIRS],
+}
+
+impl Q8 {
+    pub(super) fn pack(blocks: &Sixteen<Q8Block>) -> Self {
+        let pair = |step: usize| blocks.each_ref().map(|block| [block.quants[step], block.quants[step + PAIRS]]);
+        Self { scales: blocks.each_ref().map(|block| block.scale), pairs: std::array::from_fn(pair) }
+    }
+}
+
+impl Block for Q8 {
+    const ZERO: Self = Self { scales: [f16::ZERO; PANEL], pairs: [[[0; 2]; PANEL]; PAIRS] };
+    const INPUTS: usize = BLOCK;
+    const ARITHMETIC: Arithmetic = Arithmetic::Pairs;
+
+    #[inline(always)]
+    fn multiply<const R: usize, W: Wide>(
+        &self,
+        wide: W,
+        x: &Packed<'_>,
+        row: usize,
+        input: usize,
+        totals: &mut [W::Floats; R],
+    ) {
+        let x = x.integers::<R, PAIRS>(row, input);
+        let mut sums = [wide.zero_words(); R];
+        for step in 0..PAIRS {
+            let weights = wide.widen_pairs(&self.pairs[step]);
+            for r in 0..R {
+                sums[r] = wide.multiply_add_pairs(weights, wide.splat_word(x.words[step][r]), sums[r]);
+            }
+        }
+        let scales = wide.load_f16(&self.scales);
+        for r in 0..R {
+            add_scaled(wide, wide.to_floats(sums[r]), x.scales[r], scales, &mut totals[r]);
+        }
+    }
+
+    fn weight(&self, output: usize, input: usize) -> f32 {
+        self.scales[output].to_f32() * f32::from(self.pairs[input % PAIRS][output][input / PAIRS])
+    }
+}
+
+/// [`Q4KBlock`]s of sixteen outputs.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
+pub(super) struct Q4 {
+    scales: Sixteen<f16>,
+    /// With the sign changed.
+    minimums: Sixteen<f16>,
+    parts: [Q4Part; PARTS],
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Q4Part {
+    scales: Sixteen<u8>,
+    minimums: Sixteen<u8>,
+    /// The lower halves of the four bytes of word `i` are inputs `i`, `i + 8`, `i + 16` and `i + 24`, the upper halves
+    /// those four inputs further on.
+    words: [Sixteen<u32>; QUADS / 2],
+}
+
+impl Q4Part {
+    const ZERO: Self = Self { scales: [0; PANEL], minimums: [0; PANEL], words: [[0; PANEL]; QUADS / 2] };
+}
+
+impl Q4 {
+    pub(super) fn pack(blocks: &Sixteen<Q4KBlock>) -> Self {
+        let part = |part: usize| Q4Part {
+            scales: blocks.each_ref().map(|block| block.scales[part]),
+            minimums: blocks.each_ref().map(|block| block.minimums[part]),
+            words: std::array::from_fn(|word| {
+                blocks.each_ref().map(|block| {
+                    let quants = &block.quants[part * BLOCK + word..];
+                    let byte = |byte| quants[byte * QUADS] | quants[byte * QUADS + QUADS / 2] << 4;
+                    u32::from_le_bytes(std::array::from_fn(byte))
+                })
+            }),
+        };
+        Self {
+            scales: blocks.each_ref().map(|block| block.scale),
+            minimums: blocks.each_ref().map(|block| -block.minimum),
+            parts: std::array::from_fn(part),
+        }
+    }
+}
+
+impl Block for Q4 {
+    const ZERO: Self =
+        Self { scales: [f16::ZERO; PANEL], minimums: [f16::ZERO; PANEL], parts: [Q4Part::ZERO; PARTS] };
+    const INPUTS: usize = SUPER_BLOCK;
+    const ARITHMETIC: Arithmetic = Arithmetic::Quads;
+
+    #[inline(always)]
+    fn multiply<const R: usize, W: Wide>(
+        &self,
+        wide: W,
+        x: &Packed<'_>,
+        row: usize,
+        input: usize,
+        totals: &mut [W::Floats; R],
+    ) {
+        for index in 0..PARTS {
+            let (part, x) = (&self.parts[index], x.integers::<R, QUADS>(row, input + index * BLOCK));
+            let mut sums = [wide.zero_words(); R];
+            for word in 0..QUADS / 2 {
+                let weights = wide.nibble_quads(&part.words[word]);
+                for half in 0..2 {
+                    for r in 0..R {
+                        let x = wide.splat_word(x.words[word + half * (QUADS / 2)][r]);
+                        sums[r] = wide.multiply_add_quads(weights[half], x, sums[r]);
+                    }
+                }
+            }
+            let scales = wide.multiply(wide.load_f16(&self.scales), wide.load_u8(&part.scales));
+            for r in 0..R {
+                add_scaled(wide, wide.quads_to_floats(sums[r]), x.scales[r], scales, &mut totals[r]);
+            }
+            let minimums = wide.multiply(wide.load_f16(&self.minimums), wide.load_u8(&part.minimums));
+            for r in 0..R {
+                totals[r] = wide.multiply_add(minimums, wide.splat(f32::from_bits(x.sums[r])), totals[r]);
+            }
+        }
+    }
+
+    fn weight(&self, output: usize, input: usize) -> f32 {
+        let (part, input) = (&self.parts[input / BLOCK], input % BLOCK);
+        let (word, half, byte) = (input % QUADS % (QUADS / 2), input % QUADS / (QUADS / 2), input / QUADS);
+        let quant = part.words[word][output] >> (8 * byte + 4 * half) & 15;
+        let scale = self.scales[output].to_f32() * f32::from(part.scales[output]);
+        scale * quant as f32 + self.minimums[output].to_f32() * f32::from(part.minimums[output])
+    }
+}
+
+/// `total += sums · x_scale · scales`.
+#[inline(always)]
+fn add_scaled<W: Wide>(wide: W, sums: W::Floats, x_scale: u32, scales: W::Floats, total: &mut W::Floats) {
+    let scaled = wide.multiply(sums, wide.splat(f32::from_bits(x_scale)));
+    *total = wide.multiply_add(scaled, scales, *total);
 }

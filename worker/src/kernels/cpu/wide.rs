@@ -1,7 +1,8 @@
 //! Sixteen outputs of a matrix at a time: the width of the panels that weights are stored in.
 //!
-//! Integers come in pairs of 16 bits, so that one instruction multiplies and adds two inputs of every output; their
-//! sums are exact. Floats are added in one order, so instruction sets with fused multiply-add agree to the bit.
+//! Integers come in words of 32 bits, two of 16 bits or four of 8 bits, so that one instruction multiplies and adds
+//! several inputs of every output; their sums are exact. Floats are added in one order, so instruction sets with fused
+//! multiply-add agree to the bit.
 
 use half::{bf16, f16};
 
@@ -34,8 +35,8 @@ pub(super) trait PanelTask {
 pub(super) trait Wide: Copy {
     /// Sixteen floats.
     type Floats: Copy;
-    /// Sixteen pairs of 16-bit integers, or sixteen 32-bit ones.
-    type Pairs: Copy;
+    /// Sixteen words of 32 bits: integers, pairs or quads.
+    type Words: Copy;
 
     fn zero(self) -> Self::Floats;
     fn splat(self, value: f32) -> Self::Floats;
@@ -48,18 +49,33 @@ pub(super) trait Wide: Copy {
     /// `a · b + c`.
     fn multiply_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
 
-    fn zero_pairs(self) -> Self::Pairs;
-    /// The pair whose first number is in the low half of `pair`, sixteen times.
-    fn splat_pair(self, pair: u32) -> Self::Pairs;
-    fn load_pairs(self, values: &Sixteen<[i16; 2]>) -> Self::Pairs;
-    fn widen_pairs(self, values: &Sixteen<[i8; 2]>) -> Self::Pairs;
-    /// Bits `4 · index` to `4 · index + 3` of both halves of each word.
-    fn nibble_pairs(self, words: &Sixteen<u32>, index: usize) -> Self::Pairs;
-    fn store_pairs(self, pairs: Self::Pairs, to: &mut Sixteen<[i16; 2]>);
+    /// The larger of the two absolute values.
+    fn larger(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// The largest of sixteen.
+    fn largest(self, floats: Self::Floats) -> f32;
+    /// The sum of sixteen, in any order.
+    fn sum(self, floats: Self::Floats) -> f32;
+
+    fn zero_words(self) -> Self::Words;
+    fn splat_word(self, word: u32) -> Self::Words;
+    fn store_words(self, words: Self::Words, to: &mut Sixteen<u32>);
+    /// The nearest integers, ties to even.
+    fn round(self, floats: Self::Floats) -> Self::Words;
+    /// Pairs of the lower halves of two integers.
+    fn pairs(self, low: Self::Words, high: Self::Words) -> Self::Words;
+    /// Pairs of 16 bits.
+    fn widen_pairs(self, values: &Sixteen<[i8; 2]>) -> Self::Words;
+    /// Quads of the lower four bits of each byte, and of the upper ones.
+    fn nibble_quads(self, words: &Sixteen<u32>) -> [Self::Words; 2];
     /// `c + a₀ · b₀ + a₁ · b₁` in 32 bits.
-    fn multiply_add_pairs(self, a: Self::Pairs, b: Self::Pairs, c: Self::Pairs) -> Self::Pairs;
-    /// The 32-bit integers as floats.
-    fn to_floats(self, sums: Self::Pairs) -> Self::Floats;
+    fn multiply_add_pairs(self, a: Self::Words, b: Self::Words, c: Self::Words) -> Self::Words;
+    /// `c + a₀ · b₀ + a₁ · b₁ + a₂ · b₂ + a₃ · b₃` of `a` from 0 to 15 and `b` from -127 to 127. What up to eight of
+    /// them add to zero is read by [`Self::quads_to_floats`].
+    fn multiply_add_quads(self, a: Self::Words, b: Self::Words, c: Self::Words) -> Self::Words;
+    /// 32-bit integers as floats.
+    fn to_floats(self, sums: Self::Words) -> Self::Floats;
+    /// Sums of [`Self::multiply_add_quads`] as floats.
+    fn quads_to_floats(self, sums: Self::Words) -> Self::Floats;
 }
 
 impl InstructionSet {

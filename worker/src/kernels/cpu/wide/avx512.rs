@@ -1,4 +1,4 @@
-//! AVX-512 with VNNI: sixteen numbers in one register, pairs multiplied and added at once.
+//! AVX-512 with VNNI: sixteen numbers in one register, pairs and quads multiplied and added at once.
 
 use std::arch::x86_64::*;
 
@@ -37,7 +37,7 @@ pub(super) fn run<T: PanelTask>(wide: Avx512, task: T) {
 // sixteen are valid for the unaligned loads and stores of all their bytes.
 impl Wide for Avx512 {
     type Floats = __m512;
-    type Pairs = __m512i;
+    type Words = __m512i;
 
     #[inline(always)]
     fn zero(self) -> __m512 {
@@ -88,18 +88,43 @@ impl Wide for Avx512 {
     }
 
     #[inline(always)]
-    fn zero_pairs(self) -> __m512i {
+    fn larger(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)) }
+    }
+
+    #[inline(always)]
+    fn largest(self, floats: __m512) -> f32 {
+        unsafe { _mm512_reduce_max_ps(floats) }
+    }
+
+    #[inline(always)]
+    fn sum(self, floats: __m512) -> f32 {
+        unsafe { _mm512_reduce_add_ps(floats) }
+    }
+
+    #[inline(always)]
+    fn zero_words(self) -> __m512i {
         unsafe { _mm512_setzero_si512() }
     }
 
     #[inline(always)]
-    fn splat_pair(self, pair: u32) -> __m512i {
-        unsafe { _mm512_set1_epi32(pair.cast_signed()) }
+    fn splat_word(self, word: u32) -> __m512i {
+        unsafe { _mm512_set1_epi32(word.cast_signed()) }
     }
 
     #[inline(always)]
-    fn load_pairs(self, values: &Sixteen<[i16; 2]>) -> __m512i {
-        unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
+    fn store_words(self, words: __m512i, to: &mut Sixteen<u32>) {
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), words) }
+    }
+
+    #[inline(always)]
+    fn round(self, floats: __m512) -> __m512i {
+        unsafe { _mm512_cvtps_epi32(floats) }
+    }
+
+    #[inline(always)]
+    fn pairs(self, low: __m512i, high: __m512i) -> __m512i {
+        unsafe { _mm512_mask_blend_epi16(0xaaaa_aaaa, low, _mm512_slli_epi32::<16>(high)) }
     }
 
     #[inline(always)]
@@ -108,17 +133,11 @@ impl Wide for Avx512 {
     }
 
     #[inline(always)]
-    fn nibble_pairs(self, words: &Sixteen<u32>, index: usize) -> __m512i {
+    fn nibble_quads(self, words: &Sixteen<u32>) -> [__m512i; 2] {
         unsafe {
-            let shifted =
-                _mm512_srl_epi32(_mm512_loadu_si512(words.as_ptr().cast()), _mm_cvtsi32_si128(4 * index as i32));
-            _mm512_and_si512(shifted, _mm512_set1_epi32(0x000f_000f))
+            let (mask, words) = (_mm512_set1_epi8(15), _mm512_loadu_si512(words.as_ptr().cast()));
+            [_mm512_and_si512(words, mask), _mm512_and_si512(_mm512_srli_epi32::<4>(words), mask)]
         }
-    }
-
-    #[inline(always)]
-    fn store_pairs(self, pairs: __m512i, to: &mut Sixteen<[i16; 2]>) {
-        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs) }
     }
 
     #[inline(always)]
@@ -127,7 +146,17 @@ impl Wide for Avx512 {
     }
 
     #[inline(always)]
+    fn multiply_add_quads(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(c, a, b) }
+    }
+
+    #[inline(always)]
     fn to_floats(self, sums: __m512i) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(sums) }
+    }
+
+    #[inline(always)]
+    fn quads_to_floats(self, sums: __m512i) -> __m512 {
+        self.to_floats(sums)
     }
 }

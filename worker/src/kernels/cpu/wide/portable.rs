@@ -7,7 +7,7 @@ use crate::kernels::cpu::lanes::{Baseline, multiply_add};
 
 impl Wide for Baseline {
     type Floats = Sixteen<f32>;
-    type Pairs = Sixteen<u32>;
+    type Words = Sixteen<u32>;
 
     #[inline(always)]
     fn zero(self) -> Sixteen<f32> {
@@ -61,33 +61,65 @@ impl Wide for Baseline {
     }
 
     #[inline(always)]
-    fn zero_pairs(self) -> Sixteen<u32> {
+    fn larger(self, mut a: Sixteen<f32>, b: Sixteen<f32>) -> Sixteen<f32> {
+        for i in 0..16 {
+            a[i] = a[i].abs().max(b[i].abs());
+        }
+        a
+    }
+
+    #[inline(always)]
+    fn largest(self, floats: Sixteen<f32>) -> f32 {
+        floats.into_iter().fold(floats[0], f32::max)
+    }
+
+    #[inline(always)]
+    fn sum(self, mut floats: Sixteen<f32>) -> f32 {
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                floats[i] += floats[i + half];
+            }
+        }
+        floats[0]
+    }
+
+    #[inline(always)]
+    fn zero_words(self) -> Sixteen<u32> {
         [0; 16]
     }
 
     #[inline(always)]
-    fn splat_pair(self, pair: u32) -> Sixteen<u32> {
-        [pair; 16]
+    fn splat_word(self, word: u32) -> Sixteen<u32> {
+        [word; 16]
     }
 
     #[inline(always)]
-    fn load_pairs(self, values: &Sixteen<[i16; 2]>) -> Sixteen<u32> {
-        values.map(|[low, high]| u32::from(low.cast_unsigned()) | u32::from(high.cast_unsigned()) << 16)
+    fn store_words(self, words: Sixteen<u32>, to: &mut Sixteen<u32>) {
+        *to = words;
+    }
+
+    #[inline(always)]
+    fn round(self, floats: Sixteen<f32>) -> Sixteen<u32> {
+        floats.map(|value| (value.round_ties_even() as i32).cast_unsigned())
+    }
+
+    #[inline(always)]
+    fn pairs(self, mut low: Sixteen<u32>, high: Sixteen<u32>) -> Sixteen<u32> {
+        for i in 0..16 {
+            low[i] = low[i] & 0xffff | high[i] << 16;
+        }
+        low
     }
 
     #[inline(always)]
     fn widen_pairs(self, values: &Sixteen<[i8; 2]>) -> Sixteen<u32> {
-        self.load_pairs(&values.map(|pair| pair.map(i16::from)))
+        let half = |value: i8| u32::from(i16::from(value).cast_unsigned());
+        values.map(|[low, high]| half(low) | half(high) << 16)
     }
 
     #[inline(always)]
-    fn nibble_pairs(self, words: &Sixteen<u32>, index: usize) -> Sixteen<u32> {
-        words.map(|word| word >> (4 * index) & 0x000f_000f)
-    }
-
-    #[inline(always)]
-    fn store_pairs(self, pairs: Sixteen<u32>, to: &mut Sixteen<[i16; 2]>) {
-        *to = pairs.map(halves);
+    fn nibble_quads(self, words: &Sixteen<u32>) -> [Sixteen<u32>; 2] {
+        [words.map(|word| word & 0x0f0f_0f0f), words.map(|word| word >> 4 & 0x0f0f_0f0f)]
     }
 
     #[inline(always)]
@@ -101,8 +133,24 @@ impl Wide for Baseline {
     }
 
     #[inline(always)]
+    fn multiply_add_quads(self, a: Sixteen<u32>, b: Sixteen<u32>, mut c: Sixteen<u32>) -> Sixteen<u32> {
+        for i in 0..16 {
+            let (a, b) = (a[i].to_le_bytes(), b[i].to_le_bytes());
+            for byte in 0..4 {
+                c[i] = c[i].wrapping_add_signed(i32::from(a[byte]) * i32::from(b[byte].cast_signed()));
+            }
+        }
+        c
+    }
+
+    #[inline(always)]
     fn to_floats(self, sums: Sixteen<u32>) -> Sixteen<f32> {
         sums.map(|sum| sum.cast_signed() as f32)
+    }
+
+    #[inline(always)]
+    fn quads_to_floats(self, sums: Sixteen<u32>) -> Sixteen<f32> {
+        self.to_floats(sums)
     }
 }
 

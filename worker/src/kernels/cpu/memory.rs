@@ -1,0 +1,77 @@
+//! Memory for weights.
+
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use memmap2::MmapMut;
+
+use crate::kernels::KernelError;
+
+/// Bytes of a huge page, where there are any.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Numbers in pages of their own: huge ones where the system has them, which spares the walks through page tables that
+/// cost a good part of the bandwidth when weights are read from first to last.
+#[derive(Debug)]
+pub(super) struct Pages<T> {
+    memory: MmapMut,
+    /// Bytes before the first number.
+    offset: usize,
+    len: usize,
+    numbers: PhantomData<T>,
+}
+
+impl<T: Copy> Pages<T> {
+    /// `len` times `value`.
+    ///
+    /// # Errors
+    /// [`KernelError::OutOfMemory`].
+    pub(super) fn filled(len: usize, value: T) -> Result<Self, KernelError> {
+        let too_many = KernelError::OutOfMemory { elements: len };
+        let Some(bytes) = len.checked_mul(size_of::<T>()) else { return Err(too_many) };
+        // Where a huge page begins depends on the address. What lies before it is never touched and takes no memory.
+        let align = if bytes < HUGE_PAGE { align_of::<T>() } else { HUGE_PAGE };
+        let Some(mapped) = bytes.checked_add(align) else { return Err(too_many) };
+        let memory = MmapMut::map_anon(mapped).map_err(|_| too_many)?;
+        let offset = memory.as_ptr().align_offset(align);
+        #[cfg(target_os = "linux")]
+        if bytes >= HUGE_PAGE {
+            // Without huge pages the weights are read more slowly, and that is all.
+            drop(memory.advise_range(memmap2::Advice::HugePage, offset, bytes));
+        }
+        let mut pages = Self { memory, offset, len, numbers: PhantomData };
+        let first = pages.memory.as_mut_ptr().wrapping_add(offset).cast::<T>();
+        for index in 0..len {
+            #[expect(unsafe_code, reason = "the map has bytes, which are no numbers before they are written")]
+            // SAFETY: `offset + len · size_of::<T>()` bytes are mapped, from an address aligned for `T`.
+            unsafe {
+                first.add(index).write(value);
+            }
+        }
+        Ok(pages)
+    }
+}
+
+impl<T> Deref for Pages<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        let first = self.memory.as_ptr().wrapping_add(self.offset).cast();
+        #[expect(unsafe_code, reason = "see `filled`")]
+        // SAFETY: `filled` has written `len` numbers there.
+        unsafe {
+            std::slice::from_raw_parts(first, self.len)
+        }
+    }
+}
+
+impl<T> DerefMut for Pages<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        let first = self.memory.as_mut_ptr().wrapping_add(self.offset).cast();
+        #[expect(unsafe_code, reason = "see `filled`")]
+        // SAFETY: `filled` has written `len` numbers there, and the map is this value's own.
+        unsafe {
+            std::slice::from_raw_parts_mut(first, self.len)
+        }
+    }
+}
