@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use cosec_coordinator::merge::{Cosec, Evidence, Laws, MergeRule, Warps};
 use cosec_proto::draw::Warp;
-use cosec_worker::model_runner::{BatchItem, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
+use cosec_worker::model_runner::{BatchItem, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
 use serde::Deserialize;
 
 /// The expert's temperature magnifies differences of logits of 1e-5.
@@ -72,6 +72,7 @@ impl Cached {
             start: self.tokens,
             blocks: &blocks,
             rows: tokens.len() - 1..tokens.len(),
+            device: DeviceChoice::Cpu,
             adapter: None,
         };
         let row = self.model.forward(&[item]).unwrap().row(0).to_vec();

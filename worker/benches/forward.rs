@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use cosec_worker::model_runner::{BatchItem, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
+use cosec_worker::model_runner::{BatchItem, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
 
 struct Shape {
     name: &'static str,
@@ -45,6 +45,7 @@ fn measure(shape: &Shape, dtype_name: &str, dtype: DType) -> anyhow::Result<()> 
     let directory = tempfile::tempdir()?;
     write_checkpoint(directory.path(), shape, dtype)?;
     let options = LoadOptions {
+        device: DeviceChoice::Cpu,
         adapter: None,
         lora: Vec::new(),
         dtype: DtypeChoice::Auto,

@@ -7,7 +7,8 @@ use serde::Deserialize;
 
 use crate::loader::hub::{self, Content, HubError};
 use crate::model_runner::{
-    BatchItem, DtypeChoice, ForwardError, KvDtype, LoadError, LoadOptions, ModelRunner, NamedAdapter, Quantize,
+    BatchItem, DeviceChoice, DtypeChoice, ForwardError, KvDtype, LoadError, LoadOptions, ModelRunner, NamedAdapter,
+    Quantize,
 };
 
 /// Tokens of a cache block; small, so that the check crosses blocks.
@@ -28,6 +29,9 @@ pub struct CheckArgs {
     /// A PEFT LoRA adapter beside the weights, which all prompts choose.
     #[arg(long, value_name = "NAME=ADAPTER")]
     pub lora: Option<NamedAdapter>,
+    /// Where the model runs: cpu, cuda or cuda:N in a build for GPUs, or candle-cpu.
+    #[arg(long, default_value_t)]
+    pub device: DeviceChoice,
     /// Element type of the weights.
     #[arg(long, value_enum, default_value_t)]
     pub dtype: DtypeChoice,
@@ -113,6 +117,7 @@ pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
     let options = LoadOptions {
         adapter: args.adapter.clone(),
         lora: args.lora.iter().cloned().collect(),
+        device: args.device,
         dtype: args.dtype,
         tokenizer: args.tokenizer.clone(),
         quantize: args.quantize,
@@ -122,8 +127,11 @@ pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
         threads: args.threads,
     };
     let mut model = ModelRunner::load(&directory, &options)?;
-    // The expectation was computed from the checkpoint's own weights, in f32.
-    let own_weights = matches!(args.dtype, DtypeChoice::Auto | DtypeChoice::F32) && args.quantize.is_none();
+    // The expectation was computed from the checkpoint's own weights, in f32. Devices other than the CPU round what is
+    // multiplied with 16 bits.
+    let own_dtype =
+        args.dtype == DtypeChoice::F32 || args.dtype == DtypeChoice::Auto && args.device == DeviceChoice::Cpu;
+    let own_weights = own_dtype && args.quantize.is_none();
     let own_cache = matches!(args.kv_dtype, KvDtype::Auto | KvDtype::F32);
     let (measure, default) = match args.quantize {
         None if own_weights && own_cache => (Measure::Absolute, 1e-4),

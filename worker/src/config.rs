@@ -9,7 +9,7 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
-use crate::model_runner::{DtypeChoice, KvDtype, NamedAdapter, Quantize};
+use crate::model_runner::{DeviceChoice, DtypeChoice, KvDtype, NamedAdapter, Quantize};
 use crate::registration::{self, InvalidRegistration};
 
 /// Prefix of the environment variables: `COSEC_WORKER_STEP_TOKENS` sets `step_tokens`.
@@ -84,6 +84,11 @@ pub struct Flags {
     #[arg(long, value_name = "NAME=ADAPTER")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lora: Vec<NamedAdapter>,
+    /// Where the model runs: cpu, cuda or cuda:N in a build for GPUs, or candle-cpu, which tests on the CPU what would run
+    /// on a GPU [default: cpu].
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceChoice>,
     /// Element type of the weights in memory [default: auto].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -116,7 +121,7 @@ pub struct Flags {
     #[arg(long, value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_tokens: Option<usize>,
-    /// Threads of the forward pass, 0 for one per core [default: 0].
+    /// Threads of the forward pass and of reading its logits, 0 for one per core [default: 0].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
@@ -161,6 +166,8 @@ pub struct Config {
     pub adapter: Option<PathBuf>,
     /// Adapters that sessions choose by name.
     pub lora: Vec<NamedAdapter>,
+    /// Where the model runs.
+    pub device: DeviceChoice,
     /// Element type of the weights in memory.
     pub dtype: DtypeChoice,
     /// Folder of tokenizer.json.
@@ -211,6 +218,7 @@ struct Settings {
     metrics_listen: Option<String>,
     adapter: Option<PathBuf>,
     lora: Vec<NamedAdapter>,
+    device: DeviceChoice,
     dtype: DtypeChoice,
     tokenizer: Option<PathBuf>,
     quantize: Option<Quantize>,
@@ -239,6 +247,7 @@ impl Default for Settings {
             metrics_listen: None,
             adapter: None,
             lora: Vec::new(),
+            device: DeviceChoice::Cpu,
             dtype: DtypeChoice::Auto,
             tokenizer: None,
             quantize: None,
@@ -305,6 +314,7 @@ impl Settings {
             metrics_listen: self.metrics_listen.map(|address| host_port("metrics_listen", address)).transpose()?,
             adapter: self.adapter,
             lora: distinct(self.lora)?,
+            device: self.device,
             dtype: self.dtype,
             tokenizer: self.tokenizer,
             quantize: self.quantize,
@@ -465,6 +475,8 @@ mod tests {
             check(&format!("quantize = {quantize:?}\nkv_dtype = \"f16\""), &flags(), Ok(()));
         }
         check("quantize = \"q2_k\"", &flags(), Err("q2_k"));
+        check("device = \"candle-cpu\"", &flags(), Ok(()));
+        check("device = \"tpu\"", &flags(), Err("device is \"tpu\"; expected cpu"));
         check("kv_dtype = \"f64\"", &flags(), Err("f64"));
         let missing = Flags { config: Some("no/such/file.toml".into()), ..flags() };
         assert_eq!(load(&missing), Err(ConfigError::NoFile("no/such/file.toml".into())));

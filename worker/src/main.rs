@@ -32,7 +32,7 @@ enum Command {
     /// Serves a model over gRPC.
     Serve(Box<Flags>),
     /// Compares a model with expected logits; exits 1 over the tolerance.
-    Check(CheckArgs),
+    Check(Box<CheckArgs>),
 }
 
 fn main() -> ExitCode {
@@ -107,6 +107,7 @@ fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error +
     let options = LoadOptions {
         adapter: config.adapter.clone(),
         lora: config.lora.clone(),
+        device: config.device,
         dtype: config.dtype,
         tokenizer: config.tokenizer.clone(),
         quantize: config.quantize,

@@ -7,14 +7,16 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::decoder::{AdaptedRows, Batch, Decoder};
-use crate::kernels::cpu::Cpu;
+pub use self::device::DeviceChoice;
+use self::device::PlacedDecoder;
+use crate::decoder::{AdaptedRows, Batch};
 use crate::kernels::{CacheFormat, KernelError, Place};
-use crate::loader;
 pub use crate::loader::lora::NamedAdapter;
 pub use crate::loader::{LoadError, Quantize};
 
-/// Element type of the weights in memory. Activations are f32 on the CPU.
+mod device;
+
+/// Element type of the weights in memory. Activations are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DtypeChoice {
@@ -33,7 +35,7 @@ pub enum DtypeChoice {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KvDtype {
-    /// That of the activations: f32 on the CPU.
+    /// That of the activations, which is f32.
     #[default]
     Auto,
     /// 32-bit floats.
@@ -59,6 +61,8 @@ impl KvDtype {
 /// How a model is brought into memory.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
+    /// Where the model runs.
+    pub device: DeviceChoice,
     /// Directory of a PEFT LoRA adapter, merged into the weights.
     pub adapter: Option<PathBuf>,
     /// Adapters that stay beside the weights, for batch items to choose from.
@@ -75,7 +79,7 @@ pub struct LoadOptions {
     pub blocks: usize,
     /// Tokens of one block.
     pub block_tokens: usize,
-    /// Threads of the forward pass; 0 takes one per core.
+    /// Threads of the forward pass, and of reading its logits; 0 takes one per core.
     pub threads: usize,
 }
 
@@ -92,7 +96,7 @@ pub struct ModelDescription {
     pub context_tokens: usize,
     /// Ids that end a generation (generation_config.json, else config.json).
     pub end_token_ids: Vec<u32>,
-    /// SHA-256 over weights, config, tokenizer, merged adapter and compute type, in hex.
+    /// SHA-256 over weights, config, tokenizer, merged adapter, compute type and kind of device, in hex.
     pub fingerprint: String,
     /// SHA-256 over the content of the vocabulary, in hex: equal for models that may co-decode.
     pub tokenizer_fingerprint: String,
@@ -170,7 +174,7 @@ pub enum ForwardError {
 
 /// A model in memory with its KV cache.
 pub struct ModelRunner {
-    decoder: Decoder<Cpu>,
+    decoder: PlacedDecoder,
     description: ModelDescription,
     /// Memory of the last batch.
     batch: Batch<'static>,
@@ -189,8 +193,7 @@ impl ModelRunner {
                 return Err(LoadError::Option { option, value, expected: "a number from 1 to 4294967295" });
             }
         }
-        let kernels = Cpu::new(options.threads).map_err(LoadError::Threads)?;
-        let (decoder, description) = loader::load(directory, options, kernels)?;
+        let (decoder, description) = PlacedDecoder::load(directory, options)?;
         Ok(Self { decoder, description, batch: Batch::default(), logits: Vec::new() })
     }
 
@@ -202,8 +205,8 @@ impl ModelRunner {
 
     /// Runs the model over all new tokens of `batch` and caches their keys and values.
     ///
-    /// A row's logits are the same bits whatever else is in the batch and however the sequence was chunked. No two
-    /// items may write to the same block.
+    /// On the CPU a row's logits are the same bits whatever else is in the batch and however the sequence was chunked;
+    /// on other devices they are close. No two items may write to the same block.
     ///
     /// # Errors
     /// [`ForwardError`].
@@ -230,7 +233,7 @@ impl ModelRunner {
     /// Shows row i of the last forward pass to `read` with `readers[i]`, on the threads of the model.
     pub(crate) fn read_rows<R: Send>(&self, readers: &mut [R], read: impl Fn(&mut R, &[f32]) + Sync) {
         let rows = Logits { values: &self.logits, vocabulary: self.description.vocabulary };
-        self.decoder.kernels().each(readers, |index, reader| read(reader, rows.row(index)));
+        self.decoder.host().each(readers, |index, reader| read(reader, rows.row(index)));
     }
 
     fn check(&self, item: &BatchItem<'_>) -> Result<(), String> {

@@ -1,8 +1,11 @@
 //! The fast kernels against the plain f64 ones, on fresh random shapes, and a row alone against the row in company.
 #![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 
+use std::ops::Range;
+
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
+use cosec_worker::kernels::candle::Candle;
 use cosec_worker::kernels::cpu::Cpu;
 use cosec_worker::kernels::reference::Reference;
 use cosec_worker::kernels::{
@@ -46,16 +49,31 @@ fn download<K: Kernels>(kernels: &K, buffer: &K::Buffer, len: usize) -> Vec<f32>
     values
 }
 
-/// Both kinds of CPU kernels within `tolerance` of the reference, relative to what is above 1.
-fn check(tolerance: f32, compute: impl Compute) {
+/// Both kinds of CPU kernels within `tolerance` of the reference.
+fn check_cpu(tolerance: f32, compute: &impl Compute) {
     let expected = compute.with(&Reference);
-    for (name, found) in [("detected", compute.with(&Cpu::default())), ("baseline", compute.with(&Cpu::baseline()))] {
-        assert_eq!(found.len(), expected.len());
-        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
-            let error = (found - expected).abs() / expected.abs().max(1.0);
-            assert!(error <= tolerance, "{name}, element {i}: {found}, not {expected}");
-        }
+    compare("detected", tolerance, &compute.with(&Cpu::default()), &expected);
+    compare("baseline", tolerance, &compute.with(&Cpu::baseline()), &expected);
+}
+
+/// All kernels within `tolerance` of the reference.
+fn check(tolerance: f32, compute: impl Compute) {
+    check_cpu(tolerance, &compute);
+    compare("candle", tolerance, &compute.with(&candle()), &compute.with(&Reference));
+}
+
+/// Within `tolerance`, relative to what is above 1.
+fn compare(name: &str, tolerance: f32, found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len());
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let error = (found - expected).abs() / expected.abs().max(1.0);
+        assert!(error <= tolerance, "{name}, element {i}: {found}, not {expected}");
     }
+}
+
+/// What runs on GPUs, here on the CPU.
+fn candle() -> Candle {
+    Candle::new(Device::Cpu)
 }
 
 /// A computation on any kernels.
@@ -114,7 +132,32 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
 fn linear_agrees() {
     with_seeds(|rng| {
         for format in FORMATS {
-            check(tolerance(format), Linear::random(rng, format));
+            check_cpu(tolerance(format), &Linear::random(rng, format));
+        }
+    });
+}
+
+/// In relative L2 to what products of this size usually are. Floats: activations are what the weights' type can hold, and
+/// what remains is the rounding of sums to that type. Quantised weights: activations of 8 bits.
+#[test]
+fn linear_is_close_on_candle() {
+    with_seeds(|rng| {
+        for (format, dtype, bound) in [
+            (WeightFormat::F32, DType::F32, 1e-5),
+            (WeightFormat::Bf16, DType::BF16, 1.0 / 64.0),
+            (WeightFormat::F16, DType::F16, 1.0 / 512.0),
+            (WeightFormat::Q8_0, DType::F32, 2e-2),
+            (WeightFormat::Q4K, DType::F32, 2e-2),
+        ] {
+            let linear = Linear::random(rng, format);
+            let x = matrix(&linear.x, linear.rows).to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap();
+            let linear = Linear { x: x.flatten_all().unwrap().to_vec1().unwrap(), ..linear };
+            let (found, expected) = (linear.with(&candle()), linear.with(&Reference));
+            assert_eq!(found.len(), expected.len());
+            let error = distance(&found, &expected);
+            // A product of numbers in [-1, 1] has a mean square of 1/9.
+            let usual = (found.len() * linear.x.len() / linear.rows) as f32 / 9.0;
+            assert!(error <= bound * usual.sqrt(), "{format:?}: {error} of {usual}");
         }
     });
 }
@@ -176,7 +219,7 @@ fn linear_does_not_depend_on_threads() {
         let weight = matrix(&random(&mut rng, inputs * outputs), outputs);
         let linear = Linear { x: random(&mut rng, rows * inputs), rows, weight, format, bias: None };
         assert_eq!(linear.with(&Cpu::new(1).unwrap()), linear.with(&Cpu::new(3).unwrap()));
-        check(tolerance(format), linear);
+        check_cpu(tolerance(format), &linear);
     }
 }
 
@@ -363,6 +406,150 @@ fn embedded_rows_are_what_the_blocks_stand_for() {
             check(2e-7, Embedded(matrix(&random(rng, rows * width), rows), format, ids));
         }
     });
+}
+
+/// Rows picked out, and rows added to: some of the columns of some of the rows.
+struct Updated {
+    x: Vec<f32>,
+    width: usize,
+    rows: Vec<usize>,
+    columns: Range<usize>,
+    y: Vec<f32>,
+}
+
+impl Compute for Updated {
+    fn with<K: Kernels>(&self, kernels: &K) -> Vec<f32> {
+        let Self { x, width, rows, columns, y } = self;
+        let mut sum = upload(kernels, x);
+        kernels.add_rows(&mut sum, *width, rows, columns.clone(), &upload(kernels, y));
+        kernels.add_rows(&mut sum, *width, &[], columns.clone(), &upload(kernels, y));
+        let mut picked = kernels.buffer(rows.len() * width).unwrap();
+        kernels.select(&sum, *width, rows, &mut picked);
+        kernels.select(&sum, *width, &[], &mut picked);
+        [download(kernels, &sum, x.len()), download(kernels, &picked, rows.len() * width)].concat()
+    }
+}
+
+#[test]
+fn updated_rows_agree() {
+    with_seeds(|rng| {
+        let (count, width) = (rng.random_range(1..20), rng.random_range(1..50));
+        let mut rows: Vec<usize> = (0..count).collect();
+        rows.shuffle(rng);
+        rows.truncate(rng.random_range(1..=count));
+        let first = rng.random_range(0..width);
+        let columns = first..rng.random_range(first + 1..=width);
+        let y = random(rng, rows.len() * columns.len());
+        check(1e-6, Updated { x: random(rng, count * width), width, rows, columns, y });
+    });
+}
+
+const HEADS: Heads = Heads { query: 4, kv: 2, width: 6 };
+const SHAPE: CacheShape =
+    CacheShape { layers: 2, blocks: 40, block_tokens: 4, kv_width: 12, format: CacheFormat::F32 };
+
+/// Rows of one sequence that are new in a step.
+struct Chunk {
+    start: usize,
+    rows: usize,
+    blocks: Vec<u32>,
+}
+
+/// What attention finds for the rows of each step, layer after layer.
+fn attended<K: Kernels>(kernels: &K, steps: &[(Vec<Chunk>, Vec<f32>)], windows: [Option<usize>; 2]) -> Vec<f32> {
+    let mut cache = kernels.cache(SHAPE).unwrap();
+    let mut all = Vec::new();
+    for (chunks, values) in steps {
+        let rows = |chunk: &'_ Chunk| chunk.start..chunk.start + chunk.rows;
+        let places: Vec<Place<'_>> = chunks
+            .iter()
+            .flat_map(|chunk| rows(chunk).map(|position| Place { position, blocks: &chunk.blocks }))
+            .collect();
+        let mut qkv = kernels.buffer(values.len()).unwrap();
+        kernels.write(values, &mut qkv).unwrap();
+        for (layer, window) in windows.into_iter().enumerate() {
+            let mut found = vec![0.0; places.len() * HEADS.query_width()];
+            let mut out = kernels.buffer(found.len()).unwrap();
+            kernels.append(&qkv, HEADS, &places, &mut cache, layer);
+            kernels.attend(&qkv, HEADS, window, &places, (&cache, layer), &mut out);
+            kernels.read(&out, &mut found).unwrap();
+            all.extend(found);
+        }
+    }
+    all
+}
+
+/// Sequences that grow by chunks of different sizes, in batches of changing order, whatever fits at a time.
+#[test]
+fn ragged_batches_agree_whatever_fits() {
+    let seed: u64 = rand::random();
+    let rng = &mut StdRng::seed_from_u64(seed);
+    let mut blocks: Vec<u32> = (0..40).collect();
+    blocks.shuffle(rng);
+    let mut lengths = [0; 5];
+    let steps: Vec<_> = (0..6)
+        .map(|_| {
+            let mut order: Vec<usize> = (0..5).collect();
+            order.shuffle(rng);
+            let mut chunks = Vec::new();
+            for sequence in order {
+                let rows = *[0, 1, 1, 2, 5].get(rng.random_range(0..5)).unwrap();
+                if rows > 0 {
+                    let blocks = blocks[8 * sequence..][..8].to_vec();
+                    chunks.push(Chunk { start: lengths[sequence], rows, blocks });
+                    lengths[sequence] += rows;
+                }
+            }
+            let rows: usize = chunks.iter().map(|chunk| chunk.rows).sum();
+            let values = (0..rows * HEADS.qkv_width()).map(|_| rng.random_range(-2.0..2.0)).collect();
+            (chunks, values)
+        })
+        .filter(|(chunks, _): &(Vec<Chunk>, Vec<f32>)| !chunks.is_empty())
+        .collect();
+    let windows = [None, Some(rng.random_range(1..12))];
+    let expected = attended(&Reference, &steps, windows);
+    for attention_elements in [1, 100, 700, 1 << 27] {
+        let kernels = candle().with_attention_elements(attention_elements);
+        let found = attended(&kernels, &steps, windows);
+        let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(found.len() == expected.len() && worst < 2e-5, "seed {seed}, {attention_elements}: {worst}");
+    }
+}
+
+/// Padding must not carry what another sequence left behind.
+#[test]
+fn a_broken_sequence_breaks_no_other() {
+    let kernels = candle();
+    let chunk = |rows, block, start| Chunk { start, rows, blocks: vec![block] };
+    let values = |rows: usize, value: f32| vec![value; rows * HEADS.qkv_width()];
+    let steps = [
+        (vec![chunk(3, 0, 0)], values(3, f32::NAN)),
+        (vec![chunk(3, 1, 0)], values(3, 1.0)),
+        (vec![chunk(1, 0, 3), chunk(1, 1, 3), chunk(1, 2, 0)], [values(1, f32::NAN), values(2, 1.0)].concat()),
+    ];
+    let found = attended(&kernels, &steps, [None, Some(2)]);
+    let last = &found[found.len() - 3 * HEADS.query_width()..];
+    assert!(last[..HEADS.query_width()].iter().all(|value| value.is_nan()));
+    assert!(last[HEADS.query_width()..].iter().all(|value| (value - 1.0).abs() < 1e-6), "{last:?}");
+}
+
+/// The failure waits for whoever reads next, and is told once.
+#[test]
+fn candle_keeps_the_first_failure() {
+    let kernels = candle();
+    let (short, mut out) = (upload(&kernels, &[1.0; 3]), upload(&kernels, &[7.0; 2]));
+    kernels.activate(Activation::Silu, &mut out, 3);
+    kernels.add(&mut out, &short, 2);
+    let mut values = [0.0; 2];
+    assert!(kernels.read(&out, &mut values).unwrap_err().to_string().contains("device: "));
+    assert_eq!((kernels.read(&out, &mut values), values), (Ok(()), [8.0; 2]));
+    kernels.activate(Activation::Silu, &mut out, 3);
+    assert!(kernels.read(&out, &mut []).is_err());
+    assert!(
+        kernels
+            .cache(CacheShape { layers: 1, blocks: 1 << 30, block_tokens: 8, kv_width: 0, format: CacheFormat::F32 })
+            .is_err()
+    );
 }
 
 #[test]

@@ -137,6 +137,10 @@ impl<K: Kernels> Decoder<K> {
     /// # Errors
     /// [`KernelError`]; what the cache holds at the batch's places is then undefined.
     pub fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<(), KernelError> {
+        if batch.tokens.is_empty() {
+            logits.clear();
+            return Ok(());
+        }
         self.workspace.reserve(&self.kernels, &self.spec, batch.tokens.len())?;
         self.embed(batch)?;
         for layer in 0..self.blocks.len() {
@@ -191,7 +195,8 @@ impl<K: Kernels> Decoder<K> {
         let Workspace { stream, normed, branch, logits: out, scratch, .. } = &mut self.workspace;
         logits.resize(rows * self.spec.vocabulary, 0.0);
         if rows == 0 {
-            return Ok(());
+            // Waits, too: what failed concerns this batch and not the next one.
+            return self.kernels.read(stream, logits);
         }
         let out = out.reserve(&self.kernels, rows * self.spec.vocabulary)?;
         self.kernels.select(stream, self.spec.hidden, &batch.wanted, branch);

@@ -1,10 +1,11 @@
 //! The arithmetic of a forward pass, one trait for every device.
 //!
 //! The decoder works on buffers of the trait's own type, so that it does not know where they lie. All matrices are
-//! row-major; a buffer may be longer than what an operation uses, which always starts at its beginning.
+//! row-major; a buffer may be longer than what an operation uses, which always starts at its beginning. What lies behind
+//! what the last operation wrote is undefined.
 //!
-//! Whoever implements [`Kernels`] promises that a row of a result has the same bits whatever the other rows are, how
-//! many they are, and however the cache blocks of its sequence lie.
+//! [`cpu`] and [`reference`] promise that a row of a result has the same bits whatever the other rows are, how many they
+//! are, and however the cache blocks of its sequence lie. [`candle`], which serves GPUs, does not.
 
 use std::ops::Range;
 
@@ -12,6 +13,7 @@ use candle_core::{DType, Tensor};
 
 mod blocks;
 pub(crate) use blocks::quantise;
+pub mod candle;
 pub mod cpu;
 pub mod reference;
 
@@ -23,6 +25,14 @@ pub trait Kernels {
     type Matrix;
     /// Keys and values of all layers, `[layers][blocks][block_tokens][kv_heads][head_dim]` each.
     type Cache;
+
+    /// Bytes that can still be had of the device's own memory; `None` where that is the host's.
+    ///
+    /// # Errors
+    /// [`KernelError::Device`].
+    fn free_bytes(&self) -> Result<Option<u64>, KernelError> {
+        Ok(None)
+    }
 
     /// A buffer of `elements` zeros.
     ///

@@ -15,7 +15,7 @@ use self::tensor_files::TensorError;
 pub use self::weights::{Quantize, Weights};
 use crate::decoder::Decoder;
 use crate::kernels::{CacheShape, KernelError, Kernels};
-use crate::model_runner::{LoadOptions, ModelDescription};
+use crate::model_runner::{DeviceChoice, LoadOptions, ModelDescription};
 
 mod checkpoint;
 pub mod gguf;
@@ -65,7 +65,7 @@ pub fn load<K: Kernels>(
         blocks: options.blocks as u64,
         block_tokens: options.block_tokens as u64,
         context_tokens: spec.context_tokens as u64,
-        available_bytes: plan::available_bytes(),
+        available_bytes: kernels.free_bytes()?.or_else(plan::available_bytes),
     };
     plan.log();
     plan.check()?;
@@ -84,7 +84,7 @@ pub fn load<K: Kernels>(
         Some(file) if file.root().has("eos_token_id") => file.root().token_ids("eos_token_id")?,
         _ => config.root().token_ids("eos_token_id")?,
     };
-    let fingerprint = weights.fingerprint(&config, &tokenizer_fingerprint, cache_format);
+    let fingerprint = weights.fingerprint(&config, &tokenizer_fingerprint, cache_format, options.device);
     let description = ModelDescription {
         family: family.name.to_owned(),
         parameters: weights.tensors.elements(),
@@ -186,6 +186,14 @@ pub enum LoadError {
     /// The device, or its memory.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// A device that is not there.
+    #[error("device is {device}; it cannot be used: {cause}")]
+    Device {
+        /// Which.
+        device: DeviceChoice,
+        /// The driver's word.
+        cause: String,
+    },
     /// An option that makes no sense.
     #[error("{option} is {value}; expected {expected}")]
     Option {

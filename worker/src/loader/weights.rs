@@ -12,7 +12,7 @@ use super::tensor_files::{Encoding, TensorFiles};
 use super::{LoadError, digest};
 use crate::families::{Family, TensorNames};
 use crate::kernels::{CacheFormat, WeightFormat};
-use crate::model_runner::DtypeChoice;
+use crate::model_runner::{DeviceChoice, DtypeChoice};
 
 /// How weights are quantised as they are loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
@@ -163,8 +163,17 @@ impl Weights {
     }
 
     /// Over everything that decides a logit of a session without an adapter, and the ids that it stands for.
-    pub(super) fn fingerprint(&self, config: &JsonFile, tokenizer: &str, cache: CacheFormat) -> String {
-        let formats = format!("{:?} {:?} {cache:?}", self.dtype, self.quantize);
+    pub(super) fn fingerprint(
+        &self,
+        config: &JsonFile,
+        tokenizer: &str,
+        cache: CacheFormat,
+        device: DeviceChoice,
+    ) -> String {
+        let mut formats = format!("{:?} {:?} {cache:?}", self.dtype, self.quantize);
+        if device != DeviceChoice::Cpu {
+            formats.push_str(device.kind());
+        }
         let tensors = self.tensors.digest();
         let merged = self.adapter.as_ref().map(|adapter| (adapter.config(), adapter.tensors_digest()));
         let mut parts = vec![config.bytes(), tokenizer.as_bytes(), &tensors, formats.as_bytes()];

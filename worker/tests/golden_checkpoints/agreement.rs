@@ -1,7 +1,7 @@
 //! Logits and greedy continuations against those that transformers computed.
 
-use cosec_worker::check::{self, CheckArgs};
-use cosec_worker::model_runner::{DtypeChoice, KvDtype, ModelRunner, Quantize};
+use cosec_worker::check::{self, CheckArgs, CheckReport};
+use cosec_worker::model_runner::{DeviceChoice, DtypeChoice, KvDtype, ModelRunner, Quantize};
 
 use crate::{ALL, FAMILIES, golden, options};
 
@@ -11,6 +11,7 @@ pub(crate) fn args(model: &str, adapter: Option<&str>) -> CheckArgs {
         revision: None,
         adapter: adapter.map(golden),
         lora: None,
+        device: DeviceChoice::Cpu,
         dtype: DtypeChoice::Auto,
         tokenizer: None,
         quantize: None,
@@ -21,11 +22,12 @@ pub(crate) fn args(model: &str, adapter: Option<&str>) -> CheckArgs {
     }
 }
 
-pub(crate) fn check(args: &CheckArgs) {
+pub(crate) fn check(args: &CheckArgs) -> CheckReport {
     let report = check::run(args).unwrap();
     assert!(report.prompts.len() == 3 && report.prompts.iter().all(|prompt| prompt.greedy_expected == 16));
     println!("{}\n{report}", args.model.display());
     assert!(report.passed(), "{args:?}\n{report}");
+    report
 }
 
 #[test]

@@ -8,21 +8,38 @@ use rand::{Rng, SeedableRng};
 
 use crate::{ALL, golden, options};
 
-const BLOCKS: usize = 200;
+pub(crate) const BLOCKS: usize = 200;
 
 fn load(name: &str, block_tokens: usize) -> ModelRunner {
     ModelRunner::load(&golden(name), &options(BLOCKS, block_tokens)).unwrap()
 }
 
 /// All rows of one sequence in one pass.
-fn whole(model: &mut ModelRunner, tokens: &[u32], blocks: &[u32]) -> Vec<Vec<f32>> {
+pub(crate) fn whole(model: &mut ModelRunner, tokens: &[u32], blocks: &[u32]) -> Vec<Vec<f32>> {
     let item = BatchItem { tokens, start: 0, blocks, rows: 0..tokens.len(), adapter: None };
     let logits = model.forward(&[item]).unwrap();
     (0..logits.len()).map(|row| logits.row(row).to_vec()).collect()
 }
 
+/// Tokens of a few sequences, and 20 blocks for each.
+pub(crate) fn random_sequences(model: &ModelRunner, rng: &mut StdRng) -> Vec<(Vec<u32>, Vec<u32>)> {
+    let vocabulary = model.description().vocabulary as u32;
+    let mut free: Vec<u32> = (0..BLOCKS as u32).collect();
+    free.shuffle(rng);
+    let mut sequence = || {
+        let length = rng.random_range(1..60);
+        let tokens = (0..length).map(|_| rng.random_range(0..vocabulary)).collect();
+        (tokens, free.split_off(free.len() - 20))
+    };
+    (0..4).map(|_| sequence()).collect()
+}
+
 /// All rows of several sequences, fed in random chunks that ride in common batches.
-fn ragged(model: &mut ModelRunner, sequences: &[(Vec<u32>, Vec<u32>)], rng: &mut StdRng) -> Vec<Vec<Vec<f32>>> {
+pub(crate) fn ragged(
+    model: &mut ModelRunner,
+    sequences: &[(Vec<u32>, Vec<u32>)],
+    rng: &mut StdRng,
+) -> Vec<Vec<Vec<f32>>> {
     let mut found = vec![Vec::new(); sequences.len()];
     while found.iter().zip(sequences).any(|(rows, (tokens, _))| rows.len() < tokens.len()) {
         let mut batch = Vec::new();
@@ -56,15 +73,7 @@ fn chunks_company_and_blocks_change_no_bit() {
         let seed: u64 = rand::random();
         let rng = &mut StdRng::seed_from_u64(seed);
         let mut models = [load(name, 16), load(name, 3)];
-        let vocabulary = models[0].description().vocabulary as u32;
-        let mut free: Vec<u32> = (0..BLOCKS as u32).collect();
-        free.shuffle(rng);
-        let mut sequences = Vec::new();
-        for _ in 0..4 {
-            let length = rng.random_range(1..60);
-            let tokens: Vec<u32> = (0..length).map(|_| rng.random_range(0..vocabulary)).collect();
-            sequences.push((tokens, free.split_off(free.len() - 20)));
-        }
+        let sequences = random_sequences(&models[0], rng);
         let ragged = ragged(&mut models[1], &sequences, rng);
         for ((tokens, _), ragged) in sequences.iter().zip(ragged) {
             let blocks: Vec<u32> = (0..4).collect();

@@ -21,7 +21,7 @@ use crate::{ALL, golden, options};
 /// Lookup tables, which are no linear layers.
 const TABLES: [&str; 4] = ["embed_tokens", "embed_in", "wte", "wpe"];
 
-fn named(name: &str, directory: &Path) -> NamedAdapter {
+pub(crate) fn named(name: &str, directory: &Path) -> NamedAdapter {
     NamedAdapter { name: name.to_owned(), directory: directory.to_owned() }
 }
 

@@ -3,6 +3,7 @@
 
 mod agreement;
 mod batches;
+mod candle;
 mod gguf;
 mod lora;
 mod malformed;
@@ -11,7 +12,7 @@ mod pickles;
 
 use std::path::{Path, PathBuf};
 
-use cosec_worker::model_runner::{DtypeChoice, KvDtype, LoadOptions};
+use cosec_worker::model_runner::{DeviceChoice, DtypeChoice, KvDtype, LoadOptions};
 
 /// One of every family and every way of storing queries, keys and values; then scaled rotary embeddings and windows.
 pub(crate) const ALL: [&str; 15] = [
@@ -41,6 +42,7 @@ pub(crate) fn golden(name: &str) -> PathBuf {
 
 pub(crate) fn options(blocks: usize, block_tokens: usize) -> LoadOptions {
     LoadOptions {
+        device: DeviceChoice::Cpu,
         adapter: None,
         lora: Vec::new(),
         dtype: DtypeChoice::Auto,

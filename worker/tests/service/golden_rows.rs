@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use cosec_proto::SessionId;
 use cosec_proto::worker::step_response::Outcome;
 use cosec_worker::engine::EngineOptions;
-use cosec_worker::model_runner::{DtypeChoice, KvDtype, LoadOptions, ModelRunner};
+use cosec_worker::model_runner::{DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -36,6 +36,7 @@ fn prompts(name: &str) -> Vec<Prompt> {
 
 pub(crate) fn load_options(options: &EngineOptions) -> LoadOptions {
     LoadOptions {
+        device: DeviceChoice::Cpu,
         adapter: None,
         lora: Vec::new(),
         dtype: DtypeChoice::Auto,
