@@ -14,7 +14,7 @@ from rendered import ROOT, Overlay, Workload
 BINARIES = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 PAIR = ROOT / "deploy" / "demo-pair"
 PATIENCE_SECONDS = 60
-# What stands in for the models of the overlays: the demo pair, whose expert needs no adapter.
+# What stands in for the models and GPUs of the overlays: the demo pair, whose expert needs no adapter, and the CPU.
 MODELS = {
     r'"/models/base"': f'"{PAIR}/base"',
     r'"/models/expert"': f'"{PAIR}/expert"',
@@ -22,6 +22,7 @@ MODELS = {
     r'"deepseek-ai/[^"]*6.7b[^"]*"': f'"{PAIR}/base"',
     r'"deepseek-ai/[^"]*1.3b[^"]*"': f'"{PAIR}/expert"',
     r"(?m)^adapter = .*$": "",
+    r"^cuda$": "cpu",
     r"(?m)^kv_memory_mib = .*$": "kv_memory_mib = 64",
 }
 # What the Secret of the coordinator holds.

@@ -19,14 +19,10 @@ def test_hadolint_has_nothing_to_say():
     assert judged.returncode == 0, judged.stdout + judged.stderr
 
 
-# The worker has no CUDA kernels yet; its image is named where it will run.
-NOT_YET = {"worker-cuda"}
-
-
 def test_every_image_of_the_manifests_has_a_target(overlay):
     for workload in overlay.workloads:
         for container in workload.containers:
-            assert image_name(container["image"]).removeprefix("cosec-") in TARGETS | NOT_YET, container["image"]
+            assert image_name(container["image"]).removeprefix("cosec-") in TARGETS, container["image"]
 
 
 def test_images_run_as_the_user_of_the_manifests(overlay):

@@ -68,6 +68,20 @@ def test_containers_say_what_they_need(overlay):
             assert not container["image"].endswith(":latest") and ":" in container["image"], container["image"]
 
 
+def test_gpus_go_to_workers_that_use_them(overlay):
+    """What asks for a GPU runs the image for it, built for a named architecture, and is told to use it."""
+    for workload in overlay.workloads:
+        limits, image = workload.container["resources"]["limits"], workload.container["image"]
+        given = [
+            "nvidia.com/gpu" in limits,
+            re.search(r"/?cosec-worker-cuda:.+-sm\d+$", image) is not None,
+            workload.container.get("args", [])[-2:] == ["--device", "cuda"],
+        ]
+        assert all(given) or not any(given), f"{workload.name}: {given}"
+    gpus = [workload for workload in overlay.workloads if "nvidia.com/gpu" in workload.container["resources"]["limits"]]
+    assert len(gpus) == (2 if overlay.name == "production" else 0)
+
+
 def test_selectors_find_pods(overlay):
     for workload in overlay.workloads:
         selector = workload.object["spec"]["selector"]
