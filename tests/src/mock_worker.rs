@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cosec_proto::draw::{Distribution, Purpose, Randomness, Warp};
 use cosec_proto::worker::worker_server::WorkerServer;
@@ -17,8 +17,10 @@ use futures::Stream;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
+use tonic_health::pb::health_server::{Health, HealthServer};
 
 /// The model and the manners of a mock worker.
 #[derive(Clone, Debug)]
@@ -107,12 +109,42 @@ pub struct MockEngine {
     sessions: Mutex<HashMap<Vec<u8>, Cache>>,
 }
 
+/// How long forward passes take, and how many operations share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepTime {
+    /// Of every pass: the weights are read.
+    pub fixed: Duration,
+    /// Of every row in it.
+    pub per_row: Duration,
+    /// Most operations of one pass.
+    pub batch: usize,
+}
+
+impl Default for StepTime {
+    /// At once, one operation behind the other.
+    fn default() -> Self {
+        Self { fixed: Duration::ZERO, per_row: Duration::ZERO, batch: 1 }
+    }
+}
+
 struct Hosted {
     engine: MockEngine,
     fault: Mutex<Option<Box<Fault>>>,
-    delay: Mutex<Duration>,
+    time: Mutex<StepTime>,
     operations: AtomicU64,
     cancelled: AtomicU64,
+}
+
+impl Hosted {
+    fn new(model: MockModel, time: StepTime) -> Arc<Self> {
+        Arc::new(Self {
+            engine: MockEngine::new(model),
+            fault: Mutex::default(),
+            time: Mutex::new(time),
+            operations: AtomicU64::new(0),
+            cancelled: AtomicU64::new(0),
+        })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -145,27 +177,16 @@ impl MockWorker {
         let address = listener.local_addr()?;
         // Only now: a runtime must not be dropped where its caller may be asynchronous.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let hosted = Arc::new(Hosted {
-            engine: MockEngine::new(model),
-            fault: Mutex::default(),
-            delay: Mutex::default(),
-            operations: AtomicU64::new(0),
-            cancelled: AtomicU64::new(0),
-        });
+        let hosted = Hosted::new(model, StepTime::default());
         let (health, health_service) = tonic_health::server::health_reporter();
-        let service = WorkerServer::new(Service(Arc::clone(&hosted)))
-            .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(transport::MAX_MESSAGE_BYTES);
-        let reporter = health.clone();
         let listener = {
             let _entered = runtime.enter();
             TcpListener::from_std(listener)?
         };
+        let (serving, reporter) = (Arc::clone(&hosted), health.clone());
         runtime.spawn(async move {
             reporter.set_serving::<WorkerServer<Service>>().await;
-            let server = transport::server().add_service(health_service).add_service(service);
-            let served = server.serve_with_incoming(TcpListenerStream::new(listener)).await;
-            if let Err(error) = served {
+            if let Err(error) = serve_hosted(serving, health_service, listener).await {
                 eprintln!("mock worker: {error}");
             }
         });
@@ -201,9 +222,9 @@ impl MockWorker {
         *lock(&self.hosted.fault) = fault;
     }
 
-    /// Time that every operation takes from now on.
+    /// Time that every pass takes from now on; operations go one behind the other.
     pub fn set_delay(&self, delay: Duration) {
-        *lock(&self.hosted.delay) = delay;
+        *lock(&self.hosted.time) = StepTime { fixed: delay, ..StepTime::default() };
     }
 
     /// What the health service says.
@@ -227,6 +248,29 @@ impl Drop for MockWorker {
             runtime.shutdown_background();
         }
     }
+}
+
+/// Serves `model` on `listener` for as long as it is polled: for fleets of mock workers on one runtime, none of which is
+/// ever killed.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve(model: MockModel, time: StepTime, listener: TcpListener) -> Result<(), tonic::transport::Error> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<WorkerServer<Service>>().await;
+    serve_hosted(Hosted::new(model, time), health_service, listener).await
+}
+
+async fn serve_hosted(
+    hosted: Arc<Hosted>,
+    health: HealthServer<impl Health>,
+    listener: TcpListener,
+) -> Result<(), tonic::transport::Error> {
+    let service = WorkerServer::new(Service(hosted))
+        .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(transport::MAX_MESSAGE_BYTES);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    transport::server().add_service(health).add_service(service).serve_with_incoming(incoming).await
 }
 
 /// The gRPC service of a mock worker.
@@ -269,7 +313,7 @@ impl worker::worker_server::Worker for Service {
         request: Request<Streaming<worker::StepRequest>>,
     ) -> Result<Response<Self::StepStream>, Status> {
         let mut requests = request.into_inner();
-        let (queue, mut queued) = mpsc::channel::<worker::StepRequest>(1024);
+        let (queue, queued) = mpsc::channel(1024);
         let (responses, answered) = mpsc::channel(1024);
         let withdrawn = Arc::new(Mutex::new(HashSet::new()));
         let noted = Arc::clone(&withdrawn);
@@ -277,40 +321,105 @@ impl worker::worker_server::Worker for Service {
             while let Ok(Some(request)) = requests.message().await {
                 if let Some(step_request::Operation::Cancel(cancel)) = request.operation {
                     lock(&noted).insert(cancel.target);
-                } else if queue.send(request).await.is_err() {
+                } else if queue.send((request, Instant::now())).await.is_err() {
                     return;
                 }
             }
         });
-        let hosted = Arc::clone(&self.0);
-        tokio::spawn(async move {
-            while let Some(request) = queued.recv().await {
-                let delay = *lock(&hosted.delay);
-                tokio::time::sleep(delay).await;
-                let op = request.op;
-                let outcome = if lock(&withdrawn).remove(&op) {
-                    hosted.cancelled.fetch_add(1, Ordering::SeqCst);
-                    hosted.engine.begin(request);
-                    failure(ErrorCode::Cancelled, "withdrawn")
-                } else {
-                    hosted.engine.perform(request)
-                };
-                hosted.operations.fetch_add(1, Ordering::SeqCst);
-                let response = worker::StepResponse { op, outcome: Some(outcome), queue_us: 1, compute_us: 2 };
-                let response = match &*lock(&hosted.fault) {
-                    Some(fault) => fault(response),
-                    None => Some(response),
-                };
-                if let Some(response) = response
-                    && responses.send(Ok(response)).await.is_err()
-                {
-                    return;
-                }
-            }
-        });
+        tokio::spawn(Passes { hosted: Arc::clone(&self.0), withdrawn, responses, batch: Vec::new() }.run(queued));
         Ok(Response::new(Box::pin(ReceiverStream::new(answered))))
     }
 }
+
+/// The forward passes for one stream: operations join between two passes and leave when they have had theirs, as in
+/// an engine that batches continuously.
+struct Passes {
+    hosted: Arc<Hosted>,
+    withdrawn: Arc<Mutex<HashSet<u64>>>,
+    responses: mpsc::Sender<Result<worker::StepResponse, Status>>,
+    batch: Vec<UnderWay>,
+}
+
+struct UnderWay {
+    request: worker::StepRequest,
+    queue: Duration,
+    compute: Duration,
+    /// Of the next pass.
+    rows: u32,
+    passes_left: u32,
+}
+
+impl UnderWay {
+    fn new((request, received): (worker::StepRequest, Instant)) -> Self {
+        let (fed, passes) = match &request.operation {
+            Some(step_request::Operation::Extend(extend)) => (extend.tokens.len(), 1),
+            Some(step_request::Operation::Draft(draft)) => (draft.tokens.len(), draft.k.max(1)),
+            _ => (0, 1),
+        };
+        let rows = fed.max(1) as u32;
+        Self { request, queue: received.elapsed(), compute: Duration::ZERO, rows, passes_left: passes }
+    }
+}
+
+impl Passes {
+    async fn run(mut self, mut queued: mpsc::Receiver<(worker::StepRequest, Instant)>) {
+        loop {
+            if self.batch.is_empty() {
+                let Some(first) = queued.recv().await else { return };
+                self.batch.push(UnderWay::new(first));
+            }
+            let time = *lock(&self.hosted.time);
+            while self.batch.len() < time.batch
+                && let Ok(next) = queued.try_recv()
+            {
+                self.batch.push(UnderWay::new(next));
+            }
+            let rows = self.batch.iter().map(|operation| operation.rows).sum();
+            let pass = time.fixed + time.per_row * rows;
+            tokio::time::sleep(pass).await;
+            for operation in &mut self.batch {
+                operation.compute += pass;
+                operation.rows = 1;
+                operation.passes_left -= 1;
+            }
+            let withdrawn = lock(&self.withdrawn).clone();
+            let ends =
+                |operation: &mut UnderWay| operation.passes_left == 0 || withdrawn.contains(&operation.request.op);
+            let ended: Vec<_> = self.batch.extract_if(.., ends).collect();
+            for operation in ended {
+                if self.answer(operation).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn answer(&self, operation: UnderWay) -> Result<(), Gone> {
+        let UnderWay { request, queue, compute, .. } = operation;
+        let (hosted, op) = (&self.hosted, request.op);
+        let outcome = if lock(&self.withdrawn).remove(&op) {
+            hosted.cancelled.fetch_add(1, Ordering::SeqCst);
+            hosted.engine.begin(request);
+            failure(ErrorCode::Cancelled, "withdrawn")
+        } else {
+            hosted.engine.perform(request)
+        };
+        hosted.operations.fetch_add(1, Ordering::SeqCst);
+        let (queue_us, compute_us) = (queue.as_micros() as u32, compute.as_micros() as u32);
+        let response = worker::StepResponse { op, outcome: Some(outcome), queue_us, compute_us };
+        let response = match &*lock(&hosted.fault) {
+            Some(fault) => fault(response),
+            None => Some(response),
+        };
+        match response {
+            Some(response) => self.responses.send(Ok(response)).await.map_err(|_| Gone),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Nobody reads the answers any more.
+struct Gone;
 
 fn failure(code: ErrorCode, message: &str) -> step_response::Outcome {
     step_response::Outcome::Failure(worker::Failure { code: code.name().to_owned(), message: message.to_owned() })

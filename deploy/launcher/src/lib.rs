@@ -213,6 +213,14 @@ impl Process {
         self.child.id()
     }
 
+    /// Kills the process (SIGKILL) and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub async fn kill(&mut self) -> std::io::Result<()> {
+        self.child.kill().await
+    }
+
     /// Waits for the end of the process.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
-//! What the two benchmark commands share: `tests/bench-worker` and `tests/bench-lookahead`.
+//! What the benchmark commands share: `tests/bench-worker`, `tests/bench-lookahead`, `tests/bench-load` and
+//! `tests/bench-scale`.
 //!
-//! Both measure real processes over their real doors, one side beside the other in interleaved rounds: on a machine that
+//! All measure real processes over their real doors, one side beside the other in interleaved rounds: on a machine that
 //! has other work, only ratios of one run mean anything. Nothing here asserts a time.
 
 pub mod shape;
@@ -18,6 +19,14 @@ pub mod llama;
 pub mod cluster;
 
 pub mod streams;
+
+pub mod fleet;
+
+pub mod completions;
+
+pub mod difference;
+
+pub mod load;
 
 pub mod report;
 

@@ -1,20 +1,26 @@
-//! Both commands on models of a few million weights: that they come to their figures, not what the figures are.
+//! The commands on models of a few million weights: that they come to their figures, not what the figures are.
 #![expect(clippy::unwrap_used, reason = "a failed assumption is a failed test")]
 
 use std::process::Command;
 
 fn output(program: &str, arguments: &[&str]) -> String {
     let work = tempfile::tempdir().unwrap();
-    let output = Command::new(program).args(arguments).arg("--work").arg(work.path()).output().unwrap();
+    let arguments = [arguments, &["--work", work.path().to_str().unwrap()]].concat();
+    run(program, &arguments)
+}
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     text
 }
 
-/// The cells of the rows that begin with `name`.
+/// The cells of the rows of tables that begin with `name`.
 fn rows<'a>(text: &'a str, name: &str) -> Vec<Vec<&'a str>> {
     let cells = |line: &'a str| line.split('|').map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>();
-    text.lines().map(cells).filter(|cells| cells.first().is_some_and(|first| first.starts_with(name))).collect()
+    let is_row = |cells: &Vec<&str>| cells.len() > 1 && cells[0].starts_with(name);
+    text.lines().map(cells).filter(is_row).collect()
 }
 
 #[test]
@@ -37,4 +43,24 @@ fn every_way_to_decode_is_measured_and_writes_the_same() {
         assert_eq!(rows(&text, way)[0].last(), Some(&"3 of 3"), "{text}");
     }
     assert!(!rows(&text, "adaptive, gather").is_empty(), "{text}");
+}
+
+#[test]
+fn a_cluster_under_load_loses_nothing() {
+    let arguments = "--streams 2 --replicas 1 --requests 3 --tokens 24 --rounds 1 --seconds 1.5 --kills 1";
+    let text = run(env!("CARGO_BIN_EXE_cosec-bench-load"), &arguments.split(' ').collect::<Vec<_>>());
+    for load in ["1x", "4x", "1x, workers killed", "1x, coordinator killed"] {
+        let cells = rows(&text, load)[0].clone();
+        assert!(cells[5].parse::<u32>().unwrap() > 0, "{text}");
+        assert_eq!(cells[7..10], ["0", "0", "0"], "{text}");
+    }
+}
+
+#[test]
+fn what_a_coordinator_takes_is_measured_at_every_size() {
+    let arguments = "--sizes 2x3,4x6 --seconds 1 --base-ms 20,0 --expert-ms 2,0";
+    let text = run(env!("CARGO_BIN_EXE_cosec-bench-scale"), &arguments.split(' ').collect::<Vec<_>>());
+    for size in ["2 workers, 3 streams", "4 workers, 6 streams"] {
+        assert!(rows(&text, size)[0][1].parse::<f64>().unwrap() > 0.0, "{text}");
+    }
 }

@@ -1,0 +1,150 @@
+//! Workers and coordinators of any number, each of which can be killed and started again at its address.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use cosec_launcher::Process;
+use tokio::process::Command;
+use tokio::time::{Instant, sleep};
+
+use crate::metrics::Scrape;
+use crate::worker::{PATIENCE, binaries};
+
+/// What a replica runs.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// In messages.
+    pub name: &'static str,
+    /// The file, beside this one.
+    pub file: &'static str,
+    /// All but the address.
+    pub arguments: Vec<OsString>,
+    /// Set for it alone.
+    pub environment: Vec<(&'static str, String)>,
+    /// Takes the address.
+    pub listen_flag: &'static str,
+    /// Begins the line that says where it listens.
+    pub announces: &'static str,
+}
+
+/// A process that can be killed and started again where it was. Dropping it kills it.
+pub struct Replica {
+    program: Program,
+    logs: PathBuf,
+    process: Process,
+    /// `host:port` that it listens on.
+    pub address: String,
+}
+
+impl Replica {
+    /// Starts `program` on a free port; its log goes to a folder `name` in `logs`.
+    ///
+    /// # Errors
+    /// What it died of.
+    pub async fn start(program: Program, name: &str, logs: &Path) -> Result<Self> {
+        let logs = logs.join(name);
+        std::fs::create_dir_all(&logs)?;
+        let (process, address) = launch(&program, "127.0.0.1:0", &logs).await?;
+        Ok(Self { program, logs, process, address })
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.program.name
+    }
+
+    /// The system's number of the process.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn process(&self) -> Result<u32> {
+        self.process.id().with_context(|| format!("the {} has ended", self.program.name))
+    }
+
+    /// Kills it (SIGKILL), so that its port is free.
+    ///
+    /// # Errors
+    /// When it had ended by itself.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.process.kill().await.with_context(|| format!("the {} had ended by itself", self.program.name))
+    }
+
+    /// Starts it again at its address.
+    ///
+    /// # Errors
+    /// What it died of.
+    pub async fn restart(&mut self) -> Result<()> {
+        (self.process, self.address) = launch(&self.program, &self.address, &self.logs).await?;
+        Ok(())
+    }
+}
+
+async fn launch(program: &Program, address: &str, logs: &Path) -> Result<(Process, String)> {
+    let mut command = Command::new(binaries()?.join(program.file));
+    command.args(&program.arguments).arg(program.listen_flag).arg(address).envs(program.environment.clone());
+    let mut process = Process::start(program.name, &mut command, logs)?;
+    let announced = process.announced(program.announces, Instant::now() + PATIENCE).await?;
+    // Behind the address may stand more.
+    let address = announced.split_whitespace().next().context("no address was announced")?.to_owned();
+    Ok((process, address))
+}
+
+/// A worker of the model in `directory`.
+#[must_use]
+pub fn worker(role: &'static str, directory: &Path, flags: &[&str]) -> Program {
+    let mut arguments: Vec<OsString> = ["serve", "--role", role, "--model"].map(OsString::from).to_vec();
+    arguments.push(directory.into());
+    arguments.extend(flags.iter().map(OsString::from));
+    Program {
+        name: role,
+        file: "cosec-worker",
+        arguments,
+        environment: Vec::new(),
+        listen_flag: "--listen",
+        announces: "listening on ",
+    }
+}
+
+/// A coordinator of one model named `model`; `environment` are settings beyond the flags.
+#[must_use]
+pub fn coordinator(
+    model: &str,
+    tokenizer: &Path,
+    [base, expert]: [&[String]; 2],
+    environment: Vec<(&'static str, String)>,
+) -> Program {
+    let mut arguments: Vec<OsString> =
+        ["--grpc-listen", "127.0.0.1:0", "--model", model, "--base", &base.join(",")].map(OsString::from).to_vec();
+    arguments.extend(["--expert", &expert.join(","), "--tokenizer"].map(OsString::from));
+    arguments.push(tokenizer.into());
+    Program {
+        name: "coordinator",
+        file: "cosec-coordinator",
+        arguments,
+        environment,
+        listen_flag: "--http-listen",
+        announces: "http on ",
+    }
+}
+
+/// Waits until the coordinator at `address` has `workers` that serve.
+///
+/// # Errors
+/// When that takes unreasonably long.
+pub async fn until_up(address: &str, workers: usize) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let url = format!("http://{address}/metrics");
+    loop {
+        let up = Scrape::of(&url).await.map_or(0.0, |scrape| scrape.sum("cosec_worker_up", &[]));
+        if up >= workers as f64 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("{up} of {workers} workers came up in time");
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
