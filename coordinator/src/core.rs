@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use futures::Stream;
 use prometheus::IntGauge;
 use serde::Deserialize;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -189,6 +189,8 @@ pub struct Core {
 struct Shared {
     config: CoreConfig,
     pool: Arc<WorkerPool>,
+    /// By model.
+    known: HashMap<String, Mutex<Known>>,
     admission: Admission,
     pacers: Pacers,
     metrics: Arc<SessionMetrics>,
@@ -196,6 +198,16 @@ struct Shared {
     runtime: Handle,
     shutdown: CancellationToken,
 }
+
+/// What a model's workers say together: worked out anew only when one of them says something else, because there may be
+/// hundreds of them for each request.
+struct Known {
+    changes: watch::Receiver<()>,
+    found: Option<Found>,
+}
+
+/// What they agree on, and whether hardened completions can be served.
+type Found = Result<(ModelFacts, Result<(), OperationError>), OperationError>;
 
 impl Core {
     /// Connects to the workers of all models in the background and begins to take sessions.
@@ -227,6 +239,8 @@ impl Core {
             runtime.clone(),
             shutdown.clone(),
         );
+        let unknown = || Mutex::new(Known { changes: pool.changes(), found: None });
+        let known = config.models.iter().map(|model| (model.name.clone(), unknown())).collect();
         let limits = Limits {
             sessions: config.max_sessions,
             queued_sessions: config.max_queued_sessions,
@@ -238,7 +252,7 @@ impl Core {
         };
         let admission = Admission::new(limits, capacity, metrics.admission.clone());
         let pacers = Pacers::new(config.speculation, config.max_draft);
-        let shared = Shared { config, pool, admission, pacers, metrics, tracker, runtime, shutdown };
+        let shared = Shared { config, pool, known, admission, pacers, metrics, tracker, runtime, shutdown };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -322,7 +336,22 @@ impl Core {
 
 impl Shared {
     /// What the connected workers agree on, and whether hardened completions can be served.
-    fn facts(&self, model: &ModelConfig) -> Result<(ModelFacts, Result<(), OperationError>), OperationError> {
+    fn facts(&self, model: &ModelConfig) -> Found {
+        let Some(known) = self.known.get(&model.name) else { return self.find(model) };
+        // What is kept is replaced as a whole.
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        // The changes are marked as seen before the workers are looked at: one that comes meanwhile is not missed.
+        let changed = known.changes.has_changed().unwrap_or(true);
+        known.changes.mark_unchanged();
+        if let Some(found) = &known.found
+            && !changed
+        {
+            return found.clone();
+        }
+        known.found.insert(self.find(model)).clone()
+    }
+
+    fn find(&self, model: &ModelConfig) -> Found {
         let bases = self.pool.able(&model.name, Role::Base)?;
         let experts = self.pool.able(&model.name, Role::Expert);
         let anti_experts = if self.pool.has(&model.name, Role::AntiExpert) {
@@ -370,12 +399,14 @@ async fn run(opening: Opening, place: Place, ends: Ends) {
     let (events, metrics) = (opening.events.clone(), Arc::clone(&opening.metrics));
     let deadline = opening.request.settings.deadline;
     let waiting = Count::new(metrics.queued_sessions.clone());
+    let began = Instant::now();
     let turn = tokio::select! {
         turn = place.turn() => Some(turn),
         () = cancel.cancelled() => None,
         () = tokio::time::sleep_until(deadline.into()) => None,
     };
     drop(waiting);
+    metrics.queue_seconds.observe(began.elapsed().as_secs_f64());
     let last = match turn {
         Some(turn) => {
             let _active = Count::new(metrics.active_sessions.clone());

@@ -99,6 +99,8 @@ pub(crate) struct Driver {
     opening: Opening,
     adjuster: Adjuster,
     last_token: Option<Instant>,
+    /// When a role's worker failed, until one answers again.
+    failed: [Option<Instant>; 3],
 }
 
 impl Driver {
@@ -126,6 +128,7 @@ impl Driver {
             opening,
             adjuster,
             last_token: None,
+            failed: [None; 3],
         }
     }
 
@@ -205,6 +208,10 @@ impl Driver {
             }
             Done::Performed { role, ticket, reply, effort, took } => {
                 if let Ok(Reply::Rows(_) | Reply::Drafted { .. }) = &reply {
+                    if let Some(failed) = self.failed[role.index()].take() {
+                        let recovery = &self.opening.metrics.recovery_seconds;
+                        recovery.with_label_values(&[role.name()]).observe(failed.elapsed().as_secs_f64());
+                    }
                     self.opening.pacer.observe(effort.tokens, effort.drafts, effort.beside, took);
                     if role == Role::Base {
                         // A round is over.
@@ -240,6 +247,7 @@ impl Driver {
         };
         let (pool, id) = (Arc::clone(&self.opening.pool), self.id);
         if failures > 0 {
+            self.failed[role.index()].get_or_insert_with(Instant::now);
             self.opening.metrics.relocations.with_label_values(&[role.name()]).inc();
         }
         async move {

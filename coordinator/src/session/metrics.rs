@@ -16,6 +16,8 @@ pub struct SessionMetrics {
     pub choices: IntCounterVec,
     /// Tokens by who chose them.
     pub tokens: IntCounterVec,
+    /// From admission to the turn, or to the end of a session that got none.
+    pub queue_seconds: Histogram,
     /// From admission to the first token.
     pub first_token_seconds: Histogram,
     /// Between two tokens of one choice.
@@ -44,6 +46,8 @@ pub struct SessionMetrics {
     pub circuit_open: IntGaugeVec,
     /// Times that a session looked for another worker in mid-decode.
     pub relocations: IntCounterVec,
+    /// From a worker's failure to the next answer of a worker of that role, by role.
+    pub recovery_seconds: HistogramVec,
     /// Who waits and who is refused.
     pub admission: AdmissionMetrics,
     /// Who should be connected.
@@ -98,6 +102,10 @@ impl SessionMetrics {
         let step_options = HistogramOpts::new("cosec_step_seconds", "Time of a worker's operation by role and phase");
         let step_seconds = HistogramVec::new(step_options.buckets(SECONDS.to_vec()), &["role", "phase"])?;
         registry.register(Box::new(step_seconds.clone()))?;
+        let recovery_options =
+            HistogramOpts::new("cosec_recovery_seconds", "From a worker's failure to the next answer to its session");
+        let recovery_seconds = HistogramVec::new(recovery_options.buckets(SECONDS.to_vec()), &["role"])?;
+        registry.register(Box::new(recovery_seconds.clone()))?;
         let length_options =
             HistogramOpts::new("cosec_accepted_length", "Proposals accepted in a block of drafts before it ended");
         let accepted_length = HistogramVec::new(length_options.buckets(LENGTHS.to_vec()), &["model", "rule"])?;
@@ -119,6 +127,7 @@ impl SessionMetrics {
                 &["outcome"],
             )?,
             tokens: counters("cosec_tokens_total", "Tokens by who chose them", &["chosen_by"])?,
+            queue_seconds: histogram("cosec_queue_seconds", "From admission to the turn")?,
             first_token_seconds: histogram("cosec_first_token_seconds", "From admission to the first token")?,
             inter_token_seconds: histogram("cosec_inter_token_seconds", "Between two tokens of one choice")?,
             step_seconds,
@@ -149,6 +158,7 @@ impl SessionMetrics {
             worker_up,
             circuit_open,
             relocations: counters("cosec_relocations_total", "Moves to a worker in mid-decode", &["role"])?,
+            recovery_seconds,
             admission: AdmissionMetrics::register(registry)?,
             discovery: DiscoveryMetrics::register(registry)?,
         })

@@ -249,6 +249,11 @@ impl WorkerPool {
         Some(Connected { worker, leave })
     }
 
+    /// Changes whenever [`Self::able`] may say something else.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
     /// Whether a model has workers of `role`, able or not.
     #[must_use]
     pub fn has(&self, model: &str, role: Role) -> bool {
@@ -321,7 +326,12 @@ impl WorkerPool {
         description: &DescribeResponse,
     ) -> Result<(), String> {
         matching::check(role, adapter, description)?;
-        self.comparisons.check(tokenizer, &tokenizer_of(worker, description))
+        match tokenizer {
+            Some(expected) if expected.fingerprint != description.tokenizer_fingerprint => {
+                Err(self.comparisons.differ(expected, &tokenizer_of(worker, description)))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// The tokenizer that all workers of a model must have: the coordinator's, else the first connected base's.

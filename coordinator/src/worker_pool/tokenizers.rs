@@ -72,21 +72,16 @@ impl Comparisons {
         Arc::new(Self { known: Mutex::default(), tracker, runtime, shutdown, changed })
     }
 
-    /// Checks that the tokenizer `found` is the one that is `expected`, where that is known.
-    ///
-    /// # Errors
-    /// Says in what they differ, as soon as that has been found out; which begins with the first call.
-    pub(super) fn check(self: &Arc<Self>, expected: Option<&Tokenizer>, found: &Tokenizer) -> Result<(), String> {
-        let Some(expected) = expected.filter(|expected| expected.fingerprint != found.fingerprint) else {
-            return Ok(());
-        };
+    /// Says in what the tokenizer `found` differs from the one that is `expected`, as soon as that has been found out;
+    /// which begins with the first call.
+    pub(super) fn differ(self: &Arc<Self>, expected: &Tokenizer, found: &Tokenizer) -> String {
         let what =
             format!("its tokenizer ({}) is not that of the model ({})", found.fingerprint, expected.fingerprint);
         let pair = [expected.fingerprint.clone(), found.fingerprint.clone()];
         // A map of strings is valid whatever a panicking holder left.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         match known.get(&pair) {
-            Some(Some(differences)) => return Err(format!("{what}: {differences}")),
+            Some(Some(differences)) => return format!("{what}: {differences}"),
             Some(None) => {}
             None if known.len() >= MAX_COMPARISONS => {}
             None => {
@@ -95,7 +90,7 @@ impl Comparisons {
                 self.tracker.spawn_on(compare, &self.runtime);
             }
         }
-        Err(what)
+        what
     }
 
     async fn compare(self: Arc<Self>, pair: [String; 2], expected: Owner, found: Owner) {
