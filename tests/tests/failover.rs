@@ -6,8 +6,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cosec_launcher::Cluster;
+use cosec_proto::worker::Role;
 use cosec_tests::cluster::demo;
-use cosec_tests::fleet::{complete, coordinator, metric, signal, until, worker};
+use cosec_tests::fleet::{complete, coordinator, metric, model, signal, until, worker, worker_of};
+use cosec_tests::proxy::{Gate, Kind, Proxy};
 use tempfile::TempDir;
 
 /// Long enough for a fault in its midst.
@@ -102,4 +104,45 @@ async fn a_hanging_base_changes_no_byte() {
     assert_eq!(stopped, 1, "one base has the session");
     assert_eq!(disturbed.await.unwrap(), undisturbed);
     assert!(coordinator.metric("cosec_relocations_total").await > 0.0, "the hang came too late to be felt");
+}
+
+#[tokio::test]
+async fn a_session_waits_for_its_own_model_and_takes_no_other() {
+    let logs = TempDir::new().unwrap();
+    let logs = logs.path();
+    let base = worker("base", "base", &[], logs).await;
+    let mut expert = worker("expert", "expert", &[], logs).await;
+    let gate = Gate::default();
+    let proxy = Proxy::start(([127, 0, 0, 1], 0).into(), Role::Expert, &expert.address, &gate);
+    let address = proxy.address();
+    let config = logs.join("coordinator.toml");
+    std::fs::write(&config, "[core]\nexpert_absent = \"wait\"\n").unwrap();
+    let (config, at) = (config.to_str().unwrap(), address.to_string());
+    let flags = ["--config", config, "--base", &base.address, "--expert", &at];
+    let coordinator = coordinator("coordinator", &flags, logs).await;
+    coordinator.ready().await;
+    let undisturbed = coordinator.complete(4, 60).await;
+    let up = async |count: f64| {
+        until("it is noticed", async || coordinator.metric("cosec_worker_up").await == count).await;
+    };
+
+    gate.close(Role::Expert, Kind::Verify, 10);
+    let http = coordinator.http.clone();
+    let disturbed = tokio::spawn(async move { complete(&http, 4, 60).await });
+    gate.held().await;
+    signal(&expert.process, "KILL");
+    drop(proxy);
+    up(1.0).await;
+    gate.open();
+    expert = worker_of("expert", "expert", &model("base"), &[], logs).await;
+    let proxy = Proxy::start(address, Role::Expert, &expert.address, &gate);
+    up(2.0).await;
+    until("the session looks for a worker", async || coordinator.metric("cosec_relocations_total").await > 0.0).await;
+    assert!(!disturbed.is_finished());
+    assert_eq!(proxy.received(), [], "the session went to another model");
+    drop(proxy);
+    up(1.0).await;
+    expert = worker("expert", "expert", &[], logs).await;
+    let _proxy = Proxy::start(address, Role::Expert, &expert.address, &gate);
+    assert_eq!(disturbed.await.unwrap(), undisturbed);
 }
