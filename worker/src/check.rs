@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::loader::Checkpoint;
 use crate::loader::hub::{self, Content, HubError};
 use crate::model_runner::{
     BatchItem, DeviceChoice, DtypeChoice, ForwardError, KvDtype, LoadError, LoadOptions, ModelRunner, NamedAdapter,
@@ -48,7 +49,8 @@ pub struct CheckArgs {
     #[arg(long)]
     pub expected: PathBuf,
     /// Largest difference that passes: absolute, or with weights or a cache that were rounded, of the norm of the
-    /// difference to the norm of the logits. Defaults to 1e-4; 2e-2 with 16 bits, 5e-2 with q8_0, 3e-1 with q4_k.
+    /// difference to the norm of the logits. Defaults to 1e-4; 2e-2 with 16 bits, 5e-2 with q8_0 or a quantised file,
+    /// 3e-1 with q4_k.
     #[arg(long)]
     pub tolerance: Option<f64>,
     /// Threads of the forward pass; 0 takes one per core.
@@ -126,6 +128,8 @@ pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
         block_tokens: BLOCK_TOKENS,
         threads: args.threads,
     };
+    // Activations between quantised weights are rounded, by others to 8 bits.
+    let quantised = Checkpoint::open(&directory)?.is_quantised();
     let mut model = ModelRunner::load(&directory, &options)?;
     // The expectation was computed from the checkpoint's own weights, in f32. Devices other than the CPU round what is
     // multiplied with 16 bits.
@@ -134,6 +138,7 @@ pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
     let own_weights = own_dtype && args.quantize.is_none();
     let own_cache = matches!(args.kv_dtype, KvDtype::Auto | KvDtype::F32);
     let (measure, default) = match args.quantize {
+        None if quantised => (Measure::Relative, 5e-2),
         None if own_weights && own_cache => (Measure::Absolute, 1e-4),
         None => (Measure::Relative, 2e-2),
         Some(Quantize::Q8_0) => (Measure::Relative, 5e-2),

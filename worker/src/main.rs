@@ -10,8 +10,8 @@ use clap::{Parser, Subcommand};
 use cosec_worker::check::{self, CheckArgs};
 use cosec_worker::config::{CacheSize, Config, Flags};
 use cosec_worker::engine::EngineOptions;
-use cosec_worker::loader::Checkpoint;
 use cosec_worker::loader::hub::{self, Content};
+use cosec_worker::loader::{Checkpoint, allocator};
 use cosec_worker::model_runner::{LoadOptions, ModelRunner};
 use cosec_worker::server::Server;
 use cosec_worker::service::Identity;
@@ -36,6 +36,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    allocator::give_back_large_pieces();
     let done = match Cli::parse().command {
         Command::Serve(flags) => serve(&flags),
         Command::Check(arguments) => check(&arguments),

@@ -1,7 +1,5 @@
 //! A linear layer.
 
-use candle_core::{Device, Tensor};
-
 use super::lora::{AdaptedRows, Scratch, Updates};
 use crate::kernels::{KernelError, Kernels};
 use crate::loader::host_matrix::HostMatrix;
@@ -69,12 +67,10 @@ impl<K: Kernels> Linear<K> {
         site: Site<'_>,
         order: impl FnOnce() -> Vec<u32>,
     ) -> Result<Self, LoadError> {
-        let Stored { weight, bias, mut factors } = site.read(weights)?;
+        let Stored { weight, bias, factors } = site.read(weights)?;
         let order = order();
-        let index = Tensor::from_slice(&order, order.len(), &Device::Cpu).map_err(LoadError::Convert)?;
-        for factors in factors.iter_mut().flatten() {
-            factors.up = factors.up.index_select(&index, 0).map_err(LoadError::Convert)?;
-        }
+        let factors = factors.into_iter().map(|some| some.map(|factors| factors.reordered(&order)).transpose());
+        let factors = factors.collect::<Result<Vec<_>, _>>()?;
         let bias = bias.map(|bias| order.iter().map(|&from| bias[from as usize]).collect());
         Self::upload(kernels, Stored { weight: weight.reordered(&order), bias, factors })
     }

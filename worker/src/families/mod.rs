@@ -175,6 +175,19 @@ pub struct TensorNames {
     pub head: &'static str,
 }
 
+impl TensorNames {
+    /// The linear layers of a block, as they follow its number, then the head.
+    #[must_use]
+    pub fn linear_layers(&self) -> Vec<&'static str> {
+        let mut layers = match self.qkv {
+            QkvNames::Separate { names } => names.to_vec(),
+            QkvNames::Fused { name, .. } => vec![name],
+        };
+        layers.extend([self.attention_output, self.mlp_gate, self.mlp_up, self.mlp_down, self.head]);
+        layers
+    }
+}
+
 /// How queries, keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QkvNames {

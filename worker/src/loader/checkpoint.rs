@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use super::gguf::{self, Header};
+use super::gguf_config::Origin;
 use super::mapped_file::MappedFile;
 use super::model_config::JsonFile;
-use super::tensor_files::{self, TensorError, TensorFiles};
+use super::tensor_files::{self, Encoding, TensorError, TensorFiles};
 use super::{LoadError, gguf_config};
 use crate::families::{self, Family};
 
@@ -21,6 +22,8 @@ pub struct Checkpoint {
     pub(super) directory: PathBuf,
     /// A GGUF file, and what its header says.
     pub(super) gguf: Option<(MappedFile, Header)>,
+    /// What a GGUF file was made from.
+    pub(super) origin: Option<Origin>,
 }
 
 impl Checkpoint {
@@ -40,16 +43,24 @@ impl Checkpoint {
         let config = JsonFile::open(path, "config.json")?;
         let generation = JsonFile::open_optional(path, "generation_config.json")?;
         let family = families::describe(&config.root())?;
-        Ok(Self { family, config, generation, directory: path.to_owned(), gguf: None })
+        Ok(Self { family, config, generation, directory: path.to_owned(), gguf: None, origin: None })
     }
 
     fn open_gguf(path: &Path) -> Result<Self, LoadError> {
         let file = path.to_owned();
         let map = MappedFile::open(path).map_err(|source| TensorError::Unreadable { file: file.clone(), source })?;
         let header = gguf::header(map.bytes()).map_err(|source| TensorError::Gguf { file, source })?;
-        let (config, family) = gguf_config::describe(path, &header)?;
+        let (config, family, origin) = gguf_config::describe(path, &header)?;
         let directory = path.parent().map_or_else(PathBuf::new, Path::to_owned);
-        Ok(Self { family, config, generation: None, directory, gguf: Some((map, header)) })
+        let (gguf, origin) = (Some((map, header)), Some(origin));
+        Ok(Self { family, config, generation: None, directory, gguf, origin })
+    }
+
+    /// Whether it holds weights in blocks of rounded numbers.
+    #[must_use]
+    pub fn is_quantised(&self) -> bool {
+        let tensors = self.gguf.iter().flat_map(|(_, header)| header.tensors.values());
+        tensors.into_iter().any(|tensor| matches!(tensor.encoding, Encoding::Blocks(_)))
     }
 
     /// Its tensors.

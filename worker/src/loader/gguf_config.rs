@@ -49,11 +49,44 @@ const OPTIONAL: [(&str, &str); 6] = [
     ("rope.freq_base", "rope_theta"),
 ];
 
-/// The config that the file at `path` stands for, and its family.
+/// The checkpoint in Hugging Face's layout that a GGUF file was made from, which is what adapters are made for.
+pub struct Origin {
+    names: TensorNames,
+    /// Width of the heads whose halves the file lays side by side.
+    paired: Option<usize>,
+}
+
+impl Origin {
+    /// What the linear layer `module` of the file was called.
+    #[must_use]
+    pub fn module(&self, module: &str) -> String {
+        let block = module.strip_prefix(NAMES.block).and_then(|rest| rest.split_once('.'));
+        let name = block.map_or(module, |(_, name)| name);
+        let pairs = NAMES.linear_layers().into_iter().zip(self.names.linear_layers());
+        let known = pairs.into_iter().find(|(here, _)| *here == name).map_or(name, |(_, there)| there);
+        block.map_or_else(|| known.to_owned(), |(index, _)| format!("{}{index}.{known}", self.names.block))
+    }
+
+    /// Which of its outputs output `i` of `module` in the file was; `None` when they kept their order.
+    #[must_use]
+    pub fn order(&self, module: &str, outputs: usize) -> Option<Vec<u32>> {
+        let QkvNames::Separate { names: [query, key, _] } = NAMES.qkv else { return None };
+        let name = module.rsplit('.').next();
+        let width = self.paired.filter(|_| [query, key].into_iter().any(|paired| name == Some(paired)))?;
+        let from = |output: usize| {
+            let (head, element) = (output / width, output % width);
+            head * width + element % 2 * (width / 2) + element / 2
+        };
+        // A matrix in memory has fewer rows than 32 bits count.
+        Some((0..outputs).map(|output| from(output) as u32).collect())
+    }
+}
+
+/// The config that the file at `path` stands for, its family, and what it was made from.
 ///
 /// # Errors
 /// [`ConfigError`] names the key of the metadata, or the field that it stands for.
-pub fn describe(path: &Path, header: &Header) -> Result<(JsonFile, Family), ConfigError> {
+pub fn describe(path: &Path, header: &Header) -> Result<(JsonFile, Family, Origin), ConfigError> {
     let metadata = Metadata { path, header };
     let architecture = metadata.get("general.architecture").and_then(Value::as_str);
     let Some(&name) = ARCHITECTURES.iter().find(|known| Some(**known) == architecture) else {
@@ -61,13 +94,14 @@ pub fn describe(path: &Path, header: &Header) -> Result<(JsonFile, Family), Conf
     };
     let config = JsonFile::of_fields(path, metadata.config(name)?);
     let mut family = families::describe(&config.root())?;
-    family.names = NAMES;
+    let mut origin = Origin { names: std::mem::replace(&mut family.names, NAMES), paired: None };
     if let (Positions::Rotary(rotary), "llama") = (&mut family.spec.positions, name) {
         rotary.pairs = Pairs::Neighbours;
+        origin.paired = Some(family.spec.heads.width);
     }
     metadata.require(&format!("{name}.rope.dimension_count"), family.spec.heads.width)?;
     metadata.require(&format!("{name}.attention.value_length"), family.spec.heads.width)?;
-    Ok((config, family))
+    Ok((config, family, origin))
 }
 
 struct Metadata<'a> {

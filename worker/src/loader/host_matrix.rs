@@ -123,6 +123,16 @@ impl HostMatrix {
 }
 
 impl Factors {
+    /// The factors for a layer whose output `i` is this one's `order[i]`.
+    ///
+    /// # Errors
+    /// [`LoadError`] when there are not so many outputs.
+    pub fn reordered(self, order: &[u32]) -> Result<Self, LoadError> {
+        let index = Tensor::from_slice(order, order.len(), &Device::Cpu);
+        let up = index.and_then(|index| self.up.index_select(&index, 0)).map_err(LoadError::Convert)?;
+        Ok(Self { up, ..self })
+    }
+
     /// `stored`, which are the rows of the weight from `first` on, with the rows of the product, in f32.
     fn added_to(&self, stored: &Tensor, first: usize) -> Result<Tensor, LoadError> {
         let product = self.up.narrow(0, first, stored.dims()[0]).and_then(|up| up.matmul(&self.down));

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 pub use self::checkpoint::Checkpoint;
 use self::hub::{Content, HubError};
-use self::lora::{Adapter, AdapterError};
+use self::lora::{Adapter, AdapterError, NamedAdapter};
 use self::model_config::ConfigError;
 use self::plan::{Plan, PlanError};
 use self::tensor_files::TensorError;
@@ -17,6 +17,7 @@ use crate::decoder::Decoder;
 use crate::kernels::{CacheShape, KernelError, Kernels};
 use crate::model_runner::{DeviceChoice, LoadOptions, ModelDescription};
 
+pub mod allocator;
 mod checkpoint;
 pub mod gguf;
 pub mod gguf_config;
@@ -42,18 +43,19 @@ pub fn load<K: Kernels>(
     kernels: K,
 ) -> Result<(Decoder<K>, ModelDescription), LoadError> {
     let mut checkpoint = Checkpoint::open(path)?;
-    if checkpoint.gguf.is_some() && (options.adapter.is_some() || !options.lora.is_empty()) {
+    if checkpoint.gguf.is_some() && options.adapter.is_some() {
         return Err(LoadError::GgufAdapter { file: path.to_owned() });
     }
     let Tokenizer { content, fingerprint: tokenizer_fingerprint } = tokenizer(&checkpoint, options)?;
     let tensors = checkpoint.take_tensors()?;
-    let Checkpoint { family, config, generation, .. } = checkpoint;
+    let Checkpoint { family, config, generation, origin, .. } = checkpoint;
     let spec = &family.spec;
     let mut weights = Weights {
         tensors,
-        adapter: options.adapter.as_deref().map(adapter).transpose()?,
-        beside: options.lora.iter().map(|named| adapter(&named.directory)).collect::<Result<_, _>>()?,
+        adapter: options.adapter.as_deref().map(|merged| adapter("--adapter".to_owned(), merged)).transpose()?,
+        beside: options.lora.iter().map(beside).collect::<Result<_, _>>()?,
         names: family.names.clone(),
+        origin,
         dtype: options.dtype,
         quantize: options.quantize,
     };
@@ -101,9 +103,15 @@ pub fn load<K: Kernels>(
     Ok((decoder, description))
 }
 
-/// Opens the adapter that a path or hub id stands for.
-fn adapter(reference: &Path) -> Result<Adapter, LoadError> {
-    Ok(Adapter::open(&hub::locate(reference, None, Content::Adapter)?)?)
+/// Opens the adapter that a path or hub id stands for, which `flag` asked for.
+fn adapter(flag: String, reference: &Path) -> Result<Adapter, LoadError> {
+    let open =
+        || -> Result<Adapter, LoadError> { Ok(Adapter::open(&hub::locate(reference, None, Content::Adapter)?)?) };
+    open().map_err(|source| LoadError::NoAdapter { flag, source: Box::new(source) })
+}
+
+fn beside(NamedAdapter { name, directory }: &NamedAdapter) -> Result<Adapter, LoadError> {
+    adapter(format!("--lora {name}"), directory)
 }
 
 struct Tokenizer {
@@ -160,11 +168,19 @@ pub enum LoadError {
     /// The weights.
     #[error(transparent)]
     Tensors(#[from] TensorError),
+    /// An adapter that cannot be opened.
+    #[error("{flag}: {source}")]
+    NoAdapter {
+        /// What asked for it.
+        flag: String,
+        /// Why.
+        source: Box<LoadError>,
+    },
     /// The adapter.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
-    /// An adapter for weights whose rows may be in another order, and quantised.
-    #[error("{}: --adapter and --lora need the model in safetensors or .bin, not in GGUF", file.display())]
+    /// An adapter that would have to be merged into blocks of rounded weights.
+    #[error("{}: --adapter cannot be merged into a GGUF file; --lora NAME=DIR applies it beside the weights", file.display())]
     GgufAdapter {
         /// The model.
         file: std::path::PathBuf,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::DType;
+use safetensors::tensor::Metadata;
 use safetensors::{SafeTensorError, SafeTensors};
 
 use super::tensor_files::{Encoding, StoredTensor};
@@ -11,9 +12,12 @@ use super::tensor_files::{Encoding, StoredTensor};
 ///
 /// # Errors
 /// When the header is broken or tells of other bytes than there are.
-pub fn tensors(bytes: &[u8]) -> Result<HashMap<String, StoredTensor>, SafeTensorError> {
+pub fn tensors(bytes: &[u8]) -> Result<HashMap<String, StoredTensor>, SafetensorsError> {
     // The length of the header, which is then checked to lie within the file with all tensors behind it.
-    let (header, metadata) = SafeTensors::read_metadata(bytes)?;
+    let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|source| match expected_bytes(bytes) {
+        Some(expected) if expected != bytes.len() => SafetensorsError::Length { expected, found: bytes.len() },
+        _ => SafetensorsError::Header(source),
+    })?;
     let begin = header + size_of::<u64>();
     let tensors = metadata.tensors().into_iter().map(|(name, info)| {
         let encoding = match DType::try_from(info.dtype) {
@@ -24,4 +28,29 @@ pub fn tensors(bytes: &[u8]) -> Result<HashMap<String, StoredTensor>, SafeTensor
         (name, StoredTensor { shape: info.shape.clone(), encoding, extent: Ok(begin + start..begin + end) })
     });
     Ok(tensors.collect())
+}
+
+/// Length of the file that the header tells of; `None` when it cannot be read.
+fn expected_bytes(bytes: &[u8]) -> Option<usize> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    let header = usize::try_from(u64::from_le_bytes(*length)).ok()?;
+    let begin = header.checked_add(size_of::<u64>())?;
+    let Some(text) = rest.get(..header) else { return Some(begin) };
+    serde_json::from_slice::<Metadata>(text).ok()?.data_len().checked_add(begin)
+}
+
+/// Why a file is not read as safetensors.
+#[derive(Debug, thiserror::Error)]
+pub enum SafetensorsError {
+    /// Cut off, or something behind the tensors.
+    #[error("the file has {found} bytes; its header tells of {expected}")]
+    Length {
+        /// By the header.
+        expected: usize,
+        /// What there are.
+        found: usize,
+    },
+    /// Another format, or a header that contradicts itself.
+    #[error(transparent)]
+    Header(SafeTensorError),
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::DType;
 use candle_core::quantized::GgmlDType;
 
+use super::gguf_config::Origin;
 use super::host_matrix::{HostMatrix, row_bytes};
 use super::lora::{Adapter, Factors};
 use super::model_config::JsonFile;
@@ -36,6 +37,8 @@ pub struct Weights {
     /// In the order of their indices.
     pub(super) beside: Vec<Adapter>,
     pub(super) names: TensorNames,
+    /// What adapters are made for, where that is not the checkpoint itself.
+    pub(super) origin: Option<Origin>,
     pub(super) dtype: DtypeChoice,
     pub(super) quantize: Option<Quantize>,
 }
@@ -85,7 +88,16 @@ impl Weights {
     /// # Errors
     /// [`LoadError::Adapter`].
     pub fn factors(&mut self, module: &str, shape: [usize; 2]) -> Result<Vec<Option<Factors>>, LoadError> {
-        self.beside.iter_mut().map(|adapter| Ok(adapter.factors(module, shape)?)).collect()
+        let Self { beside, origin, .. } = self;
+        let Some(origin) = origin else {
+            return beside.iter_mut().map(|adapter| Ok(adapter.factors(module, shape)?)).collect();
+        };
+        let (module, order) = (origin.module(module), origin.order(module, shape[0]));
+        let factors = beside.iter_mut().map(|adapter| match (adapter.factors(&module, shape)?, &order) {
+            (Some(factors), Some(order)) => Ok(Some(factors.reordered(order)?)),
+            (factors, _) => Ok(factors),
+        });
+        factors.collect()
     }
 
     /// The vector called `name`, of `len` elements.

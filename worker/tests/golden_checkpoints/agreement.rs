@@ -68,13 +68,12 @@ fn rounded_weights_stay_close() {
     }
 }
 
-/// Models of random weights lose more than trained ones; rows of 64 fill only a quarter of a block of Q4_K.
+/// Models of random weights lose more than trained ones. In Q4_K, of whose blocks rows of 64 fill only a quarter, they lose
+/// too much for a comparison with the unrounded model to say anything.
 #[test]
 fn quantised_weights_stay_close() {
     for name in ALL.into_iter().take(FAMILIES) {
-        for (quantize, tolerance) in [(Quantize::Q8_0, 0.1), (Quantize::Q4K, 0.7)] {
-            check(&CheckArgs { quantize: Some(quantize), tolerance: Some(tolerance), ..args(name, None) });
-        }
+        check(&CheckArgs { quantize: Some(Quantize::Q8_0), tolerance: Some(0.1), ..args(name, None) });
     }
     check(&CheckArgs { quantize: Some(Quantize::Q8_0), ..args("codegen", Some("codegen-lora")) });
 }

@@ -8,11 +8,12 @@ use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use cosec_worker::check::CheckArgs;
-use cosec_worker::model_runner::{BatchItem, LoadOptions, ModelRunner};
+use cosec_worker::model_runner::{LoadOptions, ModelRunner};
 use rand::Rng;
 use tempfile::TempDir;
 
 use crate::agreement::{args, check};
+use crate::reference::{BLOCKS, logits, relative};
 use crate::{golden, options};
 
 /// What llama.cpp's converter calls the modules.
@@ -32,16 +33,19 @@ const MODULES: [(&str, &str); 13] = [
     ("model.norm", "output_norm"),
 ];
 
+/// GGUF files have none that is read.
+const TOKENIZER: &str = r#"{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []}"#;
+
 /// A GGUF file with a tokenizer beside it.
-struct Converted(TempDir);
+pub(crate) struct Converted(TempDir);
 
 impl Converted {
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.0.path().join("model.gguf")
     }
 
     /// `name` with its matrices in the first of `dtypes` whose blocks divide their rows, or as the numbers in those.
-    fn of(name: &str, dtypes: &[GgmlDType], dequantised: bool) -> Self {
+    pub(crate) fn of(name: &str, dtypes: &[GgmlDType], dequantised: bool) -> Self {
         let source = golden(name);
         let config: serde_json::Value =
             serde_json::from_slice(&std::fs::read(source.join("config.json")).unwrap()).unwrap();
@@ -53,8 +57,7 @@ impl Converted {
         let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
         let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
         gguf_file::write(&mut File::create(converted.path()).unwrap(), &metadata, &tensors).unwrap();
-        let tokenizer = r#"{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []}"#;
-        std::fs::write(converted.0.path().join("tokenizer.json"), tokenizer).unwrap();
+        std::fs::write(converted.0.path().join("tokenizer.json"), TOKENIZER).unwrap();
         converted
     }
 
@@ -146,7 +149,7 @@ fn metadata(config: &serde_json::Value) -> HashMap<String, Value> {
     metadata
 }
 
-const MODELS: [&str; 4] = ["llama-linear-rope", "llama-gqa-tied", "qwen2", "starcoder2"];
+pub(crate) const MODELS: [&str; 4] = ["llama-linear-rope", "llama-gqa-tied", "qwen2", "starcoder2"];
 
 #[test]
 fn every_architecture_agrees() {
@@ -162,27 +165,19 @@ fn every_architecture_agrees() {
 /// numbers in the file, but for what Q8_0 rounds.
 #[test]
 fn quantised_files_are_what_their_numbers_say() {
+    let tokens: Vec<u32> = (3..16).collect();
     for name in MODELS {
         for dtype in [GgmlDType::Q8_0, GgmlDType::Q5_1, GgmlDType::Q4_0] {
-            let quantised = logits(&Converted::of(name, &[dtype, GgmlDType::F16], false).path());
-            let expected = logits(&Converted::of(name, &[dtype, GgmlDType::F16], true).path());
-            let norm =
-                |values: &mut dyn Iterator<Item = f32>| values.map(|value| f64::from(value).powi(2)).sum::<f64>();
-            let difference = norm(&mut quantised.iter().zip(&expected).map(|(found, expected)| found - expected));
-            let relative = (difference / norm(&mut expected.iter().copied())).sqrt();
+            let [quantised, expected] = [false, true].map(|dequantised| {
+                let file = Converted::of(name, &[dtype, GgmlDType::F16], dequantised);
+                let mut model = ModelRunner::load(&file.path(), &options(BLOCKS.len(), 4)).unwrap();
+                logits(&mut model, &tokens, None)
+            });
+            let relative = relative(&quantised, &expected);
             println!("{name} in {dtype:?}: relative difference {relative:.2e}");
             assert!(relative < 0.15, "{name} in {dtype:?}: {relative}");
         }
     }
-}
-
-/// Of every position of a fixed prompt.
-fn logits(model: &Path) -> Vec<f32> {
-    let mut model = ModelRunner::load(model, &options(4, 4)).unwrap();
-    let tokens: Vec<u32> = (3..16).collect();
-    let item = BatchItem { tokens: &tokens, start: 0, blocks: &[0, 1, 2, 3], rows: 0..tokens.len(), adapter: None };
-    let logits = model.forward(&[item]).unwrap();
-    (0..tokens.len()).flat_map(|row| logits.row(row).to_vec()).collect()
 }
 
 #[test]
@@ -197,7 +192,7 @@ fn a_tokenizer_is_asked_for() {
     assert_eq!(model.description().end_token_ids, [2]);
     assert!(model.description().tokenizer.is_some());
     let adapter = LoadOptions { adapter: Some(golden("llama-lora")), ..named };
-    refused(&converted.path(), &adapter, &["model.gguf", "adapter"]);
+    refused(&converted.path(), &adapter, &["model.gguf", "--adapter", "--lora NAME=DIR"]);
 }
 
 #[test]

@@ -3,19 +3,18 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor, safetensors};
+use candle_core::quantized::GgmlDType;
+use candle_core::{Device, Tensor, safetensors};
 use cosec_worker::check::CheckArgs;
-use cosec_worker::decoder::Batch;
-use cosec_worker::kernels::Place;
-use cosec_worker::kernels::reference::Reference;
-use cosec_worker::loader;
 use cosec_worker::model_runner::{BatchItem, LoadOptions, ModelRunner, NamedAdapter, Quantize};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::agreement::{args, check};
+use crate::gguf::{self, Converted};
+use crate::reference::{Numbers, logits, relative};
 use crate::{ALL, golden, options};
 
 /// Lookup tables, which are no linear layers.
@@ -38,14 +37,6 @@ struct Drawn {
     directory: TempDir,
     /// `scale · B · A` by module, in f64, row-major.
     deltas: HashMap<String, Vec<f64>>,
-}
-
-fn weights(name: &str) -> HashMap<String, Tensor> {
-    safetensors::load(golden(name).join("model.safetensors"), &Device::Cpu).unwrap()
-}
-
-fn config(name: &str) -> Value {
-    serde_json::from_slice(&std::fs::read(golden(name).join("config.json")).unwrap()).unwrap()
 }
 
 /// Every linear layer with its outputs and inputs; a tied head too.
@@ -104,46 +95,8 @@ fn draw(modules: &[(String, usize, usize)], rng: &mut StdRng) -> Drawn {
     Drawn { directory, deltas }
 }
 
-/// The checkpoint `name` with the deltas added to its weights.
-fn changed(name: &str, deltas: &HashMap<String, Vec<f64>>) -> TempDir {
-    let (mut weights, mut config) = (weights(name), config(name));
-    if deltas.contains_key("lm_head") && !weights.contains_key("lm_head.weight") {
-        config["tie_word_embeddings"] = false.into();
-        let table = weights.keys().find(|name| name.contains("embed_tokens") || name.contains("wte")).unwrap();
-        weights.insert("lm_head.weight".to_owned(), weights[table].clone());
-    }
-    for (module, delta) in deltas {
-        let weight = weights.get_mut(&format!("{module}.weight")).unwrap();
-        let delta = Tensor::from_slice(delta, weight.shape(), &Device::Cpu).unwrap();
-        *weight = (weight.to_dtype(DType::F64).unwrap() + delta).unwrap();
-    }
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
-    safetensors::save(&weights, directory.path().join("model.safetensors")).unwrap();
-    directory
-}
-
 fn tokens(count: usize, rng: &mut StdRng) -> Vec<u32> {
     (0..count).map(|_| rng.random_range(0..300)).collect()
-}
-
-/// All rows over the plain f64 kernels.
-fn expected(checkpoint: &Path, tokens: &[u32]) -> Vec<f32> {
-    let (mut plain, _) = loader::load(checkpoint, &options(10, 4), Reference).unwrap();
-    let blocks: Vec<u32> = (0..10).collect();
-    let places = (0..tokens.len()).map(|position| Place { position, blocks: &blocks }).collect();
-    let batch = Batch { tokens: tokens.to_vec(), places, wanted: (0..tokens.len()).collect(), ..Batch::default() };
-    let mut logits = Vec::new();
-    plain.forward(&batch, &mut logits).unwrap();
-    logits
-}
-
-/// All rows of one sequence, alone in its batch.
-fn alone(model: &mut ModelRunner, tokens: &[u32], adapter: Option<usize>) -> Vec<f32> {
-    let blocks: Vec<u32> = (0..10).collect();
-    let item = BatchItem { tokens, start: 0, blocks: &blocks, rows: 0..tokens.len(), adapter };
-    let logits = model.forward(&[item]).unwrap();
-    (0..logits.len()).flat_map(|row| logits.row(row).to_vec()).collect()
 }
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
@@ -156,24 +109,45 @@ fn every_layer_of_every_family_takes_an_adapter() {
     for name in ALL.into_iter().filter(|name| !name.ends_with("bf16")) {
         let seed: u64 = rand::random();
         let rng = &mut StdRng::seed_from_u64(seed);
-        let drawn = draw(&modules(&weights(name)), rng);
+        let drawn = draw(&modules(&Numbers::of(name).weights), rng);
         let tokens = tokens(20, rng);
-        let expected = expected(changed(name, &drawn.deltas).path(), &tokens);
+        let expected = Numbers::of(name).adapted(&drawn.deltas).logits(&tokens);
         let directory = drawn.directory.path();
         let merged = LoadOptions { adapter: Some(directory.to_owned()), ..options(10, 4) };
         let beside = LoadOptions { lora: vec![named("drawn", directory)], ..options(10, 4) };
-        for (options, adapter, way) in [(merged, None, "merged"), (beside, Some(0), "beside")] {
-            let mut model = ModelRunner::load(&golden(name), &options).unwrap();
-            let found = alone(&mut model, &tokens, adapter);
+        let file = gguf::MODELS.contains(&name).then(|| Converted::of(name, &[GgmlDType::F32], false));
+        let mut ways = vec![("merged", golden(name), &merged, None), ("beside", golden(name), &beside, Some(0))];
+        ways.extend(file.iter().map(|file| ("beside GGUF", file.path(), &beside, Some(0))));
+        for (way, path, options, adapter) in ways {
+            let mut model = ModelRunner::load(&path, options).unwrap();
+            let found = logits(&mut model, &tokens, adapter);
             let scale = expected.iter().fold(1.0f32, |max, logit| max.max(logit.abs()));
             let worst = largest_difference(&found, &expected);
             assert!(worst < 1e-4 * scale, "{name}, {way}, seed {seed}: {worst} of {scale}");
             if let Some(index) = adapter {
                 assert_eq!(model.description().adapters[index], "drawn");
-                let without = alone(&mut model, &tokens, None);
+                let without = logits(&mut model, &tokens, None);
                 assert!(largest_difference(&without, &expected) > 0.05, "{name}: the adapter changes nothing");
             }
         }
+    }
+}
+
+/// Only the weights are rounded, not what adapters add to them.
+#[test]
+fn adapters_stand_beside_quantised_files() {
+    for name in gguf::MODELS {
+        let rng = &mut StdRng::seed_from_u64(2);
+        let drawn = draw(&modules(&Numbers::of(name).weights), rng);
+        let tokens = tokens(20, rng);
+        let whole_blocks = |_: &str, inputs: usize| inputs.is_multiple_of(32).then_some(GgmlDType::Q8_0);
+        let expected = Numbers::of(name).rounded(whole_blocks).adapted(&drawn.deltas).logits(&tokens);
+        let file = Converted::of(name, &[GgmlDType::Q8_0, GgmlDType::F32], false);
+        let beside = LoadOptions { lora: vec![named("drawn", drawn.directory.path())], ..options(10, 4) };
+        let mut model = ModelRunner::load(&file.path(), &beside).unwrap();
+        let difference = relative(&logits(&mut model, &tokens, Some(0)), &expected);
+        println!("{name}: relative difference {difference:.2e}");
+        assert!(difference < 5e-4, "{name}: {difference}");
     }
 }
 
@@ -186,7 +160,7 @@ fn company_under_other_adapters_changes_no_bit() {
     {
         let seed: u64 = rand::random();
         let rng = &mut StdRng::seed_from_u64(seed);
-        let modules = modules(&weights(name));
+        let modules = modules(&Numbers::of(name).weights);
         let drawn = [draw(&modules, rng), draw(&modules[..modules.len() / 2], rng)];
         let lora = drawn.iter().zip(["a", "b"]).map(|(drawn, name)| named(name, drawn.directory.path())).collect();
         let options = LoadOptions { quantize, ..options(60, 4) };
@@ -219,7 +193,7 @@ fn company_under_other_adapters_changes_no_bit() {
         for ((tokens, adapter), found) in sequences.iter().zip(&found) {
             let model = if adapter.is_some() { &mut model } else { &mut plain };
             assert!(
-                *found == alone(model, tokens, *adapter),
+                *found == logits(model, tokens, *adapter),
                 "{name}, {quantize:?}, {adapter:?}, seed {seed}: bits differ"
             );
         }
@@ -229,7 +203,7 @@ fn company_under_other_adapters_changes_no_bit() {
 #[test]
 fn fingerprints_tell_adapters_apart_by_content() {
     let rng = &mut StdRng::seed_from_u64(1);
-    let modules = modules(&weights("llama-gqa-tied"));
+    let modules = modules(&Numbers::of("llama-gqa-tied").weights);
     let (one, other) = (draw(&modules, rng), draw(&modules, rng));
     let describe = |lora: Vec<NamedAdapter>| {
         let options = LoadOptions { lora, ..options(2, 4) };

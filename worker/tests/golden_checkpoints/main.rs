@@ -9,6 +9,7 @@ mod lora;
 mod malformed;
 mod oracles;
 mod pickles;
+mod reference;
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 //! A broken checkpoint or adapter is one clear error.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use cosec_worker::model_runner::{LoadOptions, ModelRunner, NamedAdapter};
@@ -134,6 +134,12 @@ fn broken_tensors_are_refused() {
 
     let absent = Copy::of("codegen");
     std::fs::remove_file(absent.path().join("model.safetensors")).unwrap();
+    let cut = Copy::of("codegen");
+    let path = cut.path().join("model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() - 4]).unwrap();
+    cut.refused(&options(4, 4), &[&format!("has {} bytes", whole.len() - 4), &format!("tells of {}", whole.len())]);
+
     let names =
         ["model.safetensors,", "model.safetensors.index.json", "pytorch_model.bin,", "pytorch_model.bin.index.json"];
     absent.refused(&options(4, 4), &names);
@@ -194,6 +200,16 @@ fn a_broken_tokenizer_is_refused() {
     let copy = Copy::of("codegen");
     std::fs::write(copy.path().join("tokenizer.json"), r#"{"model": 3}"#).unwrap();
     copy.refused(&options(4, 4), &["tokenizer.json"]);
+}
+
+#[test]
+fn a_missing_adapter_is_named_with_its_flag() {
+    let nowhere = PathBuf::from("/no/such/adapter");
+    let merged = LoadOptions { adapter: Some(nowhere.clone()), ..options(4, 4) };
+    Copy::of("llama-linear-rope").refused(&merged, &["--adapter", "/no/such/adapter"]);
+    let lora = vec![NamedAdapter { name: "sql".to_owned(), directory: nowhere }];
+    let beside = LoadOptions { lora, ..options(4, 4) };
+    Copy::of("llama-linear-rope").refused(&beside, &["--lora sql", "/no/such/adapter"]);
 }
 
 fn check_adapter(edit: impl FnOnce(&Copy), parts: &[&str]) {

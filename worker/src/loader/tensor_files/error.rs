@@ -2,11 +2,10 @@
 
 use std::path::PathBuf;
 
-use safetensors::SafeTensorError;
-
 use crate::loader::gguf::GgufError;
 use crate::loader::model_config::ConfigError;
 use crate::loader::pickle::PickleError;
+use crate::loader::safetensors::SafetensorsError;
 
 /// What is wrong with the tensors of a checkpoint.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +35,7 @@ pub enum TensorError {
         /// Which.
         file: PathBuf,
         /// Why.
-        source: SafeTensorError,
+        source: SafetensorsError,
     },
     /// No GGUF.
     #[error("{}: cannot be read as GGUF: {source}", file.display())]
