@@ -2,8 +2,8 @@
 
 /// Gives back at once what is freed in pieces of a mebibyte or more; where the C library is glibc.
 ///
-/// Left to itself it keeps pieces of up to 32 MiB for later ones once one of them was freed. What it keeps between matrices
-/// while they are loaded, each through a copy, comes to a sixth of a model in 8 or 4 bits and never goes back.
+/// Left to itself it keeps pieces of up to 32 MiB for later ones once one of them was freed. Every matrix is loaded through a
+/// copy, so what is kept between them adds up and never goes back.
 pub fn give_back_large_pieces() {
     #[cfg(target_env = "gnu")]
     {

@@ -9,7 +9,7 @@ use cosec_worker::decoder::Batch;
 use cosec_worker::kernels::Place;
 use cosec_worker::kernels::reference::Reference;
 use cosec_worker::loader;
-use cosec_worker::model_runner::{BatchItem, ModelRunner};
+use cosec_worker::model_runner::{BatchItem, LoadOptions, ModelRunner};
 use serde_json::Value;
 
 use crate::{golden, options};
@@ -25,8 +25,8 @@ pub(crate) fn logits(model: &mut ModelRunner, tokens: &[u32], adapter: Option<us
 }
 
 /// The same, over the plain kernels.
-pub(crate) fn plain_logits(checkpoint: &Path, tokens: &[u32]) -> Vec<f32> {
-    let (mut plain, _) = loader::load(checkpoint, &options(BLOCKS.len(), 4), Reference).unwrap();
+pub(crate) fn plain_logits(checkpoint: &Path, options: &LoadOptions, tokens: &[u32]) -> Vec<f32> {
+    let (mut plain, _) = loader::load(checkpoint, options, Reference).unwrap();
     let places = (0..tokens.len()).map(|position| Place { position, blocks: &BLOCKS }).collect();
     let batch = Batch { tokens: tokens.to_vec(), places, wanted: (0..tokens.len()).collect(), ..Batch::default() };
     let mut logits = Vec::new();
@@ -91,6 +91,6 @@ impl Numbers {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("config.json"), self.config.to_string()).unwrap();
         safetensors::save(&self.weights, directory.path().join("model.safetensors")).unwrap();
-        plain_logits(directory.path(), tokens)
+        plain_logits(directory.path(), &options(BLOCKS.len(), 4), tokens)
     }
 }
