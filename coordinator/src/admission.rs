@@ -7,14 +7,14 @@
 
 mod throughput;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use cosec_proto::ErrorCode;
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use self::throughput::Throughput;
 use crate::request::SessionError;
@@ -92,7 +92,7 @@ struct State {
     now: f64,
     next_id: u64,
     /// By name; only tenants with sessions.
-    shares: HashMap<String, Share>,
+    shares: BTreeMap<String, Share>,
     /// Tokens of the sessions that decode, as far as they are cached, by model.
     cached: HashMap<String, Arc<AtomicU64>>,
     throughput: Throughput,

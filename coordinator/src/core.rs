@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cosec_proto::worker::DescribeResponse;
 use cosec_proto::{ErrorCode, tokenizer_fingerprint, transport};
@@ -14,7 +14,8 @@ use futures::Stream;
 use prometheus::IntGauge;
 use serde::Deserialize;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -30,7 +31,7 @@ use crate::session::{Driver, Opening, Pacers};
 use crate::tenant::Tenant;
 use crate::worker_pool::reply::OperationError;
 use crate::worker_pool::tokenizers::{Owner, Tokenizer};
-use crate::worker_pool::{Able, PoolConfig, WorkerPool};
+use crate::worker_pool::{Able, Fleet, PoolConfig, WorkerPool};
 
 /// Settings of sessions and of the workers behind them.
 #[derive(Clone, Debug, Deserialize)]
@@ -202,7 +203,8 @@ struct Shared {
 /// What a model's workers say together: worked out anew only when one of them says something else, because there may be
 /// hundreds of them for each request.
 struct Known {
-    changes: watch::Receiver<()>,
+    /// The pool's changes when the workers were looked at.
+    changes: u64,
     found: Option<Found>,
 }
 
@@ -222,6 +224,21 @@ impl Core {
         tracker: TaskTracker,
         shutdown: CancellationToken,
     ) -> Result<Self, StartError> {
+        let fleet = Fleet { discovery: discovery(&config)?, connect: Arc::new(transport::channel) };
+        Self::start_in(fleet, config, metrics, tracker, shutdown)
+    }
+
+    /// As [`Self::start`], in a fleet of the caller's own: a simulated one.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_in(
+        fleet: Fleet,
+        config: CoreConfig,
+        metrics: Arc<SessionMetrics>,
+        tracker: TaskTracker,
+        shutdown: CancellationToken,
+    ) -> Result<Self, StartError> {
         let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
         check(&config)?;
         let pool_config = PoolConfig {
@@ -233,13 +250,13 @@ impl Core {
         };
         let pool = WorkerPool::start(
             pool_config,
-            discovery(&config)?,
+            fleet,
             Arc::clone(&metrics),
             tracker.clone(),
             runtime.clone(),
             shutdown.clone(),
         );
-        let unknown = || Mutex::new(Known { changes: pool.changes(), found: None });
+        let unknown = || Mutex::new(Known { changes: 0, found: None });
         let known = config.models.iter().map(|model| (model.name.clone(), unknown())).collect();
         let limits = Limits {
             sessions: config.max_sessions,
@@ -340,14 +357,14 @@ impl Shared {
         let Some(known) = self.known.get(&model.name) else { return self.find(model) };
         // What is kept is replaced as a whole.
         let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-        // The changes are marked as seen before the workers are looked at: one that comes meanwhile is not missed.
-        let changed = known.changes.has_changed().unwrap_or(true);
-        known.changes.mark_unchanged();
+        // Before the workers are looked at: a change that comes meanwhile is not missed.
+        let changes = self.pool.changes();
         if let Some(found) = &known.found
-            && !changed
+            && known.changes == changes
         {
             return found.clone();
         }
+        known.changes = changes;
         known.found.insert(self.find(model)).clone()
     }
 
@@ -375,12 +392,14 @@ impl Shared {
 
     /// Refuses at once what would only fail later.
     fn able(&self, model: &ModelConfig, plan: &Plan) -> Result<ModelFacts, SessionError> {
-        let (facts, hardened) = self.facts(model).map_err(session_error)?;
-        let fails_closed = self.config.expert_absent == ExpertAbsent::FailClosed;
-        match hardened {
-            Err(error) if plan.reads(Role::Expert) && fails_closed => Err(session_error(error)),
-            Ok(()) | Err(_) => Ok(facts),
+        let (facts, _) = self.facts(model).map_err(session_error)?;
+        if self.config.expert_absent == ExpertAbsent::FailClosed {
+            // A rule without an anti-expert needs none.
+            for role in [Role::Expert, Role::AntiExpert].into_iter().filter(|&role| plan.reads(role)) {
+                self.pool.able(&model.name, role).map_err(session_error)?;
+            }
         }
+        Ok(facts)
     }
 }
 
@@ -401,9 +420,10 @@ async fn run(opening: Opening, place: Place, ends: Ends) {
     let waiting = Count::new(metrics.queued_sessions.clone());
     let began = Instant::now();
     let turn = tokio::select! {
-        turn = place.turn() => Some(turn),
+        biased;
         () = cancel.cancelled() => None,
-        () = tokio::time::sleep_until(deadline.into()) => None,
+        turn = place.turn() => Some(turn),
+        () = tokio::time::sleep_until(deadline) => None,
     };
     drop(waiting);
     metrics.queue_seconds.observe(began.elapsed().as_secs_f64());
@@ -437,6 +457,7 @@ async fn run(opening: Opening, place: Place, ends: Ends) {
     metrics.choices.with_label_values(&[outcome]).inc();
     if let Some(last) = last {
         tokio::select! {
+            biased;
             // A client that is gone wants no last word.
             _ = events.send(last) => {}
             () = cancel.cancelled(), if !shutdown.is_cancelled() => {}

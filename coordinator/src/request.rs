@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use cosec_proto::ErrorCode;
 use cosec_proto::draw::Warp;
+use tokio::time::Instant;
 
 use crate::tenant::Tenant;
 

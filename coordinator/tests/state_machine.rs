@@ -1,7 +1,7 @@
 //! The session's state machine, event by event: no socket, no clock, no randomness.
 #![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cosec_coordinator::core::ExpertAbsent;
 use cosec_coordinator::merge::{Drawn, Lacking};
@@ -19,6 +19,7 @@ use cosec_coordinator::worker_pool::reply::{OperationError, Reply, RowView};
 use cosec_proto::ErrorCode;
 use cosec_proto::draw::Warp;
 use proptest::prelude::*;
+use tokio::time::Instant;
 
 fn task(rule: RuleSettings, transport: Transport, prompt: Vec<u32>, now: Instant) -> Task {
     let settings = Settings {

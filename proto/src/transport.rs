@@ -17,11 +17,22 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// See [`KEEPALIVE_INTERVAL`].
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Makes the channel to an address, as [`channel`] does over TCP.
+pub type Connect = dyn Fn(&str) -> Result<Channel, InvalidAddress> + Send + Sync;
+
 /// Prepares a connection to `address` (`host:port` or a URI); it comes up at first use and again after a loss.
 ///
 /// # Errors
 /// When `address` is no valid URI.
 pub fn channel(address: &str) -> Result<Channel, InvalidAddress> {
+    Ok(endpoint(address)?.connect_lazy())
+}
+
+/// Describes connections to `address`, whatever they run over.
+///
+/// # Errors
+/// As [`channel`].
+pub fn endpoint(address: &str) -> Result<Endpoint, InvalidAddress> {
     let uri = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
     let endpoint = Endpoint::from_shared(uri)
         .map_err(|cause| InvalidAddress { address: address.to_owned(), cause: cause.to_string() })?;
@@ -30,8 +41,7 @@ pub fn channel(address: &str) -> Result<Channel, InvalidAddress> {
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
-        .tcp_nodelay(true)
-        .connect_lazy())
+        .tcp_nodelay(true))
 }
 
 /// Starts the description of a server with the settings that [`channel`] expects of its peer.

@@ -7,4 +7,5 @@ pub mod fleet;
 pub mod mock_worker;
 pub mod network;
 pub mod proxy;
+pub mod sim;
 pub mod stream;

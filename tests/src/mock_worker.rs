@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cosec_proto::draw::{Distribution, Purpose, Randomness, Warp};
 use cosec_proto::worker::worker_server::WorkerServer;
@@ -17,6 +17,7 @@ use futures::Stream;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
@@ -94,10 +95,38 @@ fn mix(mut z: u64) -> u64 {
 /// Changes a response before it is sent; `None` is never sent.
 pub type Fault = dyn Fn(worker::StepResponse) -> Option<worker::StepResponse> + Send + Sync;
 
+/// How a worker goes about its operations: how long they take, what becomes of answers, who watches.
+pub trait Conduct: Send + Sync + 'static {
+    /// A stream of operations begins; answers may be sent on it at any time.
+    fn opened(&self, _: &Answers) {}
+
+    /// What it says of itself in place of the truth.
+    fn describe(
+        &self,
+        truth: worker::DescribeResponse,
+    ) -> impl Future<Output = Result<worker::DescribeResponse, Status>> + Send {
+        std::future::ready(Ok(truth))
+    }
+
+    /// How long its forward passes take.
+    fn time(&self) -> StepTime {
+        StepTime::default()
+    }
+
+    /// Passes before an operation joins a forward pass; its outcome is handed to [`Self::answer`].
+    fn begin(&self, request: &worker::StepRequest) -> impl Future<Output = u64> + Send;
+
+    /// What is sent in place of an answer.
+    fn answer(&self, begun: u64, answer: worker::StepResponse) -> Vec<worker::StepResponse>;
+}
+
+/// Where answers go.
+pub type Answers = mpsc::Sender<Result<worker::StepResponse, Status>>;
+
 /// A running mock worker. Dropping it is a kill: every connection breaks.
 pub struct MockWorker {
     address: SocketAddr,
-    hosted: Arc<Hosted>,
+    service: Service<Disturbances>,
     health: tonic_health::server::HealthReporter,
     runtime: Option<Runtime>,
 }
@@ -127,23 +156,29 @@ impl Default for StepTime {
     }
 }
 
-struct Hosted {
-    engine: MockEngine,
+/// What a test does to a worker.
+#[derive(Default)]
+pub struct Disturbances {
     fault: Mutex<Option<Box<Fault>>>,
     time: Mutex<StepTime>,
     operations: AtomicU64,
-    cancelled: AtomicU64,
 }
 
-impl Hosted {
-    fn new(model: MockModel, time: StepTime) -> Arc<Self> {
-        Arc::new(Self {
-            engine: MockEngine::new(model),
-            fault: Mutex::default(),
-            time: Mutex::new(time),
-            operations: AtomicU64::new(0),
-            cancelled: AtomicU64::new(0),
-        })
+impl Conduct for Disturbances {
+    fn time(&self) -> StepTime {
+        *lock(&self.time)
+    }
+
+    async fn begin(&self, _: &worker::StepRequest) -> u64 {
+        0
+    }
+
+    fn answer(&self, _: u64, answer: worker::StepResponse) -> Vec<worker::StepResponse> {
+        self.operations.fetch_add(1, Ordering::SeqCst);
+        match &*lock(&self.fault) {
+            Some(fault) => fault(answer).into_iter().collect(),
+            None => vec![answer],
+        }
     }
 }
 
@@ -177,20 +212,20 @@ impl MockWorker {
         let address = listener.local_addr()?;
         // Only now: a runtime must not be dropped where its caller may be asynchronous.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let hosted = Hosted::new(model, StepTime::default());
+        let service = Service::new(model, Disturbances::default());
         let (health, health_service) = tonic_health::server::health_reporter();
+        let (serving, reporter) = (service.clone(), health.clone());
         let listener = {
             let _entered = runtime.enter();
             TcpListener::from_std(listener)?
         };
-        let (serving, reporter) = (Arc::clone(&hosted), health.clone());
         runtime.spawn(async move {
-            reporter.set_serving::<WorkerServer<Service>>().await;
-            if let Err(error) = serve_hosted(serving, health_service, listener).await {
+            reporter.set_serving::<WorkerServer<Service<Disturbances>>>().await;
+            if let Err(error) = serving.serve(health_service, listener).await {
                 eprintln!("mock worker: {error}");
             }
         });
-        Ok(Self { address, hosted, health, runtime: Some(runtime) })
+        Ok(Self { address, service, health, runtime: Some(runtime) })
     }
 
     /// Where it listens.
@@ -202,43 +237,43 @@ impl MockWorker {
     /// Sessions that hold a cache.
     #[must_use]
     pub fn sessions(&self) -> usize {
-        self.hosted.engine.sessions()
+        self.service.engine().sessions()
     }
 
     /// Operations answered or in vain.
     #[must_use]
     pub fn operations(&self) -> u64 {
-        self.hosted.operations.load(Ordering::SeqCst)
+        self.service.conduct().operations.load(Ordering::SeqCst)
     }
 
     /// Operations that were withdrawn in time.
     #[must_use]
     pub fn cancelled(&self) -> u64 {
-        self.hosted.cancelled.load(Ordering::SeqCst)
+        self.service.0.cancelled.load(Ordering::SeqCst)
     }
 
     /// Distorts every response from now on.
     pub fn set_fault(&self, fault: Option<Box<Fault>>) {
-        *lock(&self.hosted.fault) = fault;
+        *lock(&self.service.conduct().fault) = fault;
     }
 
     /// Time that every pass takes from now on; operations go one behind the other.
     pub fn set_delay(&self, delay: Duration) {
-        *lock(&self.hosted.time) = StepTime { fixed: delay, ..StepTime::default() };
+        *lock(&self.service.conduct().time) = StepTime { fixed: delay, ..StepTime::default() };
     }
 
     /// What the health service says.
     pub async fn set_serving(&self, serving: bool) {
         if serving {
-            self.health.set_serving::<WorkerServer<Service>>().await;
+            self.health.set_serving::<WorkerServer<Service<Disturbances>>>().await;
         } else {
-            self.health.set_not_serving::<WorkerServer<Service>>().await;
+            self.health.set_not_serving::<WorkerServer<Service<Disturbances>>>().await;
         }
     }
 
     /// Forgets all caches, as a worker short of blocks may.
     pub fn evict(&self) {
-        self.hosted.engine.evict();
+        self.service.engine().evict();
     }
 }
 
@@ -256,34 +291,73 @@ impl Drop for MockWorker {
 /// # Errors
 /// When the listener breaks.
 pub async fn serve(model: MockModel, time: StepTime, listener: TcpListener) -> Result<(), tonic::transport::Error> {
+    let service = Service::new(model, Disturbances { time: Mutex::new(time), ..Disturbances::default() });
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<WorkerServer<Service>>().await;
-    serve_hosted(Hosted::new(model, time), health_service, listener).await
-}
-
-async fn serve_hosted(
-    hosted: Arc<Hosted>,
-    health: HealthServer<impl Health>,
-    listener: TcpListener,
-) -> Result<(), tonic::transport::Error> {
-    let service = WorkerServer::new(Service(hosted))
-        .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(transport::MAX_MESSAGE_BYTES);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    transport::server().add_service(health).add_service(service).serve_with_incoming(incoming).await
+    health.set_serving::<WorkerServer<Service<Disturbances>>>().await;
+    service.serve(health_service, listener).await
 }
 
 /// The gRPC service of a mock worker.
-pub struct Service(Arc<Hosted>);
+pub struct Service<C>(Arc<Hosted<C>>);
+
+struct Hosted<C> {
+    engine: MockEngine,
+    conduct: C,
+    cancelled: AtomicU64,
+}
+
+impl<C> Clone for Service<C> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<C: Conduct> Service<C> {
+    /// Without sessions.
+    #[must_use]
+    pub fn new(model: MockModel, conduct: C) -> Self {
+        let (engine, cancelled) = (MockEngine::new(model), AtomicU64::new(0));
+        Self(Arc::new(Hosted { engine, conduct, cancelled }))
+    }
+
+    /// What it computes with.
+    #[must_use]
+    pub fn engine(&self) -> &MockEngine {
+        &self.0.engine
+    }
+
+    /// How it goes about it.
+    #[must_use]
+    pub fn conduct(&self) -> &C {
+        &self.0.conduct
+    }
+
+    /// With the limits of a real worker.
+    #[must_use]
+    pub fn server(&self) -> WorkerServer<Self> {
+        WorkerServer::new(self.clone())
+            .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(transport::MAX_MESSAGE_BYTES)
+    }
+
+    async fn serve(
+        &self,
+        health: HealthServer<impl Health>,
+        listener: TcpListener,
+    ) -> Result<(), tonic::transport::Error> {
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        transport::server().add_service(health).add_service(self.server()).serve_with_incoming(incoming).await
+    }
+}
 
 #[tonic::async_trait]
-impl worker::worker_server::Worker for Service {
+impl<C: Conduct> worker::worker_server::Worker for Service<C> {
     async fn describe(
         &self,
         _: Request<worker::DescribeRequest>,
     ) -> Result<Response<worker::DescribeResponse>, Status> {
         let model = &self.0.engine.model;
-        Ok(Response::new(worker::DescribeResponse {
+        let truth = worker::DescribeResponse {
             role: model.role.into(),
             model: "mock".to_owned(),
             fingerprint: model.fingerprint.clone(),
@@ -294,7 +368,8 @@ impl worker::worker_server::Worker for Service {
             max_operation_tokens: model.max_operation_tokens,
             sessions: self.0.engine.sessions() as u32,
             ..worker::DescribeResponse::default()
-        }))
+        };
+        Ok(Response::new(self.0.conduct.describe(truth).await?))
     }
 
     type TokenizerStream = Pin<Box<dyn Stream<Item = Result<worker::TokenizerResponse, Status>> + Send>>;
@@ -315,6 +390,7 @@ impl worker::worker_server::Worker for Service {
         let mut requests = request.into_inner();
         let (queue, queued) = mpsc::channel(1024);
         let (responses, answered) = mpsc::channel(1024);
+        self.0.conduct.opened(&responses);
         let withdrawn = Arc::new(Mutex::new(HashSet::new()));
         let noted = Arc::clone(&withdrawn);
         tokio::spawn(async move {
@@ -333,15 +409,16 @@ impl worker::worker_server::Worker for Service {
 
 /// The forward passes for one stream: operations join between two passes and leave when they have had theirs, as in
 /// an engine that batches continuously.
-struct Passes {
-    hosted: Arc<Hosted>,
+struct Passes<C> {
+    hosted: Arc<Hosted<C>>,
     withdrawn: Arc<Mutex<HashSet<u64>>>,
-    responses: mpsc::Sender<Result<worker::StepResponse, Status>>,
+    responses: Answers,
     batch: Vec<UnderWay>,
 }
 
 struct UnderWay {
     request: worker::StepRequest,
+    begun: u64,
     queue: Duration,
     compute: Duration,
     /// Of the next pass.
@@ -350,33 +427,35 @@ struct UnderWay {
 }
 
 impl UnderWay {
-    fn new((request, received): (worker::StepRequest, Instant)) -> Self {
+    fn new(request: worker::StepRequest, received: Instant, begun: u64) -> Self {
         let (fed, passes) = match &request.operation {
             Some(step_request::Operation::Extend(extend)) => (extend.tokens.len(), 1),
             Some(step_request::Operation::Draft(draft)) => (draft.tokens.len(), draft.k.max(1)),
             _ => (0, 1),
         };
         let rows = fed.max(1) as u32;
-        Self { request, queue: received.elapsed(), compute: Duration::ZERO, rows, passes_left: passes }
+        Self { request, begun, queue: received.elapsed(), compute: Duration::ZERO, rows, passes_left: passes }
     }
 }
 
-impl Passes {
+impl<C: Conduct> Passes<C> {
     async fn run(mut self, mut queued: mpsc::Receiver<(worker::StepRequest, Instant)>) {
         loop {
             if self.batch.is_empty() {
                 let Some(first) = queued.recv().await else { return };
-                self.batch.push(UnderWay::new(first));
+                self.join(first).await;
             }
-            let time = *lock(&self.hosted.time);
+            let time = self.hosted.conduct.time();
             while self.batch.len() < time.batch
                 && let Ok(next) = queued.try_recv()
             {
-                self.batch.push(UnderWay::new(next));
+                self.join(next).await;
             }
             let rows = self.batch.iter().map(|operation| operation.rows).sum();
             let pass = time.fixed + time.per_row * rows;
-            tokio::time::sleep(pass).await;
+            if !pass.is_zero() {
+                tokio::time::sleep(pass).await;
+            }
             for operation in &mut self.batch {
                 operation.compute += pass;
                 operation.rows = 1;
@@ -394,8 +473,13 @@ impl Passes {
         }
     }
 
+    async fn join(&mut self, (request, received): (worker::StepRequest, Instant)) {
+        let begun = self.hosted.conduct.begin(&request).await;
+        self.batch.push(UnderWay::new(request, received, begun));
+    }
+
     async fn answer(&self, operation: UnderWay) -> Result<(), Gone> {
-        let UnderWay { request, queue, compute, .. } = operation;
+        let UnderWay { request, begun, queue, compute, .. } = operation;
         let (hosted, op) = (&self.hosted, request.op);
         let outcome = if lock(&self.withdrawn).remove(&op) {
             hosted.cancelled.fetch_add(1, Ordering::SeqCst);
@@ -404,17 +488,12 @@ impl Passes {
         } else {
             hosted.engine.perform(request)
         };
-        hosted.operations.fetch_add(1, Ordering::SeqCst);
         let (queue_us, compute_us) = (queue.as_micros() as u32, compute.as_micros() as u32);
         let response = worker::StepResponse { op, outcome: Some(outcome), queue_us, compute_us };
-        let response = match &*lock(&hosted.fault) {
-            Some(fault) => fault(response),
-            None => Some(response),
-        };
-        match response {
-            Some(response) => self.responses.send(Ok(response)).await.map_err(|_| Gone),
-            None => Ok(()),
+        for answer in hosted.conduct.answer(begun, response) {
+            self.responses.send(Ok(answer)).await.map_err(|_| Gone)?;
         }
+        Ok(())
     }
 }
 
@@ -436,6 +515,12 @@ impl MockEngine {
     #[must_use]
     pub fn sessions(&self) -> usize {
         lock(&self.sessions).len()
+    }
+
+    /// Whether a session holds a cache.
+    #[must_use]
+    pub fn holds(&self, session: &[u8]) -> bool {
+        lock(&self.sessions).contains_key(session)
     }
 
     /// Forgets all caches.

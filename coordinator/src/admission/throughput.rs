@@ -1,6 +1,6 @@
 //! How fast sessions come to their end, and hence how long what waits will take.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 /// Seconds of work after which a measurement counts for 1/e.
 const MEMORY_SECONDS: f64 = 30.0;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cosec_proto::ErrorCode;
 use tokio::time::timeout_at;
@@ -132,8 +132,7 @@ impl Doors {
         let late =
             || ApiError::new(ErrorCode::DeadlineExceeded, "the request's time was over before its prompt was read");
         let defect = |_| ApiError::new(ErrorCode::Internal, "the prompt could not be tokenized");
-        let permit =
-            timeout_at(deadline.into(), self.tokenizing.clone().acquire_owned()).await.map_err(|_| late())?;
+        let permit = timeout_at(deadline, self.tokenizing.clone().acquire_owned()).await.map_err(|_| late())?;
         let text = model.text.clone();
         let vocabulary = model.facts.vocabulary;
         let work = tokio::task::spawn_blocking(move || {
@@ -144,7 +143,7 @@ impl Doors {
                 .map(|prompt| encode(&text, prompt, request.suffix.as_deref(), vocabulary))
                 .collect()
         });
-        timeout_at(deadline.into(), work).await.map_err(|_| late())?.map_err(defect)?
+        timeout_at(deadline, work).await.map_err(|_| late())?.map_err(defect)?
     }
 }
 
@@ -339,13 +338,13 @@ impl Generation {
     }
 
     async fn next_session_event(&mut self) -> Result<(u32, SessionEvent), ApiError> {
-        let deadline: Instant = self.settings.deadline;
+        let deadline = self.settings.deadline;
         tokio::select! {
             biased;
             () = self.halted.cancelled() => {
                 Err(ApiError::new(ErrorCode::Unavailable, "this coordinator shut down before the request was finished"))
             }
-            event = timeout_at(deadline.into(), self.streams.next()) => match event {
+            event = timeout_at(deadline, self.streams.next()) => match event {
                 Ok(Some(event)) => Ok(event),
                 Ok(None) => Err(ApiError::new(ErrorCode::Internal, "a session ended without a reason")),
                 Err(_) => Err(ApiError::new(ErrorCode::DeadlineExceeded, "the request took longer than it may")),

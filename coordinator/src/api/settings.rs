@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cosec_proto::draw::{InvalidWarp, Warp};
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::error::ApiError;
 use crate::request::{Adjustments, RuleSettings, Settings, Transport};

@@ -109,7 +109,7 @@ impl Announcer {
     }
 
     /// The source was asked and these are all members; their order and repetitions do not matter.
-    fn announce(&self, members: impl IntoIterator<Item = Member>) {
+    pub fn announce(&self, members: impl IntoIterator<Item = Member>) {
         let mut members: Vec<Member> = members.into_iter().collect();
         members.sort();
         members.dedup();
@@ -128,7 +128,7 @@ impl Announcer {
     }
 
     /// The source answers.
-    fn up(&self) {
+    pub fn up(&self) {
         if self.metrics.up.get() == 0 {
             self.metrics.up.set(1);
             tracing::info!("the source of membership answers");
@@ -136,7 +136,7 @@ impl Announcer {
     }
 
     /// The source does not answer, or not in a way that can be understood.
-    fn lost(&self, why: &str) {
+    pub fn lost(&self, why: &str) {
         self.metrics.up.set(0);
         let members = self.members.borrow().len();
         tracing::warn!(why, members, "the source of membership cannot be asked; its last word holds");

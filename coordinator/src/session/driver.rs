@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cosec_proto::draw::Randomness;
 use cosec_proto::{ErrorCode, SessionId};
@@ -10,6 +10,7 @@ use futures::StreamExt;
 use futures::future::{AbortHandle, Abortable};
 use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
@@ -34,6 +35,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Pause before a worker that failed is asked again, doubled with every failure.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Rows up to so many logits are merged on the spot.
+const LIGHT_ROW: usize = 1024;
 
 /// All that a session begins with.
 pub(crate) struct Opening {
@@ -137,7 +141,7 @@ impl Driver {
     ///
     /// `None` when `cancel` came first.
     pub(crate) async fn run(mut self, cancel: &CancellationToken) -> Option<SessionEvent> {
-        let deadline = tokio::time::sleep_until(self.opening.request.settings.deadline.into());
+        let deadline = tokio::time::sleep_until(self.opening.request.settings.deadline);
         tokio::pin!(deadline);
         let mut ticked = false;
         let mut event = Event::Started;
@@ -152,14 +156,15 @@ impl Driver {
             debug_assert_ne!(*self.session.phase(), Phase::Finished);
             event = loop {
                 tokio::select! {
-                    Some(done) = self.running.next() => if let Some(event) = self.note(done) {
-                        break event;
-                    },
+                    biased;
+                    () = cancel.cancelled() => return None,
                     () = &mut deadline, if !ticked => {
                         ticked = true;
                         break Event::Tick;
                     }
-                    () = cancel.cancelled() => return None,
+                    Some(done) = self.running.next() => if let Some(event) = self.note(done) {
+                        break event;
+                    },
                 }
             };
         }
@@ -291,7 +296,7 @@ impl Driver {
             let began = Instant::now();
             tracing::debug!("sent");
             let reply = match seat {
-                Some(seat) => seat.worker().call(&operation, deadline).await,
+                Some(seat) => seat.call(&operation, deadline).await,
                 None => Err(OperationError::new(ErrorCode::Internal, "an operation without a worker")),
             };
             let took = began.elapsed();
@@ -326,8 +331,8 @@ impl Driver {
     // === tokens ===
 
     fn merge(&self, position: u32, evidence: Box<[Evidence; 3]>) -> impl Future<Output = Done> + Send + use<> {
-        // Whole rows take milliseconds; points take none.
-        let is_heavy = evidence.iter().any(|of_role| of_role.row.is_some());
+        // Whole rows of a code model take milliseconds; short rows and points take less than a way to another thread.
+        let is_heavy = evidence.iter().any(|of_role| of_role.row.as_ref().is_some_and(|row| row.len() > LIGHT_ROW));
         let plan = self.session.plan();
         let job = Merge {
             rule: plan.rule,

@@ -1,6 +1,6 @@
 //! What a session is told, what it asks for, and where it stands.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use super::pace::Pace;
 use super::plan::Plan;

@@ -14,9 +14,8 @@
 //! one token nothing waits for the draft: base and expert compute the same position side by side, and the base looks the
 //! proposal up in the row that it keeps.
 
-use std::time::Instant;
-
 use cosec_proto::ErrorCode;
+use tokio::time::Instant;
 
 use super::event::{Action, Event, Phase, Task, Then};
 use super::lane::{Aim, Lane, Sent, note_scores};

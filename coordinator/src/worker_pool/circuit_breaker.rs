@@ -1,8 +1,9 @@
 //! Keeps new sessions away from a worker that is connected and yet fails: hangs, answers nonsense, or is full.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cosec_proto::ErrorCode;
+use tokio::time::Instant;
 
 use super::reply::OperationError;
 

@@ -1,13 +1,14 @@
 //! One stream of operations to one worker, shared by all sessions.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cosec_proto::{ErrorCode, worker};
 use prost::Message;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tonic::Streaming;
 
 use super::operation::Operation;
@@ -24,20 +25,20 @@ const GRACE: Duration = Duration::from_millis(500);
 /// The way to a worker while it is up.
 pub(super) struct Connection {
     outgoing: mpsc::Sender<worker::StepRequest>,
-    /// By `op`; `None` once the stream has ended.
-    waiting: Mutex<Option<HashMap<u64, oneshot::Sender<worker::StepResponse>>>>,
+    /// By `op`, so that what a lost connection fails, fails in order; `None` once the stream has ended.
+    waiting: Mutex<Option<BTreeMap<u64, oneshot::Sender<worker::StepResponse>>>>,
     next_op: AtomicU64,
     vocabulary: u32,
 }
 
 impl Connection {
     pub(super) fn new(outgoing: mpsc::Sender<worker::StepRequest>, vocabulary: u32) -> Self {
-        Self { outgoing, waiting: Mutex::new(Some(HashMap::new())), next_op: AtomicU64::new(1), vocabulary }
+        Self { outgoing, waiting: Mutex::new(Some(BTreeMap::new())), next_op: AtomicU64::new(1), vocabulary }
     }
 
     fn with_waiting<T>(
         &self,
-        f: impl FnOnce(&mut Option<HashMap<u64, oneshot::Sender<worker::StepResponse>>>) -> T,
+        f: impl FnOnce(&mut Option<BTreeMap<u64, oneshot::Sender<worker::StepResponse>>>) -> T,
     ) -> T {
         // A map of senders is valid whatever a panicking holder left.
         f(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))

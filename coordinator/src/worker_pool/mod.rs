@@ -1,5 +1,6 @@
 //! Connections to all workers, and the choice of one for each role of a session.
 
+mod changes;
 mod circuit_breaker;
 mod connection;
 mod matching;
@@ -10,15 +11,15 @@ mod step_time;
 pub mod tokenizers;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cosec_proto::worker::DescribeResponse;
 use cosec_proto::{ErrorCode, SessionId, transport};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,6 +27,7 @@ use crate::discovery::{Announcer, Discovery, Member};
 use crate::role::Role;
 use crate::router::{Candidate, choose};
 use crate::session::metrics::SessionMetrics;
+use changes::Changes;
 use operation::Operation;
 use reply::OperationError;
 use tokenizers::{Comparisons, Owner, Tokenizer};
@@ -52,16 +54,27 @@ pub struct PoolConfig {
     pub describe_interval: Duration,
 }
 
+/// Which workers there should be and how they are reached.
+pub struct Fleet {
+    /// Where the membership comes from.
+    pub discovery: Box<dyn Discovery>,
+    /// Makes the channels to workers.
+    pub connect: Arc<transport::Connect>,
+}
+
 /// All workers.
 pub struct WorkerPool {
     config: PoolConfig,
+    connect: Arc<transport::Connect>,
     metrics: Arc<SessionMetrics>,
     tracker: TaskTracker,
     runtime: Handle,
     shutdown: CancellationToken,
     /// In the order of the membership.
     workers: RwLock<Vec<Connected>>,
-    changed: Arc<watch::Sender<()>>,
+    /// Models and roles that ever had a member: that the last one left is an absence, and makes no other rule.
+    places: RwLock<BTreeSet<(String, Role)>>,
+    changes: Arc<Changes>,
     comparisons: Arc<Comparisons>,
     /// What new sessions compute with, by model and role.
     served: Mutex<HashMap<(String, Role), String>>,
@@ -97,25 +110,34 @@ pub struct Wanted {
 }
 
 impl WorkerPool {
-    /// Connects to the members that `discovery` announces, now and later.
+    /// Connects to the members that the fleet's discovery announces, now and later.
     pub fn start(
         config: PoolConfig,
-        discovery: Box<dyn Discovery>,
+        fleet: Fleet,
         metrics: Arc<SessionMetrics>,
         tracker: TaskTracker,
         runtime: Handle,
         shutdown: CancellationToken,
     ) -> Arc<Self> {
-        let (workers, changed) = (RwLock::default(), Arc::new(watch::Sender::new(())));
-        let comparisons = Comparisons::new(tracker.clone(), runtime.clone(), shutdown.clone(), Arc::clone(&changed));
+        let Fleet { discovery, connect } = fleet;
+        let (workers, changes) = (RwLock::default(), Arc::<Changes>::default());
+        let comparisons = Comparisons::new(
+            Arc::clone(&connect),
+            tracker.clone(),
+            runtime.clone(),
+            shutdown.clone(),
+            Arc::clone(&changes),
+        );
         let pool = Arc::new(Self {
             config,
+            connect,
             metrics,
             tracker,
             runtime,
             shutdown,
             workers,
-            changed,
+            places: RwLock::default(),
+            changes,
             comparisons,
             served: Mutex::default(),
         });
@@ -129,23 +151,24 @@ impl WorkerPool {
         let following = Arc::clone(&pool);
         let follow = async move {
             let mut members = members;
-            let mut states = following.changed.subscribe();
             let mut others = true;
             loop {
+                let changed = following.changes.next();
                 if others {
                     let now = members.borrow_and_update().clone();
                     following.reconcile(&now);
                 }
                 following.mark_handovers();
                 others = tokio::select! {
+                    biased;
+                    () = following.shutdown.cancelled() => return,
                     changed = members.changed() => {
                         if changed.is_err() {
                             return;
                         }
                         true
                     }
-                    _ = states.changed() => false,
-                    () = following.shutdown.cancelled() => return,
+                    () = changed => false,
                 };
             }
         };
@@ -154,6 +177,8 @@ impl WorkerPool {
     }
 
     fn reconcile(self: &Arc<Self>, members: &[Member]) {
+        let places = members.iter().map(|member| (member.model.clone(), member.role));
+        self.places.write().unwrap_or_else(PoisonError::into_inner).extend(places);
         let mut workers = self.workers.write().unwrap_or_else(PoisonError::into_inner);
         let mut before = std::mem::take(&mut *workers);
         for member in members {
@@ -173,7 +198,7 @@ impl WorkerPool {
             workers.push(gone);
         }
         drop(workers);
-        self.changed.send_replace(());
+        self.changes.tell();
     }
 
     /// Says which workers' sessions should move. A worker that drains keeps its sessions where nobody else hosts its model.
@@ -205,8 +230,9 @@ impl WorkerPool {
         let mut leaving = worker.leaving.subscribe();
         loop {
             tokio::select! {
-                () = tokio::time::sleep(PARTING_POLL) => {}
+                biased;
                 () = self.shutdown.cancelled() => return,
+                () = tokio::time::sleep(PARTING_POLL) => {}
                 _ = leaving.wait_for(|leaving| !leaving) => return,
             }
             let mut workers = self.workers.write().unwrap_or_else(PoisonError::into_inner);
@@ -227,7 +253,7 @@ impl WorkerPool {
         let channel = {
             // The channel's own task needs a runtime.
             let _entered = self.runtime.enter();
-            transport::channel(&member.address)
+            (self.connect)(&member.address)
         };
         let channel = match channel {
             Ok(channel) => channel,
@@ -243,21 +269,21 @@ impl WorkerPool {
             channel,
             describe_interval: self.config.describe_interval,
             shutdown: leave.clone(),
-            changed: Arc::clone(&self.changed),
+            changes: Arc::clone(&self.changes),
         };
         self.tracker.spawn_on(keeper.run(), &self.runtime);
         Some(Connected { worker, leave })
     }
 
-    /// Changes whenever [`Self::able`] may say something else.
-    pub(crate) fn changes(&self) -> watch::Receiver<()> {
-        self.changed.subscribe()
+    /// Counts up whenever [`Self::able`] may say something else.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.count()
     }
 
-    /// Whether a model has workers of `role`, able or not.
+    /// Whether a model has, or had, workers of `role`, able or not.
     #[must_use]
     pub fn has(&self, model: &str, role: Role) -> bool {
-        !self.of(model, role).is_empty()
+        self.places.read().unwrap_or_else(PoisonError::into_inner).contains(&(model.to_owned(), role))
     }
 
     /// The members, not those that leave.
@@ -356,8 +382,8 @@ impl WorkerPool {
         current: Option<Arc<Seat>>,
         until: Instant,
     ) -> Result<Arc<Seat>, OperationError> {
-        let mut changed = self.changed.subscribe();
         loop {
+            let changed = self.changes.next();
             let why = match self.choose(wanted) {
                 Ok(Able { worker, description }) => {
                     let stays = current.filter(|seat| Arc::ptr_eq(seat.worker(), &worker));
@@ -367,7 +393,7 @@ impl WorkerPool {
                 }
                 Err(why) => why,
             };
-            let waited = tokio::time::timeout_at(until.into(), changed.changed()).await;
+            let waited = tokio::time::timeout_at(until, changed).await;
             if waited.is_err() || self.shutdown.is_cancelled() {
                 return Err(why);
             }

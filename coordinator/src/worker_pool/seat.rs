@@ -9,6 +9,7 @@ use cosec_proto::worker::DescribeResponse;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
+use super::reply::{OperationError, Reply};
 use super::{Operation, Worker, WorkerPool, matching};
 
 /// Counts in the worker's load; dropping it has the worker release the session's cache.
@@ -61,6 +62,14 @@ impl Seat {
         matching::fingerprint(&self.description, self.adapter.as_deref()).unwrap_or_default()
     }
 
+    /// Performs an operation of the session. Dropping the future withdraws it.
+    ///
+    /// # Errors
+    /// As [`Worker::call`].
+    pub async fn call(&self, operation: &Operation, deadline: Duration) -> Result<Reply, OperationError> {
+        self.worker.call(operation, self.fingerprint(), deadline).await
+    }
+
     /// What the worker said of itself when the seat was taken.
     #[must_use]
     pub fn description(&self) -> &DescribeResponse {
@@ -72,7 +81,7 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let (worker, session, deadline) = (Arc::clone(&self.worker), self.session, self.deadline);
         let release = async move {
-            if let Err(error) = worker.call(&Operation::release(session), deadline).await {
+            if let Err(error) = worker.call(&Operation::release(session), "", deadline).await {
                 // The worker's lease on the session ends by itself.
                 tracing::debug!(%session, address = worker.member.address, %error, "release not confirmed");
             }

@@ -11,9 +11,10 @@ use cosec_proto::transport;
 use cosec_proto::worker::TokenizerRequest;
 use cosec_proto::worker::worker_client::WorkerClient;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use super::changes::Changes;
 
 /// Largest tokenizer.json that is compared, in bytes.
 const MAX_BYTES: usize = 64 << 20;
@@ -55,21 +56,23 @@ impl fmt::Display for Owner {
 pub(super) struct Comparisons {
     /// By both fingerprints; `None` while it is being found out.
     known: Mutex<HashMap<[String; 2], Option<String>>>,
+    connect: Arc<transport::Connect>,
     tracker: TaskTracker,
     runtime: Handle,
     shutdown: CancellationToken,
     /// Told when something was found out.
-    changed: Arc<watch::Sender<()>>,
+    changes: Arc<Changes>,
 }
 
 impl Comparisons {
     pub(super) fn new(
+        connect: Arc<transport::Connect>,
         tracker: TaskTracker,
         runtime: Handle,
         shutdown: CancellationToken,
-        changed: Arc<watch::Sender<()>>,
+        changes: Arc<Changes>,
     ) -> Arc<Self> {
-        Arc::new(Self { known: Mutex::default(), tracker, runtime, shutdown, changed })
+        Arc::new(Self { known: Mutex::default(), connect, tracker, runtime, shutdown, changes })
     }
 
     /// Says in what the tokenizer `found` differs from the one that is `expected`, as soon as that has been found out;
@@ -95,7 +98,8 @@ impl Comparisons {
 
     async fn compare(self: Arc<Self>, pair: [String; 2], expected: Owner, found: Owner) {
         let compared = tokio::select! {
-            compared = tokio::time::timeout(DEADLINE, differences(&expected, &found)) => compared,
+            biased;
+            compared = tokio::time::timeout(DEADLINE, differences(&*self.connect, &expected, &found)) => compared,
             () = self.shutdown.cancelled() => return,
         };
         let text = match compared {
@@ -105,12 +109,12 @@ impl Comparisons {
         };
         tracing::warn!(expected = %expected, found = %found, "tokenizers differ: {text}");
         self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(pair, Some(text));
-        self.changed.send_replace(());
+        self.changes.tell();
     }
 }
 
-async fn differences(expected: &Owner, found: &Owner) -> Result<String, String> {
-    let (ours, theirs) = tokio::try_join!(content(expected), content(found))?;
+async fn differences(connect: &transport::Connect, expected: &Owner, found: &Owner) -> Result<String, String> {
+    let (ours, theirs) = tokio::try_join!(content(connect, expected), content(connect, found))?;
     let names = [expected.to_string(), "its own".to_owned()];
     let compare = move || {
         let parse = |json: &[u8]| Content::parse(json).map_err(|error| error.to_string());
@@ -121,7 +125,7 @@ async fn differences(expected: &Owner, found: &Owner) -> Result<String, String> 
 }
 
 /// A tokenizer.json.
-async fn content(owner: &Owner) -> Result<Vec<u8>, String> {
+async fn content(connect: &transport::Connect, owner: &Owner) -> Result<Vec<u8>, String> {
     let address = match owner {
         Owner::Coordinator(path) => {
             return tokio::fs::read(path).await.map_err(|error| format!("{}: {error}", path.display()));
@@ -129,7 +133,7 @@ async fn content(owner: &Owner) -> Result<Vec<u8>, String> {
         Owner::Worker(address) => address,
     };
     let refused = |status: tonic::Status| format!("{address}: {}", status.message());
-    let channel = transport::channel(address).map_err(|error| error.to_string())?;
+    let channel = connect(address).map_err(|error| error.to_string())?;
     let mut client = WorkerClient::new(channel).max_decoding_message_size(transport::MAX_MESSAGE_BYTES);
     let mut pieces = client.tokenizer(TokenizerRequest {}).await.map_err(refused)?.into_inner();
     let mut content = Vec::new();

@@ -2,11 +2,12 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cosec_proto::worker::worker_client::WorkerClient;
 use cosec_proto::{ErrorCode, transport, worker};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -14,8 +15,10 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use super::changes::Changes;
 use super::circuit_breaker::CircuitBreaker;
 use super::connection::{Connection, OUTGOING_OPERATIONS};
+use super::matching;
 use super::operation::{Ask, Operation};
 use super::reply::{OperationError, Reply};
 use super::step_time::StepTime;
@@ -85,19 +88,31 @@ impl Worker {
         }
     }
 
-    /// Performs an operation. Dropping the future withdraws it.
+    /// Performs an operation of a session that computes with the model `fingerprint`. Dropping the future withdraws it.
     ///
     /// # Errors
-    /// As the worker says, `Unavailable` when it is not connected, `DeadlineExceeded`, or `WorkerFault` for an answer
-    /// that cannot be true.
-    pub async fn call(&self, operation: &Operation, deadline: Duration) -> Result<Reply, OperationError> {
+    /// As the worker says, `Unavailable` when it is not connected or hosts another model by now, `DeadlineExceeded`, or
+    /// `WorkerFault` for an answer that cannot be true.
+    pub(super) async fn call(
+        &self,
+        operation: &Operation,
+        fingerprint: &str,
+        deadline: Duration,
+    ) -> Result<Reply, OperationError> {
+        let ends = matches!(operation.ask, Ask::Release);
         let connection = match &*self.state.borrow() {
-            State::Up { connection, .. } => Arc::clone(connection),
+            State::Up { connection, description, .. } => {
+                let adapter = Some(operation.adapter.as_str()).filter(|adapter| !adapter.is_empty());
+                if !ends && matching::fingerprint(description, adapter) != Ok(fingerprint) {
+                    let message = "the worker came back with another model";
+                    return Err(OperationError::new(ErrorCode::Unavailable, message));
+                }
+                Arc::clone(connection)
+            }
             State::Down(why) => {
                 return Err(OperationError::new(ErrorCode::Unavailable, format!("the worker is down: {why}")));
             }
         };
-        let ends = matches!(operation.ask, Ask::Release);
         if !ends && self.hands_over.load(Ordering::Acquire) {
             return Err(OperationError::new(ErrorCode::Unavailable, "the worker drains; its sessions move on"));
         }
@@ -156,7 +171,7 @@ pub(super) struct Keeper {
     pub(super) describe_interval: Duration,
     pub(super) shutdown: CancellationToken,
     /// Told of every change of state.
-    pub(super) changed: Arc<watch::Sender<()>>,
+    pub(super) changes: Arc<Changes>,
 }
 
 impl Keeper {
@@ -175,6 +190,7 @@ impl Keeper {
         loop {
             let began = Instant::now();
             let why = tokio::select! {
+                biased;
                 why = self.serve() => why,
                 () = self.last_releases() => "this coordinator shuts down".to_owned(),
             };
@@ -190,8 +206,9 @@ impl Keeper {
                 tracing::debug!(address, role = role.name(), why, took = ?began.elapsed(), "worker not reached");
             }
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                biased;
                 () = self.shutdown.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
             }
             pause = (pause * 2).min(BACKOFF.1);
         }
@@ -215,7 +232,7 @@ impl Keeper {
         if let (State::Up { connection, .. }, State::Down(_)) = (&before, &state) {
             connection.close();
         }
-        self.changed.send_replace(());
+        self.changes.tell();
         matches!(before, State::Up { .. })
     }
 
@@ -237,6 +254,7 @@ impl Keeper {
         tracing::info!(address = member.address, role = member.role.name(), model = description.model, "worker up");
         self.set(State::Up { connection: Arc::clone(&connection), description: Arc::new(description), serving });
         tokio::select! {
+            biased;
             why = connection.deliver(responses) => why,
             why = self.observe(&connection) => why,
         }
@@ -258,6 +276,7 @@ impl Keeper {
         };
         loop {
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(self.describe_interval) => {}
                 changed = health.message() => match changed {
                     Ok(Some(_)) => {}

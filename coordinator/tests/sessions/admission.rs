@@ -5,7 +5,8 @@ use cosec_coordinator::request::{RuleSettings, Settings, TokenizedRequest};
 use cosec_coordinator::session::metrics::SessionMetrics;
 use cosec_proto::ErrorCode;
 use cosec_tests::mock_worker::MockModel;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 

@@ -1,7 +1,7 @@
 //! A core with one mock base and one mock expert.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cosec_coordinator::core::{Core, CoreConfig, ModelConfig};
 use cosec_coordinator::request::{
@@ -13,6 +13,7 @@ use cosec_proto::draw::Warp;
 use cosec_tests::mock_worker::{MockModel, MockWorker};
 use futures::StreamExt;
 use prometheus::Registry;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cosec_coordinator::core::ExpertAbsent;
 use cosec_coordinator::request::{ChosenBy, RuleSettings, SessionEvent, Settings, Transport};
@@ -11,6 +11,7 @@ use cosec_proto::worker::{Role, StepResponse, row};
 use cosec_proto::{ErrorCode, worker};
 use cosec_tests::mock_worker::{MockModel, MockWorker};
 use futures::StreamExt;
+use tokio::time::Instant;
 
 use crate::cluster::{Cluster, collect, config, gather, prompt, request, settings, start, until};
 use crate::simulation::{Models, simulate};

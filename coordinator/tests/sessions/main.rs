@@ -10,6 +10,7 @@ mod admission;
 mod cluster;
 mod faults;
 mod lookahead;
+mod schedules;
 mod simulation;
 mod tokens;
 mod world;

@@ -13,10 +13,16 @@ pub(crate) struct Models {
 
 /// The tokens of `request` and who chose them; an end token ends the list and is not in it.
 pub(crate) fn simulate(models: &Models, request: &TokenizedRequest) -> Vec<(u32, ChosenBy)> {
+    simulate_degraded(models, request, u32::MAX)
+}
+
+/// The same when the expert is gone after `hardened` new tokens.
+pub(crate) fn simulate_degraded(models: &Models, request: &TokenizedRequest, hardened: u32) -> Vec<(u32, ChosenBy)> {
     let mut history = request.prompt.to_vec();
     let mut chosen = Vec::new();
     for new in 0..request.max_new_tokens {
-        let (id, by) = next(models, request, &history, new);
+        let rule = if new < hardened { request.settings.rule } else { RuleSettings::BaseOnly };
+        let (id, by) = next(models, request, rule, &history, new);
         if models.base.end_token_ids.contains(&id) {
             break;
         }
@@ -55,7 +61,13 @@ fn by_rejection(q: &Distribution, law: impl Fn(u32) -> f64, vocabulary: u32, u: 
     inverse_cdf((0..vocabulary).map(|id| (id, (law(id) - q.probability(id)).max(0.0))), u(Purpose::Fallback))
 }
 
-fn next(models: &Models, request: &TokenizedRequest, history: &[u32], new: u32) -> (u32, ChosenBy) {
+fn next(
+    models: &Models,
+    request: &TokenizedRequest,
+    rule: RuleSettings,
+    history: &[u32],
+    new: u32,
+) -> (u32, ChosenBy) {
     let settings = &request.settings;
     let u =
         |purpose| Randomness { seed: settings.seed, sample: request.sample }.uniform(purpose, history.len() as u32);
@@ -67,7 +79,7 @@ fn next(models: &Models, request: &TokenizedRequest, history: &[u32], new: u32) 
     let p = Distribution::warped(&base_row, &fallback_warp).unwrap();
     let judged = Distribution::warped(&base_row, &judging_warp).unwrap();
     let q = Distribution::warped(&expert_row, &settings.expert).unwrap();
-    match settings.rule {
+    match rule {
         RuleSettings::Cosec { tau } => {
             let x = q.sample(u(Purpose::Draft));
             if (judged.probability(x) / q.probability(x)).min(1.0) > tau {

@@ -1,7 +1,6 @@
 //! A session and its workers in one thread: actions complete in an order drawn from a seed, and some of them fail.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use cosec_coordinator::core::ExpertAbsent;
 use cosec_coordinator::merge::{Adjuster, Evidence, Laws, MergeError, score};
@@ -20,6 +19,7 @@ use cosec_proto::{ErrorCode, SessionId};
 use cosec_tests::mock_worker::{MockEngine, MockModel};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
+use tokio::time::Instant;
 
 use crate::simulation::Models;
 
