@@ -618,8 +618,7 @@ fn random_schedules_of_faults_lose_repeat_and_change_nothing() {
     for (seed, why) in &wrong {
         println!("seed {seed}: {why}");
     }
-    let replay =
-        "COSEC_SIM_SEED=SEED cargo test --release -p cosec-coordinator --test sessions schedules -- --nocapture";
+    let replay = "COSEC_SIM_SEED=SEED cargo test --release --workspace --test sessions schedules -- --nocapture";
     assert!(wrong.is_empty(), "{} of {schedules} schedules failed; replay one by {replay}", wrong.len());
     assert!(missed.is_empty() || schedules < 1_000, "never took effect: {missed:?}");
 }
