@@ -16,7 +16,7 @@ use crate::kernels::blocks::BLOCK;
 pub(super) const GROUP: usize = 6;
 
 /// Numbers below which one thread packs alone.
-const PARALLEL_FROM: usize = 1 << 16;
+const PARALLEL_FROM: usize = 1 << 13;
 
 /// How rows are multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

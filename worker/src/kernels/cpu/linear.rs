@@ -87,6 +87,32 @@ struct Tile<'a, B> {
     first_block: usize,
     /// The first output.
     column: usize,
+    ahead: Ahead,
+}
+
+/// What each block of a tile asks for, so that memory is read while groups are multiplied: a share of the blocks behind
+/// those of the tile.
+#[derive(Clone, Copy)]
+struct Ahead {
+    /// Bytes from the first block to what it asks for.
+    offset: usize,
+    /// Bytes that each block asks for.
+    share: usize,
+}
+
+impl Ahead {
+    #[inline(always)]
+    fn of<B>(blocks: &[B], (group, groups): (usize, usize)) -> Self {
+        match groups {
+            1 => Self { offset: AHEAD, share: size_of::<B>() },
+            2..=FEW_GROUPS => {
+                let share = size_of::<B>() / groups;
+                Self { offset: size_of_val(blocks) + group * share * blocks.len(), share }
+            }
+            // Multiplying takes longer than reading.
+            _ => Self { offset: 0, share: 0 },
+        }
+    }
 }
 
 impl<B: Block> PanelTask for Panels<'_, B> {
@@ -104,8 +130,9 @@ impl<B: Block> PanelTask for Panels<'_, B> {
                     for (panel, blocks) in panels.chunks_exact(self.panel_blocks).enumerate() {
                         let blocks = &blocks[first_block..self.panel_blocks.min(first_block + pass_blocks)];
                         let column = (self.first + set * together + panel) * PANEL;
-                        let tile = Tile { blocks, first_block, column };
-                        for group in pass.clone() {
+                        for (index, group) in pass.clone().enumerate() {
+                            let ahead = Ahead::of(blocks, (index, count));
+                            let tile = Tile { blocks, first_block, column, ahead };
                             match group.rows {
                                 1 => self.tile::<1, W>(wide, group, &tile),
                                 2 => self.tile::<2, W>(wide, group, &tile),
@@ -126,7 +153,7 @@ impl<B: Block> PanelTask for Panels<'_, B> {
 impl<B: Block> Panels<'_, B> {
     #[inline(always)]
     fn tile<const R: usize, W: Wide>(&self, wide: W, Group { first, .. }: Group, tile: &Tile<'_, B>) {
-        let &Tile { blocks, first_block, column } = tile;
+        let &Tile { blocks, first_block, column, ahead } = tile;
         let mut totals = [wide.zero(); R];
         if first_block > 0 {
             for r in 0..R {
@@ -140,9 +167,7 @@ impl<B: Block> Panels<'_, B> {
             }
         }
         for index in 0..blocks.len() {
-            if first == 0 {
-                prefetch(blocks, index);
-            }
+            prefetch(blocks, ahead.offset + index * ahead.share, ahead.share);
             blocks[index].multiply(wide, &self.x, first, (first_block + index) * B::INPUTS, &mut totals);
         }
         let bias = match self.bias {
@@ -173,22 +198,25 @@ impl<B: Block> Panels<'_, B> {
     }
 }
 
-/// Bytes that are fetched ahead of the weights that are multiplied.
+/// Bytes between the weights that are multiplied and those that are asked for, where one group passes.
 const AHEAD: usize = 4096;
 
-/// Asks for the block that will be needed soon.
+/// Asks for `bytes` bytes that lie `offset` bytes behind the beginning of `blocks`.
 #[inline(always)]
-fn prefetch<B>(blocks: &[B], index: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let at = blocks.as_ptr().cast::<i8>().wrapping_add(index * size_of::<B>() + AHEAD);
-        for line in (0..size_of::<B>()).step_by(64) {
-            #[expect(unsafe_code, reason = "takes a pointer")]
-            // SAFETY: an address that is not mapped is not fetched.
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line));
-            }
+#[cfg(target_arch = "x86_64")]
+fn prefetch<B>(blocks: &[B], offset: usize, bytes: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    let at = blocks.as_ptr().cast::<i8>().wrapping_add(offset);
+    for line in (0..bytes).step_by(64) {
+        #[expect(unsafe_code, reason = "takes a pointer")]
+        // SAFETY: an address that is not mapped is not fetched.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line));
         }
     }
 }
+
+/// Elsewhere the machine looks ahead by itself.
+#[inline(always)]
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch<B>(_: &[B], _: usize, _: usize) {}
