@@ -14,6 +14,8 @@ use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
 use super::wide::Avx512;
+#[cfg(target_arch = "aarch64")]
+use super::wide::Neon;
 
 /// Lanes of a vector.
 pub(super) const LANES: usize = 8;
@@ -59,7 +61,10 @@ pub(super) enum InstructionSet {
     /// x86-64 with AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
-    /// The target's baseline.
+    /// AArch64, with NEON for what is wide.
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
+    /// The target's baseline, in plain Rust.
     Baseline,
 }
 
@@ -82,6 +87,9 @@ impl InstructionSet {
                 return Avx512::detect().map_or(Self::Avx2(Avx2(())), |wide| Self::Avx512(wide, Avx2(())));
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        return Self::Neon(Neon);
+        #[cfg(not(target_arch = "aarch64"))]
         Self::Baseline
     }
 
@@ -93,6 +101,8 @@ impl InstructionSet {
             #[expect(unsafe_code, reason = "calls code compiled for instructions that not every machine has")]
             // SAFETY: an `Avx2` is only made after the features were detected.
             Self::Avx2(avx2) | Self::Avx512(_, avx2) => unsafe { fused(task, avx2) },
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => task.run(Baseline),
             Self::Baseline => task.run(Baseline),
         }
     }

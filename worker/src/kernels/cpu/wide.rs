@@ -12,10 +12,14 @@ use super::lanes::{Baseline, InstructionSet};
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub(super) use neon::Neon;
 
 /// Outputs of a panel.
 pub(super) const PANEL: usize = 16;
@@ -87,6 +91,8 @@ impl InstructionSet {
             Self::Avx512(wide, _) => avx512::run(wide, task),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(wide) => avx2::run(wide, task),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(wide) => task.run(wide),
             Self::Baseline => task.run(Baseline),
         }
     }

@@ -1,4 +1,4 @@
-//! Plain Rust for the target's baseline, which on AArch64 has NEON.
+//! Plain Rust for the target's baseline.
 
 use half::{bf16, f16};
 
