@@ -170,10 +170,10 @@ async fn turns_follow_the_weights_of_keys_and_their_limits_hold() {
     for waiting in waiting {
         assert_eq!(waiting.await.unwrap(), undisturbed);
     }
-    // Three of four, whoever came first; two that end at once may be read in any order.
+    // Three of four, whoever came first; equal shares would be four or five of eight.
     let turns = turns.lock().unwrap();
     let of_b = turns[..8].iter().filter(|&&key| key == "b").count();
-    assert!((5..=7).contains(&of_b), "{turns:?}");
+    assert!((6..=7).contains(&of_b), "{turns:?}");
 
     // A budget of one token a second, overdrawn by more than a minute of it.
     stage.begin("c", PROMPT, 150).await.unwrap();
