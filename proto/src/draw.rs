@@ -316,6 +316,9 @@ fn keep_top_k(support: &mut Vec<(u32, f64)>, weights: &mut Vec<f64>, k: usize) {
 /// Far more than what rounding adds up to in the cumulative sums of [`keep_top_p`].
 const ROUNDING: f64 = 1e-9;
 
+/// Tokens that [`keep_top_p`] sorts at once.
+const SORTED: usize = 64;
+
 /// See [`Warp`]. Walks from the most probable token down, which is the ascending rule read backwards: a token stays
 /// while the mass at and below it is more than `1 - top_p`.
 fn keep_top_p(support: &mut Vec<(u32, f64)>, top_p: f64) {
@@ -331,22 +334,26 @@ fn keep_top_p(support: &mut Vec<(u32, f64)>, top_p: f64) {
     }
     // Higher ids first among equals: the ascending rule drops the lower ones first.
     let descending = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(b.0.cmp(&a.0));
-    let mut sorted = 0;
-    let mut kept = 0;
-    let mut above = 0.0;
-    // A nucleus is small beside the vocabulary, so only ever longer heads are sorted.
-    while kept == sorted && sorted < support.len() {
-        let rest = &mut support[sorted..];
-        let head = rest.len().min((2 * sorted).max(256));
-        if head < rest.len() {
-            rest.select_nth_unstable_by(head, descending);
+    // Those before `kept` stay and have the mass `above`; those from `end` on go. The cut is sought by halves, so that only
+    // the few around it are sorted.
+    let (mut kept, mut end, mut above) = (0, support.len(), 0.0);
+    let stays = |above: f64| 1.0 - above > 1.0 - top_p;
+    while end - kept > SORTED {
+        let rest = &mut support[kept..end];
+        let half = rest.len() / 2;
+        rest.select_nth_unstable_by(half, descending);
+        let mass = rest[..half].iter().map(|&(_, w)| w).sum::<f64>() / total;
+        if stays(above + mass) {
+            kept += half;
+            above += mass;
+        } else {
+            end = kept + half;
         }
-        rest[..head].sort_unstable_by(descending);
-        sorted += head;
-        while kept < sorted && (kept == 0 || 1.0 - above > 1.0 - top_p) {
-            above += support[kept].1 / total;
-            kept += 1;
-        }
+    }
+    support[kept..end].sort_unstable_by(descending);
+    while kept < end && (kept == 0 || stays(above)) {
+        above += support[kept].1 / total;
+        kept += 1;
     }
     support.truncate(kept);
     support.sort_unstable_by_key(|&(id, _)| id);
