@@ -5,6 +5,7 @@
 //! of the operations, in which queues, batches and shared devices are contained.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 /// How a session decodes its next tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,12 +159,14 @@ impl Costs {
         stands * verify(true).max(draft(true)) + (1.0 - stands) * (verify(true) + draft(false))
     }
 
-    /// The pace with the most tokens per second among those of up to `most` drafts.
+    /// The pace with the most tokens per second among those with as many drafts as is `allowed`.
     #[must_use]
-    pub fn best(&self, acceptance: f64, most: u32) -> Pace {
-        let sequential = self.tokens_per_second(Pace::SEQUENTIAL, acceptance);
-        let mut best = (Pace::SEQUENTIAL, ADVANTAGE * sequential);
-        for drafted in 2..=most {
+    pub fn best(&self, acceptance: f64, allowed: RangeInclusive<u32>) -> Pace {
+        let mut best = (Pace::SEQUENTIAL, 0.0);
+        if *allowed.start() == 1 {
+            best.1 = ADVANTAGE * self.tokens_per_second(Pace::SEQUENTIAL, acceptance);
+        }
+        for drafted in allowed.filter(|&drafted| drafted > 1) {
             for runs_ahead in [true, false] {
                 let pace = Pace { drafted, runs_ahead };
                 let rate = self.tokens_per_second(pace, acceptance);
@@ -189,15 +192,15 @@ impl Costs {
 
 /// A pace that differs from `best` in one thing, another one for each `probe`.
 #[must_use]
-pub fn neighbour(best: Pace, probe: u32, most: u32) -> Pace {
-    let runs_ahead = !best.runs_ahead;
-    match (best.drafted, probe % 3) {
-        (1, _) => Pace { drafted: most.min(2), runs_ahead: most > 1 && probe.is_multiple_of(2) },
+pub fn neighbour(best: Pace, probe: u32, allowed: &RangeInclusive<u32>) -> Pace {
+    let (least, most) = (*allowed.start(), *allowed.end());
+    let tried = match (best.drafted, probe % 3) {
+        (1, _) => Pace { drafted: most.min(2), runs_ahead: probe.is_multiple_of(2) },
         (drafted, 0) => Pace { drafted: most.min(drafted + 1), ..best },
-        (2, 1) => Pace::SEQUENTIAL,
-        (drafted, 1) => Pace { drafted: drafted - 1, ..best },
-        _ => Pace { runs_ahead, ..best },
-    }
+        (drafted, 1) => Pace { drafted: least.max(drafted - 1), ..best },
+        (_, _) => Pace { runs_ahead: !best.runs_ahead, ..best },
+    };
+    if tried.drafted == 1 { Pace::SEQUENTIAL } else { tried }
 }
 
 /// Tokens that a round of `k` drafts decides; see the module.
@@ -237,15 +240,15 @@ mod tests {
 
     #[test]
     fn a_base_bound_by_memory_verifies_many_and_the_expert_runs_ahead() {
-        let pace = costs(100.0, 1.0, 10.0, false).best(0.9, 16);
+        let pace = costs(100.0, 1.0, 10.0, false).best(0.9, 1..=16);
         assert!(pace.drafted >= 8 && pace.runs_ahead, "{pace:?}");
-        let pace = costs(100.0, 1.0, 10.0, false).best(0.5, 16);
+        let pace = costs(100.0, 1.0, 10.0, false).best(0.5, 1..=16);
         assert!((2..=5).contains(&pace.drafted), "{pace:?}");
     }
 
     #[test]
     fn on_one_device_nothing_is_drafted_in_vain() {
-        let pace = costs(100.0, 1.0, 10.0, true).best(0.8, 16);
+        let pace = costs(100.0, 1.0, 10.0, true).best(0.8, 1..=16);
         assert!(pace.drafted >= 3 && !pace.runs_ahead, "{pace:?}");
     }
 
@@ -253,10 +256,10 @@ mod tests {
     fn where_every_token_costs_a_forward_pass_decoding_is_sequential() {
         // Large batches: twice the tokens take twice the time.
         for acceptance in [0.3, 0.6, 0.85] {
-            assert_eq!(costs(100.0, 98.0, 20.0, true).best(acceptance, 16).drafted, 1, "{acceptance}");
+            assert_eq!(costs(100.0, 98.0, 20.0, true).best(acceptance, 1..=16).drafted, 1, "{acceptance}");
         }
         // A slow expert gains nothing by drafting either.
-        assert_eq!(costs(10.0, 5.0, 30.0, true).best(0.5, 16).drafted, 1);
+        assert_eq!(costs(10.0, 5.0, 30.0, true).best(0.5, 1..=16).drafted, 1);
     }
 
     #[test]
@@ -267,7 +270,7 @@ mod tests {
         let mut settle = |fixed: f64, per_token: f64| {
             for round in 0..1500u32 {
                 // Every now and then a neighbour, as the pacer does.
-                let tried = if round % 32 == 0 { neighbour(pace, round / 32, 8) } else { pace };
+                let tried = if round % 32 == 0 { neighbour(pace, round / 32, &(1..=8)) } else { pace };
                 let (verify, draft) = (fixed + per_token * f64::from(tried.drafted), 0.01 * f64::from(tried.drafted));
                 let beside = tried.runs_ahead || tried.drafted == 1;
                 let of = |alone: f64| if beside { verify + draft } else { alone };
@@ -275,7 +278,7 @@ mod tests {
                 costs.observe(Work::Draft(tried.drafted), beside, of(draft));
                 costs.observe(Work::Draft(tried.drafted), false, draft);
                 costs.observe(Work::LookUp, false, 1e-4);
-                pace = costs.best(0.8, 8);
+                pace = costs.best(0.8, 1..=8);
             }
             pace
         };
@@ -292,7 +295,7 @@ mod tests {
             for acceptance in [0.01, 0.5, 0.99] {
                 for (first, further, draft) in [(1.0, 0.0, 0.1), (1.0, 1.0, 1.0), (5.0, 0.5, 9.0)] {
                     let costs = costs(first, further, draft, true);
-                    let pace = costs.best(acceptance, most);
+                    let pace = costs.best(acceptance, 1..=most);
                     assert!((1..=most).contains(&pace.drafted));
                     let rate = |pace| costs.tokens_per_second(pace, acceptance);
                     assert!(rate(pace) >= rate(Pace::SEQUENTIAL));

@@ -76,19 +76,20 @@ impl Pacer {
 
     /// How fast the next round of a session should go.
     pub(crate) fn pace(&self, acceptance: f64) -> Pace {
-        let most = match self.speculation {
-            Speculation::Off => return Pace::SEQUENTIAL,
-            Speculation::Fixed(drafted) => return Pace { drafted, runs_ahead: drafted > 1 },
-            Speculation::Adaptive => self.max_draft,
+        let allowed = match self.speculation {
+            Speculation::Off | Speculation::Fixed(1) => return Pace::SEQUENTIAL,
+            Speculation::Fixed(drafted) => drafted..=drafted,
+            Speculation::Adaptive => 1..=self.max_draft,
         };
         let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
         if !measured.costs.are_known() {
-            return Pace { drafted: FIRST_DRAFT.min(most), runs_ahead: most > 1 };
+            // Both models alone at first. That to compute side by side costs nothing is then believed until it is tried.
+            return Pace { drafted: FIRST_DRAFT.clamp(*allowed.start(), *allowed.end()), runs_ahead: false };
         }
         measured.rounds = measured.rounds.wrapping_add(1);
-        let best = measured.costs.best(acceptance, most);
+        let best = measured.costs.best(acceptance, allowed.clone());
         let probe = measured.rounds / PROBE_INTERVAL;
-        if measured.rounds.is_multiple_of(PROBE_INTERVAL) { neighbour(best, probe, most) } else { best }
+        if measured.rounds.is_multiple_of(PROBE_INTERVAL) { neighbour(best, probe, &allowed) } else { best }
     }
 }
 
@@ -105,7 +106,7 @@ mod tests {
                 pacer.observe(1, 3, true, Duration::from_millis(1));
             }
             assert_eq!(off.pace(0.9), Pace::SEQUENTIAL);
-            assert_eq!(fixed.pace(0.9), Pace { drafted: 3, runs_ahead: true });
+            assert_eq!(fixed.pace(0.9).drafted, 3);
         }
     }
 
@@ -122,6 +123,6 @@ mod tests {
             pacer.observe(1, pace.drafted, true, Duration::from_micros(200 * u64::from(pace.drafted)));
         }
         assert!(tried.contains(&6) && tried.contains(&5), "{tried:?}");
-        assert_eq!(neighbour(Pace::SEQUENTIAL, 1, 1), Pace::SEQUENTIAL);
+        assert_eq!(neighbour(Pace::SEQUENTIAL, 1, &(1..=1)), Pace::SEQUENTIAL);
     }
 }
