@@ -121,7 +121,7 @@ fn view(view: &View) -> String {
 }
 
 fn located(role: Role) -> Event {
-    Event::Located { role, fresh: true, max_operation_tokens: 3, vocabulary: 10 }
+    Event::Located { role, max_operation_tokens: 3, vocabulary: 10 }
 }
 
 fn answered(role: Role, ticket: u64, reply: Reply) -> Event {

@@ -9,10 +9,22 @@ use uuid::Uuid;
 pub struct SessionId(Uuid);
 
 impl SessionId {
+    /// Bytes of the name that all seats of a session share.
+    pub const SHARED_BYTES: usize = 14;
+
     /// Draws a fresh name.
     #[must_use]
     pub fn random() -> Self {
         Self(Uuid::new_v4())
+    }
+
+    /// The name of the same sequence at its seat of this number: the last two bytes. What is still on its way from a seat
+    /// that was given up, however late it arrives, finds a cache of its own.
+    #[must_use]
+    pub fn at_seat(self, number: u16) -> Self {
+        let mut bytes = *self.0.as_bytes();
+        bytes[Self::SHARED_BYTES..].copy_from_slice(&number.to_be_bytes());
+        Self(Uuid::from_bytes(bytes))
     }
 
     /// Reads the 16 bytes of a message.

@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cosec_proto::transport;
 use cosec_proto::worker::step_request::Operation;
 use cosec_proto::worker::step_response::Outcome;
 use cosec_proto::worker::{StepRequest, StepResponse};
+use cosec_proto::{SessionId, transport};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -554,22 +554,27 @@ pub fn another(model: &MockModel) -> MockModel {
     MockModel { salt: model.salt + 100, fingerprint: format!("another {}", model.fingerprint), ..model.clone() }
 }
 
+/// The part of a session's name that all its seats have.
+fn shared(session: &[u8]) -> &[u8] {
+    &session[..SessionId::SHARED_BYTES]
+}
+
 impl Activity {
     /// Number of a session in which something begins or ends.
     fn ordinal(&mut self, session: &[u8]) -> usize {
         let next = self.ordinals.len();
         let ordinal =
-            self.ordinals.entry(session.to_vec()).or_insert(Ordinal { number: next, active: Instant::now() });
+            self.ordinals.entry(shared(session).to_vec()).or_insert(Ordinal { number: next, active: Instant::now() });
         ordinal.active = Instant::now();
         ordinal.number
     }
 
     /// Nothing while everything is on its way.
     fn phases_of(&self, session: &[u8]) -> BTreeSet<Phase> {
-        let of_session = |under_way: &&UnderWay| under_way.session == session;
+        let of_session = |under_way: &&UnderWay| shared(&under_way.session) == shared(session);
         let phases: BTreeSet<Phase> =
             self.under_way.values().filter(of_session).map(|under_way| under_way.phase).collect();
-        let rests = self.ordinals.get(session).is_some_and(|of| of.active.elapsed() >= REST);
+        let rests = self.ordinals.get(shared(session)).is_some_and(|of| of.active.elapsed() >= REST);
         if phases.is_empty() && rests { [Phase::Idle].into() } else { phases }
     }
 
@@ -588,7 +593,9 @@ impl Activity {
         let phases = self.phases_of(session);
         let held = &self.held;
         for awaited in self.awaited.extract_if(.., |awaited| {
-            phases.contains(&awaited.phase) && held.contains_key(&(awaited.host, session.to_vec()))
+            let sits_there =
+                |(host, other): &(usize, Vec<u8>)| *host == awaited.host && shared(other) == shared(session);
+            phases.contains(&awaited.phase) && held.keys().any(sits_there)
         }) {
             let _ = awaited.came.send(());
         }

@@ -26,7 +26,7 @@ use crate::merge::{Adjuster, Evidence, Laws, MergeError, OverAdjusted, score};
 use crate::request::{RuleSettings, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
 use crate::role::Role;
 use crate::sampler::Draws;
-use crate::worker_pool::operation::{Ask, Operation};
+use crate::worker_pool::operation::Ask;
 use crate::worker_pool::reply::{OperationError, Reply, RowView};
 use crate::worker_pool::{Seat, Wanted, WorkerPool};
 
@@ -59,8 +59,6 @@ enum Done {
     Seated {
         role: Role,
         seat: Arc<Seat>,
-        /// Whether it is not the seat that the session had.
-        fresh: bool,
     },
     Performed {
         role: Role,
@@ -100,6 +98,8 @@ pub(crate) struct Driver {
     turn: Turn,
     session: Session,
     id: SessionId,
+    /// Also those that are given back.
+    seats_taken: u16,
     opening: Opening,
     adjuster: Adjuster,
     last_token: Option<Instant>,
@@ -129,6 +129,7 @@ impl Driver {
             turn,
             session,
             id: SessionId::random(),
+            seats_taken: 0,
             opening,
             adjuster,
             last_token: None,
@@ -180,8 +181,14 @@ impl Driver {
                 // Collectors know signed numbers only.
                 let (start, feeds, drafts) = (i64::from(at), tokens.len() as i64, i64::from(ask.drafts()));
                 let span = tracing::debug_span!(
-                    "operation", otel.name = format!("{} {}", role.name(), ask.activity()), session = %self.id,
-                    role = role.name(), ticket, at = start, feeds, drafts, is_ahead
+                    "operation",
+                    otel.name = format!("{} {}", role.name(), ask.activity()),
+                    role = role.name(),
+                    ticket,
+                    at = start,
+                    feeds,
+                    drafts,
+                    is_ahead
                 );
                 let performed = self.send(role, ticket, at, tokens, ask, is_ahead).instrument(span.clone());
                 let (abort, withdrawn) = AbortHandle::new_pair();
@@ -205,11 +212,11 @@ impl Driver {
     /// What an outcome means to the session, if anything.
     fn note(&mut self, done: Done) -> Option<Event> {
         match done {
-            Done::Seated { role, seat, fresh } => {
+            Done::Seated { role, seat } => {
                 let description = seat.description();
                 let (max_operation_tokens, vocabulary) = (description.max_operation_tokens, description.vocabulary);
                 self.seats[role.index()] = Some(seat);
-                Some(Event::Located { role, fresh, max_operation_tokens, vocabulary })
+                Some(Event::Located { role, max_operation_tokens, vocabulary })
             }
             Done::Performed { role, ticket, reply, effort, took } => {
                 if let Ok(Reply::Rows(_) | Reply::Drafted { .. }) = &reply {
@@ -235,6 +242,7 @@ impl Driver {
 
     /// Finds a worker. At the beginning an absent worker is absent; in mid-decode it gets time to come back.
     fn locate(&mut self, role: Role, failures: u32) -> impl Future<Output = Done> + Send + use<> {
+        // The cache of the old one is given back, whatever it holds: what may still arrive there would change it.
         let seat = self.seats[role.index()].take();
         let deadline = self.opening.request.settings.deadline;
         let waits = role != Role::Base && self.opening.expert_absent == ExpertAbsent::Wait;
@@ -250,7 +258,9 @@ impl Driver {
             avoid: seat.as_ref().map(|seat| seat.address().to_owned()),
             prefix: crate::router::prefix(&self.opening.request.prompt, self.opening.request.tenant.id),
         };
-        let (pool, id) = (Arc::clone(&self.opening.pool), self.id);
+        let (pool, id) = (Arc::clone(&self.opening.pool), self.id.at_seat(self.seats_taken));
+        self.seats_taken = self.seats_taken.wrapping_add(1);
+        drop(seat);
         if failures > 0 {
             self.failed[role.index()].get_or_insert_with(Instant::now);
             self.opening.metrics.relocations.with_label_values(&[role.name()]).inc();
@@ -259,11 +269,8 @@ impl Driver {
             if failures > 0 {
                 tokio::time::sleep(RETRY_PAUSE * 2u32.saturating_pow(failures - 1)).await;
             }
-            match pool.locate(&wanted, id, seat.clone(), until).await {
-                Ok(found) => {
-                    let fresh = seat.is_none_or(|seat| !Arc::ptr_eq(&seat, &found));
-                    Done::Seated { role, seat: found, fresh }
-                }
+            match pool.locate(&wanted, id, until).await {
+                Ok(seat) => Done::Seated { role, seat },
                 Err(error) => Done::Event(Event::Absent { role, error }),
             }
         }
@@ -285,18 +292,20 @@ impl Driver {
             Role::Base | Role::AntiExpert => pace.runs_ahead,
         };
         let effort = Effort { tokens: tokens.len(), drafts: ask.drafts(), beside };
-        let seat = self.seats[role.index()].clone();
-        let adapter = seat.as_ref().map_or_else(String::new, |seat| seat.adapter().to_owned());
-        let tenant = self.opening.request.tenant.id;
-        let operation =
-            Operation { session: self.id, adapter, tenant, randomness: self.randomness(), at, tokens, ask };
+        let (tenant, randomness) = (self.opening.request.tenant.id, self.randomness());
+        let seated = self.seats[role.index()].clone().map(|seat| {
+            let operation = seat.operation(tenant, randomness, (at, tokens), ask);
+            (seat, operation)
+        });
         let left = self.opening.request.settings.deadline.saturating_duration_since(Instant::now());
         let deadline = self.opening.pool.step_deadline().min(left);
         async move {
             let began = Instant::now();
-            tracing::debug!("sent");
-            let reply = match seat {
-                Some(seat) => seat.call(&operation, deadline).await,
+            let reply = match seated {
+                Some((seat, operation)) => {
+                    tracing::debug!(session = %operation.session, address = seat.address(), "sent");
+                    seat.call(&operation, deadline).await
+                }
                 None => Err(OperationError::new(ErrorCode::Internal, "an operation without a worker")),
             };
             let took = began.elapsed();

@@ -16,12 +16,10 @@ use crate::worker_pool::reply::{OperationError, Reply};
 pub enum Event {
     /// The session may begin.
     Started,
-    /// A worker was found for a role.
+    /// A worker was found for a role. It has nothing of the session yet.
     Located {
         /// Which.
         role: Role,
-        /// Whether the worker may not have the session's cache.
-        fresh: bool,
         /// Largest operation of the worker, in tokens.
         max_operation_tokens: u32,
         /// Length of its rows.

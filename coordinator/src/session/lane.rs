@@ -114,13 +114,11 @@ impl Lane {
     }
 
     /// A worker was found.
-    pub(super) fn placed(&mut self, fresh: bool, max_operation_tokens: u32, vocabulary: u32) {
+    pub(super) fn placed(&mut self, max_operation_tokens: u32, vocabulary: u32) {
         self.is_placed = true;
         self.max_operation_tokens = max_operation_tokens.max(1) as usize;
         self.vocabulary = vocabulary;
-        if fresh {
-            self.cached = 0;
-        }
+        self.cached = 0;
     }
 
     /// Composes the next operation towards `aim`, or as much of it as one operation can take.

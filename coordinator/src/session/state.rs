@@ -115,8 +115,8 @@ impl Session {
         }
         match event {
             Event::Started => self.place(),
-            Event::Located { role, fresh, max_operation_tokens, vocabulary } => {
-                self.lanes[role.index()].placed(fresh, max_operation_tokens, vocabulary);
+            Event::Located { role, max_operation_tokens, vocabulary } => {
+                self.lanes[role.index()].placed(max_operation_tokens, vocabulary);
                 if self.phase == Phase::Placing { self.begin_when_placed() } else { self.pump() }
             }
             Event::Absent { role, error } => {

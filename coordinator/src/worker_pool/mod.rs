@@ -28,7 +28,6 @@ use crate::role::Role;
 use crate::router::{Candidate, choose};
 use crate::session::metrics::SessionMetrics;
 use changes::Changes;
-use operation::Operation;
 use reply::OperationError;
 use tokenizers::{Comparisons, Owner, Tokenizer};
 use worker::{Keeper, State};
@@ -370,8 +369,7 @@ impl WorkerPool {
         })
     }
 
-    /// Takes a seat for `session` on the least loaded worker that can serve, waiting for one until `until`. Where that
-    /// is the worker of the `current` seat, the seat is kept.
+    /// Takes a seat for `session` on the least loaded worker that can serve, waiting for one until `until`.
     ///
     /// # Errors
     /// As [`Self::able`] says at `until`.
@@ -379,17 +377,14 @@ impl WorkerPool {
         &self,
         wanted: &Wanted,
         session: SessionId,
-        current: Option<Arc<Seat>>,
         until: Instant,
     ) -> Result<Arc<Seat>, OperationError> {
         loop {
             let changed = self.changes.next();
             let why = match self.choose(wanted) {
                 Ok(Able { worker, description }) => {
-                    let stays = current.filter(|seat| Arc::ptr_eq(seat.worker(), &worker));
                     let adapter = self.adapter(&wanted.model, wanted.role);
-                    let seat = || Arc::new(Seat::new(self, worker, description, adapter, session));
-                    return Ok(stays.unwrap_or_else(seat));
+                    return Ok(Arc::new(Seat::new(self, worker, description, adapter, session)));
                 }
                 Err(why) => why,
             };

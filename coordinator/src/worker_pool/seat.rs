@@ -5,12 +5,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cosec_proto::SessionId;
+use cosec_proto::draw::Randomness;
 use cosec_proto::worker::DescribeResponse;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
+use super::operation::{Ask, Operation};
 use super::reply::{OperationError, Reply};
-use super::{Operation, Worker, WorkerPool, matching};
+use super::{Worker, WorkerPool, matching};
 
 /// Counts in the worker's load; dropping it has the worker release the session's cache.
 pub struct Seat {
@@ -49,10 +51,17 @@ impl Seat {
         &self.worker.member.address
     }
 
-    /// Name of the adapter that the session applies there; empty for none.
+    /// An operation on the session's cache there.
     #[must_use]
-    pub fn adapter(&self) -> &str {
-        self.adapter.as_deref().unwrap_or_default()
+    pub fn operation(
+        &self,
+        tenant: u64,
+        randomness: Randomness,
+        (at, tokens): (u32, Vec<u32>),
+        ask: Ask,
+    ) -> Operation {
+        let adapter = self.adapter.clone().unwrap_or_default();
+        Operation { session: self.session, adapter, tenant, randomness, at, tokens, ask }
     }
 
     /// Of what the session computes with there.

@@ -153,12 +153,9 @@ impl World {
     }
 
     fn located(&mut self, role: Role) -> Event {
-        let fresh = self.chance.next_u32().is_multiple_of(2);
-        if fresh {
-            self.engines[role.index()].evict();
-        }
+        self.engines[role.index()].evict();
         let MockModel { max_operation_tokens, vocabulary, .. } = self.models[role.index()];
-        Event::Located { role, fresh, max_operation_tokens, vocabulary }
+        Event::Located { role, max_operation_tokens, vocabulary }
     }
 
     fn perform(&mut self, role: Role, operation: &Operation) -> Result<Reply, OperationError> {
