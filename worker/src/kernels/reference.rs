@@ -46,8 +46,7 @@ impl Kernels for Reference {
             WeightFormat::Bf16 => weights.to_dtype(DType::BF16),
             WeightFormat::F16 => weights.to_dtype(DType::F16),
             WeightFormat::Q8_0 | WeightFormat::Q4K => {
-                let shape = [outputs, inputs.next_multiple_of(format.block().0)];
-                dequantise(format, shape, &blocks::quantise(weights, format)?)?.narrow(1, 0, inputs)
+                return self.matrix_from_blocks(format, [outputs, inputs], &blocks::quantise(weights, format)?);
             }
         };
         matrix(stored)
@@ -56,10 +55,12 @@ impl Kernels for Reference {
     fn matrix_from_blocks(
         &self,
         format: WeightFormat,
-        shape: [usize; 2],
+        [outputs, inputs]: [usize; 2],
         blocks: &[u8],
     ) -> Result<Matrix, KernelError> {
-        matrix(Ok(dequantise(format, shape, blocks)?))
+        // A last block of a row is filled up.
+        let stored = [outputs, inputs.next_multiple_of(format.block().0)];
+        matrix(dequantise(format, stored, blocks)?.narrow(1, 0, inputs))
     }
 
     fn cache(&self, shape: CacheShape) -> Result<Cache, KernelError> {
