@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cosec_launcher::{ClusterConfig, EVERY_RULE};
+use cosec_launcher::{ClusterConfig, EVERY_RULE, KV_MEMORY};
 
 /// Describes the cluster that `deploy/demo` starts, on ports of the system's choice.
 #[must_use]
@@ -18,7 +18,7 @@ pub fn demo(logs: &Path) -> ClusterConfig {
         expert: pair.join("expert"),
         http: any_port,
         grpc: any_port,
-        worker_flags: Vec::new(),
+        worker_flags: KV_MEMORY.map(Into::into).to_vec(),
         coordinator_flags: EVERY_RULE.map(Into::into).to_vec(),
         patience: Duration::from_secs(120),
     }

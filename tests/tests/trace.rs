@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use cosec_coordinator::merge::{Cosec, Evidence, Laws, MergeRule, Warps};
 use cosec_proto::draw::Warp;
-use cosec_worker::model_runner::{BatchItem, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
+use cosec_worker::model_runner::{
+    BatchItem, CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner,
+};
 use serde::Deserialize;
 
 /// The expert's temperature magnifies differences of logits of 1e-5.
@@ -56,7 +58,7 @@ impl Cached {
             tokenizer: None,
             quantize: None,
             kv_dtype: KvDtype::Auto,
-            blocks: 16,
+            cache: CacheSize::Blocks(16),
             block_tokens: 4,
             threads: 1,
         };

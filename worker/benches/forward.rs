@@ -8,7 +8,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use cosec_worker::model_runner::{BatchItem, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
+use cosec_worker::model_runner::{
+    BatchItem, CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner,
+};
 
 struct Shape {
     name: &'static str,
@@ -52,7 +54,7 @@ fn measure(shape: &Shape, dtype_name: &str, dtype: DType) -> anyhow::Result<()> 
         tokenizer: None,
         quantize: None,
         kv_dtype: KvDtype::Auto,
-        blocks: 256,
+        cache: CacheSize::Blocks(256),
         block_tokens: BLOCK_TOKENS,
         threads: 0,
     };

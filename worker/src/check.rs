@@ -8,8 +8,8 @@ use serde::Deserialize;
 use crate::loader::Checkpoint;
 use crate::loader::hub::{self, Content, HubError};
 use crate::model_runner::{
-    BatchItem, DeviceChoice, DtypeChoice, ForwardError, KvDtype, LoadError, LoadOptions, ModelRunner, NamedAdapter,
-    Quantize,
+    BatchItem, CacheSize, DeviceChoice, DtypeChoice, ForwardError, KvDtype, LoadError, LoadOptions, ModelRunner,
+    NamedAdapter, Quantize,
 };
 
 /// Tokens of a cache block; small, so that the check crosses blocks.
@@ -124,7 +124,7 @@ pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
         tokenizer: args.tokenizer.clone(),
         quantize: args.quantize,
         kv_dtype: args.kv_dtype,
-        blocks: longest.unwrap_or(0).div_ceil(BLOCK_TOKENS).max(1),
+        cache: CacheSize::Blocks(longest.unwrap_or(0).div_ceil(BLOCK_TOKENS).max(1)),
         block_tokens: BLOCK_TOKENS,
         threads: args.threads,
     };

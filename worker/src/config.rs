@@ -9,14 +9,11 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
-use crate::model_runner::{DeviceChoice, DtypeChoice, KvDtype, NamedAdapter, Quantize};
+use crate::model_runner::{CacheSize, DeviceChoice, DtypeChoice, KvDtype, NamedAdapter, Quantize};
 use crate::registration::{self, InvalidRegistration};
 
 /// Prefix of the environment variables: `COSEC_WORKER_STEP_TOKENS` sets `step_tokens`.
 const ENVIRONMENT: &str = "COSEC_WORKER_";
-
-/// Memory of the KV cache when neither it nor the number of blocks is set, in MiB.
-const DEFAULT_KV_MEMORY_MIB: u64 = 512;
 
 /// What the model of a worker is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -105,7 +102,8 @@ pub struct Flags {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_dtype: Option<KvDtype>,
-    /// Memory of the KV cache in MiB [default: 512].
+    /// Memory of the KV cache in MiB [default: half of what the weights leave of the memory that is free, for at most 32
+    /// sequences of full length].
     #[arg(long, value_name = "MIB", conflicts_with = "blocks")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kv_memory_mib: Option<u64>,
@@ -194,15 +192,6 @@ pub struct Config {
     pub grace_seconds: u64,
     /// Where the worker registers, if anywhere.
     pub registration: registration::Config,
-}
-
-/// Size of the KV cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CacheSize {
-    /// In MiB.
-    MemoryMib(u64),
-    /// In blocks.
-    Blocks(usize),
 }
 
 /// Settings as the layers name them.
@@ -301,7 +290,7 @@ impl Settings {
             (Some(_), Some(_)) => return Err(ConfigError::TwoCacheSizes),
             (None, Some(blocks)) => CacheSize::Blocks(within("blocks", blocks, 1, u32::MAX as usize)?),
             (Some(mib), None) => CacheSize::MemoryMib(within("kv_memory_mib", mib, 1, 1 << 24)?),
-            (None, None) => CacheSize::MemoryMib(DEFAULT_KV_MEMORY_MIB),
+            (None, None) => CacheSize::Auto,
         };
         Ok(Config {
             registration: self.registration.completed(&name, &self.listen)?,

@@ -1,17 +1,16 @@
 //! `cosec-worker`: serves one model, or checks it against expected logits.
 
 use std::error::Error;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 use cosec_worker::check::{self, CheckArgs};
-use cosec_worker::config::{CacheSize, Config, Flags};
+use cosec_worker::config::{Config, Flags};
 use cosec_worker::engine::EngineOptions;
+use cosec_worker::loader::allocator;
 use cosec_worker::loader::hub::{self, Content};
-use cosec_worker::loader::{Checkpoint, allocator};
 use cosec_worker::model_runner::{LoadOptions, ModelRunner};
 use cosec_worker::server::Server;
 use cosec_worker::service::Identity;
@@ -101,10 +100,6 @@ async fn run(config: Config) -> anyhow::Result<()> {
 
 fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error + Send + Sync>> {
     let directory = hub::locate(&config.model, config.revision.as_deref(), Content::Model)?;
-    let blocks = match config.cache {
-        CacheSize::Blocks(blocks) => blocks,
-        CacheSize::MemoryMib(mib) => blocks(&directory, config, mib)?,
-    };
     let options = LoadOptions {
         adapter: config.adapter.clone(),
         lora: config.lora.clone(),
@@ -113,13 +108,13 @@ fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error +
         tokenizer: config.tokenizer.clone(),
         quantize: config.quantize,
         kv_dtype: config.kv_dtype,
-        blocks,
+        cache: config.cache,
         block_tokens: config.block_tokens,
         threads: config.threads,
     };
     let model = ModelRunner::load(&directory, &options)?;
     let engine = EngineOptions {
-        blocks,
+        blocks: model.blocks(),
         block_tokens: config.block_tokens,
         step_tokens: config.step_tokens,
         max_sessions: config.max_sessions,
@@ -127,15 +122,4 @@ fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error +
         lease: Duration::from_secs(config.lease_seconds),
     };
     Ok((model, engine))
-}
-
-/// Blocks that fit into `mib` MiB, as far as the config of the model says.
-fn blocks(directory: &Path, config: &Config, mib: u64) -> Result<usize, Box<dyn Error + Send + Sync>> {
-    let spec = Checkpoint::open(directory)?.family.spec;
-    let block_bytes = config.block_tokens.saturating_mul(spec.kv_bytes_per_token(config.kv_dtype.format()));
-    let blocks = usize::try_from(mib << 20)? / block_bytes.max(1);
-    if blocks == 0 {
-        return Err(format!("kv_memory_mib is {mib}; a block of the cache takes {block_bytes} bytes").into());
-    }
-    Ok(blocks)
 }

@@ -12,6 +12,7 @@ use self::device::PlacedDecoder;
 use crate::decoder::{AdaptedRows, Batch};
 use crate::kernels::{CacheFormat, KernelError, Place};
 pub use crate::loader::lora::NamedAdapter;
+pub use crate::loader::plan::CacheSize;
 pub use crate::loader::{LoadError, Quantize};
 
 mod device;
@@ -75,8 +76,8 @@ pub struct LoadOptions {
     pub quantize: Option<Quantize>,
     /// Element type of the KV cache.
     pub kv_dtype: KvDtype,
-    /// Blocks of the KV cache.
-    pub blocks: usize,
+    /// Size of the KV cache.
+    pub cache: CacheSize,
     /// Tokens of one block.
     pub block_tokens: usize,
     /// Threads of the forward pass, and of reading its logits; 0 takes one per core.
@@ -187,11 +188,9 @@ impl ModelRunner {
     /// # Errors
     /// [`LoadError`] names file, field or tensor, what was found and what is allowed.
     pub fn load(directory: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
-        for (option, value) in [("blocks", options.blocks), ("block_tokens", options.block_tokens)] {
-            // Block ids are 32-bit numbers.
-            if !(1..=u32::MAX as usize).contains(&value) {
-                return Err(LoadError::Option { option, value, expected: "a number from 1 to 4294967295" });
-            }
+        let (option, value) = ("block_tokens", options.block_tokens);
+        if !(1..=u32::MAX as usize).contains(&value) {
+            return Err(LoadError::Option { option, value, expected: "a number from 1 to 4294967295" });
         }
         let (decoder, description) = PlacedDecoder::load(directory, options)?;
         Ok(Self { decoder, description, batch: Batch::default(), logits: Vec::new() })
@@ -201,6 +200,12 @@ impl ModelRunner {
     #[must_use]
     pub fn description(&self) -> &ModelDescription {
         &self.description
+    }
+
+    /// Blocks of the KV cache.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        self.decoder.cache_shape().blocks
     }
 
     /// Runs the model over all new tokens of `batch` and caches their keys and values.

@@ -19,7 +19,7 @@ use cosec_proto::draw::{Randomness, Warp};
 use cosec_worker::engine::operation::{Outcome, Request, RowRequest, Work};
 use cosec_worker::engine::{self, EngineHandle, EngineOptions};
 use cosec_worker::metrics::Metrics;
-use cosec_worker::model_runner::{DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
+use cosec_worker::model_runner::{CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
 use cosec_worker::rows::View;
 
 thread_local! {
@@ -78,7 +78,7 @@ fn start() -> EngineHandle {
         dtype: DtypeChoice::Auto,
         quantize: None,
         kv_dtype: KvDtype::Auto,
-        blocks: options.blocks,
+        cache: CacheSize::Blocks(options.blocks),
         block_tokens: options.block_tokens,
         threads: 2,
     };

@@ -17,6 +17,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 /// Flags of a coordinator whose clients may compare rules: even the base alone, which is unhardened, may be asked for.
 pub const EVERY_RULE: [&str; 2] = ["--allowed-rules", "cosec,linear,product,base_only,expert_only"];
 
+/// Flags of workers that share a machine.
+pub const KV_MEMORY: [&str; 2] = ["--kv-memory-mib", "512"];
+
 /// What to start and where.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use console::style;
-use cosec_launcher::{Cluster, ClusterConfig, EVERY_RULE};
+use cosec_launcher::{Cluster, ClusterConfig, EVERY_RULE, KV_MEMORY};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -51,7 +51,7 @@ async fn demo(arguments: Arguments) -> Result<()> {
         expert: arguments.pair.join("expert"),
         http: local(arguments.port),
         grpc: local(arguments.grpc_port),
-        worker_flags: Vec::new(),
+        worker_flags: KV_MEMORY.map(Into::into).to_vec(),
         coordinator_flags: EVERY_RULE.map(Into::into).to_vec(),
         patience: Duration::from_secs(120),
     };

@@ -10,6 +10,7 @@ use self::attention::Rows;
 use self::elementwise::{Activate, ActivateGated, Normalise, Rotate};
 use self::lanes::{Element, InstructionSet};
 pub use self::matrix::Matrix;
+use self::memory::Pages;
 use self::threads::Threads;
 use super::{
     Activation, CacheFormat, CacheShape, Heads, KernelError, Kernels, NormWeights, Place, RotaryLayout, WeightFormat,
@@ -82,18 +83,18 @@ impl Cpu {
 }
 
 /// Keys and values.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Cache {
     shape: CacheShape,
     stored: Stored,
 }
 
 /// Keys, then values.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Stored {
-    F32([Vec<f32>; 2]),
-    F16([Vec<f16>; 2]),
-    Bf16([Vec<bf16>; 2]),
+    F32([Pages<f32>; 2]),
+    F16([Pages<f16>; 2]),
+    Bf16([Pages<bf16>; 2]),
 }
 
 impl Kernels for Cpu {
@@ -102,7 +103,10 @@ impl Kernels for Cpu {
     type Cache = Cache;
 
     fn buffer(&self, elements: usize) -> Result<Vec<f32>, KernelError> {
-        zeros(elements)
+        let mut values = Vec::new();
+        values.try_reserve_exact(elements).map_err(|_| KernelError::OutOfMemory { elements })?;
+        values.resize(elements, 0.0);
+        Ok(values)
     }
 
     fn matrix(&self, weights: &Tensor, format: WeightFormat) -> Result<Matrix, KernelError> {
@@ -122,9 +126,9 @@ impl Kernels for Cpu {
     fn cache(&self, shape: CacheShape) -> Result<Cache, KernelError> {
         let elements = shape.elements().ok_or(KernelError::OutOfMemory { elements: usize::MAX })?;
         let stored = match shape.format {
-            CacheFormat::F32 => Stored::F32([zeros(elements)?, zeros(elements)?]),
-            CacheFormat::F16 => Stored::F16([zeros(elements)?, zeros(elements)?]),
-            CacheFormat::Bf16 => Stored::Bf16([zeros(elements)?, zeros(elements)?]),
+            CacheFormat::F32 => Stored::F32([Pages::zeros(elements)?, Pages::zeros(elements)?]),
+            CacheFormat::F16 => Stored::F16([Pages::zeros(elements)?, Pages::zeros(elements)?]),
+            CacheFormat::Bf16 => Stored::Bf16([Pages::zeros(elements)?, Pages::zeros(elements)?]),
         };
         Ok(Cache { shape, stored })
     }
@@ -225,19 +229,12 @@ impl Kernels for Cpu {
     }
 }
 
-fn zeros<T: Clone + Default>(elements: usize) -> Result<Vec<T>, KernelError> {
-    let mut values = Vec::new();
-    values.try_reserve_exact(elements).map_err(|_| KernelError::OutOfMemory { elements })?;
-    values.resize(elements, T::default());
-    Ok(values)
-}
-
 fn append<W: Element>(
     qkv: &[f32],
     heads: Heads,
     places: &[Place<'_>],
     (shape, layer): (&CacheShape, usize),
-    [keys, values]: &mut [Vec<W>; 2],
+    [keys, values]: &mut [Pages<W>; 2],
 ) {
     let width = heads.kv_width();
     for (row, &place) in qkv.chunks_exact(heads.qkv_width()).zip(places) {

@@ -64,7 +64,7 @@ pub fn load<K: Kernels>(
     let plan = Plan {
         weight_bytes: weights.memory_bytes(&family),
         kv_bytes_per_token: kv_bytes_per_token as u64,
-        blocks: options.blocks as u64,
+        cache: options.cache,
         block_tokens: options.block_tokens as u64,
         context_tokens: spec.context_tokens as u64,
         available_bytes: kernels.free_bytes()?.or_else(plan::available_bytes),
@@ -75,7 +75,7 @@ pub fn load<K: Kernels>(
     weights.show_progress();
     let cache = CacheShape {
         layers: spec.layers,
-        blocks: options.blocks,
+        blocks: plan.blocks() as usize,
         block_tokens: options.block_tokens,
         kv_width: spec.heads.kv_width(),
         format: cache_format,

@@ -1,8 +1,24 @@
-//! Whether a model and its cache fit into memory, before any weight is read.
+//! How large the cache is, and whether it and the model fit into memory, before any weight is read.
 
 use std::path::{Path, PathBuf};
 
 const MIB: u64 = 1 << 20;
+
+/// Most sequences of full length that [`CacheSize::Auto`] makes room for: more than a batch profits from, so that a small
+/// model on a large machine does not claim half of it.
+const MOST_CONTEXTS: u64 = 32;
+
+/// Size of the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheSize {
+    /// Half of the memory that the weights leave, but room for one sequence of full length at least and 32 at most. One
+    /// where the system does not say what is free.
+    Auto,
+    /// In MiB.
+    MemoryMib(u64),
+    /// In blocks.
+    Blocks(usize),
+}
 
 /// Figures of a model that is about to be loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,8 +27,8 @@ pub struct Plan {
     pub weight_bytes: u64,
     /// Bytes that one cached token takes over all layers.
     pub kv_bytes_per_token: u64,
-    /// Blocks of the KV cache.
-    pub blocks: u64,
+    /// Size of the KV cache.
+    pub cache: CacheSize,
     /// Tokens of one block.
     pub block_tokens: u64,
     /// Longest sequence that the model was made for, in tokens.
@@ -22,6 +38,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Blocks of the KV cache.
+    #[must_use]
+    pub fn blocks(&self) -> u64 {
+        self.size().0
+    }
+
     /// Bytes of the KV cache.
     #[must_use]
     pub fn kv_bytes(&self) -> u64 {
@@ -34,11 +56,16 @@ impl Plan {
         self.context_tokens.min(self.cached_tokens())
     }
 
-    /// Checks that weights and cache fit.
+    /// Checks that there is a cache, and that it and the weights fit.
     ///
     /// # Errors
     /// [`PlanError`] names the flag to change.
     pub fn check(&self) -> Result<(), PlanError> {
+        let ((blocks, origin), block_bytes) = (self.size(), self.block_bytes());
+        // Block ids are 32-bit numbers.
+        if !(1..=u64::from(u32::MAX)).contains(&blocks) {
+            return Err(PlanError::Blocks { blocks, origin, block_bytes });
+        }
         let Some(available) = self.available_bytes else { return Ok(()) };
         let (weights_mib, available_mib) = (self.weight_bytes.div_ceil(MIB), available / MIB);
         let Some(room) = available.checked_sub(self.weight_bytes) else {
@@ -47,12 +74,12 @@ impl Plan {
         if self.kv_bytes() <= room {
             return Ok(());
         }
-        let block_bytes = self.block_tokens.saturating_mul(self.kv_bytes_per_token).max(1);
         Err(PlanError::Cache {
             weights_mib,
             available_mib,
             cache_mib: self.kv_bytes().div_ceil(MIB),
-            blocks: self.blocks,
+            blocks,
+            origin,
             block_bytes,
             room_mib: room / MIB,
             room_blocks: room / block_bytes,
@@ -66,7 +93,8 @@ impl Plan {
             kv_cache_mib = self.kv_bytes().div_ceil(MIB),
             available_mib = self.available_bytes.map(|bytes| bytes / MIB),
             kv_bytes_per_token = self.kv_bytes_per_token,
-            blocks = self.blocks,
+            kv_cache_from = self.size().1,
+            blocks = self.blocks(),
             block_tokens = self.block_tokens,
             cached_tokens = self.cached_tokens(),
             longest_context_tokens = self.longest_context(),
@@ -74,8 +102,30 @@ impl Plan {
         );
     }
 
+    /// Blocks of the KV cache, and what they come from.
+    fn size(&self) -> (u64, &'static str) {
+        match self.cache {
+            CacheSize::Blocks(blocks) => (blocks as u64, "--blocks"),
+            CacheSize::MemoryMib(mib) => (mib.saturating_mul(MIB) / self.block_bytes(), "--kv-memory-mib"),
+            CacheSize::Auto => {
+                let context = self.context_tokens.div_ceil(self.block_tokens.max(1));
+                let most = context.saturating_mul(MOST_CONTEXTS);
+                let room = self.available_bytes.map_or(0, |available| available.saturating_sub(self.weight_bytes));
+                match room / 2 / self.block_bytes() {
+                    half if half < context => (context, "one sequence of full length"),
+                    half if half > most => (most, "32 sequences of full length"),
+                    half => (half, "half of the memory beside the weights"),
+                }
+            }
+        }
+    }
+
+    fn block_bytes(&self) -> u64 {
+        self.block_tokens.saturating_mul(self.kv_bytes_per_token).max(1)
+    }
+
     fn cached_tokens(&self) -> u64 {
-        self.blocks.saturating_mul(self.block_tokens)
+        self.blocks().saturating_mul(self.block_tokens)
     }
 }
 
@@ -111,6 +161,16 @@ fn group_limit_files() -> Vec<PathBuf> {
 /// Why a model cannot be loaded into the memory that there is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
+    /// No cache, or one of too many blocks.
+    #[error("blocks is {blocks} ({block_bytes} bytes each, from {origin}); it must be 1 to 4294967295")]
+    Blocks {
+        /// The blocks.
+        blocks: u64,
+        /// What they come from.
+        origin: &'static str,
+        /// Bytes of one.
+        block_bytes: u64,
+    },
     /// The weights alone are too large.
     #[error(
         "the weights take {weights_mib} MiB, the memory available is {available_mib} MiB: \
@@ -124,8 +184,8 @@ pub enum PlanError {
     },
     /// The weights fit, the cache does not.
     #[error(
-        "the weights take {weights_mib} MiB and the KV cache {cache_mib} MiB ({blocks} blocks of {block_bytes} bytes), \
-         the memory available is {available_mib} MiB: set --kv-memory-mib to at most {room_mib} or --blocks to at most \
+        "the weights take {weights_mib} MiB and the KV cache {cache_mib} MiB ({blocks} blocks of {block_bytes} bytes, \
+         from {origin}), the memory available is {available_mib} MiB: set --kv-memory-mib to at most {room_mib} or --blocks to at most \
          {room_blocks}, or choose a smaller type with --kv-dtype, --quantize or --dtype"
     )]
     Cache {
@@ -137,6 +197,8 @@ pub enum PlanError {
         cache_mib: u64,
         /// Its blocks.
         blocks: u64,
+        /// What they come from.
+        origin: &'static str,
         /// Bytes of one.
         block_bytes: u64,
         /// What the weights leave of the memory.
@@ -154,7 +216,7 @@ mod tests {
     const PLAN: Plan = Plan {
         weight_bytes: 100 * MIB,
         kv_bytes_per_token: MIB / 16,
-        blocks: 20,
+        cache: CacheSize::Blocks(20),
         block_tokens: 16,
         context_tokens: 2048,
         available_bytes: Some(120 * MIB),
@@ -174,23 +236,64 @@ mod tests {
     #[test]
     fn what_cannot_fit_is_refused() {
         check(PLAN, Ok(()));
-        check(Plan { available_bytes: None, blocks: u64::MAX, ..PLAN }, Ok(()));
+        check(Plan { available_bytes: None, cache: CacheSize::Blocks(u32::MAX as usize), ..PLAN }, Ok(()));
         let cache =
             ["100 MiB", "21 MiB", "120 MiB", "--kv-memory-mib to at most 20", "--blocks to at most 20", "--kv-dtype"];
-        check(Plan { blocks: 21, ..PLAN }, Err(&cache));
+        check(Plan { cache: CacheSize::Blocks(21), ..PLAN }, Err(&cache));
+        check(Plan { cache: CacheSize::MemoryMib(21), ..PLAN }, Err(&["21 MiB", "from --kv-memory-mib"]));
         check(Plan { available_bytes: Some(120 * MIB - 1), ..PLAN }, Err(&["at most 19 "]));
         check(
             Plan { available_bytes: Some(99 * MIB), ..PLAN },
             Err(&["weights take 100 MiB", "99 MiB", "--quantize"]),
         );
-        check(Plan { blocks: u64::MAX, kv_bytes_per_token: u64::MAX, ..PLAN }, Err(&["--blocks to at most 0"]));
+        let all = Plan { cache: CacheSize::Blocks(u32::MAX as usize), ..PLAN };
+        check(Plan { kv_bytes_per_token: u64::MAX, ..all }, Err(&["--blocks to at most 0"]));
         check(Plan { weight_bytes: u64::MAX, ..PLAN }, Err(&["--dtype"]));
+    }
+
+    #[test]
+    fn a_cache_has_blocks_and_not_too_many() {
+        for blocks in [0, 1 << 32, usize::MAX] {
+            check(
+                Plan { cache: CacheSize::Blocks(blocks), ..PLAN },
+                Err(&[&format!("blocks is {blocks} "), "--blocks"]),
+            );
+        }
+        let large = Plan { cache: CacheSize::MemoryMib(1), block_tokens: 17, ..PLAN };
+        check(large, Err(&["blocks is 0 (1114112 bytes each, from --kv-memory-mib)"]));
+        check(
+            Plan { context_tokens: u64::MAX, cache: CacheSize::Auto, ..PLAN },
+            Err(&["blocks is ", "one sequence"]),
+        );
+    }
+
+    /// Contexts of 100 tokens take 7 blocks of 1 MiB.
+    #[test]
+    fn a_cache_of_no_given_size_takes_half_of_what_is_free_within_bounds() {
+        let auto = Plan { cache: CacheSize::Auto, context_tokens: 100, ..PLAN };
+        let check_size = |available_mib: Option<u64>, expected: u64, origin: &str| {
+            let plan = Plan { available_bytes: available_mib.map(|mib| mib * MIB), ..auto };
+            assert_eq!((plan.blocks(), plan.size().1), (expected, origin), "{available_mib:?} MiB available");
+            check(plan, Ok(()));
+        };
+        for (available_mib, half) in [(114, 7), (116, 8), (117, 8), (546, 223), (548, 224)] {
+            check_size(Some(available_mib), half, "half of the memory beside the weights");
+        }
+        for available_mib in [550, 1 << 20] {
+            check_size(Some(available_mib), 224, "32 sequences of full length");
+        }
+        for available_mib in [Some(107), Some(113), None] {
+            check_size(available_mib, 7, "one sequence of full length");
+        }
+        let refusal = ["KV cache 7 MiB", "from one sequence of full length", "--kv-memory-mib to at most 6"];
+        check(Plan { available_bytes: Some(107 * MIB - 1), ..auto }, Err(&refusal));
+        check(Plan { available_bytes: Some(99 * MIB), ..auto }, Err(&["weights take 100 MiB"]));
     }
 
     #[test]
     fn the_longest_context_is_the_models_or_the_caches() {
         assert_eq!(PLAN.longest_context(), 320);
-        assert_eq!(Plan { blocks: 1000, ..PLAN }.longest_context(), 2048);
+        assert_eq!(Plan { cache: CacheSize::Blocks(1000), ..PLAN }.longest_context(), 2048);
     }
 
     #[test]

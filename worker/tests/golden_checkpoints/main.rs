@@ -13,7 +13,7 @@ mod reference;
 
 use std::path::{Path, PathBuf};
 
-use cosec_worker::model_runner::{DeviceChoice, DtypeChoice, KvDtype, LoadOptions};
+use cosec_worker::model_runner::{CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions};
 
 /// One of every family and every way of storing queries, keys and values; then scaled rotary embeddings and windows.
 pub(crate) const ALL: [&str; 15] = [
@@ -50,7 +50,7 @@ pub(crate) fn options(blocks: usize, block_tokens: usize) -> LoadOptions {
         tokenizer: None,
         quantize: None,
         kv_dtype: KvDtype::Auto,
-        blocks,
+        cache: CacheSize::Blocks(blocks),
         block_tokens,
         threads: 2,
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use cosec_proto::SessionId;
 use cosec_proto::worker::step_response::Outcome;
 use cosec_worker::engine::EngineOptions;
-use cosec_worker::model_runner::{DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
+use cosec_worker::model_runner::{CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -43,7 +43,7 @@ pub(crate) fn load_options(options: &EngineOptions) -> LoadOptions {
         tokenizer: None,
         quantize: None,
         kv_dtype: KvDtype::Auto,
-        blocks: options.blocks,
+        cache: CacheSize::Blocks(options.blocks),
         block_tokens: options.block_tokens,
         threads: 2,
     }

@@ -6,6 +6,7 @@
 #![expect(clippy::needless_range_loop, reason = "iterators that are not inlined spill every register")]
 
 use super::lanes::{Element, InstructionSet, LANES, Simd, Task, dot_products, exp, multiply_add, sum};
+use super::memory::Pages;
 use super::threads::Threads;
 use crate::kernels::{CacheShape, Heads, Place};
 
@@ -34,7 +35,7 @@ pub(super) fn attend<W: Element>(
     (instructions, threads): (InstructionSet, &Threads),
     rows: Rows<'_>,
     (shape, layer): (&CacheShape, usize),
-    [keys, values]: &[Vec<W>; 2],
+    [keys, values]: &[Pages<W>; 2],
     out: &mut [f32],
 ) {
     let Rows { qkv, heads, window, places } = rows;

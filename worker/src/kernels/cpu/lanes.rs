@@ -205,7 +205,7 @@ impl Simd for Baseline {
     }
 }
 
-/// A type in which weights are stored.
+/// A float in which weights, keys or values are stored. Zero bytes are the number zero.
 pub(super) trait Element: Copy + Default + Send + Sync {
     /// The same number as f32.
     fn widen(self) -> f32;

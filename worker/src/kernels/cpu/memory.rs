@@ -1,17 +1,17 @@
-//! Memory for weights.
+//! Memory for weights and the cache.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
 use memmap2::MmapMut;
 
+use super::lanes::Element;
 use crate::kernels::KernelError;
 
 /// Bytes of a huge page, where there are any.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Numbers in pages of their own: huge ones where the system has them, which spares the walks through page tables that
-/// cost a good part of the bandwidth when weights are read from first to last.
+/// Numbers in pages of their own.
 #[derive(Debug)]
 pub(super) struct Pages<T> {
     memory: MmapMut,
@@ -22,25 +22,22 @@ pub(super) struct Pages<T> {
 }
 
 impl<T: Copy> Pages<T> {
-    /// `len` times `value`.
+    /// `len` times `value`, in huge pages where the system has them, which spares the walks through page tables that cost a
+    /// good part of the bandwidth when weights are read from first to last.
     ///
     /// # Errors
     /// [`KernelError::OutOfMemory`].
     pub(super) fn filled(len: usize, value: T) -> Result<Self, KernelError> {
-        let too_many = KernelError::OutOfMemory { elements: len };
-        let Some(bytes) = len.checked_mul(size_of::<T>()) else { return Err(too_many) };
+        let bytes = len.saturating_mul(size_of::<T>());
         // Where a huge page begins depends on the address. What lies before it is never touched and takes no memory.
         let align = if bytes < HUGE_PAGE { align_of::<T>() } else { HUGE_PAGE };
-        let Some(mapped) = bytes.checked_add(align) else { return Err(too_many) };
-        let memory = MmapMut::map_anon(mapped).map_err(|_| too_many)?;
-        let offset = memory.as_ptr().align_offset(align);
+        let mut pages = Self::mapped(len, align)?;
         #[cfg(target_os = "linux")]
         if bytes >= HUGE_PAGE {
             // Without huge pages the weights are read more slowly, and that is all.
-            drop(memory.advise_range(memmap2::Advice::HugePage, offset, bytes));
+            drop(pages.memory.advise_range(memmap2::Advice::HugePage, pages.offset, bytes));
         }
-        let mut pages = Self { memory, offset, len, numbers: PhantomData };
-        let first = pages.memory.as_mut_ptr().wrapping_add(offset).cast::<T>();
+        let first = pages.memory.as_mut_ptr().wrapping_add(pages.offset).cast::<T>();
         for index in 0..len {
             #[expect(unsafe_code, reason = "the map has bytes, which are no numbers before they are written")]
             // SAFETY: `offset + len · size_of::<T>()` bytes are mapped, from an address aligned for `T`.
@@ -50,6 +47,26 @@ impl<T: Copy> Pages<T> {
         }
         Ok(pages)
     }
+
+    /// Room for `len` numbers from an address that is a multiple of `align`; its bytes are zeros.
+    fn mapped(len: usize, align: usize) -> Result<Self, KernelError> {
+        let too_many = KernelError::OutOfMemory { elements: len };
+        let bytes = len.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(align));
+        let Some(bytes) = bytes else { return Err(too_many) };
+        let memory = MmapMut::map_anon(bytes).map_err(|_| too_many)?;
+        let offset = memory.as_ptr().align_offset(align);
+        Ok(Self { memory, offset, len, numbers: PhantomData })
+    }
+}
+
+impl<T: Element> Pages<T> {
+    /// `len` zeros. They take no memory before they are written.
+    ///
+    /// # Errors
+    /// [`KernelError::OutOfMemory`].
+    pub(super) fn zeros(len: usize) -> Result<Self, KernelError> {
+        Self::mapped(len, align_of::<T>())
+    }
 }
 
 impl<T> Deref for Pages<T> {
@@ -57,8 +74,8 @@ impl<T> Deref for Pages<T> {
 
     fn deref(&self) -> &[T] {
         let first = self.memory.as_ptr().wrapping_add(self.offset).cast();
-        #[expect(unsafe_code, reason = "see `filled`")]
-        // SAFETY: `filled` has written `len` numbers there.
+        #[expect(unsafe_code, reason = "the map has bytes")]
+        // SAFETY: `len` numbers stand there: those that `filled` wrote, or floats whose bytes are zeros.
         unsafe {
             std::slice::from_raw_parts(first, self.len)
         }
@@ -68,8 +85,8 @@ impl<T> Deref for Pages<T> {
 impl<T> DerefMut for Pages<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         let first = self.memory.as_mut_ptr().wrapping_add(self.offset).cast();
-        #[expect(unsafe_code, reason = "see `filled`")]
-        // SAFETY: `filled` has written `len` numbers there, and the map is this value's own.
+        #[expect(unsafe_code, reason = "the map has bytes")]
+        // SAFETY: as above, and the map is this value's own.
         unsafe {
             std::slice::from_raw_parts_mut(first, self.len)
         }
