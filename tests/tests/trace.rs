@@ -52,6 +52,7 @@ struct Cached {
 impl Cached {
     fn load(directory: &Path, adapter: Option<PathBuf>) -> Self {
         let options = LoadOptions {
+            device: DeviceChoice::Cpu,
             adapter,
             lora: Vec::new(),
             dtype: DtypeChoice::F32,
@@ -74,7 +75,6 @@ impl Cached {
             start: self.tokens,
             blocks: &blocks,
             rows: tokens.len() - 1..tokens.len(),
-            device: DeviceChoice::Cpu,
             adapter: None,
         };
         let row = self.model.forward(&[item]).unwrap().row(0).to_vec();
