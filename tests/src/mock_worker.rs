@@ -182,9 +182,11 @@ impl Conduct for Disturbances {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Cache {
     tokens: Vec<u32>,
+    /// When something was fed.
+    heard: Instant,
     /// Whether the row behind the last token is kept.
     kept: bool,
 }
@@ -528,6 +530,11 @@ impl MockEngine {
         lock(&self.sessions).clear();
     }
 
+    /// Forgets the caches of sessions that it has not heard of for `lease`.
+    pub fn expire_leases(&self, lease: Duration) {
+        lock(&self.sessions).retain(|_, cache| cache.heard.elapsed() < lease);
+    }
+
     /// Performs one operation.
     #[must_use]
     pub fn perform(&self, request: worker::StepRequest) -> step_response::Outcome {
@@ -586,7 +593,10 @@ impl MockEngine {
         if reads_kept && !kept {
             return Err(need(at.saturating_sub(1)));
         }
-        let cache = sessions.entry(session.to_vec()).or_default();
+        let now = Instant::now();
+        let new = || Cache { tokens: Vec::new(), heard: now, kept: false };
+        let cache = sessions.entry(session.to_vec()).or_insert_with(new);
+        cache.heard = now;
         cache.tokens.truncate(at);
         cache.tokens.extend_from_slice(tokens);
         cache.kept = kept || !tokens.is_empty();

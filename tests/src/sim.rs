@@ -167,8 +167,8 @@ struct Shared {
 struct Activity {
     next: u64,
     under_way: BTreeMap<u64, UnderWay>,
-    /// Caches by host and session, and when they were heard of.
-    held: BTreeMap<(usize, Vec<u8>), Cached>,
+    /// Caches by host and session, and whether all of the prompt is there.
+    held: BTreeMap<(usize, Vec<u8>), bool>,
     /// By session, in the order of their appearance: their ids are drawn by the system.
     ordinals: HashMap<Vec<u8>, Ordinal>,
     awaited: Vec<Awaited>,
@@ -184,12 +184,6 @@ struct UnderWay {
     host: usize,
     session: Vec<u8>,
     phase: Phase,
-}
-
-struct Cached {
-    heard: Instant,
-    /// Whether all of the prompt is there.
-    is_fed: bool,
 }
 
 struct Awaited {
@@ -309,22 +303,6 @@ impl Sim {
         host.unwell(Duration::ZERO).is_empty()
     }
 
-    /// Workers forget the sessions that they have not heard of for `lease`.
-    pub fn expire_leases(&self, lease: Duration) {
-        let mut activity = lock(&self.shared.activity);
-        let now = Instant::now();
-        let expired: Vec<_> = activity
-            .held
-            .iter()
-            .filter(|(_, cached)| cached.heard + lease <= now)
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in expired {
-            activity.held.remove(&key);
-            self.host(key.0).release(key.1);
-        }
-    }
-
     // === what workers report ===
 
     fn begin(&self, host: &Host, request: &StepRequest) -> u64 {
@@ -344,10 +322,9 @@ impl Sim {
             return 0;
         }
         self.note(format_args!("{} session {ordinal} at {at} feeds {fed} drafts {drafts:?}", host.name));
-        let cached = activity.held.entry(key).or_insert(Cached { heard: Instant::now(), is_fed: false });
-        cached.heard = Instant::now();
-        cached.is_fed &= at > 0;
-        let phase = match cached.is_fed {
+        let is_fed = activity.held.entry(key).or_insert(false);
+        *is_fed &= at > 0;
+        let phase = match *is_fed {
             false => Phase::Prefill,
             true if host.place == "expert" => Phase::Draft,
             true => Phase::Verify,
@@ -367,15 +344,15 @@ impl Sim {
         let phases = activity.phases_of(&session);
         activity.under_way.remove(&begun);
         let ordinal = activity.ordinal(&session);
-        let (is_fed, what) = match &answer.outcome {
+        let (feeds, what) = match &answer.outcome {
             Some(Outcome::Rows(rows)) => (!rows.rows.is_empty(), "rows"),
             Some(Outcome::Drafted(_)) => (true, "drafts"),
             Some(Outcome::NeedPrefix(_)) => (false, "needs a prefix"),
             Some(Outcome::Released(_) | Outcome::Failure(_)) | None => (false, "fails"),
         };
-        if let Some(cached) = activity.held.get_mut(&(host.index, session)) {
-            cached.is_fed |= is_fed;
-            cached.is_fed &= !matches!(answer.outcome, Some(Outcome::NeedPrefix(_)));
+        if let Some(is_fed) = activity.held.get_mut(&(host.index, session)) {
+            *is_fed |= feeds;
+            *is_fed &= !matches!(answer.outcome, Some(Outcome::NeedPrefix(_)));
         }
         self.note(format_args!("{} session {ordinal}: {what}", host.name));
         phases

@@ -1,6 +1,7 @@
 //! A session and its workers in one thread: actions complete in an order drawn from a seed, and some of them fail.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cosec_coordinator::core::ExpertAbsent;
 use cosec_coordinator::merge::{Adjuster, Evidence, Laws, MergeError, score};
@@ -216,9 +217,10 @@ pub(crate) fn decode(models: &Models, request: &TokenizedRequest, fate: Fate) ->
     World::new(models, request, fate).run()
 }
 
-/// The same, one position at a time, with whole rows and without mishaps: what everything else must give.
+/// The same, one position at a time, with whole rows, in time and without mishaps: what everything else must give.
 pub(crate) fn decode_plainly(models: &Models, request: &TokenizedRequest) -> Decoded {
     let settings = cosec_coordinator::request::Settings {
+        deadline: Instant::now() + Duration::from_secs(60),
         transport: cosec_coordinator::request::Transport::Full,
         ..(*request.settings).clone()
     };

@@ -203,10 +203,10 @@ impl Host {
         lock(&self.state).process.as_ref().map_or(0, |process| process.engine().sessions())
     }
 
-    pub(super) fn release(&self, session: Vec<u8>) {
+    /// Forgets the sessions that its worker has not heard of for `lease`.
+    pub fn expire_leases(&self, lease: Duration) {
         if let Some(process) = &lock(&self.state).process {
-            let operation = Some(worker::step_request::Operation::Release(worker::Release { session }));
-            drop(process.engine().perform(worker::StepRequest { op: 0, deadline_ms: 0, operation }));
+            process.engine().expire_leases(lease);
         }
     }
 
