@@ -18,8 +18,8 @@ pub struct Candidate<'a> {
     pub load: f64,
     /// Has no room for another session's cache.
     pub full: bool,
-    /// Failed a moment ago.
-    pub avoid: bool,
+    /// Failed a moment ago, if not 0; the latest failure ranks highest.
+    pub avoid: usize,
     /// Stands in another zone than the coordinator.
     pub far: bool,
 }
@@ -59,20 +59,22 @@ mod tests {
     use super::*;
 
     fn idle(address: &str) -> Candidate<'_> {
-        Candidate { address, load: 0.0, full: false, avoid: false, far: false }
+        Candidate { address, load: 0.0, full: false, avoid: 0, far: false }
     }
 
     #[test]
     fn what_is_worse_is_taken_only_where_there_is_no_better() {
         assert_eq!(choose(&[], 7), None);
         let (failed, full, far) = (
-            Candidate { avoid: true, ..idle("a") },
+            Candidate { avoid: 1, ..idle("a") },
             Candidate { full: true, ..idle("b") },
             Candidate { far: true, load: 40.0, ..idle("c") },
         );
         assert_eq!(choose(&[failed, full, far], 7), Some(2));
         assert_eq!(choose(&[failed, full], 7), Some(1));
         assert_eq!(choose(&[failed], 7), Some(0));
+        let failed_later = Candidate { avoid: 2, ..idle("e") };
+        assert_eq!(choose(&[failed_later, failed], 7), Some(1));
         assert_eq!(choose(&[far, Candidate { load: 90.0, ..idle("d") }], 7), Some(1));
     }
 

@@ -103,8 +103,8 @@ pub(crate) struct Driver {
     opening: Opening,
     adjuster: Adjuster,
     last_token: Option<Instant>,
-    /// When a role's worker failed, until one answers again.
-    failed: [Option<Instant>; 3],
+    /// When a role's workers failed, and where, until one answers again.
+    failed: [Vec<(Instant, String)>; 3],
 }
 
 impl Driver {
@@ -133,7 +133,7 @@ impl Driver {
             opening,
             adjuster,
             last_token: None,
-            failed: [None; 3],
+            failed: [const { Vec::new() }; 3],
         }
     }
 
@@ -220,7 +220,7 @@ impl Driver {
             }
             Done::Performed { role, ticket, reply, effort, took } => {
                 if let Ok(Reply::Rows(_) | Reply::Drafted { .. }) = &reply {
-                    if let Some(failed) = self.failed[role.index()].take() {
+                    if let Some((failed, _)) = self.failed[role.index()].drain(..).next() {
                         let recovery = &self.opening.metrics.recovery_seconds;
                         recovery.with_label_values(&[role.name()]).observe(failed.elapsed().as_secs_f64());
                     }
@@ -251,20 +251,21 @@ impl Driver {
             (false, 0) => Instant::now(),
             (false, _) => deadline.min(Instant::now() + PATIENCE),
         };
+        let failed = &mut self.failed[role.index()];
+        if let Some(seat) = &seat {
+            failed.push((Instant::now(), seat.address().to_owned()));
+            self.opening.metrics.relocations.with_label_values(&[role.name()]).inc();
+        }
         let wanted = Wanted {
             model: self.opening.request.model.clone(),
             role,
             fingerprint: seat.as_ref().map(|seat| seat.fingerprint().to_owned()),
-            avoid: seat.as_ref().map(|seat| seat.address().to_owned()),
+            avoid: failed.iter().map(|(_, address)| address.clone()).collect(),
             prefix: crate::router::prefix(&self.opening.request.prompt, self.opening.request.tenant.id),
         };
         let (pool, id) = (Arc::clone(&self.opening.pool), self.id.at_seat(self.seats_taken));
         self.seats_taken = self.seats_taken.wrapping_add(1);
         drop(seat);
-        if failures > 0 {
-            self.failed[role.index()].get_or_insert_with(Instant::now);
-            self.opening.metrics.relocations.with_label_values(&[role.name()]).inc();
-        }
         async move {
             if failures > 0 {
                 tokio::time::sleep(RETRY_PAUSE * 2u32.saturating_pow(failures - 1)).await;

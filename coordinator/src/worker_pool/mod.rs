@@ -102,8 +102,8 @@ pub struct Wanted {
     pub role: Role,
     /// The very model that the session began on.
     pub fingerprint: Option<String>,
-    /// Address of a worker that just failed.
-    pub avoid: Option<String>,
+    /// Addresses of workers that failed, the latest last.
+    pub avoid: Vec<String>,
     /// Names the beginning of its prompt.
     pub prefix: u64,
 }
@@ -445,11 +445,12 @@ impl WorkerPool {
         // What the worker said of all its sessions is some seconds old; what sits there from here is known.
         let sessions = worker.load.load(Ordering::Relaxed).max(description.sessions as usize);
         let queued = f64::from(description.queued_tokens) / f64::from(description.max_operation_tokens);
+        let failed = wanted.avoid.iter().rposition(|failed| failed == address).map_or(0, |at| at + 1);
         Candidate {
             address,
             load: sessions as f64 + queued,
             full: description.total_blocks > 0 && description.free_blocks == 0,
-            avoid: wanted.avoid.as_deref() == Some(address) || worker.is_avoided(),
+            avoid: failed.max(usize::from(worker.is_avoided())),
             far: !self.config.zone.is_empty() && description.zone != self.config.zone,
         }
     }
