@@ -171,7 +171,7 @@ async fn turns_follow_the_weights_of_keys_and_their_limits_hold() {
         assert_eq!(waiting.await.unwrap(), undisturbed);
     }
     // Three of four, whoever came first; equal shares would be four or five of eight.
-    let turns = turns.lock().unwrap();
+    let turns = turns.lock().unwrap().clone();
     let of_b = turns[..8].iter().filter(|&&key| key == "b").count();
     assert!((6..=7).contains(&of_b), "{turns:?}");
 
