@@ -256,11 +256,12 @@ async fn over_sockets_every_setting_gives_the_same_tokens_on_every_transport() {
 #[tokio::test]
 async fn a_rejection_cancels_the_draft_on_the_worker() {
     let cluster = Cluster::with(MockModel::base(), MockModel::expert(), |config| {
-        config.speculation = Speculation::Fixed(4);
+        config.speculation = Speculation::Fixed(2);
     })
     .await;
-    // The expert is still at the next block when the base has judged this one.
-    cluster.expert.set_delay(std::time::Duration::from_millis(10));
+    // Computing side by side pays, and the expert is still at the next block when the base has judged this one.
+    cluster.base.set_delay(std::time::Duration::from_millis(20));
+    cluster.expert.set_delay(std::time::Duration::from_millis(15));
     let models = Models { base: MockModel::base(), expert: MockModel::expert(), anti_expert: None };
     for sample in 0..4 {
         let request = request(settings(RuleSettings::Cosec { tau: 0.3 }), &prompt(20));
