@@ -60,6 +60,10 @@ mod tests {
         // A load that slows everything down raises the deadline before it is missed.
         (0..10).for_each(|_| time.measured(0.1, 1));
         assert!(time.deadline(1, least, most) > Duration::from_millis(900));
+        // One that was given up at its deadline counts with what it took: the next gets several times as long.
+        let missed = time.deadline(1, least, most);
+        time.measured(missed.as_secs_f64(), 1);
+        assert!(time.deadline(1, least, most) > 4 * missed);
         (0..100).for_each(|_| time.measured(100.0, 1));
         assert_eq!(time.deadline(1, least, most), most);
     }

@@ -126,7 +126,9 @@ impl Worker {
         let began = Instant::now();
         let outcome = connection.call(operation, patience, &self.member, &self.metrics).await;
         let ended = Instant::now();
-        if short && outcome.is_ok() {
+        // One that was given up took so long at least: a worker that has become slow is soon given more time.
+        let was_given_up = matches!(&outcome, Err(error) if error.code == ErrorCode::DeadlineExceeded);
+        if short && (outcome.is_ok() || was_given_up) {
             lock(&self.short_operations).measured((ended - began).as_secs_f64(), passes);
         }
         let mut circuit = lock(&self.circuit);
