@@ -162,6 +162,10 @@ fn loading_takes_little_more_than_the_weights() {
     check(directory.path(), &[], weight_bytes);
     check(directory.path(), &["--dtype", "bf16", "--kv-dtype", "bf16"], weight_bytes / 2);
     check(directory.path(), &["--quantize", "q8_0", "--kv-dtype", "f16"], weight_bytes / 128 * 34);
+    // Embedding and head are in q8_0.
+    let tables = 2 * bytes(&[VOCABULARY, HIDDEN]);
+    let quantised = tables / 128 * 34 + (weight_bytes - tables) / 1024 * 144;
+    check(directory.path(), &["--quantize", "q4_k", "--kv-dtype", "f16"], quantised);
     std::fs::remove_file(directory.path().join("model.safetensors")).unwrap();
     write_bin(directory.path());
     check(directory.path(), &[], weight_bytes);

@@ -43,10 +43,13 @@ impl MappedFile {
         &self.map
     }
 
-    /// Gives back the memory of the whole pages in `range`. They can still be read: from the file again.
+    /// Gives back the memory of all pages that `range` touches. They can still be read: from the file again.
+    ///
+    /// Pages that it shares with its neighbours are among them: left to the neighbours, which cannot know of each other,
+    /// they would stay, and there is one for each piece that is read.
     pub fn release(&self, range: Range<usize>) {
-        let start = range.start.next_multiple_of(PAGE_BYTES);
-        let length = range.end.saturating_sub(start) / PAGE_BYTES * PAGE_BYTES;
+        let start = range.start / PAGE_BYTES * PAGE_BYTES;
+        let length = range.end.next_multiple_of(PAGE_BYTES).min(self.map.len()).saturating_sub(start);
         if length == 0 {
             return;
         }
@@ -58,5 +61,37 @@ impl MappedFile {
     }
 }
 
-/// Bytes of the largest pages in use; a range of whole large pages is one of whole small ones too.
-const PAGE_BYTES: usize = 1 << 16;
+/// Bytes of the largest piece of a file that Linux keeps together, and maps as a whole where one byte of it is read.
+const PAGE_BYTES: usize = 2 << 20;
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use super::*;
+
+    /// KiB of the file that are in this process's memory.
+    fn resident_kib(path: &Path) -> u64 {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut of_file = maps.lines().skip_while(|line| !line.ends_with(path.to_str().unwrap()));
+        let resident = of_file.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        resident.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn nothing_stays_of_what_was_read_in_pieces() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("weights");
+        std::fs::write(&path, vec![1u8; 3_000_000]).unwrap();
+        let file = MappedFile::open(&path).unwrap();
+        let read = |range: Range<usize>| file.bytes()[range].iter().map(|&byte| u64::from(byte)).sum::<u64>();
+        assert_eq!(read(0..3_000_000), 3_000_000);
+        assert!(resident_kib(&path) >= 2900);
+        for start in (0..3_000_000).step_by(100_000) {
+            assert_eq!(read(start..start + 100_000), 100_000);
+            file.release(start..start + 100_000);
+        }
+        // What is mapped around a byte, 64 KiB, may reach back over the end of a page.
+        assert!(resident_kib(&path) <= 64);
+        assert_eq!(read(0..3_000_000), 3_000_000);
+    }
+}
