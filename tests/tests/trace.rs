@@ -62,6 +62,7 @@ impl Cached {
             cache: CacheSize::Blocks(16),
             block_tokens: 4,
             threads: 1,
+            cpus: None,
         };
         let model = ModelRunner::load(directory, &options).unwrap_or_else(|error| panic!("{directory:?}: {error}"));
         Self { model, tokens: 0 }

@@ -1,6 +1,9 @@
-//! The wire of real worker processes: what an operation gives, and that a malformed one harms nobody.
+//! Real worker processes: what an operation gives, that a malformed one harms nobody, and where their threads run.
 
-use cosec_launcher::Cluster;
+use std::path::Path;
+use std::time::Duration;
+
+use cosec_launcher::{Cluster, Process};
 use cosec_proto::draw::{Distribution, Purpose, Randomness};
 use cosec_proto::worker::row::Content;
 use cosec_proto::worker::row_request::View;
@@ -12,8 +15,11 @@ use cosec_proto::worker::{
     StepRequest, StepResponse, Warp,
 };
 use cosec_proto::{SessionId, transport};
+use cosec_worker::cpu_set::CpuSet;
 use tempfile::TempDir;
+use tokio::process::Command;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -230,4 +236,56 @@ async fn every_view_is_of_one_distribution() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// A worker of the demo's base model that keeps to `cpus`, ready.
+async fn worker_on(cpus: &CpuSet, logs: &Path) -> (Process, Channel) {
+    let patience = Duration::from_secs(60);
+    let mut command = Command::new(cosec_tests::cluster::binaries().join("cosec-worker"));
+    command.args(["serve", "--role", "base", "--listen", "127.0.0.1:0", "--cpus", &cpus.to_string(), "--model"]);
+    command.arg(cosec_tests::cluster::root().join("deploy/demo-pair/base"));
+    let mut worker = Process::start("worker", &mut command, logs).unwrap();
+    let address = worker.announced("listening on ", Instant::now() + patience).await.unwrap();
+    let channel = transport::channel(&address).unwrap();
+    let ready = async {
+        while WorkerClient::new(channel.clone()).describe(DescribeRequest {}).await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(patience, ready).await.unwrap();
+    (worker, channel)
+}
+
+/// Names of the threads of a process, and the CPUs that they may run on.
+fn threads_of(process: &Process) -> Vec<(String, CpuSet)> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", process.id().unwrap())).unwrap();
+    // A thread may end meanwhile.
+    let statuses = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).ok());
+    let of = |status: String| {
+        let field = |name| status.lines().find_map(|line: &str| line.strip_prefix(name)).unwrap().trim().to_owned();
+        (field("Name:"), field("Cpus_allowed_list:").parse().unwrap())
+    };
+    statuses.map(of).collect()
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn workers_keep_to_their_cpus_and_compute_the_same() {
+    let all = CpuSet::available().unwrap();
+    let mut answers = Vec::new();
+    for cpus in all.each().take(2).chain([all.clone()]) {
+        let logs = TempDir::new().unwrap();
+        let (worker, channel) = worker_on(&cpus, logs.path()).await;
+        let tokens = (10..80).collect();
+        let session = SessionId::random().to_wire();
+        let extend = Extend { session, at: 0, tokens, rows: vec![full(70)], ..Extend::default() };
+        answers.push(Wire::open(channel).await.rows(extend).await);
+        let threads = threads_of(&worker);
+        assert!(threads.iter().all(|(_, place)| place.is_within(&cpus)), "{threads:?} on {cpus}");
+        for (index, cpu) in cpus.each().enumerate() {
+            let name = if index == 0 { "engine".to_owned() } else { format!("kernels-{index}") };
+            assert!(threads.contains(&(name, cpu)), "{threads:?} on {cpus}");
+        }
+    }
+    assert!(answers.iter().all(|answer| answer == &answers[0]));
 }

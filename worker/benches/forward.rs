@@ -57,6 +57,7 @@ fn measure(shape: &Shape, dtype_name: &str, dtype: DType) -> anyhow::Result<()> 
         cache: CacheSize::Blocks(256),
         block_tokens: BLOCK_TOKENS,
         threads: 0,
+        cpus: None,
     };
     let mut model = ModelRunner::load(directory.path(), &options)?;
     let vocabulary = shape.vocabulary as u32;

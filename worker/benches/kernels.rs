@@ -43,7 +43,7 @@ fn main() -> anyhow::Result<()> {
         filters.iter().any(|filter| filter == name) || !filters.iter().any(|filter| known.contains(&filter.as_str()))
     };
     let chosen_rows: Vec<usize> = filters.iter().filter_map(|filter| filter.parse().ok()).collect();
-    let kernels = Cpu::new(threads)?;
+    let kernels = Cpu::new(threads, None)?;
     let bandwidth = read_bandwidth(threads);
     println!("read bandwidth {:.1} GB/s", bandwidth / 1e9);
     for (shape, outputs, inputs) in SHAPES {

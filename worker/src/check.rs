@@ -127,6 +127,7 @@ pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
         cache: CacheSize::Blocks(longest.unwrap_or(0).div_ceil(BLOCK_TOKENS).max(1)),
         block_tokens: BLOCK_TOKENS,
         threads: args.threads,
+        cpus: None,
     };
     // Activations between quantised weights are rounded, by others to 8 bits.
     let quantised = Checkpoint::open(&directory)?.is_quantised();

@@ -9,6 +9,7 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
+use crate::cpu_set::CpuSet;
 use crate::model_runner::{CacheSize, DeviceChoice, DtypeChoice, KvDtype, NamedAdapter, Quantize};
 use crate::registration::{self, InvalidRegistration};
 
@@ -119,10 +120,15 @@ pub struct Flags {
     #[arg(long, value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_tokens: Option<usize>,
-    /// Threads of the forward pass and of reading its logits, 0 for one per core [default: 0].
+    /// Threads of the forward pass and of reading its logits, 0 for one per core, or per CPU of --cpus [default: 0].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// CPUs that the worker keeps to, such as 0-3,8, each of --threads pinned to one; on Linux [default: all, and no
+    /// thread is pinned].
+    #[arg(long, value_name = "LIST")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<CpuSet>,
     /// A session that is not heard of for so long is released [default: 60].
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -180,8 +186,10 @@ pub struct Config {
     pub block_tokens: usize,
     /// Most tokens of one forward pass.
     pub step_tokens: usize,
-    /// Threads of the forward pass; 0 for one per core.
+    /// Threads of the forward pass; 0 for one per core, which stands only without `cpus`.
     pub threads: usize,
+    /// CPUs that the worker keeps to, no fewer than there are threads.
+    pub cpus: Option<CpuSet>,
     /// A session that is not heard of for so long is released.
     pub lease_seconds: u64,
     /// Most sessions at a time.
@@ -217,6 +225,7 @@ struct Settings {
     block_tokens: usize,
     step_tokens: usize,
     threads: usize,
+    cpus: Option<CpuSet>,
     lease_seconds: u64,
     max_sessions: usize,
     max_operations: usize,
@@ -246,6 +255,7 @@ impl Default for Settings {
             block_tokens: 16,
             step_tokens: 512,
             threads: 0,
+            cpus: None,
             lease_seconds: 60,
             max_sessions: 1024,
             max_operations: 4096,
@@ -311,7 +321,11 @@ impl Settings {
             cache,
             block_tokens: within("block_tokens", self.block_tokens, 1, 1024)?,
             step_tokens: within("step_tokens", self.step_tokens, 4, 1 << 16)?,
-            threads: within("threads", self.threads, 0, 1024)?,
+            threads: match &self.cpus {
+                None => within("threads", self.threads, 0, 1024)?,
+                Some(cpus) => threads_on(cpus, self.threads)?,
+            },
+            cpus: self.cpus,
             lease_seconds: within("lease_seconds", self.lease_seconds, 1, 86_400)?,
             max_sessions: within("max_sessions", self.max_sessions, 1, 1 << 20)?,
             max_operations: within("max_operations", self.max_operations, 1, 1 << 20)?,
@@ -334,6 +348,20 @@ fn distinct(adapters: Vec<NamedAdapter>) -> Result<Vec<NamedAdapter>, ConfigErro
     match adapters.iter().find(|adapter| !names.insert(&adapter.name)) {
         Some(twice) => Err(ConfigError::TwoAdapters(twice.name.clone())),
         None => Ok(adapters),
+    }
+}
+
+/// How many of `threads` there are where each has a CPU of its own; 0 takes all CPUs.
+fn threads_on(cpus: &CpuSet, threads: usize) -> Result<usize, ConfigError> {
+    let refused = |problem| ConfigError::Cpus { cpus: cpus.to_string(), problem };
+    let available = CpuSet::available().map_err(|error| refused(error.to_string()))?;
+    if !cpus.is_within(&available) {
+        return Err(refused(format!("the process may use {available}")));
+    }
+    match threads {
+        0 => Ok(cpus.count()),
+        threads if threads <= cpus.count() => Ok(threads),
+        threads => Err(ConfigError::Threads { threads, cpus: cpus.to_string(), most: cpus.count() }),
     }
 }
 
@@ -382,6 +410,24 @@ pub enum ConfigError {
     /// Two adapters have one name.
     #[error("lora names {0} twice; every adapter needs a name of its own")]
     TwoAdapters(String),
+    /// CPUs that are not there, or are not the worker's to choose.
+    #[error("cpus is {cpus}; {problem}")]
+    Cpus {
+        /// What was given.
+        cpus: String,
+        /// What is allowed.
+        problem: String,
+    },
+    /// More threads than CPUs that they could be pinned to.
+    #[error("threads is {threads}; with cpus {cpus} it must be 0 to {most}")]
+    Threads {
+        /// What was given.
+        threads: usize,
+        /// The CPUs.
+        cpus: String,
+        /// How many they are.
+        most: usize,
+    },
     /// No address.
     #[error("{key} is {address:?}; it must be HOST:PORT")]
     Address {
@@ -469,6 +515,40 @@ mod tests {
         check("kv_dtype = \"f64\"", &flags(), Err("f64"));
         let missing = Flags { config: Some("no/such/file.toml".into()), ..flags() };
         assert_eq!(load(&missing), Err(ConfigError::NoFile("no/such/file.toml".into())));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn threads_have_a_cpu_each() {
+        let available = CpuSet::available().unwrap();
+        let (one, count) = (available.each().next().unwrap(), available.count());
+        check(&format!("cpus = {:?}\nthreads = 2", one.to_string()), &flags(), Err("it must be 0 to 1"));
+        check("cpus = \"0-1023\"", &flags(), Err(&format!("cpus is 0-1023; the process may use {available}")));
+        check("cpus = \"\"", &flags(), Err("cpus is \"\"; expected numbers below 1024"));
+        check("cpus = \"0-x\"", &flags(), Err("cpus is \"0-x\"; expected"));
+        check("cpus = 1.5", &flags(), Err("expected cpus as a list"));
+        let threads = |flags: &Flags| load(flags).map(|config| config.threads);
+        assert_eq!(threads(&Flags { cpus: Some(available.clone()), ..flags() }), Ok(count));
+        assert_eq!(threads(&Flags { cpus: Some(available), threads: Some(1), ..flags() }), Ok(1));
+        assert_eq!(threads(&flags()), Ok(0));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    #[expect(clippy::result_large_err, reason = "figment's own error type")]
+    fn cpus_are_read_from_the_environment() {
+        let available = CpuSet::available().unwrap();
+        let one = available.each().next().unwrap();
+        figment::Jail::expect_with(|jail| {
+            for cpus in [available, one] {
+                let listed: Vec<String> = cpus.each().map(String::from).collect();
+                for written in [cpus.to_string(), listed.join(",")] {
+                    jail.set_env("COSEC_WORKER_CPUS", written);
+                    assert_eq!(Config::load(&flags()).unwrap().cpus.as_ref(), Some(&cpus));
+                }
+            }
+            Ok(())
+        });
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub mod families;
 
 pub mod kernels;
 
+pub mod cpu_set;
+
 pub mod loader;
 
 pub mod check;

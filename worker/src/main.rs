@@ -59,6 +59,11 @@ fn serve(flags: &Flags) -> anyhow::Result<ExitCode> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let config = Config::load(flags)?;
+    if let Some(cpus) = &config.cpus {
+        // Every other thread is started after this, and so keeps to them, too.
+        cpus.keep_to().map_err(|cause| anyhow!("cpus is {cpus}; the worker cannot keep to them: {cause}"))?;
+        tracing::info!(%cpus, threads = config.threads, "keeps to its CPUs");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -111,6 +116,7 @@ fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error +
         cache: config.cache,
         block_tokens: config.block_tokens,
         threads: config.threads,
+        cpus: config.cpus.clone(),
     };
     let model = ModelRunner::load(&directory, &options)?;
     let engine = EngineOptions {

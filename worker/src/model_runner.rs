@@ -6,9 +6,11 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::{self, ThreadId};
 
 pub use self::device::DeviceChoice;
 use self::device::PlacedDecoder;
+use crate::cpu_set::CpuSet;
 use crate::decoder::{AdaptedRows, Batch};
 use crate::kernels::{CacheFormat, KernelError, Place};
 pub use crate::loader::lora::NamedAdapter;
@@ -82,6 +84,8 @@ pub struct LoadOptions {
     pub block_tokens: usize,
     /// Threads of the forward pass, and of reading its logits; 0 takes one per core.
     pub threads: usize,
+    /// CPUs that they are pinned to, one each; `None` pins nothing.
+    pub cpus: Option<CpuSet>,
 }
 
 /// What a loaded model is.
@@ -180,6 +184,8 @@ pub struct ModelRunner {
     /// Memory of the last batch.
     batch: Batch<'static>,
     logits: Vec<f32>,
+    /// Whose forward pass was the last one.
+    caller: Option<ThreadId>,
 }
 
 impl ModelRunner {
@@ -193,7 +199,7 @@ impl ModelRunner {
             return Err(LoadError::Option { option, value, expected: "a number from 1 to 4294967295" });
         }
         let (decoder, description) = PlacedDecoder::load(directory, options)?;
-        Ok(Self { decoder, description, batch: Batch::default(), logits: Vec::new() })
+        Ok(Self { decoder, description, batch: Batch::default(), logits: Vec::new(), caller: None })
     }
 
     /// What the model is.
@@ -228,6 +234,10 @@ impl ModelRunner {
                 adapt(&mut rows.adapted, adapter, first..rows.tokens.len());
                 adapt(&mut rows.adapted_wanted, adapter, first_wanted..rows.wanted.len());
             }
+        }
+        let caller = thread::current().id();
+        if self.caller.replace(caller) != Some(caller) {
+            self.decoder.host().settle_caller();
         }
         let done = self.decoder.forward(&rows, &mut self.logits);
         self.batch = rows.reused();

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
+use cosec_worker::cpu_set::CpuSet;
 use cosec_worker::kernels::candle::Candle;
 use cosec_worker::kernels::cpu::Cpu;
 use cosec_worker::kernels::reference::Reference;
@@ -218,9 +219,37 @@ fn linear_does_not_depend_on_threads() {
     for format in FORMATS {
         let weight = matrix(&random(&mut rng, inputs * outputs), outputs);
         let linear = Linear { x: random(&mut rng, rows * inputs), rows, weight, format, bias: None };
-        assert_eq!(linear.with(&Cpu::new(1).unwrap()), linear.with(&Cpu::new(3).unwrap()));
+        let alone = linear.with(&Cpu::new(1, None).unwrap());
+        assert_eq!(alone, linear.with(&Cpu::new(3, None).unwrap()));
+        // Nothing is pinned where the system cannot.
+        let pinned = Cpu::new(3, CpuSet::available().ok().as_ref()).unwrap();
+        assert_eq!(alone, linear.with(&pinned));
         check_cpu(tolerance(format), &linear);
     }
+}
+
+/// The CPUs that each thread of a pool may run on.
+#[cfg(target_os = "linux")]
+fn places(threads: usize, cpus: Option<&CpuSet>) -> Vec<Option<CpuSet>> {
+    let kernels = Cpu::new(threads, cpus).unwrap();
+    kernels.settle_caller();
+    // A thread that has taken an item waits, so that every one takes one.
+    let (mut places, all_there) = (vec![None; threads], std::sync::Barrier::new(threads));
+    kernels.each(&mut places, |_, place| {
+        all_there.wait();
+        *place = Some(CpuSet::available().unwrap());
+    });
+    places
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn threads_are_pinned_to_a_cpu_each() {
+    let cpus = CpuSet::available().unwrap();
+    // The thread of the caller is pinned for good.
+    let pinned = std::thread::scope(|scope| scope.spawn(|| places(cpus.count(), Some(&cpus))).join().unwrap());
+    assert!(cpus.each().all(|cpu| pinned.contains(&Some(cpu))), "{pinned:?} on {cpus}");
+    assert_eq!(places(3, None), vec![Some(cpus); 3]);
 }
 
 struct Normed {

@@ -81,6 +81,7 @@ fn start() -> EngineHandle {
         cache: CacheSize::Blocks(options.blocks),
         block_tokens: options.block_tokens,
         threads: 2,
+        cpus: None,
     };
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/checkpoints/llama-gqa-tied");
     let model = ModelRunner::load(&directory, &load).unwrap();

@@ -16,6 +16,7 @@ use super::{
     Activation, CacheFormat, CacheShape, Heads, KernelError, Kernels, NormWeights, Place, RotaryLayout, WeightFormat,
     blocks,
 };
+use crate::cpu_set::CpuSet;
 
 mod activations;
 mod attention;
@@ -48,22 +49,29 @@ impl Default for Cpu {
 }
 
 impl Cpu {
-    /// Kernels on `threads` threads, the caller's among them; 0 takes one for each core.
+    /// Kernels on `threads` threads, the caller's among them; 0 takes one for each core. With `cpus` each is pinned to one
+    /// of them, as far as they go; the caller's only when it asks for it, see [`Self::settle_caller`].
     ///
     /// # Errors
     /// When the threads cannot be started.
-    pub fn new(threads: usize) -> std::io::Result<Self> {
+    pub fn new(threads: usize, cpus: Option<&CpuSet>) -> std::io::Result<Self> {
         let count = match threads {
             0 => std::thread::available_parallelism()?.get(),
             threads => threads,
         };
-        Ok(Self::with(InstructionSet::detect(), Threads::new(count)?))
+        Ok(Self::with(InstructionSet::detect(), Threads::new(count, cpus)?))
     }
 
     /// Kernels that use no instructions beyond the target's baseline, on the caller's thread.
     #[must_use]
     pub fn baseline() -> Self {
         Self::with(InstructionSet::Baseline, Threads::alone())
+    }
+
+    /// Pins the calling thread, which takes part in what it hands out, to the CPU that the other threads left it; where they
+    /// are pinned.
+    pub fn settle_caller(&self) {
+        self.threads.settle_caller();
     }
 
     /// Calls `work` with every item and its index, on the threads of the kernels.

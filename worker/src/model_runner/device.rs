@@ -96,7 +96,7 @@ pub(super) enum PlacedDecoder {
 
 impl PlacedDecoder {
     pub(super) fn load(path: &Path, options: &LoadOptions) -> Result<(Self, ModelDescription), LoadError> {
-        let host = Cpu::new(options.threads).map_err(LoadError::Threads)?;
+        let host = Cpu::new(options.threads, options.cpus.as_ref()).map_err(LoadError::Threads)?;
         let device = match options.device {
             DeviceChoice::Cpu => {
                 let (decoder, description) = loader::load(path, options, host)?;

@@ -53,5 +53,6 @@ pub(crate) fn options(blocks: usize, block_tokens: usize) -> LoadOptions {
         cache: CacheSize::Blocks(blocks),
         block_tokens,
         threads: 2,
+        cpus: None,
     }
 }

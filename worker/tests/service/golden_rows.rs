@@ -46,6 +46,7 @@ pub(crate) fn load_options(options: &EngineOptions) -> LoadOptions {
         cache: CacheSize::Blocks(options.blocks),
         block_tokens: options.block_tokens,
         threads: 2,
+        cpus: None,
     }
 }
 

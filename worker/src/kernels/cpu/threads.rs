@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::cpu_set::CpuSet;
+
 /// How long a thread without work looks for more: longer than what lies between two matrices of a forward pass.
 const LOOK: Duration = Duration::from_micros(100);
 
@@ -28,6 +30,8 @@ pub(super) struct Threads {
     /// Held while work is handed out, so that there is one at a time.
     workers: Mutex<Vec<JoinHandle<()>>>,
     count: usize,
+    /// Where whoever hands out work may settle.
+    place: Option<CpuSet>,
 }
 
 struct Shared {
@@ -61,14 +65,19 @@ impl Threads {
         Self::waiting(1)
     }
 
-    /// Starts `count - 1` threads; the caller's is the other one.
-    pub(super) fn new(count: usize) -> std::io::Result<Self> {
+    /// Starts `count - 1` threads; the caller's is the other one. With `cpus` the first is left to the caller, and each
+    /// thread runs on the next.
+    pub(super) fn new(count: usize, cpus: Option<&CpuSet>) -> std::io::Result<Self> {
+        let mut places = cpus.into_iter().flat_map(CpuSet::each);
         // Dropped, and so ended, when one of the threads cannot be started.
         let mut threads = Self::waiting(count);
+        threads.place = places.next();
         for index in 1..count {
-            let shared = Arc::clone(&threads.shared);
-            let worker =
-                thread::Builder::new().name(format!("kernels-{index}")).spawn(move || shared.serve(index - 1));
+            let (shared, place) = (Arc::clone(&threads.shared), places.next());
+            let worker = thread::Builder::new().name(format!("kernels-{index}")).spawn(move || {
+                settle(place.as_ref());
+                shared.serve(index - 1);
+            });
             threads.workers.get_mut().unwrap_or_else(PoisonError::into_inner).push(worker?);
         }
         Ok(threads)
@@ -84,7 +93,12 @@ impl Threads {
             ended: AtomicBool::new(false),
             panic: Mutex::new(None),
         };
-        Self { shared: Arc::new(shared), workers: Mutex::new(Vec::new()), count }
+        Self { shared: Arc::new(shared), workers: Mutex::new(Vec::new()), count, place: None }
+    }
+
+    /// Pins the calling thread to its place.
+    pub(super) fn settle_caller(&self) {
+        settle(self.place.as_ref());
     }
 
     /// How many there are, the caller's included.
@@ -142,6 +156,14 @@ impl Threads {
             // SAFETY: pieces of different indices do not overlap, and each index comes once.
             work(index, unsafe { shares.part(first, size.min(len - first)) });
         });
+    }
+}
+
+/// Pins the calling thread to its place if it has one.
+fn settle(place: Option<&CpuSet>) {
+    if let Some(Err(error)) = place.map(CpuSet::keep_to) {
+        // It computes the same anywhere.
+        tracing::warn!(%error, "a thread could not be pinned");
     }
 }
 
