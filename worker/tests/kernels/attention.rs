@@ -1,0 +1,63 @@
+//! Attention over a paged cache.
+
+use cosec_worker::kernels::cpu::Cpu;
+use cosec_worker::kernels::{CacheFormat, CacheShape, Heads, Kernels, Place};
+use rand::Rng;
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom, SliceRandom};
+
+use crate::{Compute, check, download, heads, random, upload, with_seeds};
+
+/// One sequence, appended in chunks of rows into a cache of given blocks.
+struct Attended {
+    qkv: Vec<f32>,
+    heads: Heads,
+    window: Option<usize>,
+    format: CacheFormat,
+    block_tokens: usize,
+    blocks: Vec<u32>,
+    chunk: usize,
+}
+
+impl Compute for Attended {
+    fn with<K: Kernels>(&self, kernels: &K) -> Vec<f32> {
+        let (blocks, kv_width) = (self.blocks.len(), self.heads.kv_width());
+        let shape = CacheShape { layers: 2, blocks, block_tokens: self.block_tokens, kv_width, format: self.format };
+        let mut cache = kernels.cache(shape).unwrap();
+        let mut found = Vec::new();
+        let width = self.heads.qkv_width();
+        for (index, rows) in self.qkv.chunks(self.chunk * width).enumerate() {
+            let first = index * self.chunk;
+            let place = |position| Place { position, blocks: self.blocks.as_slice() };
+            let places: Vec<Place<'_>> = (first..first + rows.len() / width).map(place).collect();
+            let qkv = upload(kernels, rows);
+            let len = places.len() * self.heads.query_width();
+            let mut out = kernels.buffer(len).unwrap();
+            kernels.append(&qkv, self.heads, &places, &mut cache, 1);
+            kernels.attend(&qkv, self.heads, self.window, &places, (&cache, 1), &mut out);
+            found.extend(download(kernels, &out, len));
+        }
+        found
+    }
+}
+
+#[test]
+fn attention_agrees_and_does_not_depend_on_chunks_or_blocks() {
+    with_seeds(|rng| {
+        let (heads, rows) = (heads(rng), rng.random_range(1..90));
+        // Large scores, so that the running maximum changes.
+        let qkv: Vec<f32> = random(rng, rows * heads.qkv_width()).into_iter().map(|x| 3.0 * x).collect();
+        let window = rng.random::<bool>().then(|| rng.random_range(1..rows + 2));
+        let format = *[CacheFormat::F32, CacheFormat::F16, CacheFormat::Bf16].choose(rng).unwrap();
+        let attended = |rng: &mut StdRng| {
+            let block_tokens = rng.random_range(1..20);
+            let mut blocks: Vec<u32> = (0..rows.div_ceil(block_tokens) as u32 + 3).collect();
+            blocks.shuffle(rng);
+            let chunk = rng.random_range(1..=rows);
+            Attended { qkv: qkv.clone(), heads, window, format, block_tokens, blocks, chunk }
+        };
+        let (one, other) = (attended(rng), attended(rng));
+        assert_eq!(one.with(&Cpu::default()), other.with(&Cpu::default()));
+        check(2e-5, one);
+    });
+}

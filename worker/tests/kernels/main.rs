@@ -1,0 +1,87 @@
+//! The fast kernels against the plain f64 ones, on fresh random shapes, and a row alone against the row in company.
+#![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
+
+use candle_core::{Device, Tensor};
+use cosec_worker::kernels::candle::Candle;
+use cosec_worker::kernels::cpu::Cpu;
+use cosec_worker::kernels::reference::Reference;
+use cosec_worker::kernels::{Heads, Kernels, WeightFormat};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+mod attention;
+mod candle_kernels;
+mod elementwise;
+mod linear;
+mod rows;
+mod threads;
+
+/// Runs `test` on fresh seeds and prints the one that fails.
+pub(crate) fn with_seeds(test: impl Fn(&mut StdRng) + std::panic::RefUnwindSafe) {
+    for _ in 0..20 {
+        let seed: u64 = rand::random();
+        let run = std::panic::catch_unwind(|| test(&mut StdRng::seed_from_u64(seed)));
+        assert!(run.is_ok(), "seed {seed}");
+    }
+}
+
+pub(crate) fn random(rng: &mut StdRng, len: usize) -> Vec<f32> {
+    (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+pub(crate) fn matrix(values: &[f32], rows: usize) -> Tensor {
+    let columns = values.len() / rows;
+    Tensor::from_slice(values, (rows, columns), &Device::Cpu).unwrap()
+}
+
+pub(crate) const FORMATS: [WeightFormat; 5] =
+    [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16, WeightFormat::Q8_0, WeightFormat::Q4K];
+
+pub(crate) fn upload<K: Kernels>(kernels: &K, values: &[f32]) -> K::Buffer {
+    let mut buffer = kernels.buffer(values.len()).unwrap();
+    kernels.write(values, &mut buffer).unwrap();
+    buffer
+}
+
+pub(crate) fn download<K: Kernels>(kernels: &K, buffer: &K::Buffer, len: usize) -> Vec<f32> {
+    let mut values = vec![f32::NAN; len];
+    kernels.read(buffer, &mut values).unwrap();
+    values
+}
+
+/// Both kinds of CPU kernels within `tolerance` of the reference.
+pub(crate) fn check_cpu(tolerance: f32, compute: &impl Compute) {
+    let expected = compute.with(&Reference);
+    compare("detected", tolerance, &compute.with(&Cpu::default()), &expected);
+    compare("baseline", tolerance, &compute.with(&Cpu::baseline()), &expected);
+}
+
+/// All kernels within `tolerance` of the reference.
+pub(crate) fn check(tolerance: f32, compute: impl Compute) {
+    check_cpu(tolerance, &compute);
+    compare("candle", tolerance, &compute.with(&candle()), &compute.with(&Reference));
+}
+
+/// Within `tolerance`, relative to what is above 1.
+fn compare(name: &str, tolerance: f32, found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len());
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let error = (found - expected).abs() / expected.abs().max(1.0);
+        assert!(error <= tolerance, "{name}, element {i}: {found}, not {expected}");
+    }
+}
+
+/// What runs on GPUs, here on the CPU.
+pub(crate) fn candle() -> Candle {
+    Candle::new(Device::Cpu)
+}
+
+/// A computation on any kernels.
+pub(crate) trait Compute {
+    fn with<K: Kernels>(&self, kernels: &K) -> Vec<f32>;
+}
+
+pub(crate) fn heads(rng: &mut StdRng) -> Heads {
+    let kv = rng.random_range(1..4);
+    Heads { query: kv * rng.random_range(1..4), kv, width: 2 * rng.random_range(1..40) }
+}
