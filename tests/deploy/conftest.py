@@ -1,4 +1,4 @@
-"""Hands each overlay to the tests, rendered once."""
+"""Hands each overlay to the tests, rendered once, and knows their option."""
 
 import functools
 
@@ -6,6 +6,10 @@ import pytest
 from rendered import OVERLAYS, Overlay
 
 render = functools.cache(Overlay)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--compile", action="store_true", help="run the Dockerfile's stages that compile: half an hour")
 
 
 @pytest.fixture(params=OVERLAYS)

@@ -13,7 +13,16 @@ TOOLS = ("buildah", "podman", "runc", "debootstrap", "strip")
 BASE = "docker.io/library/debian:bookworm-slim"
 # Made once.
 BASE_CONTENT = ROOT / "tests" / ".images" / "debian.tar"
-BUILD_SECONDS = 600
+COMPILER = "docker.io/library/rust:1.95-slim-bookworm"
+# What it adds to the base; the context is the toolchain of this machine.
+COMPILER_DOCKERFILE = f"""
+FROM {BASE}
+RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates gcc libc6-dev
+COPY bin /usr/local/bin
+COPY lib /usr/local/lib
+ENV CARGO_HOME=/usr/local/cargo
+"""
+BUILD_SECONDS = 3600
 # For machines without systemd, and where limits cannot be raised.
 CONTAINERS_CONF = """
 [containers]
@@ -58,20 +67,32 @@ def base_content() -> Path:
 
 
 class Store:
-    """Images and Pods in `folder`, apart from those that the machine has."""
+    """Images and Pods in `folder`, apart from those that the machine has.
 
-    def __init__(self, folder: Path) -> None:
+    `compiles` says whether the stages of the Dockerfile that compile are run.
+    """
+
+    def __init__(self, folder: Path, compiles: bool) -> None:
         self.folder = folder
+        self.compiles = compiles
+        # There buildah keeps the caches that the Dockerfile mounts.
+        (folder / "tmp").mkdir()
         (folder / "containers.conf").write_text(CONTAINERS_CONF)
-        (folder / "Dockerfile").write_text(f'FROM scratch\nADD {base_content().name} /\nCMD ["bash"]\n')
-        self.build(BASE, folder / "Dockerfile", BASE_CONTENT.parent)
+        dockerfile = folder / "Dockerfile"
+        dockerfile.write_text(f'FROM scratch\nADD {base_content().name} /\nCMD ["bash"]\n')
+        self.build(BASE, dockerfile, BASE_CONTENT.parent)
+        if compiles:
+            toolchain = subprocess.check_output(["rustc", "--print", "sysroot"], cwd=ROOT, text=True).strip()
+            dockerfile.write_text(COMPILER_DOCKERFILE)
+            self.build(COMPILER, dockerfile, Path(toolchain))
 
     def run(self, tool: str, *args: str | Path) -> str:
         """What `tool` says on standard output."""
         place = ["--root", self.folder / "storage", "--runroot", self.folder / "run", "--storage-driver", "vfs"]
+        own = {"CONTAINERS_CONF": str(self.folder / "containers.conf"), "TMPDIR": str(self.folder / "tmp")}
         ran = subprocess.run(
             [tool, *place, *args],
-            env=os.environ | {"CONTAINERS_CONF": str(self.folder / "containers.conf")},
+            env=os.environ | own,
             capture_output=True,
             text=True,
             check=False,
@@ -86,11 +107,17 @@ class Store:
         self.run("buildah", "bud", *how, *options, "--file", dockerfile, "--tag", tag, context)
 
     def build_target(self, target: str, tag: str) -> None:
-        """Builds a target of the Dockerfile.
+        """Builds a target of the Dockerfile."""
+        options = ["--target", target, *(self._compiling() if self.compiles else self._compiled())]
+        self.build(tag, ROOT / "deploy" / "images" / "Dockerfile", ROOT, *options)
 
-        In the place of the stages that compile stand the programs that are compiled already, as those stages leave them.
-        """
-        options = ["--target", target]
+    def _compiling(self) -> list[str]:
+        """Options for the stages that compile: they trust whom this machine trusts with their downloads."""
+        return ["--volume", "/etc/ssl/certs:/etc/ssl/certs:ro"]
+
+    def _compiled(self) -> list[str]:
+        """Options that put in their place the programs that are compiled already, as those stages leave them."""
+        options = []
         for program in ("cosec-coordinator", "cosec-worker"):
             built = self.folder / program
             there = built / "usr" / "local" / "bin"
@@ -98,11 +125,15 @@ class Store:
                 there.mkdir(parents=True)
                 subprocess.run(["strip", "--strip-debug", "-o", there / program, BINARIES / program], check=True)
             options += ["--build-context", f"build-{program.removeprefix('cosec-')}={built}"]
-        self.build(tag, ROOT / "deploy" / "images" / "Dockerfile", ROOT, *options)
+        return options
 
     def image_bytes(self, image: str) -> int:
         (told,) = json.loads(self.run("podman", "image", "inspect", image))
         return told["Size"]
+
+    def file_bytes(self, image: str, path: str) -> int:
+        stat = ("--entrypoint", "stat", image, "--format=%s", path)
+        return int(self.run("podman", "run", "--rm", "--network", "host", *stat))
 
     def play(self, overlay: Overlay, workload: Workload, replaced: dict[str, str]) -> None:
         """Starts a Pod of `workload`, on the machine's own network; `replaced` as a process's is."""
@@ -113,7 +144,8 @@ class Store:
             each["data"] = {name: rewritten(content, replaced) for name, content in each["data"].items()}
         spec = workload.pod | {"hostNetwork": True}
         spec["containers"] = [self._kept(container, replaced) for container in workload.pod["containers"]]
-        spec["initContainers"] = [self._kept(container, replaced) for container in workload.pod["initContainers"]]
+        initial = workload.pod.get("initContainers", [])
+        spec["initContainers"] = [self._kept(container, replaced) for container in initial]
         # Otherwise podman may want to remove an init container before it has seen it end.
         annotations = {"io.podman.annotations.init.container.type": "always"}
         metadata = {"name": workload.name, "labels": workload.labels, "annotations": annotations}
@@ -128,6 +160,8 @@ class Store:
             entry | {"value": rewritten(entry["value"], replaced)} if "value" in entry else entry
             for entry in container.get("env", [])
         ]
+        if "args" in kept:
+            kept["args"] = [rewritten(argument, replaced) for argument in kept["args"]]
         return kept | {"env": environment}
 
     def container(self, workload: Workload) -> dict:
