@@ -409,6 +409,9 @@ impl<C: Conduct> worker::worker_server::Worker for Service<C> {
     }
 }
 
+/// Longer operations feed a prompt.
+const SHORT_TOKENS: u32 = 64;
+
 /// The forward passes for one stream: operations join between two passes and leave when they have had theirs, as in
 /// an engine that batches continuously.
 struct Passes<C> {
@@ -423,8 +426,12 @@ struct UnderWay {
     begun: u64,
     queue: Duration,
     compute: Duration,
+    passes: u32,
+    /// Of all passes, with those of other operations.
+    pass_tokens: u32,
+    pass_rows: u32,
     /// Of the next pass.
-    rows: u32,
+    tokens: u32,
     passes_left: u32,
 }
 
@@ -435,8 +442,18 @@ impl UnderWay {
             Some(step_request::Operation::Draft(draft)) => (draft.tokens.len(), draft.k.max(1)),
             _ => (0, 1),
         };
-        let rows = fed.max(1) as u32;
-        Self { request, begun, queue: received.elapsed(), compute: Duration::ZERO, rows, passes_left: passes }
+        let tokens = fed.max(1) as u32;
+        Self {
+            request,
+            begun,
+            queue: received.elapsed(),
+            compute: Duration::ZERO,
+            passes: 0,
+            pass_tokens: 0,
+            pass_rows: 0,
+            tokens,
+            passes_left: passes,
+        }
     }
 }
 
@@ -453,14 +470,20 @@ impl<C: Conduct> Passes<C> {
             {
                 self.join(next).await;
             }
-            let rows = self.batch.iter().map(|operation| operation.rows).sum();
-            let pass = time.fixed + time.per_row * rows;
+            let tokens: u32 = self.batch.iter().map(|operation| operation.tokens).sum();
+            // Of a prompt, one row is wanted.
+            let rows = |operation: &UnderWay| if operation.tokens > SHORT_TOKENS { 1 } else { operation.tokens };
+            let rows: u32 = self.batch.iter().map(rows).sum();
+            let pass = time.fixed + time.per_row * tokens;
             if !pass.is_zero() {
                 tokio::time::sleep(pass).await;
             }
             for operation in &mut self.batch {
                 operation.compute += pass;
-                operation.rows = 1;
+                operation.passes += 1;
+                operation.pass_tokens += tokens;
+                operation.pass_rows += rows;
+                operation.tokens = 1;
                 operation.passes_left -= 1;
             }
             let withdrawn = lock(&self.withdrawn).clone();
@@ -481,7 +504,7 @@ impl<C: Conduct> Passes<C> {
     }
 
     async fn answer(&self, operation: UnderWay) -> Result<(), Gone> {
-        let UnderWay { request, begun, queue, compute, .. } = operation;
+        let UnderWay { request, begun, queue, compute, passes, pass_tokens, pass_rows, .. } = operation;
         let (hosted, op) = (&self.hosted, request.op);
         let outcome = if lock(&self.withdrawn).remove(&op) {
             hosted.cancelled.fetch_add(1, Ordering::SeqCst);
@@ -491,7 +514,8 @@ impl<C: Conduct> Passes<C> {
             hosted.engine.perform(request)
         };
         let (queue_us, compute_us) = (queue.as_micros() as u32, compute.as_micros() as u32);
-        let response = worker::StepResponse { op, outcome: Some(outcome), queue_us, compute_us };
+        let outcome = Some(outcome);
+        let response = worker::StepResponse { op, outcome, queue_us, compute_us, passes, pass_tokens, pass_rows };
         for answer in hosted.conduct.answer(begun, response) {
             self.responses.send(Ok(answer)).await.map_err(|_| Gone)?;
         }

@@ -7,7 +7,7 @@ pub mod operation;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::scheduler::Scheduler;
 use crate::scheduler::job::Job;
 
 pub use model::Model;
-use operation::{Answer, Failure, Operation, Place, Request, Ticket};
+use operation::{Answer, Effort, Failure, Operation, Place, Request, Ticket};
 
 /// Most tokens of one operation.
 const MAX_OPERATION_TOKENS: usize = 8192;
@@ -28,9 +28,12 @@ const MAX_OPERATION_TOKENS: usize = 8192;
 /// Places in the inbox beside those of operations: one nudge and one order to stop.
 const SPARE_INBOX: usize = 2;
 
-/// Part of a forward pass that the next one waits for the sessions just answered: without it a batch falls apart into halves
-/// that take turns, each at the price of the whole.
+/// Part of a forward pass that the next one waits for each of the sessions just answered: without it a batch falls apart into
+/// halves that take turns, each at the price of the whole.
 const GATHERING: f64 = 1.0 / 16.0;
+
+/// It waits no longer than so many times that, however many come one after the other.
+const MOST_GATHERINGS: u32 = 4;
 
 /// Weight of the newest forward pass in the moving average of their time.
 const STEP_TIME_WEIGHT: f64 = 0.1;
@@ -64,7 +67,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    fn new(options: &EngineOptions, model: &ModelDescription) -> Self {
+    pub(crate) fn new(options: &EngineOptions, model: &ModelDescription) -> Self {
         let capacity = options.blocks.saturating_mul(options.block_tokens);
         let context_tokens = model.context_tokens.min(capacity);
         let operation_tokens = context_tokens.min(MAX_OPERATION_TOKENS);
@@ -86,7 +89,7 @@ pub struct Status {
 }
 
 impl Status {
-    fn new(blocks: usize) -> Self {
+    pub(crate) fn new(blocks: usize) -> Self {
         Self {
             free_blocks: AtomicUsize::new(blocks),
             sessions: AtomicUsize::new(0),
@@ -189,34 +192,56 @@ pub fn start(model: impl Model, options: EngineOptions, metrics: Arc<Metrics>) -
 
 /// Serves until told to stop or until nobody can ask any more. The operations in the inbox end with it.
 fn run(mut scheduler: Scheduler, mut model: impl Model, inbox: Receiver<Command>, status: &Status) {
-    let mut expected = 0;
     loop {
-        let ended = scheduler.step(&mut model);
-        let window = Duration::from_secs_f64(status.step_seconds() * GATHERING);
-        let mut until = Instant::now() + ended.map_or_else(|| scheduler.patience(Instant::now()), |_| window);
-        expected = ended.unwrap_or(expected);
-        let mut waits = ended.is_none() || expected > 0;
+        let mut gathering = scheduler.step(&mut model).then(|| Gathering::begin(status));
+        let began = Instant::now();
+        let patience = scheduler.patience(began);
         loop {
-            let received = if waits {
-                inbox.recv_timeout(until.saturating_duration_since(Instant::now())).map_err(|error| match error {
-                    RecvTimeoutError::Timeout => TryRecvError::Empty,
-                    RecvTimeoutError::Disconnected => TryRecvError::Disconnected,
-                })
-            } else {
-                inbox.try_recv()
+            let wait = match &gathering {
+                Some(gathering) if scheduler.awaits() => gathering.left(),
+                Some(_) => Duration::ZERO,
+                None => patience.saturating_sub(began.elapsed()),
             };
-            match received {
+            match inbox.recv_timeout(wait) {
                 Ok(Command::Submit(job)) => {
                     scheduler.submit(job, Instant::now());
-                    expected = expected.saturating_sub(1);
+                    gathering.get_or_insert_with(|| Gathering::begin(status)).one_came();
                 }
-                Ok(Command::Nudge) => status.nudged.store(false, Ordering::SeqCst),
-                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return,
-                Err(TryRecvError::Empty) => break,
+                Ok(Command::Nudge) => {
+                    status.nudged.store(false, Ordering::SeqCst);
+                    // The next pass is about to see to it, unless there is none.
+                    if gathering.is_none() {
+                        break;
+                    }
+                }
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => break,
             }
-            until = until.min(Instant::now() + window);
-            waits = expected > 0;
         }
+    }
+}
+
+/// Waits for those who are to ride in the next pass.
+struct Gathering {
+    /// How long for each.
+    window: Duration,
+    until: Instant,
+    /// When it ends, whoever is still to come.
+    end: Instant,
+}
+
+impl Gathering {
+    fn begin(status: &Status) -> Self {
+        let (window, now) = (Duration::from_secs_f64(status.step_seconds() * GATHERING), Instant::now());
+        Self { window, until: now + window, end: now + window * MOST_GATHERINGS }
+    }
+
+    fn one_came(&mut self) {
+        self.until = self.end.min(Instant::now() + self.window);
+    }
+
+    fn left(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
     }
 }
 
@@ -265,11 +290,10 @@ impl EngineHandle {
 
     /// Waits for the answer; `Unavailable` when the engine stops before.
     pub async fn answer(ticket: Ticket) -> Answer {
-        ticket.answer.await.unwrap_or_else(|_| Answer {
-            outcome: operation::Outcome::Failed(stopped()),
-            queue: Duration::ZERO,
-            compute: Duration::ZERO,
-        })
+        ticket
+            .answer
+            .await
+            .unwrap_or_else(|_| Answer { outcome: operation::Outcome::Failed(stopped()), effort: Effort::default() })
     }
 
     /// Makes the engine look at operations that were cancelled meanwhile.

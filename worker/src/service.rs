@@ -26,7 +26,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::engine::EngineHandle;
-use crate::engine::operation::{Answer, Failure, Outcome};
+use crate::engine::operation::{Answer, Effort, Failure, Outcome};
 use crate::metrics::Metrics;
 use crate::registration;
 use crate::rows::{Content, Precision};
@@ -248,7 +248,7 @@ impl Connection {
         }
         let kind = operation.as_ref().map_or("unknown", kind);
         let failure = self.start(op, kind, operation, deadline_ms, received).err()?;
-        Some(self.response(op, kind, (Outcome::Failed(failure), &[]), Duration::ZERO, Duration::ZERO))
+        Some(self.response(op, kind, (Outcome::Failed(failure), &[]), Effort::default()))
     }
 
     fn start(
@@ -295,7 +295,7 @@ impl Connection {
         let Answered { op, kind, response_bytes, runs, answer } = answered;
         self.in_flight.remove(&op);
         self.reply_bytes -= response_bytes;
-        self.response(op, kind, (answer.outcome, &runs), answer.queue, answer.compute)
+        self.response(op, kind, (answer.outcome, &runs), answer.effort)
     }
 
     fn response(
@@ -303,12 +303,20 @@ impl Connection {
         op: u64,
         kind: &'static str,
         (outcome, runs): (Outcome, &[usize]),
-        queue: Duration,
-        compute: Duration,
+        effort: Effort,
     ) -> StepResponse {
         self.metrics.operations.with_label_values(&[kind, label(&outcome)]).inc();
         let outcome = Some(self.outcome(outcome, runs));
-        StepResponse { op, outcome, queue_us: micros(queue), compute_us: micros(compute) }
+        let Effort { queue, compute, passes, tokens, rows } = effort;
+        StepResponse {
+            op,
+            outcome,
+            queue_us: micros(queue),
+            compute_us: micros(compute),
+            passes,
+            pass_tokens: tokens,
+            pass_rows: rows,
+        }
     }
 
     fn outcome(&self, outcome: Outcome, runs: &[usize]) -> WireOutcome {

@@ -75,10 +75,23 @@ pub struct RowRequest {
 pub struct Answer {
     /// What came of it.
     pub outcome: Outcome,
+    /// What it took.
+    pub effort: Effort,
+}
+
+/// What an operation took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Effort {
     /// From receipt to the first forward pass that served it (to the answer when none did).
     pub queue: Duration,
     /// Spent in forward passes that served it.
     pub compute: Duration,
+    /// How many they were.
+    pub passes: u32,
+    /// Tokens that they fed, for all operations in them.
+    pub tokens: u32,
+    /// Rows of logits that they computed, for all operations in them.
+    pub rows: u32,
 }
 
 /// What came of a [`Request`].

@@ -1,14 +1,14 @@
 //! One operation from its start to its outcome.
 
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use cosec_proto::SessionId;
 use cosec_proto::draw::{InvalidLogits, Purpose, Warp};
 
 use super::fairness::Party;
 use super::request_queue::JobId;
-use crate::engine::operation::{Operation, Outcome, RowRequest, Work};
+use crate::engine::operation::{Effort, Operation, Outcome, RowRequest, Work};
 use crate::kv_cache::PrefixHash;
 use crate::rows::{Content, Row};
 
@@ -42,7 +42,7 @@ pub(crate) struct Job {
     /// The row behind the last token fed.
     last_row: Vec<f32>,
     pub(crate) first_pass: Option<Instant>,
-    pub(crate) compute: Duration,
+    pub(crate) effort: Effort,
 }
 
 /// Whether an operation has begun.
@@ -100,7 +100,7 @@ impl Job {
             probabilities: Vec::with_capacity(k),
             last_row: Vec::new(),
             first_pass: None,
-            compute: Duration::ZERO,
+            effort: Effort::default(),
         };
         job.tokens.reserve_exact(k);
         let mut by_offset = std::mem::take(&mut job.by_offset);
@@ -155,6 +155,15 @@ impl Job {
     /// Tokens given by the caller that are still to be fed.
     pub(crate) fn waiting_tokens(&self) -> usize {
         self.given.saturating_sub(self.fed)
+    }
+
+    /// Whether a forward pass is needed to answer it.
+    pub(crate) fn needs_pass(&self) -> bool {
+        match self.operation.work {
+            Work::Extend { .. } => self.given > 0,
+            Work::Draft { .. } => true,
+            Work::Release => false,
+        }
     }
 
     /// Whether it reads the row behind the token before `at`.

@@ -15,13 +15,16 @@ pub(crate) mod start;
 
 pub(crate) mod step;
 
-use std::collections::HashMap;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cosec_proto::{ErrorCode, SessionId};
 
-use crate::engine::operation::{Answer, Failure, Outcome};
+use crate::engine::operation::{Answer, Effort, Failure, Outcome};
 use crate::engine::{EngineOptions, Limits, Status};
 use crate::kv_cache::{BlockPool, BlockTable};
 use crate::metrics::Metrics;
@@ -61,6 +64,8 @@ struct Session {
 pub(crate) struct Scheduler {
     queue: RequestQueue,
     sessions: HashMap<SessionId, Session>,
+    /// Sessions that were answered since the last pass began and have not come back with more to compute.
+    awaited: HashSet<SessionId>,
     pool: BlockPool,
     fairness: Fairness,
     options: EngineOptions,
@@ -100,6 +105,7 @@ impl Scheduler {
         let scheduler = Self {
             queue: RequestQueue::default(),
             sessions: HashMap::new(),
+            awaited: HashSet::new(),
             pool: BlockPool::new(options.blocks, options.block_tokens),
             fairness: Fairness::default(),
             table_blocks: limits.context_tokens.div_ceil(options.block_tokens),
@@ -117,13 +123,26 @@ impl Scheduler {
         scheduler
     }
 
-    /// Queues an operation.
+    /// Queues an operation. One that needs no pass and is next in its session is answered at once: whoever asks wants to ride
+    /// in the pass that is being gathered.
     pub(crate) fn submit(&mut self, job: Box<Job>, now: Instant) {
-        if let Some(session) = self.sessions.get_mut(&job.session()) {
+        let (session, needs_pass) = (job.session(), job.needs_pass());
+        if let Some(session) = self.sessions.get_mut(&session) {
             session.heard = now;
         }
+        if needs_pass {
+            self.awaited.remove(&session);
+        }
         self.queued_tokens += job.waiting_tokens();
-        self.queue.push(job);
+        let id = self.queue.push(job);
+        if !needs_pass && self.queue.head(session) == Some(id) {
+            self.start(id, now);
+        }
+    }
+
+    /// Whether someone is about to come who rode in the last pass.
+    pub(crate) fn awaits(&self) -> bool {
+        !self.awaited.is_empty()
     }
 
     /// Ends what is over: withdrawn operations, passed deadlines, sessions without a lease.
@@ -166,6 +185,7 @@ impl Scheduler {
 
     /// Gives back everything that a session holds.
     fn forget(&mut self, id: SessionId) {
+        self.awaited.remove(&id);
         if let Some(mut session) = self.sessions.remove(&id) {
             session.table.clear(&mut self.pool);
             self.spare_rows.give(session.kept);
@@ -229,13 +249,16 @@ impl Scheduler {
         if let Some(session) = self.sessions.get_mut(&job.session()) {
             session.heard = now;
             session.busy &= !job.runs();
+            if job.runs() && !self.queue.concerns(job.session()) {
+                self.awaited.insert(job.session());
+            }
         }
         self.spare_rows.give(Some(job.last_row()));
         // Whoever reads the answer may ask for the figures next.
         self.report();
         let queue = job.first_pass.unwrap_or(now).saturating_duration_since(job.operation.received);
         self.metrics.queue_seconds.observe(queue.as_secs_f64());
-        job.operation.answer(Answer { outcome, queue, compute: job.compute });
+        job.operation.answer(Answer { outcome, effort: Effort { queue, ..job.effort } });
     }
 
     fn report(&self) {

@@ -27,7 +27,7 @@ struct Line {
 }
 
 impl RequestQueue {
-    pub(crate) fn push(&mut self, mut job: Box<Job>) {
+    pub(crate) fn push(&mut self, mut job: Box<Job>) -> JobId {
         job.arrival = self.arrivals;
         self.arrivals += 1;
         let session = job.session();
@@ -50,6 +50,7 @@ impl RequestQueue {
                 }
             }
         }
+        id
     }
 
     /// The first job of `session`.

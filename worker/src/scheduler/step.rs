@@ -22,16 +22,18 @@ pub(crate) struct Pass {
 }
 
 impl Scheduler {
-    /// Serves whatever is ready with one forward pass. Says how many operations that ended; `None` when nothing was ready.
-    pub(crate) fn step(&mut self, model: &mut impl Model) -> Option<usize> {
+    /// Serves whatever is ready with one forward pass; false when nothing was.
+    pub(crate) fn step(&mut self, model: &mut impl Model) -> bool {
         self.sweep(Instant::now());
         let plan = self.plan(Instant::now());
-        let ended = (!plan.slices.is_empty()).then(|| {
+        let is_ready = !plan.slices.is_empty();
+        if is_ready {
+            // Who did not come in time is not waited for again.
+            self.awaited.clear();
             self.serve(&plan.slices, model);
-            plan.slices.iter().filter(|slice| self.queue.get(slice.job).is_none()).count()
-        });
+        }
         self.plan = plan;
-        ended
+        is_ready
     }
 
     fn serve(&mut self, slices: &[Slice], model: &mut impl Model) {
@@ -43,12 +45,17 @@ impl Scheduler {
         let elapsed = ended - started;
         self.status.observe_step(elapsed);
         self.metrics.step_seconds.with_label_values(&[phase]).observe(elapsed.as_secs_f64());
-        self.metrics.step_tokens.observe(slices.iter().map(|slice| slice.tokens).sum::<usize>() as f64);
-        self.metrics.step_rows.observe(slices.iter().map(|slice| slice.rows.len()).sum::<usize>() as f64);
+        let tokens = slices.iter().map(|slice| slice.tokens).sum::<usize>();
+        self.metrics.step_tokens.observe(tokens as f64);
+        let rows = slices.iter().map(|slice| slice.rows.len()).sum::<usize>();
+        self.metrics.step_rows.observe(rows as f64);
         for slice in slices {
             if let Some(job) = self.queue.get_mut(slice.job) {
                 job.first_pass.get_or_insert(started);
-                job.compute += elapsed;
+                job.effort.compute += elapsed;
+                job.effort.passes += 1;
+                job.effort.tokens = job.effort.tokens.saturating_add(tokens as u32);
+                job.effort.rows = job.effort.rows.saturating_add(rows as u32);
             }
         }
         let mut readings = pass.readings.as_mut_slice();
