@@ -17,7 +17,7 @@ use tracing::{Instrument, Span};
 use super::event::{Action, Event, Phase, Task};
 use super::metrics::SessionMetrics;
 use super::pace::Acceptance;
-use super::pacer::Pacer;
+use super::pacer::{Paced, Pacer};
 use super::plan::Plan;
 use super::state::Session;
 use crate::admission::Turn;
@@ -27,7 +27,7 @@ use crate::request::{RuleSettings, SessionError, SessionEvent, TokenEvent, Token
 use crate::role::Role;
 use crate::sampler::Draws;
 use crate::worker_pool::operation::Ask;
-use crate::worker_pool::reply::{OperationError, Reply, RowView};
+use crate::worker_pool::reply::{Answer, OperationError, Reply, RowView};
 use crate::worker_pool::{Seat, Wanted, WorkerPool};
 
 /// How long a session looks for another worker after a failure; a worker that restarts is back by then.
@@ -63,9 +63,8 @@ enum Done {
     Performed {
         role: Role,
         ticket: u64,
-        reply: Result<Reply, OperationError>,
-        effort: Effort,
-        took: Duration,
+        answer: Result<Answer, OperationError>,
+        asked: Asked,
     },
     /// It was taken back.
     Withdrawn,
@@ -73,7 +72,7 @@ enum Done {
 
 /// What an operation asked of a worker.
 #[derive(Clone, Copy, Debug)]
-struct Effort {
+struct Asked {
     /// Fed.
     tokens: usize,
     /// Drawn.
@@ -96,6 +95,7 @@ pub(crate) struct Driver {
     withdrawals: [Option<Withdrawal>; 3],
     seats: [Option<Arc<Seat>>; 3],
     turn: Turn,
+    paced: Paced,
     session: Session,
     id: SessionId,
     /// Also those that are given back.
@@ -109,11 +109,12 @@ pub(crate) struct Driver {
 
 impl Driver {
     pub(crate) fn new(opening: Opening, turn: Turn) -> Self {
+        let paced = opening.pacer.join(Acceptance::PRIOR.rate());
         let request = &opening.request;
         let settings = &request.settings;
         let session = Session::new(Task {
             plan: opening.plan.clone(),
-            pace: opening.pacer.pace(Acceptance::PRIOR.rate()),
+            pace: paced.pace(),
             prompt: request.prompt.to_vec(),
             max_new_tokens: request.max_new_tokens,
             end_tokens: opening.end_tokens.clone(),
@@ -127,6 +128,7 @@ impl Driver {
             withdrawals: [None, None, None],
             seats: [None, None, None],
             turn,
+            paced,
             session,
             id: SessionId::random(),
             seats_taken: 0,
@@ -218,19 +220,19 @@ impl Driver {
                 self.seats[role.index()] = Some(seat);
                 Some(Event::Located { role, max_operation_tokens, vocabulary })
             }
-            Done::Performed { role, ticket, reply, effort, took } => {
-                if let Ok(Reply::Rows(_) | Reply::Drafted { .. }) = &reply {
+            Done::Performed { role, ticket, answer, asked } => {
+                if let Ok(Answer { reply: Reply::Rows(_) | Reply::Drafted { .. }, effort }) = &answer {
                     if let Some((failed, _)) = self.failed[role.index()].drain(..).next() {
                         let recovery = &self.opening.metrics.recovery_seconds;
                         recovery.with_label_values(&[role.name()]).observe(failed.elapsed().as_secs_f64());
                     }
-                    self.opening.pacer.observe(effort.tokens, effort.drafts, effort.beside, took);
-                    if role == Role::Base {
-                        // A round is over.
-                        self.session.set_pace(self.opening.pacer.pace(self.session.acceptance()));
+                    if role != Role::AntiExpert {
+                        let Asked { tokens, drafts, beside } = asked;
+                        self.paced.observe(tokens, drafts, beside, *effort, self.session.acceptance());
+                        self.session.set_pace(self.paced.pace());
                     }
                 }
-                let reply = reply.and_then(|reply| self.adjusted(reply));
+                let reply = answer.and_then(|answer| self.adjusted(answer.reply));
                 Some(Event::Answered { role, ticket, reply })
             }
             Done::Event(event) => Some(event),
@@ -292,7 +294,7 @@ impl Driver {
             Role::Expert => is_ahead,
             Role::Base | Role::AntiExpert => pace.runs_ahead,
         };
-        let effort = Effort { tokens: tokens.len(), drafts: ask.drafts(), beside };
+        let asked = Asked { tokens: tokens.len(), drafts: ask.drafts(), beside };
         let (tenant, randomness) = (self.opening.request.tenant.id, self.randomness());
         let seated = self.seats[role.index()].clone().map(|seat| {
             let operation = seat.operation(tenant, randomness, (at, tokens), ask);
@@ -302,7 +304,7 @@ impl Driver {
         let deadline = self.opening.pool.step_deadline().min(left);
         async move {
             let began = Instant::now();
-            let reply = match seated {
+            let answer = match seated {
                 Some((seat, operation)) => {
                     tracing::debug!(session = %operation.session, address = seat.address(), "sent");
                     seat.call(&operation, deadline).await
@@ -310,11 +312,11 @@ impl Driver {
                 None => Err(OperationError::new(ErrorCode::Internal, "an operation without a worker")),
             };
             let took = began.elapsed();
-            match &reply {
+            match &answer {
                 Ok(_) => tracing::debug!(took_us = took.as_micros() as u64, "answered"),
                 Err(error) => tracing::debug!(took_us = took.as_micros() as u64, %error, "failed"),
             }
-            Done::Performed { role, ticket, reply, effort, took }
+            Done::Performed { role, ticket, answer, asked }
         }
     }
 

@@ -1,5 +1,6 @@
 //! The decode loop of one choice: a pure state machine and the driver that performs its actions.
 
+pub mod costs;
 mod driver;
 pub mod event;
 mod lane;

@@ -1,11 +1,11 @@
 //! How many tokens to draft at a time, from acceptance and costs. Pure: measurements in, a choice out.
 //!
 //! With acceptance `a` a round of `k` drafts decides `(1 - a^k) / (1 - a)` tokens: those before the first rejection and
-//! the token in place of it; there is no token beyond the drafts. What a round takes is predicted from the measured times
-//! of the operations, in which queues, batches and shared devices are contained.
+//! the token in place of it; there is no token beyond the drafts. What a round takes is for [`Costs`] to say.
 
-use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+
+use super::costs::Costs;
 
 /// How a session decodes its next tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,155 +44,30 @@ impl Acceptance {
     }
 }
 
-/// Times of one kind of operation by its tokens.
-#[derive(Clone, Debug)]
-struct Times {
-    seen: BTreeMap<u32, Seen>,
-    /// Cost of a token beside the first, as a share of the first, where only other numbers of tokens were seen.
-    growth: f64,
-}
-
-/// A moving average.
-#[derive(Clone, Copy, Debug)]
-struct Seen {
-    seconds: f64,
-    /// Round of the last measurement.
-    round: u64,
-}
-
-impl Times {
-    /// Weight of a measurement that follows on another, and of one that follows after long.
-    const GAIN: (f64, f64) = (0.1, 1.0);
-
-    /// After so many rounds the next measurement replaces an average: the load is another one by then.
-    const MEMORY: f64 = 64.0;
-
-    /// A measurement counts as at most so many times the average: a prompt in the same batch, a pause.
-    const SURPRISE: f64 = 2.5;
-
-    fn new(growth: f64) -> Self {
-        Self { seen: BTreeMap::new(), growth }
-    }
-
-    fn observe(&mut self, tokens: u32, seconds: f64, round: u64) {
-        let seen = self.seen.entry(tokens).or_insert(Seen { seconds, round });
-        let age = round.saturating_sub(seen.round) as f64;
-        let gain = (age / Self::MEMORY).clamp(Self::GAIN.0, Self::GAIN.1);
-        seen.seconds += gain * (seconds.min(Self::SURPRISE * seen.seconds) - seen.seconds);
-        seen.round = round;
-    }
-
-    /// What was measured, else an optimistic guess from the nearest that was: it is tried, and then it is known.
-    fn at(&self, tokens: u32) -> Option<f64> {
-        let (&nearest, seen) = self.seen.iter().min_by_key(|(other, _)| other.abs_diff(tokens))?;
-        let shape = |tokens: u32| 1.0 + self.growth * (f64::from(tokens) - 1.0);
-        Some(seen.seconds * shape(tokens) / shape(nearest))
-    }
-}
-
-/// What an operation did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
-    /// The base's forward pass over so many tokens.
-    Verify(u32),
-    /// So many drafts of the expert.
-    Draft(u32),
-    /// Read a row that the base keeps.
-    LookUp,
-}
-
-/// Times of operations, in seconds as the session sees them.
-#[derive(Clone, Debug)]
-pub struct Costs {
-    /// While the other model rests, and while it computes.
-    verify: [Times; 2],
-    draft: [Times; 2],
-    look_up: Times,
-    rounds: u64,
-}
-
-impl Default for Costs {
-    fn default() -> Self {
-        // A base forward is bound by memory: it grows little with its tokens. A draft is a forward pass per token.
-        let (verify, draft) = (Times::new(0.1), Times::new(1.0));
-        let look_up = Times::new(0.0);
-        Self { verify: [verify.clone(), verify], draft: [draft.clone(), draft], look_up, rounds: 0 }
-    }
-}
-
 /// What lookahead must gain over sequential decoding to be preferred: measurements are noisy.
 const ADVANTAGE: f64 = 1.03;
 
-impl Costs {
-    /// Takes note of an operation; `beside` when the other model computed at the same time.
-    pub fn observe(&mut self, work: Work, beside: bool, seconds: f64) {
-        let beside = usize::from(beside);
-        match work {
-            Work::Verify(tokens) => {
-                self.rounds += 1;
-                self.verify[beside].observe(tokens, seconds, self.rounds);
-            }
-            Work::Draft(tokens) => self.draft[beside].observe(tokens, seconds, self.rounds),
-            Work::LookUp => self.look_up.observe(1, seconds, self.rounds),
-        }
-    }
-
-    /// As long as one of both was not measured, the other stands in for it.
-    fn of(times: &[Times; 2], beside: bool, tokens: u32) -> f64 {
-        let (these, others) = (&times[usize::from(beside)], &times[usize::from(!beside)]);
-        these.at(tokens).or_else(|| others.at(tokens)).unwrap_or(0.0)
-    }
-
-    /// Expected seconds of a round at `pace`.
-    #[must_use]
-    pub fn round_seconds(&self, pace: Pace, acceptance: f64) -> f64 {
-        let verify = |beside| Self::of(&self.verify, beside, pace.drafted);
-        let draft = |beside| Self::of(&self.draft, beside, pace.drafted);
-        if pace.drafted == 1 {
-            return verify(true).max(draft(true)) + self.look_up.at(1).unwrap_or(0.0);
-        }
-        if !pace.runs_ahead {
-            return verify(false) + draft(false);
-        }
-        let stands = acceptance.powf(f64::from(pace.drafted));
-        // After a rejection the base waits for new drafts.
-        stands * verify(true).max(draft(true)) + (1.0 - stands) * (verify(true) + draft(false))
-    }
-
-    /// The pace with the most tokens per second among those with as many drafts as is `allowed`.
-    #[must_use]
-    pub fn best(&self, acceptance: f64, allowed: RangeInclusive<u32>) -> Pace {
-        let mut best = (Pace::SEQUENTIAL, 0.0);
-        if *allowed.start() == 1 {
-            best.1 = ADVANTAGE * self.tokens_per_second(Pace::SEQUENTIAL, acceptance);
-        }
-        for drafted in allowed.filter(|&drafted| drafted > 1) {
-            for runs_ahead in [true, false] {
-                let pace = Pace { drafted, runs_ahead };
-                let rate = self.tokens_per_second(pace, acceptance);
-                if rate > best.1 {
-                    best = (pace, rate);
-                }
-            }
-        }
-        best.0
-    }
-
-    fn tokens_per_second(&self, pace: Pace, acceptance: f64) -> f64 {
-        expected_tokens(pace.drafted, acceptance) / self.round_seconds(pace, acceptance).max(f64::MIN_POSITIVE)
-    }
-
-    /// Whether there is anything to choose by.
-    #[must_use]
-    pub fn are_known(&self) -> bool {
-        let any = |times: &[Times; 2]| times.iter().any(|times| !times.seen.is_empty());
-        any(&self.verify) && any(&self.draft)
-    }
+/// The pace with the most tokens per second for a session among `sessions` under way, with as many drafts as is `allowed`.
+/// `None` before anything was measured.
+#[must_use]
+pub fn best(costs: &Costs, acceptance: f64, allowed: &RangeInclusive<u32>, sessions: usize) -> Option<Pace> {
+    let rate = |pace: Pace| {
+        let seconds = costs.round_seconds(pace, acceptance, sessions)?.max(f64::MIN_POSITIVE);
+        let advantage = if pace == Pace::SEQUENTIAL { ADVANTAGE } else { 1.0 };
+        Some(advantage * expected_tokens(pace.drafted, acceptance) / seconds)
+    };
+    let most = costs.most_foreseeable(sessions).clamp(*allowed.start(), *allowed.end());
+    let lookahead = (*allowed.start()..=most).filter(|&drafted| drafted > 1);
+    let lookahead = lookahead.flat_map(|drafted| [false, true].map(|runs_ahead| Pace { drafted, runs_ahead }));
+    let sequential = allowed.contains(&1).then_some(Pace::SEQUENTIAL);
+    let rated = sequential.into_iter().chain(lookahead).filter_map(|pace| Some((pace, rate(pace)?)));
+    // The first of equals: running ahead is for what it gains.
+    rated.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(pace, _)| pace)
 }
 
 /// A pace that differs from `best` in one thing, another one for each `probe`.
 #[must_use]
-pub fn neighbour(best: Pace, probe: u32, allowed: &RangeInclusive<u32>) -> Pace {
+pub fn neighbour(best: Pace, probe: u64, allowed: &RangeInclusive<u32>) -> Pace {
     let (least, most) = (*allowed.start(), *allowed.end());
     let tried = match (best.drafted, probe % 3) {
         (1, _) => Pace { drafted: most.min(2), runs_ahead: probe.is_multiple_of(2) },
@@ -211,24 +86,102 @@ pub fn expected_tokens(k: u32, acceptance: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
 
-    /// Milliseconds of a base forward over one token, of each further one, and of one draft; on devices of their own, or
-    /// on one, where computing side by side takes as long as one behind the other.
-    fn costs(first: f64, further: f64, draft: f64, shared: bool) -> Costs {
-        let mut costs = Costs::default();
-        for round in 0..4000u32 {
-            let k = 1 + round % 8;
-            let (verify, drafts) = (first + further * f64::from(k - 1), draft * f64::from(k));
-            let both = if shared { verify + drafts } else { 0.0 };
-            costs.observe(Work::Verify(k), false, verify / 1e3);
-            costs.observe(Work::Verify(k), true, verify.max(both) / 1e3);
-            costs.observe(Work::Draft(k), false, drafts / 1e3);
-            costs.observe(Work::Draft(k), true, drafts.max(both) / 1e3);
-            costs.observe(Work::LookUp, false, 0.1 / 1e3);
-        }
-        costs
+    use super::*;
+    use crate::session::costs::Work;
+    use crate::worker_pool::reply::Effort;
+
+    const MOST: RangeInclusive<u32> = 1..=8;
+
+    /// Sessions in step on two devices, or on one that computes one model behind the other.
+    #[derive(Clone, Copy)]
+    struct Machine {
+        /// Seconds of a pass of the base: what does not and what does grow with its rows, and the rows that come for nothing.
+        fixed: f64,
+        per_row: f64,
+        free_rows: u32,
+        /// Of a pass of the expert.
+        draft: f64,
+        is_shared: bool,
+        /// What rounds of running ahead take over what their passes tell.
+        surcharge: f64,
     }
+
+    impl Machine {
+        /// Seconds of a pass of the base.
+        fn pass(&self, rows: u32) -> f64 {
+            self.fixed + self.per_row * f64::from(rows.saturating_sub(self.free_rows))
+        }
+
+        /// Seconds of verifying, of drafting, and of both.
+        fn round(&self, pace: Pace, sessions: u32) -> (f64, f64, f64) {
+            let (verify, draft) = (self.pass(sessions * pace.drafted), self.draft * f64::from(pace.drafted));
+            let both = verify + draft;
+            match (pace.runs_ahead || pace == Pace::SEQUENTIAL, self.is_shared) {
+                (true, true) => (both, both, both),
+                (true, false) => (verify, draft, verify.max(draft)),
+                (false, _) => (verify, draft, both),
+            }
+        }
+
+        /// Expected tokens per second of a session. After a rejection what was drafted ahead was in vain.
+        fn rate(&self, pace: Pace, acceptance: f64, sessions: u32) -> f64 {
+            let (_, _, mut seconds) = self.round(pace, sessions);
+            if pace.runs_ahead {
+                let rejected = 1.0 - acceptance.powf(f64::from(pace.drafted));
+                seconds += rejected * self.draft * f64::from(pace.drafted);
+                seconds *= self.surcharge;
+            }
+            expected_tokens(pace.drafted, acceptance) / seconds
+        }
+
+        /// What all sessions measure in a round.
+        fn tell(&self, costs: &mut Costs, pace: Pace, acceptance: f64, sessions: u32) {
+            let k = pace.drafted;
+            let (verify, draft, _) = self.round(pace, sessions);
+            let beside = pace.runs_ahead || pace == Pace::SEQUENTIAL;
+            let effort = |passes: u32, seconds: f64| {
+                let (compute, rows) = (Duration::from_secs_f64(seconds), sessions * k);
+                Effort { queue: Duration::ZERO, compute, passes, tokens: rows, rows }
+            };
+            let took = expected_tokens(k, acceptance) / self.rate(pace, acceptance, sessions);
+            for _ in 0..sessions {
+                costs.observe(Work::Draft, (pace, beside), effort(k, draft), sessions as usize);
+                costs.observe(Work::Verify(k), (pace, beside), effort(1, verify), sessions as usize);
+                costs.observe_round(pace, acceptance, sessions as usize, Duration::from_secs_f64(took));
+            }
+        }
+
+        /// Lets `sessions` decode for so many rounds, as the pacer does; returns the share of sequential decoding's tokens that
+        /// they got, and their last pace.
+        fn settle(&self, costs: &mut Costs, acceptance: f64, sessions: u32, rounds: u32) -> (f64, Pace) {
+            let (mut tokens, mut seconds) = (0.0, 0.0);
+            let mut pace = Pace { drafted: 2, runs_ahead: false };
+            for round in 0..rounds {
+                pace = best(costs, acceptance, &MOST, sessions as usize).unwrap_or(pace);
+                let tried = if round % 32 == 31 { neighbour(pace, u64::from(round / 32), &MOST) } else { pace };
+                let (_, _, took) = self.round(tried, sessions);
+                tokens += took * self.rate(tried, acceptance, sessions);
+                seconds += took;
+                self.tell(costs, tried, acceptance, sessions);
+            }
+            (tokens / seconds / self.rate(Pace::SEQUENTIAL, acceptance, sessions), pace)
+        }
+
+        fn best_rate(&self, acceptance: f64, sessions: u32) -> f64 {
+            let paces = MOST.flat_map(|drafted| [true, false].map(|runs_ahead| Pace { drafted, runs_ahead }));
+            let rates = paces.filter(|pace| pace.drafted > 1).map(|pace| self.rate(pace, acceptance, sessions));
+            rates.fold(self.rate(Pace::SEQUENTIAL, acceptance, sessions), f64::max)
+        }
+    }
+
+    const APART: Machine =
+        Machine { fixed: 0.1, per_row: 0.001, free_rows: 0, draft: 0.01, is_shared: false, surcharge: 1.0 };
+    const ONE_DEVICE: Machine = Machine { is_shared: true, surcharge: 1.4, ..APART };
+    /// Up to six rows take no longer than one; more are bound by arithmetic.
+    const CPU: Machine =
+        Machine { fixed: 0.1, per_row: 0.025, free_rows: 6, draft: 0.01, is_shared: true, surcharge: 1.4 };
 
     #[test]
     fn the_sum_is_the_closed_form() {
@@ -240,68 +193,77 @@ mod tests {
 
     #[test]
     fn a_base_bound_by_memory_verifies_many_and_the_expert_runs_ahead() {
-        let pace = costs(100.0, 1.0, 10.0, false).best(0.9, 1..=16);
-        assert!(pace.drafted >= 8 && pace.runs_ahead, "{pace:?}");
-        let pace = costs(100.0, 1.0, 10.0, false).best(0.5, 1..=16);
+        let (_, pace) = APART.settle(&mut Costs::default(), 0.9, 1, 200);
+        assert!(pace.drafted == 8 && pace.runs_ahead, "{pace:?}");
+        let (_, pace) = APART.settle(&mut Costs::default(), 0.5, 1, 200);
         assert!((2..=5).contains(&pace.drafted), "{pace:?}");
     }
 
     #[test]
     fn on_one_device_nothing_is_drafted_in_vain() {
-        let pace = costs(100.0, 1.0, 10.0, true).best(0.8, 1..=16);
+        let (gain, pace) = ONE_DEVICE.settle(&mut Costs::default(), 0.8, 1, 200);
         assert!(pace.drafted >= 3 && !pace.runs_ahead, "{pace:?}");
+        assert!(gain > 1.5, "{gain}");
     }
 
     #[test]
     fn where_every_token_costs_a_forward_pass_decoding_is_sequential() {
-        // Large batches: twice the tokens take twice the time.
+        let bound =
+            Machine { fixed: 0.002, per_row: 0.098, free_rows: 0, draft: 0.02, is_shared: true, surcharge: 1.4 };
         for acceptance in [0.3, 0.6, 0.85] {
-            assert_eq!(costs(100.0, 98.0, 20.0, true).best(acceptance, 1..=16).drafted, 1, "{acceptance}");
+            let (gain, pace) = bound.settle(&mut Costs::default(), acceptance, 16, 100);
+            assert_eq!(pace, Pace::SEQUENTIAL, "{acceptance}");
+            // One round in which two tokens were tried.
+            assert!(gain > 0.96, "{acceptance}: {gain}");
         }
         // A slow expert gains nothing by drafting either.
-        assert_eq!(costs(10.0, 5.0, 30.0, true).best(0.5, 1..=16).drafted, 1);
+        let slow =
+            Machine { fixed: 0.01, per_row: 0.005, free_rows: 0, draft: 0.03, is_shared: true, surcharge: 1.4 };
+        assert_eq!(slow.settle(&mut Costs::default(), 0.5, 1, 100).1, Pace::SEQUENTIAL);
+    }
+
+    #[test]
+    fn at_any_load_it_is_soon_near_the_best_and_never_much_slower_than_sequential() {
+        for machine in [APART, ONE_DEVICE, CPU] {
+            for acceptance in [0.5, 0.7, 0.9] {
+                for sessions in [1, 2, 4, 16, 64] {
+                    let mut costs = Costs::default();
+                    let (gain, pace) = machine.settle(&mut costs, acceptance, sessions, 20);
+                    assert!(gain > 0.96, "{sessions} at {acceptance}: {gain} at last with {pace:?}");
+                    let (_, pace) = machine.settle(&mut costs, acceptance, sessions, 200);
+                    let (rate, best) =
+                        (machine.rate(pace, acceptance, sessions), machine.best_rate(acceptance, sessions));
+                    assert!(rate > 0.9 * best, "{sessions} at {acceptance}: {pace:?} has {rate} of {best}");
+                }
+            }
+        }
     }
 
     #[test]
     fn the_choice_follows_the_load_down_and_up() {
         let mut costs = Costs::default();
-        let mut pace = Pace { drafted: 4, runs_ahead: true };
-        // One device. Of a base forward, the part that does not and the part that does grow with the tokens.
-        let mut settle = |fixed: f64, per_token: f64| {
-            for round in 0..1500u32 {
-                // Every now and then a neighbour, as the pacer does.
-                let tried = if round % 32 == 0 { neighbour(pace, round / 32, &(1..=8)) } else { pace };
-                let (verify, draft) = (fixed + per_token * f64::from(tried.drafted), 0.01 * f64::from(tried.drafted));
-                let beside = tried.runs_ahead || tried.drafted == 1;
-                let of = |alone: f64| if beside { verify + draft } else { alone };
-                costs.observe(Work::Verify(tried.drafted), beside, of(verify));
-                costs.observe(Work::Draft(tried.drafted), beside, of(draft));
-                costs.observe(Work::Draft(tried.drafted), false, draft);
-                costs.observe(Work::LookUp, false, 1e-4);
-                pace = costs.best(0.8, 1..=8);
-            }
-            pace
-        };
-        let idle = settle(0.1, 0.001);
-        assert!(idle.drafted >= 5 && !idle.runs_ahead, "{idle:?}");
-        assert_eq!(settle(0.0, 0.3), Pace::SEQUENTIAL, "a batch bound by arithmetic");
-        let idle = settle(0.1, 0.001);
-        assert!(idle.drafted >= 5 && !idle.runs_ahead, "idle again: {idle:?}");
+        let (_, idle) = CPU.settle(&mut costs, 0.8, 1, 50);
+        assert!(idle.drafted >= 4, "{idle:?}");
+        for (sessions, rounds) in [(16, 10), (1, 10), (64, 10), (4, 10), (1, 10)] {
+            let (gain, pace) = CPU.settle(&mut costs, 0.8, sessions, rounds);
+            assert!(gain > 0.95, "{sessions}: {gain} at last with {pace:?}");
+        }
+        let (_, again) = CPU.settle(&mut costs, 0.8, 1, 50);
+        assert!(again.drafted.abs_diff(idle.drafted) <= 1, "{idle:?}, then {again:?}");
     }
 
     #[test]
-    fn bounds_hold_and_no_choice_is_worse_than_sequential() {
-        for most in [1, 2, 7] {
+    fn bounds_hold() {
+        let mut costs = Costs::default();
+        APART.settle(&mut costs, 0.99, 1, 50);
+        for allowed in [1..=1, 1..=2, 1..=7, 3..=3, 64..=64] {
             for acceptance in [0.01, 0.5, 0.99] {
-                for (first, further, draft) in [(1.0, 0.0, 0.1), (1.0, 1.0, 1.0), (5.0, 0.5, 9.0)] {
-                    let costs = costs(first, further, draft, true);
-                    let pace = costs.best(acceptance, 1..=most);
-                    assert!((1..=most).contains(&pace.drafted));
-                    let rate = |pace| costs.tokens_per_second(pace, acceptance);
-                    assert!(rate(pace) >= rate(Pace::SEQUENTIAL));
-                }
+                let pace = best(&costs, acceptance, &allowed, 1).unwrap();
+                assert!(allowed.contains(&pace.drafted), "{pace:?} of {allowed:?}");
             }
         }
+        assert_eq!(best(&Costs::default(), 0.8, &MOST, 1), None);
+        assert_eq!(neighbour(Pace::SEQUENTIAL, 1, &(1..=1)), Pace::SEQUENTIAL);
     }
 
     #[test]

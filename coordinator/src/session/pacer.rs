@@ -1,21 +1,22 @@
 //! Where sessions of one kind share what they measured, and learn how fast to decode.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use super::pace::{Costs, Pace, Work, neighbour};
+use tokio::time::Instant;
+
+use super::costs::{Costs, Work};
+use super::pace::{Pace, best, neighbour};
 use super::plan::Plan;
 use super::speculation::Speculation;
+use crate::worker_pool::reply::Effort;
 
-/// Draft length before anything was measured.
-const FIRST_DRAFT: u32 = 4;
+/// Draft length before anything was measured: few, as many sessions may begin at once.
+const FIRST_DRAFT: u32 = 2;
 
 /// One round in so many is decoded at a neighbouring pace, so that its costs are known, too.
-const PROBE_INTERVAL: u32 = 32;
-
-/// Longer operations say nothing of a round.
-const LONGEST_ROUND: usize = 64;
+const PROBE_INTERVAL: u64 = 32;
 
 /// The pacers of all kinds of sessions.
 #[derive(Debug)]
@@ -47,82 +48,147 @@ impl Pacers {
 pub(crate) struct Pacer {
     speculation: Speculation,
     max_draft: u32,
+    /// That decode now.
+    sessions: AtomicUsize,
     measured: Mutex<Measured>,
 }
 
 #[derive(Debug, Default)]
 struct Measured {
     costs: Costs,
-    rounds: u32,
+    /// Paces handed out.
+    choices: u64,
 }
 
 impl Pacer {
     fn new(speculation: Speculation, max_draft: u32) -> Self {
-        Self { speculation, max_draft, measured: Mutex::default() }
+        Self { speculation, max_draft, sessions: AtomicUsize::new(0), measured: Mutex::default() }
     }
 
-    /// Takes note of an operation that fed `tokens` and drafted `drafts`, `beside` one of the other model.
-    pub(crate) fn observe(&self, tokens: usize, drafts: u32, beside: bool, took: Duration) {
-        let work = match (drafts, tokens) {
-            // They feed a prompt.
-            (0, LONGEST_ROUND..) | (1.., 3..) => return,
-            (0, 0) => Work::LookUp,
-            (0, tokens) => Work::Verify(tokens as u32),
-            (drafts, _) => Work::Draft(drafts),
-        };
-        let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
-        measured.costs.observe(work, beside, took.as_secs_f64());
+    /// A session begins to decode, at the pace of this.
+    pub(crate) fn join(self: &Arc<Self>, acceptance: f64) -> Paced {
+        self.sessions.fetch_add(1, Ordering::Relaxed);
+        Paced { pace: self.pace(acceptance), pacer: Arc::clone(self), round: None }
     }
 
     /// How fast the next round of a session should go.
-    pub(crate) fn pace(&self, acceptance: f64) -> Pace {
+    fn pace(&self, acceptance: f64) -> Pace {
         let allowed = match self.speculation {
             Speculation::Off | Speculation::Fixed(1) => return Pace::SEQUENTIAL,
             Speculation::Fixed(drafted) => drafted..=drafted,
             Speculation::Adaptive => 1..=self.max_draft,
         };
         let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
-        if !measured.costs.are_known() {
-            // Both models alone at first. That to compute side by side costs nothing is then believed until it is tried.
-            return Pace { drafted: FIRST_DRAFT.clamp(*allowed.start(), *allowed.end()), runs_ahead: false };
+        let Some(best) = best(&measured.costs, acceptance, &allowed, self.sessions()) else {
+            // Each model alone at first. That to compute side by side costs nothing is then believed until it is tried.
+            let pace = Pace { drafted: FIRST_DRAFT.clamp(*allowed.start(), *allowed.end()), runs_ahead: false };
+            return if pace.drafted == 1 { Pace::SEQUENTIAL } else { pace };
+        };
+        // All sessions try it, one after the other: what one does among others at another pace tells little.
+        let sessions = self.sessions() as u64;
+        let period = PROBE_INTERVAL * sessions;
+        let (probe, at) = (measured.choices / period, measured.choices % period);
+        measured.choices += 1;
+        let pace = if at >= period - sessions { neighbour(best, probe, &allowed) } else { best };
+        tracing::trace!(pace.drafted, pace.runs_ahead, sessions, acceptance, "pace");
+        pace
+    }
+
+    fn sessions(&self) -> usize {
+        self.sessions.load(Ordering::Relaxed).max(1)
+    }
+}
+
+/// A session's part in a pacer, while it decodes.
+#[derive(Debug)]
+pub(crate) struct Paced {
+    pacer: Arc<Pacer>,
+    pace: Pace,
+    /// Since when the round lasts.
+    round: Option<Instant>,
+}
+
+impl Drop for Paced {
+    fn drop(&mut self) {
+        self.pacer.sessions.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Paced {
+    /// How fast the session goes now.
+    pub(crate) fn pace(&self) -> Pace {
+        self.pace
+    }
+
+    /// Takes note of an operation that fed `tokens` and drafted `drafts`, `beside` one of the other model. With the base's
+    /// pass a round is over, and the next one gets a pace.
+    pub(crate) fn observe(&mut self, tokens: usize, drafts: u32, beside: bool, effort: Effort, acceptance: f64) {
+        let work = match (drafts, tokens) {
+            (0, 0) => return,
+            (0, _) => Work::Verify(tokens as u32),
+            (_, _) => Work::Draft,
+        };
+        let (sessions, now) = (self.pacer.sessions(), Instant::now());
+        let mut measured = self.pacer.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        measured.costs.observe(work, (self.pace, beside), effort, sessions);
+        if let Work::Verify(_) = work {
+            if let Some(began) = self.round.replace(now) {
+                measured.costs.observe_round(self.pace, acceptance, sessions, now - began);
+            }
+            drop(measured);
+            self.pace = self.pacer.pace(acceptance);
         }
-        measured.rounds = measured.rounds.wrapping_add(1);
-        let best = measured.costs.best(acceptance, allowed.clone());
-        let probe = measured.rounds / PROBE_INTERVAL;
-        if measured.rounds.is_multiple_of(PROBE_INTERVAL) { neighbour(best, probe, &allowed) } else { best }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    fn observe(paced: &mut Paced, acceptance: f64) {
+        let pace = paced.pace();
+        let effort = |passes: u32, rows: u32, micros: u64| {
+            let compute = Duration::from_micros(micros);
+            Effort { compute, passes, tokens: rows, rows, ..Effort::default() }
+        };
+        let drafted = effort(pace.drafted, pace.drafted, 200 * u64::from(pace.drafted));
+        paced.observe(1, pace.drafted, pace.runs_ahead, drafted, acceptance);
+        paced.observe(pace.drafted as usize, 0, pace.runs_ahead, effort(1, pace.drafted, 10_000), acceptance);
+    }
 
     #[test]
     fn settings_hold_whatever_is_measured() {
-        let (off, fixed) = (Pacer::new(Speculation::Off, 8), Pacer::new(Speculation::Fixed(3), 2));
+        let sets = [Speculation::Off, Speculation::Fixed(3)];
+        let [mut off, mut fixed] = sets.map(|set| Arc::new(Pacer::new(set, 2)).join(0.9));
         for _ in 0..100 {
-            for pacer in [&off, &fixed] {
-                pacer.observe(1, 0, true, Duration::from_millis(3));
-                pacer.observe(1, 3, true, Duration::from_millis(1));
-            }
-            assert_eq!(off.pace(0.9), Pace::SEQUENTIAL);
-            assert_eq!(fixed.pace(0.9).drafted, 3);
+            assert_eq!(off.pace(), Pace::SEQUENTIAL);
+            assert_eq!(fixed.pace().drafted, 3);
+            observe(&mut off, 0.9);
+            observe(&mut fixed, 0.9);
         }
     }
 
     #[test]
     fn neighbours_are_tried_now_and_then_and_stay_within_bounds() {
-        let pacer = Pacer::new(Speculation::Adaptive, 6);
-        assert_eq!(pacer.pace(0.8).drafted, FIRST_DRAFT);
+        let mut paced = Arc::new(Pacer::new(Speculation::Adaptive, 6)).join(0.9);
+        assert_eq!(paced.pace().drafted, FIRST_DRAFT);
         let mut tried = std::collections::BTreeSet::new();
         for _ in 0..1000 {
-            let pace = pacer.pace(0.9);
-            assert!((1..=6).contains(&pace.drafted));
-            tried.insert(pace.drafted);
-            pacer.observe(pace.drafted as usize, 0, true, Duration::from_micros(10_000));
-            pacer.observe(1, pace.drafted, true, Duration::from_micros(200 * u64::from(pace.drafted)));
+            assert!((1..=6).contains(&paced.pace().drafted));
+            tried.insert(paced.pace().drafted);
+            observe(&mut paced, 0.9);
         }
         assert!(tried.contains(&6) && tried.contains(&5), "{tried:?}");
-        assert_eq!(neighbour(Pace::SEQUENTIAL, 1, &(1..=1)), Pace::SEQUENTIAL);
+    }
+
+    #[test]
+    fn sessions_are_counted_while_they_decode() {
+        let pacer = Arc::new(Pacer::new(Speculation::Adaptive, 6));
+        let paced: Vec<_> = (0..3).map(|_| pacer.join(0.8)).collect();
+        assert_eq!(pacer.sessions(), 3);
+        drop(paced);
+        assert_eq!(pacer.join(0.8).pacer.sessions(), 1);
     }
 }

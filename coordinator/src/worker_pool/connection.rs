@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tonic::Streaming;
 
 use super::operation::Operation;
-use super::reply::{OperationError, Reply, check};
+use super::reply::{Answer, Effort, OperationError, check};
 use crate::discovery::Member;
 use crate::session::metrics::SessionMetrics;
 
@@ -72,7 +72,7 @@ impl Connection {
         deadline: Duration,
         member: &Member,
         metrics: &SessionMetrics,
-    ) -> Result<Reply, OperationError> {
+    ) -> Result<Answer, OperationError> {
         let started = Instant::now();
         let op = self.next_op.fetch_add(1, Ordering::Relaxed);
         let request = operation.to_wire(op, u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX));
@@ -90,14 +90,14 @@ impl Connection {
             }
         };
         bytes("received", response.encoded_len());
-        let (queue, compute) = (f64::from(response.queue_us) * 1e-6, f64::from(response.compute_us) * 1e-6);
+        let effort = Effort::of(&response);
         let (queue_us, compute_us) = (i64::from(response.queue_us), i64::from(response.compute_us));
         tracing::debug!(queue_us, compute_us, "answer arrived");
-        let wire = (started.elapsed().as_secs_f64() - queue - compute).max(0.0);
-        for (phase, seconds) in [("queue", queue), ("compute", compute), ("wire", wire)] {
-            metrics.step_seconds.with_label_values(&[role.name(), phase]).observe(seconds);
+        let wire = started.elapsed().saturating_sub(effort.queue + effort.compute);
+        for (phase, time) in [("queue", effort.queue), ("compute", effort.compute), ("wire", wire)] {
+            metrics.step_seconds.with_label_values(&[role.name(), phase]).observe(time.as_secs_f64());
         }
-        check(operation, self.vocabulary, response)
+        Ok(Answer { reply: check(operation, self.vocabulary, response)?, effort })
     }
 
     async fn exchange(&self, op: u64, request: worker::StepRequest) -> Result<worker::StepResponse, OperationError> {

@@ -1,5 +1,7 @@
 //! A worker's answer, checked against what was asked. Nothing that a worker says is believed before it is here.
 
+use std::time::Duration;
+
 use cosec_proto::draw::Distribution;
 use cosec_proto::{ErrorCode, row_runs, worker};
 
@@ -9,7 +11,40 @@ use crate::merge::Drawn;
 /// How far the sum of a complete nucleus may be from 1.
 const MASS_TOLERANCE: f64 = 1e-6;
 
-/// What a worker answered.
+/// A worker's answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// What it says.
+    pub reply: Reply,
+    /// What it took there.
+    pub effort: Effort,
+}
+
+/// What an operation took at its worker, as the worker says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Effort {
+    /// Before the first forward pass that served it.
+    pub queue: Duration,
+    /// In forward passes that served it.
+    pub compute: Duration,
+    /// How many they were.
+    pub passes: u32,
+    /// Tokens that they fed, for all operations in them.
+    pub tokens: u32,
+    /// Rows of logits that they computed, for all operations in them.
+    pub rows: u32,
+}
+
+impl Effort {
+    pub(super) fn of(response: &worker::StepResponse) -> Self {
+        let duration = |micros: u32| Duration::from_micros(micros.into());
+        let (queue, compute) = (duration(response.queue_us), duration(response.compute_us));
+        let (passes, tokens, rows) = (response.passes, response.pass_tokens, response.pass_rows);
+        Self { queue, compute, passes, tokens, rows }
+    }
+}
+
+/// What a worker says.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
     /// In the order of the views asked for.

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
 use super::operation::{Ask, Operation};
-use super::reply::{OperationError, Reply};
+use super::reply::{Answer, OperationError};
 use super::{Worker, WorkerPool, matching};
 
 /// Counts in the worker's load; dropping it has the worker release the session's cache.
@@ -75,7 +75,7 @@ impl Seat {
     ///
     /// # Errors
     /// As [`Worker::call`].
-    pub async fn call(&self, operation: &Operation, deadline: Duration) -> Result<Reply, OperationError> {
+    pub async fn call(&self, operation: &Operation, deadline: Duration) -> Result<Answer, OperationError> {
         self.worker.call(operation, self.fingerprint(), deadline).await
     }
 

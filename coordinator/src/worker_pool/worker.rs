@@ -20,7 +20,7 @@ use super::circuit_breaker::CircuitBreaker;
 use super::connection::{Connection, OUTGOING_OPERATIONS};
 use super::matching;
 use super::operation::{Ask, Operation};
-use super::reply::{OperationError, Reply};
+use super::reply::{Answer, OperationError};
 use super::step_time::StepTime;
 use crate::discovery::Member;
 use crate::session::metrics::SessionMetrics;
@@ -98,7 +98,7 @@ impl Worker {
         operation: &Operation,
         fingerprint: &str,
         deadline: Duration,
-    ) -> Result<Reply, OperationError> {
+    ) -> Result<Answer, OperationError> {
         let ends = matches!(operation.ask, Ask::Release);
         let connection = match &*self.state.borrow() {
             State::Up { connection, description, .. } => {

@@ -169,7 +169,7 @@ impl World {
             _ => {}
         }
         let outcome = Some(engine.perform(operation.to_wire(1, 0)));
-        let response = StepResponse { op: 1, outcome, queue_us: 0, compute_us: 0 };
+        let response = StepResponse { op: 1, outcome, ..StepResponse::default() };
         let mut reply = check(operation, self.models[role.index()].vocabulary, response)?;
         if let Reply::Rows(rows) = &mut reply {
             for row in rows {

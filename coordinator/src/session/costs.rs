@@ -1,0 +1,223 @@
+//! What a round takes, predicted from what the workers said of the passes so far.
+//!
+//! A session cannot see by its own times what its drafts cost: one more row among those of fifteen others makes a pass
+//! hardly longer, but sixteen sessions that think so make it longer for all. So the time of a pass is learned by the rows
+//! of *all* operations in it, and a pace is judged as if every session that rides along took it. What passes do not tell,
+//! rounds do: they are held against the prediction, which is corrected by what they took.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::pace::Pace;
+use crate::worker_pool::reply::Effort;
+
+/// What a forward pass was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// The base verified so many tokens.
+    Verify(u32),
+    /// The expert drafted.
+    Draft,
+}
+
+/// A moving average that outliers move little.
+#[derive(Clone, Copy, Debug)]
+struct Average {
+    value: f64,
+    /// Round of the last measurement.
+    round: u64,
+}
+
+impl Average {
+    /// Weight of a measurement that follows on another, and of one that follows after long.
+    const GAIN: (f64, f64) = (0.1, 1.0);
+
+    /// After so many rounds the next measurement replaces the average.
+    const MEMORY: f64 = 64.0;
+
+    /// A measurement counts as at most so many times the average: a prompt in the same batch, a pause.
+    const SURPRISE: f64 = 2.5;
+
+    fn note_in(average: &mut Option<Self>, measured: f64, round: u64) {
+        average.get_or_insert(Self { value: measured, round }).note(measured, round);
+    }
+
+    fn note(&mut self, measured: f64, round: u64) {
+        let age = round.saturating_sub(self.round) as f64;
+        let gain = (age / Self::MEMORY).clamp(Self::GAIN.0, Self::GAIN.1);
+        self.value += gain * (measured.min(Self::SURPRISE * self.value) - self.value);
+        self.round = round;
+    }
+}
+
+/// Seconds of a forward pass by the rows in it.
+#[derive(Clone, Debug, Default)]
+struct PassTimes(BTreeMap<u32, Average>);
+
+impl PassTimes {
+    /// Numbers of rows up to it are told apart; of larger ones, eight in each octave are.
+    const EXACT: u32 = 16;
+
+    fn observe(&mut self, rows: u32, seconds: f64, round: u64) {
+        let coarse =
+            (rows / Self::EXACT).checked_ilog2().map_or(rows, |octaves| rows >> (octaves + 1) << (octaves + 1));
+        self.0.entry(coarse).or_insert(Average { value: seconds, round }).note(seconds, round);
+    }
+
+    /// What was measured, or lies between what was.
+    fn known(&self, rows: f64) -> Option<f64> {
+        let below = point(self.0.range(..=rows.floor() as u32).next_back()?);
+        let above = point(self.0.range(rows.ceil() as u32..).next()?);
+        Some(if below.0 == above.0 { below.1 } else { line(below, above, rows) })
+    }
+
+    /// What to expect of so many rows after what was seen of fewer or more, here or among `others`: in proportion, or less
+    /// where two measurements tell that passes grow more slowly.
+    fn guess(&self, others: &Self, rows: f64) -> Option<f64> {
+        let ends = [self, others].map(|times| [times.0.first_key_value(), times.0.last_key_value()]);
+        let ends = || ends.iter().flatten().flatten().map(|&end| point(end));
+        let fewest = ends().min_by(|one, other| one.0.total_cmp(&other.0))?;
+        let most = ends().max_by(|one, other| one.0.total_cmp(&other.0))?;
+        if rows <= fewest.0 || fewest.0 == most.0 {
+            return Some(line((0.0, 0.0), fewest, rows));
+        }
+        let (grown, in_proportion) = (line(fewest, most, rows), line((0.0, 0.0), most, rows));
+        Some(grown.min(in_proportion).max(fewest.1))
+    }
+
+    fn most_rows(&self) -> u32 {
+        self.0.last_key_value().map_or(0, |(&rows, _)| rows)
+    }
+}
+
+/// Rows and seconds.
+fn point((&rows, seconds): (&u32, &Average)) -> (f64, f64) {
+    (f64::from(rows), seconds.value)
+}
+
+/// The line through two points, at `x`.
+fn line(from: (f64, f64), to: (f64, f64), x: f64) -> f64 {
+    from.1 + (to.1 - from.1) / (to.0 - from.0) * (x - from.0)
+}
+
+/// Passes of one model.
+#[derive(Clone, Debug, Default)]
+struct Passes {
+    /// While the other model rests, and while it computes.
+    alone: PassTimes,
+    beside: PassTimes,
+}
+
+impl Passes {
+    fn seconds(&self, rows: f64, beside: bool) -> Option<f64> {
+        let (alone, with_other) = (self.alone.known(rows), self.beside.known(rows));
+        // Company makes nothing faster; as long as one of both was not measured, the other stands in for it.
+        let known = if beside { alone.into_iter().chain(with_other).reduce(f64::max) } else { alone.or(with_other) };
+        known.or_else(|| self.alone.guess(&self.beside, rows))
+    }
+}
+
+/// Paces that use the devices alike: one position at a time, drafts and verification by turns, or side by side.
+#[derive(Clone, Debug, Default)]
+struct Mode {
+    /// Operations like one's own in a pass, over the sessions under way: 1 when all ride in the same pass.
+    share: Option<Average>,
+    /// What rounds took over the time of their passes: queues, ways and whatever else the passes do not tell. As long as it
+    /// is not known it is believed to be nothing; so every mode is tried.
+    surcharge: Option<Average>,
+}
+
+fn value(average: Option<Average>) -> f64 {
+    average.map_or(1.0, |average| average.value)
+}
+
+/// Times of passes and rounds, and what follows for others.
+#[derive(Clone, Debug, Default)]
+pub struct Costs {
+    verify: Passes,
+    draft: Passes,
+    modes: [Mode; 3],
+    rounds: u64,
+}
+
+impl Costs {
+    /// Longest surcharge that is believed: beyond it something else happened, such as a worker that was lost.
+    const MOST_SURCHARGE: f64 = 4.0;
+
+    /// Takes note of an operation at `pace` while `sessions` (at least 1) were under way; `beside` when the other model computed
+    /// at the same time.
+    pub fn observe(&mut self, work: Work, (pace, beside): (Pace, bool), effort: Effort, sessions: usize) {
+        let Effort { compute, passes, tokens, rows, .. } = effort;
+        // Prompts that rode along took time that no row tells of.
+        if passes == 0 || compute.is_zero() || tokens > rows.saturating_mul(2) {
+            return;
+        }
+        let (passes, round) = (f64::from(passes), self.rounds);
+        let (of_model, own_rows) = match work {
+            Work::Verify(tokens) => (&mut self.verify, f64::from(tokens.max(1)) / passes),
+            Work::Draft => (&mut self.draft, 1.0),
+        };
+        let rows = f64::from(rows) / passes;
+        let times = if beside { &mut of_model.beside } else { &mut of_model.alone };
+        times.observe(rows.round().max(1.0) as u32, compute.as_secs_f64() / passes, round);
+        Average::note_in(&mut self.modes[mode(pace)].share, (rows / own_rows).max(1.0) / sessions as f64, round);
+    }
+
+    /// Takes note of what a whole round took at `pace`.
+    pub fn observe_round(&mut self, pace: Pace, acceptance: f64, sessions: usize, took: Duration) {
+        self.rounds += 1;
+        if let Some(passes) = self.passes_seconds(pace, acceptance, sessions)
+            && passes > 0.0
+        {
+            let surcharge = (took.as_secs_f64() / passes).min(Self::MOST_SURCHARGE);
+            Average::note_in(&mut self.modes[mode(pace)].surcharge, surcharge, self.rounds);
+        }
+    }
+
+    /// Expected seconds of a round at `pace` when all of so many sessions take it; `None` before anything was measured.
+    #[must_use]
+    pub fn round_seconds(&self, pace: Pace, acceptance: f64, sessions: usize) -> Option<f64> {
+        Some(value(self.modes[mode(pace)].surcharge) * self.passes_seconds(pace, acceptance, sessions)?)
+    }
+
+    fn passes_seconds(&self, pace: Pace, acceptance: f64, sessions: usize) -> Option<f64> {
+        let (crowd, k) = (self.crowd(pace, sessions), f64::from(pace.drafted));
+        let verify = |beside| self.verify.seconds(crowd * k, beside);
+        let draft = |beside| Some(k * self.draft.seconds(crowd, beside)?);
+        match mode(pace) {
+            SEQUENTIAL => Some(verify(true)?.max(draft(true)?)),
+            BY_TURNS => Some(verify(false)? + draft(false)?),
+            _ => {
+                let stands = acceptance.powf(k);
+                // After a rejection the base waits for new drafts.
+                Some(stands * verify(true)?.max(draft(true)?) + (1.0 - stands) * (verify(true)? + draft(false)?))
+            }
+        }
+    }
+
+    /// Operations like one's own in a pass.
+    fn crowd(&self, pace: Pace, sessions: usize) -> f64 {
+        (value(self.modes[mode(pace)].share) * sessions as f64).max(1.0)
+    }
+
+    /// Most tokens that can be drafted before the base's passes become more than twice as large as any that was measured: what
+    /// large ones cost is found out step by step.
+    #[must_use]
+    pub fn most_foreseeable(&self, sessions: usize) -> u32 {
+        let most = self.verify.alone.most_rows().max(self.verify.beside.most_rows());
+        (2.0 * f64::from(most) / sessions as f64) as u32
+    }
+}
+
+const SEQUENTIAL: usize = 0;
+const BY_TURNS: usize = 1;
+const SIDE_BY_SIDE: usize = 2;
+
+/// Index of the mode of `pace`.
+fn mode(pace: Pace) -> usize {
+    match pace {
+        Pace { drafted: 1, .. } => SEQUENTIAL,
+        Pace { runs_ahead: false, .. } => BY_TURNS,
+        Pace { runs_ahead: true, .. } => SIDE_BY_SIDE,
+    }
+}
