@@ -181,22 +181,30 @@ pub fn start(model: impl Model, options: EngineOptions, metrics: Arc<Metrics>) -
     metrics.total_blocks.set(i64::try_from(options.blocks).unwrap_or(i64::MAX));
     let limits = Limits::new(&options, &description);
     let scheduler = Scheduler::new(options.clone(), &limits, Arc::clone(&status), metrics);
-    let thread_status = Arc::clone(&status);
+    let (thread_status, max_operations) = (Arc::clone(&status), options.max_operations);
     thread::Builder::new().name("engine".to_owned()).spawn(move || {
         // Dropped when the thread ends, by a panic too.
         let _alive = alive_sender;
-        run(scheduler, model, inbox, &thread_status);
+        run(scheduler, model, inbox, &thread_status, max_operations);
     })?;
     Ok(EngineHandle { inbox: sender, status, description, options: Arc::new(options), alive })
 }
 
 /// Serves until told to stop or until nobody can ask any more. The operations in the inbox end with it.
-fn run(mut scheduler: Scheduler, mut model: impl Model, inbox: Receiver<Command>, status: &Status) {
+fn run(
+    mut scheduler: Scheduler,
+    mut model: impl Model,
+    inbox: Receiver<Command>,
+    status: &Status,
+    max_operations: usize,
+) {
     loop {
-        let mut gathering = scheduler.step(&mut model).then(|| Gathering::begin(status));
+        let begun = Instant::now();
+        let mut gathering = scheduler.step(&mut model).then(|| Gathering::begin(status, begun.elapsed()));
         let began = Instant::now();
         let patience = scheduler.patience(began);
-        loop {
+        // What is answered at once makes room for more: they must not come for ever.
+        for _ in 0..max_operations {
             let wait = match &gathering {
                 Some(gathering) if scheduler.awaits() => gathering.left(),
                 Some(_) => Duration::ZERO,
@@ -204,8 +212,11 @@ fn run(mut scheduler: Scheduler, mut model: impl Model, inbox: Receiver<Command>
             };
             match inbox.recv_timeout(wait) {
                 Ok(Command::Submit(job)) => {
-                    scheduler.submit(job, Instant::now());
-                    gathering.get_or_insert_with(|| Gathering::begin(status)).one_came();
+                    let is_awaited = scheduler.submit(job, Instant::now());
+                    let gathering = gathering.get_or_insert_with(|| Gathering::begin(status, Duration::MAX));
+                    if is_awaited {
+                        gathering.one_came();
+                    }
                 }
                 Ok(Command::Nudge) => {
                     status.nudged.store(false, Ordering::SeqCst);
@@ -231,8 +242,10 @@ struct Gathering {
 }
 
 impl Gathering {
-    fn begin(status: &Status) -> Self {
-        let (window, now) = (Duration::from_secs_f64(status.step_seconds() * GATHERING), Instant::now());
+    /// After a pass of `last`: one with a prompt says little of the next one, and so does the average after it.
+    fn begin(status: &Status, last: Duration) -> Self {
+        let pass = last.min(Duration::from_secs_f64(status.step_seconds()));
+        let (window, now) = (pass.mul_f64(GATHERING), Instant::now());
         Self { window, until: now + window, end: now + window * MOST_GATHERINGS }
     }
 

@@ -20,33 +20,47 @@ pub enum Work {
     Draft,
 }
 
-/// A moving average that outliers move little.
+/// When something was measured, and among how many sessions, at least 1.
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    /// Rounds of all sessions so far.
+    round: u64,
+    sessions: usize,
+}
+
+/// A moving average that outliers move little: the mean of the first measurements, then of the last few.
 #[derive(Clone, Copy, Debug)]
 struct Average {
     value: f64,
-    /// Round of the last measurement.
+    /// Measurements that it stands for.
+    weight: f64,
+    /// [`Load::round`] of the last one.
     round: u64,
 }
 
 impl Average {
-    /// Weight of a measurement that follows on another, and of one that follows after long.
-    const GAIN: (f64, f64) = (0.1, 1.0);
+    /// Measurements of a whole round that it stands for at most.
+    const MOST_WEIGHT: f64 = 10.0;
 
-    /// After so many rounds the next measurement replaces the average.
+    /// After so many rounds of every session nothing is left of it.
     const MEMORY: f64 = 64.0;
 
     /// A measurement counts as at most so many times the average: a prompt in the same batch, a pause.
     const SURPRISE: f64 = 2.5;
 
-    fn note_in(average: &mut Option<Self>, measured: f64, round: u64) {
-        average.get_or_insert(Self { value: measured, round }).note(measured, round);
+    fn note_in(average: &mut Option<Self>, measured: f64, load: Load) {
+        let first = Self { value: measured, weight: 0.0, round: load.round };
+        average.get_or_insert(first).note(measured, load);
     }
 
-    fn note(&mut self, measured: f64, round: u64) {
-        let age = round.saturating_sub(self.round) as f64;
-        let gain = (age / Self::MEMORY).clamp(Self::GAIN.0, Self::GAIN.1);
-        self.value += gain * (measured.min(Self::SURPRISE * self.value) - self.value);
-        self.round = round;
+    /// All sessions that ride in a pass tell of it: together they have the weight of one.
+    fn note(&mut self, measured: f64, load: Load) {
+        let sessions = load.sessions as f64;
+        let age = load.round.saturating_sub(self.round) as f64 / sessions;
+        let kept = (self.weight * (1.0 - age / Self::MEMORY)).clamp(0.0, Self::MOST_WEIGHT);
+        self.weight = kept + 1.0 / sessions;
+        self.value += (measured.min(Self::SURPRISE * self.value) - self.value) / (sessions * self.weight);
+        self.round = load.round;
     }
 }
 
@@ -58,17 +72,19 @@ impl PassTimes {
     /// Numbers of rows up to it are told apart; of larger ones, eight in each octave are.
     const EXACT: u32 = 16;
 
-    fn observe(&mut self, rows: u32, seconds: f64, round: u64) {
+    fn observe(&mut self, rows: u32, seconds: f64, load: Load) {
         let coarse =
             (rows / Self::EXACT).checked_ilog2().map_or(rows, |octaves| rows >> (octaves + 1) << (octaves + 1));
-        self.0.entry(coarse).or_insert(Average { value: seconds, round }).note(seconds, round);
+        let first = Average { value: seconds, weight: 0.0, round: load.round };
+        self.0.entry(coarse).or_insert(first).note(seconds, load);
     }
 
-    /// What was measured, or lies between what was.
+    /// What was measured, or lies between what was; no more than more rows took.
     fn known(&self, rows: f64) -> Option<f64> {
         let below = point(self.0.range(..=rows.floor() as u32).next_back()?);
         let above = point(self.0.range(rows.ceil() as u32..).next()?);
-        Some(if below.0 == above.0 { below.1 } else { line(below, above, rows) })
+        let measured = if below.0 == above.0 { below.1 } else { line(below, above, rows) };
+        Some(self.0.range(above.0 as u32..).map(|(_, more)| more.value).fold(measured, f64::min))
     }
 
     /// What to expect of so many rows after what was seen of fewer or more, here or among `others`: in proportion, or less
@@ -136,31 +152,32 @@ fn value(average: Option<Average>) -> f64 {
 pub struct Costs {
     verify: Passes,
     draft: Passes,
-    modes: [Mode; 3],
+    /// By the sessions under way, to a power of two: how they get into each other's way depends on it.
+    modes: [[Mode; 3]; 16],
     rounds: u64,
 }
 
 impl Costs {
-    /// Longest surcharge that is believed: beyond it something else happened, such as a worker that was lost.
-    const MOST_SURCHARGE: f64 = 4.0;
+    /// Surcharges that are believed: beyond them something else happened, such as a worker that was lost.
+    const SURCHARGES: (f64, f64) = (0.4, 2.5);
 
     /// Takes note of an operation at `pace` while `sessions` (at least 1) were under way; `beside` when the other model computed
     /// at the same time.
     pub fn observe(&mut self, work: Work, (pace, beside): (Pace, bool), effort: Effort, sessions: usize) {
         let Effort { compute, passes, tokens, rows, .. } = effort;
         // Prompts that rode along took time that no row tells of.
-        if passes == 0 || compute.is_zero() || tokens > rows.saturating_mul(2) {
+        if passes == 0 || rows == 0 || compute.is_zero() || tokens > rows.saturating_mul(2) {
             return;
         }
-        let (passes, round) = (f64::from(passes), self.rounds);
+        let (passes, load) = (f64::from(passes), Load { round: self.rounds, sessions });
         let (of_model, own_rows) = match work {
             Work::Verify(tokens) => (&mut self.verify, f64::from(tokens.max(1)) / passes),
             Work::Draft => (&mut self.draft, 1.0),
         };
         let rows = f64::from(rows) / passes;
         let times = if beside { &mut of_model.beside } else { &mut of_model.alone };
-        times.observe(rows.round().max(1.0) as u32, compute.as_secs_f64() / passes, round);
-        Average::note_in(&mut self.modes[mode(pace)].share, (rows / own_rows).max(1.0) / sessions as f64, round);
+        times.observe(rows.round().max(1.0) as u32, compute.as_secs_f64() / passes, load);
+        Average::note_in(&mut self.mode(pace, sessions).share, (rows / own_rows).max(1.0) / sessions as f64, load);
     }
 
     /// Takes note of what a whole round took at `pace`.
@@ -169,15 +186,19 @@ impl Costs {
         if let Some(passes) = self.passes_seconds(pace, acceptance, sessions)
             && passes > 0.0
         {
-            let surcharge = (took.as_secs_f64() / passes).min(Self::MOST_SURCHARGE);
-            Average::note_in(&mut self.modes[mode(pace)].surcharge, surcharge, self.rounds);
+            let surcharge = (took.as_secs_f64() / passes).clamp(Self::SURCHARGES.0, Self::SURCHARGES.1);
+            let load = Load { round: self.rounds, sessions };
+            Average::note_in(&mut self.mode(pace, sessions).surcharge, surcharge, load);
         }
     }
 
     /// Expected seconds of a round at `pace` when all of so many sessions take it; `None` before anything was measured.
     #[must_use]
     pub fn round_seconds(&self, pace: Pace, acceptance: f64, sessions: usize) -> Option<f64> {
-        Some(value(self.modes[mode(pace)].surcharge) * self.passes_seconds(pace, acceptance, sessions)?)
+        Some(
+            value(self.modes[crowding(sessions)][mode(pace)].surcharge)
+                * self.passes_seconds(pace, acceptance, sessions)?,
+        )
     }
 
     fn passes_seconds(&self, pace: Pace, acceptance: f64, sessions: usize) -> Option<f64> {
@@ -195,17 +216,21 @@ impl Costs {
         }
     }
 
-    /// Operations like one's own in a pass.
-    fn crowd(&self, pace: Pace, sessions: usize) -> f64 {
-        (value(self.modes[mode(pace)].share) * sessions as f64).max(1.0)
+    fn mode(&mut self, pace: Pace, sessions: usize) -> &mut Mode {
+        &mut self.modes[crowding(sessions)][mode(pace)]
     }
 
-    /// Most tokens that can be drafted before the base's passes become more than twice as large as any that was measured: what
-    /// large ones cost is found out step by step.
+    /// Operations like one's own in a pass.
+    fn crowd(&self, pace: Pace, sessions: usize) -> f64 {
+        (value(self.modes[crowding(sessions)][mode(pace)].share) * sessions as f64).max(1.0)
+    }
+
+    /// Whether the base's passes at `pace` would be at most twice as large as the largest that was measured: what large ones
+    /// cost is found out step by step.
     #[must_use]
-    pub fn most_foreseeable(&self, sessions: usize) -> u32 {
+    pub fn foresee(&self, pace: Pace, sessions: usize) -> bool {
         let most = self.verify.alone.most_rows().max(self.verify.beside.most_rows());
-        (2.0 * f64::from(most) / sessions as f64) as u32
+        self.crowd(pace, sessions) * f64::from(pace.drafted) <= 2.0 * f64::from(most)
     }
 }
 
@@ -213,11 +238,75 @@ const SEQUENTIAL: usize = 0;
 const BY_TURNS: usize = 1;
 const SIDE_BY_SIDE: usize = 2;
 
+/// Index of what so many sessions learn together.
+fn crowding(sessions: usize) -> usize {
+    (sessions.max(1) - 1).checked_ilog2().map_or(0, |octave| (octave as usize + 1).min(15))
+}
+
 /// Index of the mode of `pace`.
-fn mode(pace: Pace) -> usize {
+pub(super) fn mode(pace: Pace) -> usize {
     match pace {
         Pace { drafted: 1, .. } => SEQUENTIAL,
         Pace { runs_ahead: false, .. } => BY_TURNS,
         Pace { runs_ahead: true, .. } => SIDE_BY_SIDE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TURNS: (Pace, bool) = (Pace { drafted: 2, runs_ahead: false }, false);
+
+    fn pass(millis: u64, tokens: u32, rows: u32) -> Effort {
+        Effort { compute: Duration::from_millis(millis), passes: 1, tokens, rows, ..Effort::default() }
+    }
+
+    #[test]
+    fn passes_with_prompts_tell_nothing() {
+        let mut costs = Costs::default();
+        costs.observe(Work::Verify(2), TURNS, pass(900, 66, 4), 2);
+        costs.observe(Work::Draft, TURNS, pass(90, 66, 2), 2);
+        assert_eq!(costs.round_seconds(TURNS.0, 0.8, 2), None);
+        costs.observe(Work::Verify(2), TURNS, pass(100, 4, 4), 2);
+        costs.observe(Work::Draft, TURNS, pass(10, 2, 2), 2);
+        let seconds = costs.round_seconds(TURNS.0, 0.8, 2).unwrap();
+        assert!((seconds - 0.12).abs() < 1e-9, "{seconds}");
+    }
+
+    #[test]
+    fn a_pace_is_judged_as_if_all_took_it() {
+        let mut costs = Costs::default();
+        for rows in [16, 32, 64] {
+            costs.observe(Work::Verify(rows / 16), TURNS, pass(10 * u64::from(rows), rows, rows), 16);
+        }
+        costs.observe(Work::Draft, TURNS, pass(10, 16, 16), 16);
+        let four = Pace { drafted: 4, runs_ahead: false };
+        // 64 rows of the base and four passes of the expert.
+        let seconds = costs.round_seconds(four, 0.8, 16).unwrap();
+        assert!((seconds - 0.68).abs() < 1e-9, "{seconds}");
+        assert!(costs.round_seconds(four, 0.8, 4).unwrap() < 0.3);
+        assert!(costs.foresee(Pace { drafted: 8, ..four }, 16) && !costs.foresee(Pace { drafted: 9, ..four }, 16));
+    }
+
+    #[test]
+    fn rounds_correct_what_passes_predict() {
+        let mut costs = Costs::default();
+        costs.observe(Work::Verify(2), TURNS, pass(100, 2, 2), 1);
+        costs.observe(Work::Draft, TURNS, pass(10, 1, 1), 1);
+        (0..100).for_each(|_| costs.observe_round(TURNS.0, 0.8, 1, Duration::from_millis(180)));
+        let seconds = costs.round_seconds(TURNS.0, 0.8, 1).unwrap();
+        assert!((seconds - 0.18).abs() < 1e-3, "{seconds}");
+    }
+
+    #[test]
+    fn whatever_a_worker_says_little_is_kept() {
+        let mut costs = Costs::default();
+        for rows in (0..1_000_000).step_by(7).chain([u32::MAX]) {
+            costs.observe(Work::Verify(1), TURNS, pass(u64::from(u32::MAX), rows, rows), 1);
+        }
+        assert!(costs.verify.alone.0.len() < 300, "{}", costs.verify.alone.0.len());
+        costs.observe(Work::Draft, TURNS, pass(1, u32::MAX, u32::MAX), 1);
+        assert!(costs.round_seconds(TURNS.0, 0.8, 1).is_some_and(f64::is_finite));
     }
 }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
+use super::costs::Work;
 use super::event::{Action, Event, Phase, Task};
 use super::metrics::SessionMetrics;
 use super::pace::Acceptance;
@@ -73,10 +74,8 @@ enum Done {
 /// What an operation asked of a worker.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
-    /// Fed.
-    tokens: usize,
-    /// Drawn.
-    drafts: u32,
+    /// Of a round, if it is a part of one that costs are known by.
+    work: Option<Work>,
     /// Whether the other model computed at the same time.
     beside: bool,
 }
@@ -226,9 +225,8 @@ impl Driver {
                         let recovery = &self.opening.metrics.recovery_seconds;
                         recovery.with_label_values(&[role.name()]).observe(failed.elapsed().as_secs_f64());
                     }
-                    if role != Role::AntiExpert {
-                        let Asked { tokens, drafts, beside } = asked;
-                        self.paced.observe(tokens, drafts, beside, *effort, self.session.acceptance());
+                    if let Some(work) = asked.work {
+                        self.paced.observe(work, asked.beside, *effort, self.session.acceptance());
                         self.session.set_pace(self.paced.pace());
                     }
                 }
@@ -246,6 +244,7 @@ impl Driver {
     fn locate(&mut self, role: Role, failures: u32) -> impl Future<Output = Done> + Send + use<> {
         // The cache of the old one is given back, whatever it holds: what may still arrive there would change it.
         let seat = self.seats[role.index()].take();
+        self.paced.interrupt();
         let deadline = self.opening.request.settings.deadline;
         let waits = role != Role::Base && self.opening.expert_absent == ExpertAbsent::Wait;
         let until = match (waits, failures) {
@@ -294,7 +293,7 @@ impl Driver {
             Role::Expert => is_ahead,
             Role::Base | Role::AntiExpert => pace.runs_ahead,
         };
-        let asked = Asked { tokens: tokens.len(), drafts: ask.drafts(), beside };
+        let asked = Asked { work: self.work(role, tokens.len(), &ask), beside };
         let (tenant, randomness) = (self.opening.request.tenant.id, self.randomness());
         let seated = self.seats[role.index()].clone().map(|seat| {
             let operation = seat.operation(tenant, randomness, (at, tokens), ask);
@@ -317,6 +316,22 @@ impl Driver {
                 Err(error) => tracing::debug!(took_us = took.as_micros() as u64, %error, "failed"),
             }
             Done::Performed { role, ticket, answer, asked }
+        }
+    }
+
+    /// What a round's costs are to know an operation as; `None` for prompts, lookups and single rows of either model.
+    fn work(&self, role: Role, tokens: usize, ask: &Ask) -> Option<Work> {
+        match (role, ask) {
+            _ if !self.session.plan().drafts() => None,
+            (Role::Expert, Ask::Draft { .. }) => Some(Work::Draft),
+            // One row is a whole round only where positions are decoded one by one.
+            (Role::Base, Ask::Rows(rows)) if tokens > 1 || (tokens == 1 && self.session.pace().drafted == 1) => {
+                let mut offsets: Vec<u32> = rows.iter().map(|row| row.offset).collect();
+                offsets.sort_unstable();
+                offsets.dedup();
+                (offsets.len() == tokens).then_some(Work::Verify(tokens as u32))
+            }
+            _ => None,
         }
     }
 
@@ -382,6 +397,10 @@ impl Driver {
             SessionEvent::Prompt(_) | SessionEvent::Finished(_) | SessionEvent::Failed(_) => {}
         }
         let events = self.opening.events.clone();
+        if events.capacity() == 0 {
+            // The round waits for a client that does not read.
+            self.paced.interrupt();
+        }
         async move {
             // A client that is gone cancels the session by itself.
             let _ = events.send(event).await;

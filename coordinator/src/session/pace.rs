@@ -5,7 +5,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::costs::Costs;
+use super::costs::{Costs, mode};
 
 /// How a session decodes its next tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,33 +47,42 @@ impl Acceptance {
 /// What lookahead must gain over sequential decoding to be preferred: measurements are noisy.
 const ADVANTAGE: f64 = 1.03;
 
-/// The pace with the most tokens per second for a session among `sessions` under way, with as many drafts as is `allowed`.
-/// `None` before anything was measured.
+/// The pace with the most tokens per second for a session among `sessions` under way, with as many drafts as is `allowed`
+/// and, where that is given, in the mode of `like`. `None` before anything was measured.
 #[must_use]
-pub fn best(costs: &Costs, acceptance: f64, allowed: &RangeInclusive<u32>, sessions: usize) -> Option<Pace> {
+pub fn best(
+    costs: &Costs,
+    acceptance: f64,
+    allowed: &RangeInclusive<u32>,
+    sessions: usize,
+    like: Option<Pace>,
+) -> Option<Pace> {
     let rate = |pace: Pace| {
         let seconds = costs.round_seconds(pace, acceptance, sessions)?.max(f64::MIN_POSITIVE);
         let advantage = if pace == Pace::SEQUENTIAL { ADVANTAGE } else { 1.0 };
         Some(advantage * expected_tokens(pace.drafted, acceptance) / seconds)
     };
-    let most = costs.most_foreseeable(sessions).clamp(*allowed.start(), *allowed.end());
-    let lookahead = (*allowed.start()..=most).filter(|&drafted| drafted > 1);
+    let lookahead = allowed.clone().filter(|&drafted| drafted > 1);
     let lookahead = lookahead.flat_map(|drafted| [false, true].map(|runs_ahead| Pace { drafted, runs_ahead }));
+    let lookahead = lookahead.filter(|&pace| pace.drafted == *allowed.start() || costs.foresee(pace, sessions));
     let sequential = allowed.contains(&1).then_some(Pace::SEQUENTIAL);
-    let rated = sequential.into_iter().chain(lookahead).filter_map(|pace| Some((pace, rate(pace)?)));
+    let paces = sequential.into_iter().chain(lookahead);
+    let paces = paces.filter(|&pace| like.is_none_or(|like| mode(pace) == mode(like)));
+    let rated = paces.filter_map(|pace| Some((pace, rate(pace)?)));
     // The first of equals: running ahead is for what it gains.
     rated.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(pace, _)| pace)
 }
 
-/// A pace that differs from `best` in one thing, another one for each `probe`.
+/// A pace that differs from `best` in one thing or is the least, another one for each `probe`.
 #[must_use]
 pub fn neighbour(best: Pace, probe: u64, allowed: &RangeInclusive<u32>) -> Pace {
     let (least, most) = (*allowed.start(), *allowed.end());
-    let tried = match (best.drafted, probe % 3) {
+    let tried = match (best.drafted, probe % 4) {
         (1, _) => Pace { drafted: most.min(2), runs_ahead: probe.is_multiple_of(2) },
         (drafted, 0) => Pace { drafted: most.min(drafted + 1), ..best },
         (drafted, 1) => Pace { drafted: least.max(drafted - 1), ..best },
-        (_, _) => Pace { runs_ahead: !best.runs_ahead, ..best },
+        (_, 2) => Pace { runs_ahead: !best.runs_ahead, ..best },
+        (_, _) => Pace { drafted: least, runs_ahead: false },
     };
     if tried.drafted == 1 { Pace::SEQUENTIAL } else { tried }
 }
@@ -106,9 +115,16 @@ mod tests {
         is_shared: bool,
         /// What rounds of running ahead take over what their passes tell.
         surcharge: f64,
+        /// Workers of each role that share the sessions.
+        workers: u32,
     }
 
     impl Machine {
+        /// Sessions of one worker.
+        fn crowd(&self, sessions: u32) -> u32 {
+            sessions.div_ceil(self.workers)
+        }
+
         /// Seconds of a pass of the base.
         fn pass(&self, rows: u32) -> f64 {
             self.fixed + self.per_row * f64::from(rows.saturating_sub(self.free_rows))
@@ -116,7 +132,8 @@ mod tests {
 
         /// Seconds of verifying, of drafting, and of both.
         fn round(&self, pace: Pace, sessions: u32) -> (f64, f64, f64) {
-            let (verify, draft) = (self.pass(sessions * pace.drafted), self.draft * f64::from(pace.drafted));
+            let (verify, draft) =
+                (self.pass(self.crowd(sessions) * pace.drafted), self.draft * f64::from(pace.drafted));
             let both = verify + draft;
             match (pace.runs_ahead || pace == Pace::SEQUENTIAL, self.is_shared) {
                 (true, true) => (both, both, both),
@@ -142,7 +159,7 @@ mod tests {
             let (verify, draft, _) = self.round(pace, sessions);
             let beside = pace.runs_ahead || pace == Pace::SEQUENTIAL;
             let effort = |passes: u32, seconds: f64| {
-                let (compute, rows) = (Duration::from_secs_f64(seconds), sessions * k);
+                let (compute, rows) = (Duration::from_secs_f64(seconds), self.crowd(sessions) * k);
                 Effort { queue: Duration::ZERO, compute, passes, tokens: rows, rows }
             };
             let took = expected_tokens(k, acceptance) / self.rate(pace, acceptance, sessions);
@@ -159,7 +176,7 @@ mod tests {
             let (mut tokens, mut seconds) = (0.0, 0.0);
             let mut pace = Pace { drafted: 2, runs_ahead: false };
             for round in 0..rounds {
-                pace = best(costs, acceptance, &MOST, sessions as usize).unwrap_or(pace);
+                pace = best(costs, acceptance, &MOST, sessions as usize, None).unwrap_or(pace);
                 let tried = if round % 32 == 31 { neighbour(pace, u64::from(round / 32), &MOST) } else { pace };
                 let (_, _, took) = self.round(tried, sessions);
                 tokens += took * self.rate(tried, acceptance, sessions);
@@ -176,12 +193,27 @@ mod tests {
         }
     }
 
-    const APART: Machine =
-        Machine { fixed: 0.1, per_row: 0.001, free_rows: 0, draft: 0.01, is_shared: false, surcharge: 1.0 };
+    const APART: Machine = Machine {
+        fixed: 0.1,
+        per_row: 0.001,
+        free_rows: 0,
+        draft: 0.01,
+        is_shared: false,
+        surcharge: 1.0,
+        workers: 1,
+    };
+    const FLEET: Machine = Machine { workers: 4, ..APART };
     const ONE_DEVICE: Machine = Machine { is_shared: true, surcharge: 1.4, ..APART };
     /// Up to six rows take no longer than one; more are bound by arithmetic.
-    const CPU: Machine =
-        Machine { fixed: 0.1, per_row: 0.025, free_rows: 6, draft: 0.01, is_shared: true, surcharge: 1.4 };
+    const CPU: Machine = Machine {
+        fixed: 0.1,
+        per_row: 0.025,
+        free_rows: 6,
+        draft: 0.01,
+        is_shared: true,
+        surcharge: 1.4,
+        workers: 1,
+    };
 
     #[test]
     fn the_sum_is_the_closed_form() {
@@ -208,8 +240,15 @@ mod tests {
 
     #[test]
     fn where_every_token_costs_a_forward_pass_decoding_is_sequential() {
-        let bound =
-            Machine { fixed: 0.002, per_row: 0.098, free_rows: 0, draft: 0.02, is_shared: true, surcharge: 1.4 };
+        let bound = Machine {
+            fixed: 0.002,
+            per_row: 0.098,
+            free_rows: 0,
+            draft: 0.02,
+            is_shared: true,
+            surcharge: 1.4,
+            workers: 1,
+        };
         for acceptance in [0.3, 0.6, 0.85] {
             let (gain, pace) = bound.settle(&mut Costs::default(), acceptance, 16, 100);
             assert_eq!(pace, Pace::SEQUENTIAL, "{acceptance}");
@@ -217,14 +256,21 @@ mod tests {
             assert!(gain > 0.96, "{acceptance}: {gain}");
         }
         // A slow expert gains nothing by drafting either.
-        let slow =
-            Machine { fixed: 0.01, per_row: 0.005, free_rows: 0, draft: 0.03, is_shared: true, surcharge: 1.4 };
+        let slow = Machine {
+            fixed: 0.01,
+            per_row: 0.005,
+            free_rows: 0,
+            draft: 0.03,
+            is_shared: true,
+            surcharge: 1.4,
+            workers: 1,
+        };
         assert_eq!(slow.settle(&mut Costs::default(), 0.5, 1, 100).1, Pace::SEQUENTIAL);
     }
 
     #[test]
     fn at_any_load_it_is_soon_near_the_best_and_never_much_slower_than_sequential() {
-        for machine in [APART, ONE_DEVICE, CPU] {
+        for machine in [APART, FLEET, ONE_DEVICE, CPU] {
             for acceptance in [0.5, 0.7, 0.9] {
                 for sessions in [1, 2, 4, 16, 64] {
                     let mut costs = Costs::default();
@@ -258,11 +304,11 @@ mod tests {
         APART.settle(&mut costs, 0.99, 1, 50);
         for allowed in [1..=1, 1..=2, 1..=7, 3..=3, 64..=64] {
             for acceptance in [0.01, 0.5, 0.99] {
-                let pace = best(&costs, acceptance, &allowed, 1).unwrap();
+                let pace = best(&costs, acceptance, &allowed, 1, None).unwrap();
                 assert!(allowed.contains(&pace.drafted), "{pace:?} of {allowed:?}");
             }
         }
-        assert_eq!(best(&Costs::default(), 0.8, &MOST, 1), None);
+        assert_eq!(best(&Costs::default(), 0.8, &MOST, 1, None), None);
         assert_eq!(neighbour(Pace::SEQUENTIAL, 1, &(1..=1)), Pace::SEQUENTIAL);
     }
 

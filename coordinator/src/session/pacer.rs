@@ -1,13 +1,14 @@
 //! Where sessions of one kind share what they measured, and learn how fast to decode.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
 
-use super::costs::{Costs, Work};
-use super::pace::{Pace, best, neighbour};
+use super::costs::{Costs, Work, mode};
+use super::pace::{Acceptance, Pace, best, neighbour};
 use super::plan::Plan;
 use super::speculation::Speculation;
 use crate::worker_pool::reply::Effort;
@@ -15,8 +16,11 @@ use crate::worker_pool::reply::Effort;
 /// Draft length before anything was measured: few, as many sessions may begin at once.
 const FIRST_DRAFT: u32 = 2;
 
-/// One round in so many is decoded at a neighbouring pace, so that its costs are known, too.
-const PROBE_INTERVAL: u64 = 32;
+/// Rounds of every session for which all keep to one mode. What the first one takes depends on what the mode before left.
+const PERIOD: u64 = 3;
+
+/// One such period in so many is decoded at a neighbouring pace, so that its costs are known, too.
+const PROBE_INTERVAL: u64 = 16;
 
 /// The pacers of all kinds of sessions.
 #[derive(Debug)]
@@ -53,22 +57,37 @@ pub(crate) struct Pacer {
     measured: Mutex<Measured>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Measured {
     costs: Costs,
-    /// Paces handed out.
-    choices: u64,
+    /// Of all sessions.
+    acceptance: f64,
+    /// Whose mode all sessions keep to: what one does among others that do something else tells little.
+    common: Pace,
+    is_probe: bool,
+    /// Choices until the next common pace, and how many of them there were.
+    left: u64,
+    periods: u64,
 }
 
 impl Pacer {
     fn new(speculation: Speculation, max_draft: u32) -> Self {
-        Self { speculation, max_draft, sessions: AtomicUsize::new(0), measured: Mutex::default() }
+        let measured = Measured {
+            costs: Costs::default(),
+            acceptance: Acceptance::PRIOR.rate(),
+            common: Pace::SEQUENTIAL,
+            is_probe: false,
+            left: 0,
+            periods: 0,
+        };
+        Self { speculation, max_draft, sessions: AtomicUsize::new(0), measured: Mutex::new(measured) }
     }
 
     /// A session begins to decode, at the pace of this.
     pub(crate) fn join(self: &Arc<Self>, acceptance: f64) -> Paced {
         self.sessions.fetch_add(1, Ordering::Relaxed);
-        Paced { pace: self.pace(acceptance), pacer: Arc::clone(self), round: None }
+        let pace = self.pace(acceptance);
+        Paced { pacer: Arc::clone(self), pace, before: pace, round: None }
     }
 
     /// How fast the next round of a session should go.
@@ -79,18 +98,8 @@ impl Pacer {
             Speculation::Adaptive => 1..=self.max_draft,
         };
         let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(best) = best(&measured.costs, acceptance, &allowed, self.sessions()) else {
-            // Each model alone at first. That to compute side by side costs nothing is then believed until it is tried.
-            let pace = Pace { drafted: FIRST_DRAFT.clamp(*allowed.start(), *allowed.end()), runs_ahead: false };
-            return if pace.drafted == 1 { Pace::SEQUENTIAL } else { pace };
-        };
-        // All sessions try it, one after the other: what one does among others at another pace tells little.
-        let sessions = self.sessions() as u64;
-        let period = PROBE_INTERVAL * sessions;
-        let (probe, at) = (measured.choices / period, measured.choices % period);
-        measured.choices += 1;
-        let pace = if at >= period - sessions { neighbour(best, probe, &allowed) } else { best };
-        tracing::trace!(pace.drafted, pace.runs_ahead, sessions, acceptance, "pace");
+        let pace = measured.pace(acceptance, &allowed, self.sessions());
+        tracing::trace!(pace.drafted, pace.runs_ahead, sessions = self.sessions(), acceptance, "pace");
         pace
     }
 
@@ -99,11 +108,38 @@ impl Pacer {
     }
 }
 
+impl Measured {
+    fn pace(&mut self, acceptance: f64, allowed: &RangeInclusive<u32>, sessions: usize) -> Pace {
+        let period = PERIOD * sessions as u64;
+        self.acceptance += (acceptance - self.acceptance) / period as f64;
+        self.left = self.left.min(period);
+        if self.left == 0 {
+            (self.left, self.periods) = (period, self.periods + 1);
+            self.is_probe = self.periods.is_multiple_of(PROBE_INTERVAL);
+            let best = best(&self.costs, self.acceptance, allowed, sessions, None);
+            self.common = match best {
+                Some(best) if self.is_probe => neighbour(best, self.periods / PROBE_INTERVAL, allowed),
+                Some(best) => best,
+                // Each model alone at first. That to compute side by side costs nothing is then believed until it is tried.
+                None => match FIRST_DRAFT.clamp(*allowed.start(), *allowed.end()) {
+                    1 => Pace::SEQUENTIAL,
+                    drafted => Pace { drafted, runs_ahead: false },
+                },
+            };
+        }
+        self.left -= 1;
+        let own = || best(&self.costs, acceptance, allowed, sessions, Some(self.common));
+        if self.is_probe { self.common } else { own().unwrap_or(self.common) }
+    }
+}
+
 /// A session's part in a pacer, while it decodes.
 #[derive(Debug)]
 pub(crate) struct Paced {
     pacer: Arc<Pacer>,
     pace: Pace,
+    /// Of the round before.
+    before: Pace,
     /// Since when the round lasts.
     round: Option<Instant>,
 }
@@ -120,22 +156,25 @@ impl Paced {
         self.pace
     }
 
-    /// Takes note of an operation that fed `tokens` and drafted `drafts`, `beside` one of the other model. With the base's
-    /// pass a round is over, and the next one gets a pace.
-    pub(crate) fn observe(&mut self, tokens: usize, drafts: u32, beside: bool, effort: Effort, acceptance: f64) {
-        let work = match (drafts, tokens) {
-            (0, 0) => return,
-            (0, _) => Work::Verify(tokens as u32),
-            (_, _) => Work::Draft,
-        };
+    /// What the round takes tells nothing of its pace: it was held up by something else.
+    pub(crate) fn interrupt(&mut self) {
+        self.round = None;
+    }
+
+    /// Takes note of a forward pass, `beside` one of the other model. With the base's a round is over, and the next one gets
+    /// a pace.
+    pub(crate) fn observe(&mut self, work: Work, beside: bool, effort: Effort, acceptance: f64) {
         let (sessions, now) = (self.pacer.sessions(), Instant::now());
         let mut measured = self.pacer.measured.lock().unwrap_or_else(PoisonError::into_inner);
         measured.costs.observe(work, (self.pace, beside), effort, sessions);
         if let Work::Verify(_) = work {
-            if let Some(began) = self.round.replace(now) {
+            if let Some(began) = self.round.replace(now)
+                && mode(self.before) == mode(self.pace)
+            {
                 measured.costs.observe_round(self.pace, acceptance, sessions, now - began);
             }
             drop(measured);
+            self.before = self.pace;
             self.pace = self.pacer.pace(acceptance);
         }
     }
@@ -154,8 +193,9 @@ mod tests {
             Effort { compute, passes, tokens: rows, rows, ..Effort::default() }
         };
         let drafted = effort(pace.drafted, pace.drafted, 200 * u64::from(pace.drafted));
-        paced.observe(1, pace.drafted, pace.runs_ahead, drafted, acceptance);
-        paced.observe(pace.drafted as usize, 0, pace.runs_ahead, effort(1, pace.drafted, 10_000), acceptance);
+        paced.observe(Work::Draft, pace.runs_ahead, drafted, acceptance);
+        let verified = effort(1, pace.drafted, 10_000);
+        paced.observe(Work::Verify(pace.drafted), pace.runs_ahead, verified, acceptance);
     }
 
     #[test]

@@ -161,7 +161,8 @@ impl Job {
     pub(crate) fn needs_pass(&self) -> bool {
         match self.operation.work {
             Work::Extend { .. } => self.given > 0,
-            Work::Draft { .. } => true,
+            // The first token comes from the kept row.
+            Work::Draft { k, .. } => self.given > 0 || k > 1,
             Work::Release => false,
         }
     }

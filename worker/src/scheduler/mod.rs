@@ -124,9 +124,10 @@ impl Scheduler {
     }
 
     /// Queues an operation. One that needs no pass and is next in its session is answered at once: whoever asks wants to ride
-    /// in the pass that is being gathered.
-    pub(crate) fn submit(&mut self, job: Box<Job>, now: Instant) {
+    /// in the pass that is being gathered. Says whether it was awaited.
+    pub(crate) fn submit(&mut self, job: Box<Job>, now: Instant) -> bool {
         let (session, needs_pass) = (job.session(), job.needs_pass());
+        let is_awaited = self.awaited.contains(&session);
         if let Some(session) = self.sessions.get_mut(&session) {
             session.heard = now;
         }
@@ -138,6 +139,7 @@ impl Scheduler {
         if !needs_pass && self.queue.head(session) == Some(id) {
             self.start(id, now);
         }
+        is_awaited
     }
 
     /// Whether someone is about to come who rode in the last pass.
