@@ -22,7 +22,7 @@ async fn a_killed_coordinator_costs_the_client_nothing() {
     let request = |more: Value| {
         let mut body = json!({
             "model": "demo", "prompt": "def f(cur, x):\n    cur.execute(", "max_tokens": 200, "stream": true,
-            "logit_bias": {"0": -100},
+            "logit_bias": {"0": -100}, "min_tokens": 60,
         });
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         body
