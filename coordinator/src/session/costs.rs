@@ -154,6 +154,8 @@ pub struct Costs {
     draft: Passes,
     /// By the sessions under way, to a power of two: how they get into each other's way depends on it.
     modes: [[Mode; 3]; 16],
+    /// Of whatever mode, at whatever load: where nothing better is known.
+    share: Option<Average>,
     rounds: u64,
 }
 
@@ -177,7 +179,9 @@ impl Costs {
         let rows = f64::from(rows) / passes;
         let times = if beside { &mut of_model.beside } else { &mut of_model.alone };
         times.observe(rows.round().max(1.0) as u32, compute.as_secs_f64() / passes, load);
-        Average::note_in(&mut self.mode(pace, sessions).share, (rows / own_rows).max(1.0) / sessions as f64, load);
+        let share = (rows / own_rows).max(1.0) / sessions as f64;
+        Average::note_in(&mut self.mode(pace, sessions).share, share, load);
+        Average::note_in(&mut self.share, share, load);
     }
 
     /// Takes note of what a whole round took at `pace`.
@@ -222,7 +226,9 @@ impl Costs {
 
     /// Operations like one's own in a pass.
     fn crowd(&self, pace: Pace, sessions: usize) -> f64 {
-        (value(self.modes[crowding(sessions)][mode(pace)].share) * sessions as f64).max(1.0)
+        let here = &self.modes[crowding(sessions)];
+        let share = here[mode(pace)].share.or_else(|| here.iter().find_map(|mode| mode.share)).or(self.share);
+        (value(share) * sessions as f64).max(1.0)
     }
 
     /// Whether the base's passes at `pace` would be at most twice as large as the largest that was measured: what large ones
