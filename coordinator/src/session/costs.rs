@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::pace::Pace;
+use super::pace::{Mode, Pace};
 use crate::worker_pool::reply::Effort;
 
 /// What a forward pass was for.
@@ -133,9 +133,9 @@ impl Passes {
     }
 }
 
-/// Paces that use the devices alike: one position at a time, drafts and verification by turns, or side by side.
+/// What paces of one mode have in common.
 #[derive(Clone, Debug, Default)]
-struct Mode {
+struct ModeCosts {
     /// Operations like one's own in a pass, over the sessions under way: 1 when all ride in the same pass.
     share: Option<Average>,
     /// What rounds took over the time of their passes: queues, ways and whatever else the passes do not tell. As long as it
@@ -153,7 +153,7 @@ pub struct Costs {
     verify: Passes,
     draft: Passes,
     /// By the sessions under way, to a power of two: how they get into each other's way depends on it.
-    modes: [[Mode; 3]; 16],
+    modes: [[ModeCosts; Mode::COUNT]; 16],
     /// Of whatever mode, at whatever load: where nothing better is known.
     share: Option<Average>,
     rounds: u64,
@@ -180,7 +180,7 @@ impl Costs {
         let times = if beside { &mut of_model.beside } else { &mut of_model.alone };
         times.observe(rows.round().max(1.0) as u32, compute.as_secs_f64() / passes, load);
         let share = (rows / own_rows).max(1.0) / sessions as f64;
-        Average::note_in(&mut self.mode(pace, sessions).share, share, load);
+        Average::note_in(&mut self.of_mode(pace, sessions).share, share, load);
         Average::note_in(&mut self.share, share, load);
     }
 
@@ -192,7 +192,7 @@ impl Costs {
         {
             let surcharge = (took.as_secs_f64() / passes).clamp(Self::SURCHARGES.0, Self::SURCHARGES.1);
             let load = Load { round: self.rounds, sessions };
-            Average::note_in(&mut self.mode(pace, sessions).surcharge, surcharge, load);
+            Average::note_in(&mut self.of_mode(pace, sessions).surcharge, surcharge, load);
         }
     }
 
@@ -200,7 +200,7 @@ impl Costs {
     #[must_use]
     pub fn round_seconds(&self, pace: Pace, acceptance: f64, sessions: usize) -> Option<f64> {
         Some(
-            value(self.modes[crowding(sessions)][mode(pace)].surcharge)
+            value(self.modes[crowding(sessions)][pace.mode() as usize].surcharge)
                 * self.passes_seconds(pace, acceptance, sessions)?,
         )
     }
@@ -209,10 +209,10 @@ impl Costs {
         let (crowd, k) = (self.crowd(pace, sessions), f64::from(pace.drafted));
         let verify = |beside| self.verify.seconds(crowd * k, beside);
         let draft = |beside| Some(k * self.draft.seconds(crowd, beside)?);
-        match mode(pace) {
-            SEQUENTIAL => Some(verify(true)?.max(draft(true)?)),
-            BY_TURNS => Some(verify(false)? + draft(false)?),
-            _ => {
+        match pace.mode() {
+            Mode::Sequential => Some(verify(true)?.max(draft(true)?)),
+            Mode::ByTurns => Some(verify(false)? + draft(false)?),
+            Mode::SideBySide => {
                 let stands = acceptance.powf(k);
                 // After a rejection the base waits for new drafts.
                 Some(stands * verify(true)?.max(draft(true)?) + (1.0 - stands) * (verify(true)? + draft(false)?))
@@ -220,14 +220,15 @@ impl Costs {
         }
     }
 
-    fn mode(&mut self, pace: Pace, sessions: usize) -> &mut Mode {
-        &mut self.modes[crowding(sessions)][mode(pace)]
+    fn of_mode(&mut self, pace: Pace, sessions: usize) -> &mut ModeCosts {
+        &mut self.modes[crowding(sessions)][pace.mode() as usize]
     }
 
     /// Operations like one's own in a pass.
     fn crowd(&self, pace: Pace, sessions: usize) -> f64 {
         let here = &self.modes[crowding(sessions)];
-        let share = here[mode(pace)].share.or_else(|| here.iter().find_map(|mode| mode.share)).or(self.share);
+        let share =
+            here[pace.mode() as usize].share.or_else(|| here.iter().find_map(|mode| mode.share)).or(self.share);
         (value(share) * sessions as f64).max(1.0)
     }
 
@@ -240,22 +241,9 @@ impl Costs {
     }
 }
 
-const SEQUENTIAL: usize = 0;
-const BY_TURNS: usize = 1;
-const SIDE_BY_SIDE: usize = 2;
-
 /// Index of what so many sessions learn together.
 fn crowding(sessions: usize) -> usize {
     (sessions.max(1) - 1).checked_ilog2().map_or(0, |octave| (octave as usize + 1).min(15))
-}
-
-/// Index of the mode of `pace`.
-pub(super) fn mode(pace: Pace) -> usize {
-    match pace {
-        Pace { drafted: 1, .. } => SEQUENTIAL,
-        Pace { runs_ahead: false, .. } => BY_TURNS,
-        Pace { runs_ahead: true, .. } => SIDE_BY_SIDE,
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::costs::{Costs, mode};
+use super::costs::Costs;
 
 /// How a session decodes its next tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,32 @@ pub struct Pace {
 impl Pace {
     /// One position at a time.
     pub const SEQUENTIAL: Self = Self { drafted: 1, runs_ahead: false };
+
+    /// How it uses the devices.
+    #[must_use]
+    pub fn mode(self) -> Mode {
+        match self {
+            Self { drafted: 1, .. } => Mode::Sequential,
+            Self { runs_ahead: false, .. } => Mode::ByTurns,
+            Self { runs_ahead: true, .. } => Mode::SideBySide,
+        }
+    }
+}
+
+/// Paces that use the devices alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// One position at a time, by both models at once.
+    Sequential,
+    /// The expert drafts, then the base verifies.
+    ByTurns,
+    /// The expert drafts the next block while the base verifies.
+    SideBySide,
+}
+
+impl Mode {
+    /// Number of modes.
+    pub const COUNT: usize = 3;
 }
 
 /// Moving average of how many proposals stand.
@@ -67,7 +93,7 @@ pub fn best(
     let lookahead = lookahead.filter(|&pace| pace.drafted == *allowed.start() || costs.foresee(pace, sessions));
     let sequential = allowed.contains(&1).then_some(Pace::SEQUENTIAL);
     let paces = sequential.into_iter().chain(lookahead);
-    let paces = paces.filter(|&pace| like.is_none_or(|like| mode(pace) == mode(like)));
+    let paces = paces.filter(|&pace| like.is_none_or(|like| pace.mode() == like.mode()));
     let rated = paces.filter_map(|pace| Some((pace, rate(pace)?)));
     // The first of equals: running ahead is for what it gains.
     rated.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(pace, _)| pace)

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
 
-use super::costs::{Costs, Work, mode};
+use super::costs::{Costs, Work};
 use super::pace::{Acceptance, Pace, best, neighbour};
 use super::plan::Plan;
 use super::speculation::Speculation;
@@ -169,7 +169,7 @@ impl Paced {
         measured.costs.observe(work, (self.pace, beside), effort, sessions);
         if let Work::Verify(_) = work {
             if let Some(began) = self.round.replace(now)
-                && mode(self.before) == mode(self.pace)
+                && self.before.mode() == self.pace.mode()
             {
                 measured.costs.observe_round(self.pace, acceptance, sessions, now - began);
             }

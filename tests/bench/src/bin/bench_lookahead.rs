@@ -25,7 +25,7 @@ struct Arguments {
     #[arg(long = "pair", value_name = "PAIR")]
     pairs: Vec<PairName>,
     /// Rates of agreement planted into the random pairs, above 1/3 and below 1.
-    #[arg(long, value_delimiter = ',', default_values_t = [0.5, 0.7, 0.8, 0.9])]
+    #[arg(long, value_delimiter = ',', default_values_t = [0.5, 0.7, 0.8, 0.9], value_parser = agreement)]
     acceptance: Vec<f64>,
     /// Concurrent streams.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 4, 16])]
@@ -48,6 +48,12 @@ struct Arguments {
     /// Folder that keeps the checkpoints between runs.
     #[arg(long, value_name = "DIR", default_value = "tests/.bench")]
     work: PathBuf,
+}
+
+/// A rate that can be planted: the rest goes to two other tokens, neither of which may be likelier.
+fn agreement(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|&rate| rate > 1.0 / 3.0 && rate < 1.0);
+    rate.ok_or_else(|| "expected a number above 1/3 and below 1".to_owned())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
