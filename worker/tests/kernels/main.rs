@@ -83,5 +83,5 @@ pub(crate) trait Compute {
 
 pub(crate) fn heads(rng: &mut StdRng) -> Heads {
     let kv = rng.random_range(1..4);
-    Heads { query: kv * rng.random_range(1..4), kv, width: 2 * rng.random_range(1..40) }
+    Heads { query: kv * rng.random_range(1..10), kv, width: 2 * rng.random_range(1..40) }
 }

@@ -120,12 +120,12 @@ async fn compare(
     let mut ceiling: f64 = 0.0;
     for round in 1..=arguments.rounds {
         println!("{} {}: round {round} of {}", shape.name, format.name(), arguments.rounds);
-        ceiling = ceiling.max(bandwidth.measure());
         own.prefill(&mut worker).await?;
         if let Some(llama) = &mut llama {
             peers.prefill(llama).await?;
         }
         for (index, sequences) in BATCHES.into_iter().enumerate() {
+            ceiling = ceiling.max(bandwidth.measure());
             let before = worker.scrape().await?;
             let decoded = own.decode(&mut worker, index, span).await?;
             if sequences == EXAMINED {

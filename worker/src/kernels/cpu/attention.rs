@@ -5,15 +5,17 @@
 
 #![expect(clippy::needless_range_loop, reason = "iterators that are not inlined spill every register")]
 
+use std::ops::Range;
+
 use super::lanes::{Element, InstructionSet, LANES, Simd, Task, dot_products, exp, multiply_add, sum};
 use super::memory::Pages;
-use super::threads::Threads;
+use super::threads::{Shares, Threads};
 use crate::kernels::{CacheShape, Heads, Place};
 
 /// Keys whose scores are held at once.
 const TILE: usize = 32;
 
-/// Query heads that go through the keys together, at most.
+/// Queries that go through the keys together, at most.
 const TOGETHER: usize = 8;
 
 /// Multiplications below which one thread works alone.
@@ -28,9 +30,23 @@ pub(super) struct Rows<'a> {
     pub(super) places: &'a [Place<'a>],
 }
 
+impl Rows<'_> {
+    /// The first key that a row sees.
+    fn first_key(&self, row: usize) -> usize {
+        self.window.map_or(0, |window| (self.places[row].position + 1).saturating_sub(window))
+    }
+
+    /// Whether the tiles of two rows are the same keys as far as both see them.
+    fn share_tiles(&self, row: usize, other: usize) -> bool {
+        std::ptr::eq(self.places[row].blocks, self.places[other].blocks)
+            && self.first_key(row) == self.first_key(other)
+    }
+}
+
 /// Writes `[rows][heads][head_dim]`.
 ///
-/// A task is some query heads of a row that share a key head: what is read of the cache serves them all.
+/// A task is some query heads, which share a key head, of some rows that follow each other: what is read of the cache
+/// serves all heads, and all rows of the same sequence.
 pub(super) fn attend<W: Element>(
     (instructions, threads): (InstructionSet, &Threads),
     rows: Rows<'_>,
@@ -38,36 +54,71 @@ pub(super) fn attend<W: Element>(
     [keys, values]: &[Pages<W>; 2],
     out: &mut [f32],
 ) {
-    let Rows { qkv, heads, window, places } = rows;
+    let Rows { heads, places, .. } = rows;
     let sharing = heads.query / heads.kv;
-    let together = (1..=TOGETHER).rev().find(|&count| sharing.is_multiple_of(count)).unwrap_or(1);
-    let row_tasks = heads.query / together;
-    let some_heads = |index: usize, out: &mut [f32]| {
-        let (row, head) = (index / row_tasks, index % row_tasks * together);
-        let queries = &qkv[row * heads.qkv_width() + head * heads.width..][..out.len()];
-        let (place, kv_offset, width) = (places[row], head / sharing * heads.width, heads.width);
-        instructions.run(Attend { queries, width, keys, values, shape, layer, place, kv_offset, window, out });
+    let heads_together = (1..=TOGETHER).rev().find(|&count| sharing.is_multiple_of(count)).unwrap_or(1);
+    let rows_together = TOGETHER / heads_together;
+    let head_tasks = heads.query / heads_together;
+    let out = Shares::new(&mut out[..places.len() * heads.query_width()]);
+    let task = |index: usize| {
+        let head = index % head_tasks * heads_together;
+        let mut row = index / head_tasks * rows_together;
+        let end = places.len().min(row + rows_together);
+        while row < end {
+            let same = (row..end).take_while(|&other| rows.share_tiles(row, other)).count();
+            let queries = Queries { first_row: row, rows: same, first_head: head, heads: heads_together };
+            instructions.run(Attend { of: &rows, queries, keys, values, shape, layer, out: &out });
+            row += same;
+        }
     };
-    let out = &mut out[..places.len() * heads.query_width()];
+    let tasks = places.len().div_ceil(rows_together) * head_tasks;
     let keys_read: usize = places.iter().map(|place| place.position + 1).sum();
-    let parallel = keys_read * heads.query_width() >= PARALLEL_FROM;
-    threads.chunks(out, together * heads.width, parallel, some_heads);
+    match keys_read * heads.query_width() {
+        ..PARALLEL_FROM => (0..tasks).for_each(task),
+        _ => threads.each(tasks, &task),
+    }
 }
 
-/// Query heads of one row that share a key head.
+/// Some heads, which share a key head, of some rows of one sequence; row by row.
+#[derive(Clone, Copy)]
+struct Queries {
+    first_row: usize,
+    rows: usize,
+    first_head: usize,
+    heads: usize,
+}
+
+impl Queries {
+    #[inline(always)]
+    fn row(&self, query: usize) -> usize {
+        self.first_row + query / self.heads
+    }
+
+    #[inline(always)]
+    fn head(&self, query: usize) -> usize {
+        self.first_head + query % self.heads
+    }
+}
+
+/// The attention of up to [`TOGETHER`] queries, whose tiles are the same keys.
 struct Attend<'a, W> {
-    queries: &'a [f32],
-    /// Of a head.
-    width: usize,
+    of: &'a Rows<'a>,
+    queries: Queries,
     keys: &'a [W],
     values: &'a [W],
     shape: &'a CacheShape,
     layer: usize,
-    place: Place<'a>,
-    /// Of the key head within a cached token.
-    kv_offset: usize,
-    window: Option<usize>,
-    out: &'a mut [f32],
+    out: &'a Shares<'a, f32>,
+}
+
+/// Some keys, and what queries think of them.
+struct Tile {
+    /// Where the keys (and values) of the key head lie.
+    offsets: [usize; TILE],
+    /// How many of them each query sees, from the first on.
+    seen: [usize; TOGETHER],
+    /// Scores, then weights; minus infinity, then zero, where a query sees no key.
+    weights: [[f32; TILE]; TOGETHER],
 }
 
 impl<W: Element> Task for Attend<'_, W> {
@@ -75,56 +126,77 @@ impl<W: Element> Task for Attend<'_, W> {
 
     /// Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
-        let heads = self.queries.len() / self.width;
-        let end = self.place.position + 1;
-        let first = self.window.map_or(0, |window| end.saturating_sub(window));
+    fn run<S: Simd>(self, simd: S) {
+        let Self { of, queries, .. } = self;
+        let count = queries.rows * queries.heads;
+        let sharing = of.heads.query / of.heads.kv;
+        let kv_offset = queries.first_head / sharing * of.heads.width;
+        let place = of.places[queries.first_row];
+        let first = of.first_key(queries.first_row);
         let (mut max, mut total) = ([f32::NEG_INFINITY; TOGETHER], [0.0; TOGETHER]);
-        self.out.fill(0.0);
-        for tile in (first..end).step_by(TILE) {
-            let mut offsets = [0; TILE];
-            let offsets = &mut offsets[..TILE.min(end - tile)];
-            for i in 0..offsets.len() {
-                let place = Place { position: tile + i, ..self.place };
-                offsets[i] = self.shape.offset(self.layer, place) + self.kv_offset;
+        let mut ends = [0; TOGETHER];
+        for query in 0..count {
+            ends[query] = of.places[queries.row(query)].position + 1;
+            self.out(query).fill(0.0);
+        }
+        let end = ends.into_iter().fold(0, usize::max);
+        for begin in (first..end).step_by(TILE) {
+            let mut tile =
+                Tile { offsets: [0; TILE], seen: [0; TOGETHER], weights: [[f32::NEG_INFINITY; TILE]; TOGETHER] };
+            for query in 0..count {
+                tile.seen[query] = ends[query].saturating_sub(begin).min(TILE);
             }
-            let mut weights = [[f32::NEG_INFINITY; TILE]; TOGETHER];
-            let mut head = 0;
-            while head < heads {
-                head += match heads - head {
-                    1 => self.scores::<1, 4, S>(simd, head, offsets, &mut weights),
-                    2 | 3 => self.scores::<2, 4, S>(simd, head, offsets, &mut weights),
-                    _ => self.scores::<4, 2, S>(simd, head, offsets, &mut weights),
+            for i in 0..TILE.min(end - begin) {
+                let place = Place { position: begin + i, ..place };
+                tile.offsets[i] = self.shape.offset(self.layer, place) + kv_offset;
+            }
+            let mut query = 0;
+            while query < count {
+                query += match count - query {
+                    1 => self.scores::<1, 4, S>(simd, query, &mut tile),
+                    2 | 3 => self.scores::<2, 4, S>(simd, query, &mut tile),
+                    _ => self.scores::<4, 2, S>(simd, query, &mut tile),
                 };
             }
-            for head in 0..heads {
-                let shrink = soften::<S>(&mut weights[head], &mut max[head], &mut total[head]);
-                self.add_values(simd, head, offsets, &weights[head], shrink);
+            for query in 0..count {
+                if tile.seen[query] > 0 {
+                    let shrink = soften::<S>(&mut tile.weights[query], &mut max[query], &mut total[query]);
+                    for out in self.out(query) {
+                        *out *= shrink;
+                    }
+                }
+            }
+            let mut query = 0;
+            while query < count {
+                query += match count - query {
+                    1 => self.add_values::<1, 4, S>(simd, query, &tile),
+                    2 | 3 => self.add_values::<2, 4, S>(simd, query, &tile),
+                    _ => self.add_values::<4, 2, S>(simd, query, &tile),
+                };
             }
         }
-        for head in 0..heads {
-            let total = total[head];
-            self.out[head * self.width..][..self.width].iter_mut().for_each(|out| *out /= total);
+        for query in 0..count {
+            let total = total[query];
+            for out in self.out(query) {
+                *out /= total;
+            }
         }
     }
 }
 
 impl<W: Element> Attend<'_, W> {
-    /// The scores of `R` heads from `head` on, `C` keys at a time; returns `R`.
+    /// The scores of `R` queries from `first` on, `C` keys at a time where all see them; returns `R`.
     #[inline(always)]
-    fn scores<const R: usize, const C: usize, S: Simd>(
-        &self,
-        simd: S,
-        head: usize,
-        offsets: &[usize],
-        scores: &mut [[f32; TILE]; TOGETHER],
-    ) -> usize {
-        let whole = offsets.len() - offsets.len() % C;
+    fn scores<const R: usize, const C: usize, S: Simd>(&self, simd: S, first: usize, tile: &mut Tile) -> usize {
+        let seen_by_all = tile.seen_by_all::<R>(first);
+        let whole = seen_by_all - seen_by_all % C;
         for i in (0..whole).step_by(C) {
-            self.some_scores::<R, C, S>(simd, head, (i, offsets), scores);
+            self.some_scores::<R, C, S>(simd, first, i, tile);
         }
-        for i in whole..offsets.len() {
-            self.some_scores::<R, 1, S>(simd, head, (i, offsets), scores);
+        for query in first..first + R {
+            for i in whole..tile.seen[query] {
+                self.some_scores::<1, 1, S>(simd, query, i, tile);
+            }
         }
         R
     }
@@ -133,49 +205,116 @@ impl<W: Element> Attend<'_, W> {
     fn some_scores<const R: usize, const C: usize, S: Simd>(
         &self,
         simd: S,
-        head: usize,
-        (first, offsets): (usize, &[usize]),
-        scores: &mut [[f32; TILE]; TOGETHER],
+        first: usize,
+        key: usize,
+        tile: &mut Tile,
     ) {
+        let Heads { width, .. } = self.of.heads;
         let (mut queries, mut keys): ([&[f32]; R], [&[W]; C]) = ([&[]; R], [&[]; C]);
         for r in 0..R {
-            queries[r] = &self.queries[(head + r) * self.width..][..self.width];
+            let (row, head) = (self.queries.row(first + r), self.queries.head(first + r));
+            queries[r] = &self.of.qkv[row * self.of.heads.qkv_width() + head * width..][..width];
         }
         for c in 0..C {
-            keys[c] = &self.keys[offsets[first + c]..][..self.width];
+            keys[c] = &self.keys[tile.offsets[key + c]..][..width];
         }
-        let scale = 1.0 / (self.width as f32).sqrt();
+        let scale = 1.0 / (width as f32).sqrt();
         let dots = dot_products(simd, queries, keys);
         for r in 0..R {
             for c in 0..C {
-                scores[head + r][first + c] = dots[r][c] * scale;
+                tile.weights[first + r][key + c] = dots[r][c] * scale;
             }
         }
     }
 
-    /// `out = shrink · out + weights · values` for one head, the values in ascending order.
+    /// `out += weights · values` for `R` queries from `first` on, the values in ascending order, `C` vectors of them at
+    /// a time; returns `R`.
     #[inline(always)]
-    fn add_values<S: Simd>(&mut self, simd: S, head: usize, offsets: &[usize], weights: &[f32; TILE], shrink: f32) {
-        let out = &mut self.out[head * self.width..][..self.width];
-        let (chunks, rest) = out.as_chunks_mut::<LANES>();
-        let columns = chunks.len() * LANES;
-        for (index, out) in chunks.iter_mut().enumerate() {
-            for out in &mut *out {
-                *out *= shrink;
-            }
-            let mut sum = simd.load_f32(out);
-            for i in 0..offsets.len() {
-                let (values, _) = self.values[offsets[i] + index * LANES..].as_chunks();
-                sum = simd.multiply_add(simd.splat(weights[i]), W::load(simd, &values[0]), sum);
-            }
-            simd.store(sum, out);
+    fn add_values<const R: usize, const C: usize, S: Simd>(&self, simd: S, first: usize, tile: &Tile) -> usize {
+        let seen_by_all = tile.seen_by_all::<R>(first);
+        let vectors = self.of.heads.width / LANES;
+        let whole = vectors - vectors % C;
+        for vector in (0..whole).step_by(C) {
+            self.add_some::<R, C, S>(simd, first, vector, tile, 0..seen_by_all);
         }
-        for (index, out) in rest.iter_mut().enumerate() {
-            *out *= shrink;
-            for i in 0..offsets.len() {
-                *out = multiply_add::<S>(weights[i], self.values[offsets[i] + columns + index].widen(), *out);
+        for vector in whole..vectors {
+            self.add_some::<R, 1, S>(simd, first, vector, tile, 0..seen_by_all);
+        }
+        for query in first..first + R {
+            if tile.seen[query] > seen_by_all {
+                for vector in 0..vectors {
+                    self.add_some::<1, 1, S>(simd, query, vector, tile, seen_by_all..tile.seen[query]);
+                }
+            }
+            for (column, out) in self.out(query).iter_mut().enumerate().skip(vectors * LANES) {
+                for i in 0..tile.seen[query] {
+                    let value = self.values[tile.offsets[i] + column].widen();
+                    *out = multiply_add::<S>(tile.weights[query][i], value, *out);
+                }
             }
         }
+        R
+    }
+
+    #[inline(always)]
+    fn add_some<const R: usize, const C: usize, S: Simd>(
+        &self,
+        simd: S,
+        first: usize,
+        vector: usize,
+        tile: &Tile,
+        keys: Range<usize>,
+    ) {
+        let mut sums = [[simd.zero(); C]; R];
+        for r in 0..R {
+            let out = &self.out(first + r).as_chunks::<LANES>().0[vector..][..C];
+            for c in 0..C {
+                sums[r][c] = simd.load_f32(&out[c]);
+            }
+        }
+        for i in keys {
+            let (values, _) = self.values[tile.offsets[i] + vector * LANES..][..C * LANES].as_chunks::<LANES>();
+            let mut loaded = [simd.zero(); C];
+            for c in 0..C {
+                loaded[c] = W::load(simd, &values[c]);
+            }
+            for r in 0..R {
+                let weight = simd.splat(tile.weights[first + r][i]);
+                for c in 0..C {
+                    sums[r][c] = simd.multiply_add(weight, loaded[c], sums[r][c]);
+                }
+            }
+        }
+        for r in 0..R {
+            let out = &mut self.out(first + r).as_chunks_mut::<LANES>().0[vector..][..C];
+            for c in 0..C {
+                simd.store(sums[r][c], &mut out[c]);
+            }
+        }
+    }
+
+    /// The result of a query.
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "see `Shares`")]
+    fn out(&self, query: usize) -> &mut [f32] {
+        let Heads { width, query: heads, .. } = self.of.heads;
+        #[expect(unsafe_code, reason = "see `Shares`")]
+        // SAFETY: `attend` gives every head of every row to exactly one task, and a task uses one part at a time.
+        unsafe {
+            self.out.part((self.queries.row(query) * heads + self.queries.head(query)) * width, width)
+        }
+    }
+}
+
+impl Tile {
+    /// How many keys each of `R` queries from `first` on sees.
+    #[inline(always)]
+    fn seen_by_all<const R: usize>(&self, first: usize) -> usize {
+        let mut seen = TILE;
+        for r in 0..R {
+            seen = seen.min(self.seen[first + r]);
+        }
+        seen
     }
 }
 
@@ -183,7 +322,10 @@ impl<W: Element> Attend<'_, W> {
 /// shrink.
 #[inline(always)]
 fn soften<S: Simd>(weights: &mut [f32; TILE], max: &mut f32, total: &mut f32) -> f32 {
-    let new_max = weights.iter().copied().fold(*max, f32::max);
+    let mut new_max = *max;
+    for i in 0..TILE {
+        new_max = new_max.max(weights[i]);
+    }
     let shrink = if new_max > *max { exp::<S>(*max - new_max) } else { 1.0 };
     *max = new_max;
     let mut lanes = [0.0; LANES];

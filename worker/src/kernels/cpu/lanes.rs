@@ -6,8 +6,9 @@
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    __m256, _mm_loadu_si128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps,
-    _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+    __m256, _mm_add_ps, _mm_loadu_si128, _mm_movehl_ps, _mm_movelh_ps, _mm_setzero_ps, _mm_shuffle_ps, _mm_storeu_ps,
+    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extractf128_ps,
+    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
 };
 
 use half::{bf16, f16};
@@ -50,6 +51,16 @@ pub(super) trait Simd: Copy {
     fn store(self, vector: Self::Vector, to: &mut Lanes);
     /// `a · b + c`.
     fn multiply_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+
+    /// The sum of each, as [`sum`] has it.
+    #[inline(always)]
+    fn sums(self, vectors: [Self::Vector; 4]) -> [f32; 4] {
+        vectors.map(|vector| {
+            let mut lanes = [0.0; LANES];
+            self.store(vector, &mut lanes);
+            sum(lanes)
+        })
+    }
 }
 
 /// The instruction sets that kernels are compiled for.
@@ -158,6 +169,23 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn multiply_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn sums(self, vectors: [__m256; 4]) -> [f32; 4] {
+        unsafe {
+            let mut halves = [_mm_setzero_ps(); 4];
+            for i in 0..4 {
+                halves[i] = _mm_add_ps(_mm256_castps256_ps128(vectors[i]), _mm256_extractf128_ps::<1>(vectors[i]));
+            }
+            let [a, b, c, d] = halves;
+            let ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
+            let cd = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
+            let sums = _mm_add_ps(_mm_shuffle_ps::<0b10_00_10_00>(ab, cd), _mm_shuffle_ps::<0b11_01_11_01>(ab, cd));
+            let mut stored = [0.0; 4];
+            _mm_storeu_ps(stored.as_mut_ptr(), sums);
+            stored
+        }
     }
 }
 
@@ -325,11 +353,15 @@ pub(super) fn dot_products<const R: usize, const C: usize, S: Simd, W: Element>(
         }
     }
     let mut sums = [[0.0; C]; R];
-    for r in 0..R {
-        for c in 0..C {
-            let mut lanes = [0.0; LANES];
-            simd.store(total[r][c], &mut lanes);
-            sums[r][c] = sum(lanes);
+    for first in (0..R * C).step_by(4) {
+        let mut four = [simd.zero(); 4];
+        let count = four.len().min(R * C - first);
+        for i in 0..count {
+            four[i] = total[(first + i) / C][(first + i) % C];
+        }
+        let found = simd.sums(four);
+        for i in 0..count {
+            sums[(first + i) / C][(first + i) % C] = found[i];
         }
     }
     sums

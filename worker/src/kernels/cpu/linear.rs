@@ -177,7 +177,9 @@ impl<B: Block> Panels<'_, B> {
         for r in 0..R {
             let mut values = [0.0; PANEL];
             wide.store(totals[r], &mut values);
-            values.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+            for i in 0..bias.len().min(PANEL) {
+                values[i] += bias[i];
+            }
             let found = self.out(first + r, column);
             match found.first_chunk_mut() {
                 Some(whole) => *whole = values,
