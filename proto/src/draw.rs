@@ -6,6 +6,8 @@
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
+use crate::exp::exp;
+
 /// How logits become a distribution: temperature, then top-k, then top-p.
 ///
 /// Top-p is Hugging Face's (CoSec's published code uses it): sort ascending, lower ids first among equals; drop every
@@ -54,6 +56,12 @@ impl Warp {
     #[must_use]
     pub fn top_k(&self) -> u32 {
         self.top_k
+    }
+
+    /// Whether tokens of positive probability may go.
+    #[must_use]
+    pub fn cuts(&self) -> bool {
+        self.top_k > 0 || self.top_p < 1.0
     }
 }
 
@@ -167,7 +175,7 @@ impl Distribution {
     /// A token of probability zero is never drawn.
     #[must_use]
     pub fn sample(&self, u: f64) -> u32 {
-        inverse_cdf(self.iter(), u)
+        walk(self.iter(), u * sum(&self.probabilities))
     }
 }
 
@@ -175,15 +183,18 @@ impl Distribution {
 #[derive(Debug)]
 pub struct Warper {
     distribution: Distribution,
-    /// Ids with their unnormalised weights.
-    support: Vec<(u32, f64)>,
+    /// Of every token; unnormalised.
     weights: Vec<f64>,
+    /// The same, in the order that top-k needs.
+    ordered: Vec<f64>,
+    /// Ids with their weights.
+    support: Vec<(u32, f64)>,
 }
 
 impl Default for Warper {
     fn default() -> Self {
         let distribution = Distribution { ids: Vec::new(), probabilities: Vec::new(), log_normaliser: 0.0 };
-        Self { distribution, support: Vec::new(), weights: Vec::new() }
+        Self { distribution, weights: Vec::new(), ordered: Vec::new(), support: Vec::new() }
     }
 }
 
@@ -200,7 +211,8 @@ impl Warper {
     /// As there.
     pub fn warp(&mut self, logits: &[f32], warp: &Warp) -> Result<&Distribution, InvalidLogits> {
         let max = checked_max(logits)?;
-        let Self { distribution: Distribution { ids, probabilities, log_normaliser }, support, weights } = self;
+        let Self { distribution: Distribution { ids, probabilities, log_normaliser }, weights, ordered, support } =
+            self;
         ids.clear();
         probabilities.clear();
         if warp.temperature == 0.0 {
@@ -209,21 +221,21 @@ impl Warper {
             *log_normaliser = f64::from(max);
             return Ok(&self.distribution);
         }
-        let weighed = (0u32..).zip(weigh(logits, max, warp)).filter(|&(_, weight)| weight > 0.0);
-        if warp.top_k == 0 && warp.top_p >= 1.0 {
-            weighed.for_each(|(id, weight)| {
-                ids.push(id);
-                probabilities.push(weight);
-            });
-        } else {
-            support.clear();
-            support.extend(weighed);
-            keep_top_k(support, weights, warp.top_k as usize);
-            keep_top_p(support, warp.top_p);
+        weights.clear();
+        let mut total = weigh(logits, max, warp, |some| weights.extend_from_slice(some));
+        if warp.cuts() {
+            let least = least_of_top_k(weights, ordered, warp.top_k as usize);
+            take_top_p(support, (weights, least), warp.top_p);
             ids.extend(support.iter().map(|&(id, _)| id));
             probabilities.extend(support.iter().map(|&(_, weight)| weight));
+            total = sum(probabilities);
+        } else if weights.iter().fold(true, |all, &weight| all & (weight > 0.0)) {
+            ids.extend((0u32..).zip(&*weights).map(|(id, _)| id));
+            probabilities.extend_from_slice(weights);
+        } else {
+            ids.extend((0u32..).zip(&*weights).filter(|&(_, &weight)| weight > 0.0).map(|(id, _)| id));
+            probabilities.extend(weights.iter().copied().filter(|&weight| weight > 0.0));
         }
-        let total: f64 = probabilities.iter().sum();
         probabilities.iter_mut().for_each(|p| *p /= total);
         *log_normaliser = f64::from(max) / warp.temperature + total.ln();
         Ok(&self.distribution)
@@ -241,26 +253,62 @@ pub fn probabilities_of(ids: &[u32], logits: &[f32], warp: &Warp) -> Result<Vec<
         let best = arg_max(logits, max);
         return Ok(ids.iter().map(|&id| if id == best { 1.0 } else { 0.0 }).collect());
     }
-    if warp.top_k > 0 || warp.top_p < 1.0 {
+    if warp.cuts() {
         let distribution = Distribution::warped(logits, warp)?;
         return Ok(ids.iter().map(|&id| distribution.probability(id)).collect());
     }
-    let total: f64 = weigh(logits, max, warp).filter(|&weight| weight > 0.0).sum();
+    let total = weigh(logits, max, warp, |_| ());
     let probability = |&id: &u32| {
         let logit = logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
-        weight(logit, max, warp) / total
+        let mut weight = [0.0];
+        some_weights(&[logit], max, warp, &mut weight);
+        weight[0] / total
     };
     Ok(ids.iter().map(probability).collect())
 }
 
-/// Unnormalised; the arg max has 1.
-fn weigh(logits: &[f32], max: f32, warp: &Warp) -> impl Iterator<Item = f64> {
-    logits.iter().map(move |&logit| weight(logit, max, warp))
+/// Numbers that are added side by side.
+const LANES: usize = 8;
+
+/// Tokens whose weights are found at a time.
+const SOME: usize = 512;
+
+/// Hands the weights of all tokens to `take`, some at a time, and returns their [`sum`].
+fn weigh(logits: &[f32], max: f32, warp: &Warp, mut take: impl FnMut(&[f64])) -> f64 {
+    let mut lanes = [0.0; LANES];
+    let mut buffer = [0.0; SOME];
+    for logits in logits.chunks(SOME) {
+        let weights = &mut buffer[..logits.len()];
+        some_weights(logits, max, warp, weights);
+        add_to_lanes(&mut lanes, weights);
+        take(weights);
+    }
+    lanes.iter().sum()
 }
 
-fn weight(logit: f32, max: f32, warp: &Warp) -> f64 {
+/// Unnormalised; the arg max has 1.
+fn some_weights(logits: &[f32], max: f32, warp: &Warp, weights: &mut [f64]) {
     // Subtracting first keeps tiny temperatures finite: the arg max stays at 0, all else goes to -inf.
-    ((f64::from(logit) - f64::from(max)) / warp.temperature).exp()
+    let exponent = |&logit: &f32| (f64::from(logit) - f64::from(max)) / warp.temperature;
+    weights.iter_mut().zip(logits.iter().map(exponent)).for_each(|(weight, exponent)| *weight = exponent);
+    exp(weights);
+}
+
+/// Number `i` goes to lane `i % LANES`.
+fn sum(numbers: &[f64]) -> f64 {
+    let mut lanes = [0.0; LANES];
+    add_to_lanes(&mut lanes, numbers);
+    lanes.iter().sum()
+}
+
+fn add_to_lanes(lanes: &mut [f64; LANES], numbers: &[f64]) {
+    let (whole, rest) = numbers.as_chunks::<LANES>();
+    for some in whole {
+        for i in 0..LANES {
+            lanes[i] += some[i];
+        }
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, number)| *lane += number);
 }
 
 /// The lowest id with the logit `max`.
@@ -272,7 +320,12 @@ fn arg_max(logits: &[f32], max: f32) -> u32 {
 ///
 /// Never draws a weight of zero while another is positive.
 pub fn inverse_cdf(weights: impl Iterator<Item = (u32, f64)> + Clone, u: f64) -> u32 {
-    let target = u * weights.clone().map(|(_, weight)| weight).sum::<f64>();
+    let total = weights.clone().map(|(_, weight)| weight).sum::<f64>();
+    walk(weights, u * total)
+}
+
+/// The first id whose cumulative weight exceeds `target`.
+fn walk(weights: impl Iterator<Item = (u32, f64)>, target: f64) -> u32 {
     let mut cumulative = 0.0;
     let mut last_possible = 0;
     for (id, weight) in weights {
@@ -302,35 +355,43 @@ fn checked_max(logits: &[f32]) -> Result<f32, InvalidLogits> {
     if max == f32::NEG_INFINITY { Err(InvalidLogits::NoSupport) } else { Ok(max) }
 }
 
-/// Keeps the `k` largest weights and whatever equals the smallest of them (Hugging Face's top-k).
-fn keep_top_k(support: &mut Vec<(u32, f64)>, weights: &mut Vec<f64>, k: usize) {
-    if k == 0 || k >= support.len() {
-        return;
+/// The `k`-th largest weight: it and whatever equals it stay (Hugging Face's top-k). 0 where all stay.
+fn least_of_top_k(weights: &[f64], ordered: &mut Vec<f64>, k: usize) -> f64 {
+    if k == 0 || k >= weights.len() {
+        return 0.0;
     }
-    weights.clear();
-    weights.extend(support.iter().map(|&(_, w)| w));
-    let (_, &mut smallest_kept, _) = weights.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
-    support.retain(|&(_, w)| w >= smallest_kept);
+    ordered.clear();
+    ordered.extend_from_slice(weights);
+    *ordered.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
 }
 
-/// Far more than what rounding adds up to in the cumulative sums of [`keep_top_p`].
+/// Far more than what rounding adds up to in the cumulative sums of [`take_top_p`].
 const ROUNDING: f64 = 1e-9;
 
-/// Tokens that [`keep_top_p`] sorts at once.
+/// Tokens that [`take_top_p`] sorts at once.
 const SORTED: usize = 64;
 
-/// See [`Warp`]. Walks from the most probable token down, which is the ascending rule read backwards: a token stays
-/// while the mass at and below it is more than `1 - top_p`.
-fn keep_top_p(support: &mut Vec<(u32, f64)>, top_p: f64) {
-    if top_p >= 1.0 {
-        return;
+/// Takes of the weights from `least` on the top-p, see [`Warp`], into `support`.
+///
+/// Walks from the most probable token down, which is the ascending rule read backwards: a token stays while the mass at
+/// and below it is more than `1 - top_p`.
+fn take_top_p(support: &mut Vec<(u32, f64)>, (weights, mut least): (&[f64], f64), top_p: f64) {
+    let mut lanes = [0.0; LANES];
+    for some in weights.chunks(LANES) {
+        for (lane, &weight) in lanes.iter_mut().zip(some) {
+            *lane += if weight >= least { weight } else { 0.0 };
+        }
     }
-    let total: f64 = support.iter().map(|&(_, w)| w).sum();
+    let total: f64 = lanes.iter().sum();
     let spare = 1.0 - top_p;
     if spare > ROUNDING {
         // Together these weigh at most half of what is left out: nobody needs to sort them.
-        let least = 0.5 * spare * total / support.len() as f64;
-        support.retain(|&(_, w)| w >= least);
+        least = least.max(0.5 * spare * total / weights.len() as f64);
+    }
+    support.clear();
+    support.extend((0u32..).zip(weights.iter().copied()).filter(|&(_, weight)| weight >= least && weight > 0.0));
+    if top_p >= 1.0 {
+        return;
     }
     // Higher ids first among equals: the ascending rule drops the lower ones first.
     let descending = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(b.0.cmp(&a.0));

@@ -14,6 +14,8 @@ pub mod kubernetes;
 
 pub mod draw;
 
+mod exp;
+
 pub mod row_runs;
 
 pub mod tokenizer_fingerprint;

@@ -147,7 +147,7 @@ impl Row<'_> {
     }
 
     fn gather(&mut self, ids: &[u32], warp: &Warp) -> Result<Vec<f64>, InvalidLogits> {
-        if self.warped != Some(*warp) && (self.views)(warp) < 2 {
+        if !warp.cuts() && self.warped != Some(*warp) && (self.views)(warp) < 2 {
             return probabilities_of(ids, self.logits, warp);
         }
         let distribution = self.distribution(warp)?;

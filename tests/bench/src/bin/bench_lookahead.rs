@@ -87,6 +87,9 @@ const BASE: usize = 0;
 const SEQUENTIAL: usize = 1;
 const ADAPTIVE: usize = 5;
 
+/// Bytes per token do not change with the time.
+const WIRE_SPAN: Duration = Duration::from_secs(4);
+
 const TRANSPORTS: [&str; 4] = ["gather", "sample", "nucleus", "full"];
 
 #[tokio::main(flavor = "current_thread")]
@@ -271,7 +274,13 @@ impl Bench<'_> {
                 cells
                     .iter()
                     .zip(&seen[BASE])
-                    .map(|(own, base)| format!("{:.1} ({:.2})", median(&rates_of(own)), ratio(own, base))),
+                    .map(|(own, base)| (median(&rates_of(own)), ratio(own, base)))
+                    // No stream showed a second burst of tokens in the time that was watched.
+                    .map(
+                        |(rate, ratio)| {
+                            if rate.is_nan() { "-".to_owned() } else { format!("{rate:.1} ({ratio:.2})") }
+                        },
+                    ),
             );
             if way != BASE {
                 row.push(format!("{:.3}", acceptance(cells)));
@@ -306,7 +315,7 @@ impl Bench<'_> {
 
     async fn bytes(&self, coordinator: &Coordinator, planted: Option<f64>, transport: &str) -> Result<[f64; 4]> {
         let requests = vec![self.request(0, 0, planted, "cosec", transport)];
-        let added = watch(coordinator, requests, self.span()).await?.added;
+        let added = watch(coordinator, requests, self.span().min(WIRE_SPAN)).await?.added;
         let tokens = added.sum("cosec_tokens_total", &[]);
         let labels = [("base", "sent"), ("base", "received"), ("expert", "sent"), ("expert", "received")];
         Ok(labels.map(|(role, direction)| {
