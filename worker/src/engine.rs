@@ -28,13 +28,6 @@ const MAX_OPERATION_TOKENS: usize = 8192;
 /// Places in the inbox beside those of operations: one nudge and one order to stop.
 const SPARE_INBOX: usize = 2;
 
-/// Part of a forward pass that the next one waits for each of the sessions just answered: without it a batch falls apart into
-/// halves that take turns, each at the price of the whole.
-const GATHERING: f64 = 1.0 / 16.0;
-
-/// It waits no longer than so many times that, however many come one after the other.
-const MOST_GATHERINGS: u32 = 4;
-
 /// Weight of the newest forward pass in the moving average of their time.
 const STEP_TIME_WEIGHT: f64 = 0.1;
 
@@ -199,29 +192,29 @@ fn run(
     max_operations: usize,
 ) {
     loop {
-        let begun = Instant::now();
-        let mut gathering = scheduler.step(&mut model).then(|| Gathering::begin(status, begun.elapsed()));
+        let mut is_gathering = scheduler.step(&mut model);
         let began = Instant::now();
+        if is_gathering {
+            scheduler.begin_gathering(began);
+        }
         let patience = scheduler.patience(began);
         // What is answered at once makes room for more: they must not come for ever.
         for _ in 0..max_operations {
-            let wait = match &gathering {
-                Some(gathering) if scheduler.awaits() => gathering.left(),
-                Some(_) => Duration::ZERO,
-                None => patience.saturating_sub(began.elapsed()),
-            };
+            let until = if is_gathering { scheduler.awaits_until() } else { Some(began + patience) };
+            let wait = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
             match inbox.recv_timeout(wait) {
                 Ok(Command::Submit(job)) => {
-                    let is_awaited = scheduler.submit(job, Instant::now());
-                    let gathering = gathering.get_or_insert_with(|| Gathering::begin(status, Duration::MAX));
-                    if is_awaited {
-                        gathering.one_came();
+                    let now = Instant::now();
+                    scheduler.submit(job, now);
+                    if !is_gathering {
+                        scheduler.begin_gathering(now);
+                        is_gathering = true;
                     }
                 }
                 Ok(Command::Nudge) => {
                     status.nudged.store(false, Ordering::SeqCst);
                     // The next pass is about to see to it, unless there is none.
-                    if gathering.is_none() {
+                    if !is_gathering {
                         break;
                     }
                 }
@@ -229,32 +222,6 @@ fn run(
                 Err(RecvTimeoutError::Timeout) => break,
             }
         }
-    }
-}
-
-/// Waits for those who are to ride in the next pass.
-struct Gathering {
-    /// How long for each.
-    window: Duration,
-    until: Instant,
-    /// When it ends, whoever is still to come.
-    end: Instant,
-}
-
-impl Gathering {
-    /// After a pass of `last`: one with a prompt says little of the next one, and so does the average after it.
-    fn begin(status: &Status, last: Duration) -> Self {
-        let pass = last.min(Duration::from_secs_f64(status.step_seconds()));
-        let (window, now) = (pass.mul_f64(GATHERING), Instant::now());
-        Self { window, until: now + window, end: now + window * MOST_GATHERINGS }
-    }
-
-    fn one_came(&mut self) {
-        self.until = self.end.min(Instant::now() + self.window);
-    }
-
-    fn left(&self) -> Duration {
-        self.until.saturating_duration_since(Instant::now())
     }
 }
 

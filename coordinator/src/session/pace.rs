@@ -73,29 +73,57 @@ impl Acceptance {
 /// What lookahead must gain over sequential decoding to be preferred: measurements are noisy.
 const ADVANTAGE: f64 = 1.03;
 
-/// The pace with the most tokens per second for a session among `sessions` under way, with as many drafts as is `allowed`
-/// and, where that is given, in the mode of `like`. `None` before anything was measured.
+/// What another mode must gain over the one that is kept to: every change costs a round of disorder.
+const INERTIA: f64 = 1.04;
+
+/// The pace with the most tokens per second for a session among `sessions` under way, with as many drafts as is `allowed`,
+/// where all keep to `mode` now. `None` before anything was measured.
 #[must_use]
 pub fn best(
     costs: &Costs,
     acceptance: f64,
     allowed: &RangeInclusive<u32>,
     sessions: usize,
-    like: Option<Pace>,
+    mode: Mode,
 ) -> Option<Pace> {
-    let rate = |pace: Pace| {
-        let seconds = costs.round_seconds(pace, acceptance, sessions)?.max(f64::MIN_POSITIVE);
-        let advantage = if pace == Pace::SEQUENTIAL { ADVANTAGE } else { 1.0 };
-        Some(advantage * expected_tokens(pace.drafted, acceptance) / seconds)
-    };
+    let inertia = |pace: Pace| if pace.mode() == mode { INERTIA } else { 1.0 };
+    let paces = paces(costs, allowed, sessions);
+    fastest(paces.filter_map(|pace| Some((pace, inertia(pace) * rate(costs, pace, acceptance, sessions)?))))
+}
+
+/// As [`best`], of those in `mode`.
+#[must_use]
+pub fn best_in(
+    mode: Mode,
+    costs: &Costs,
+    acceptance: f64,
+    allowed: &RangeInclusive<u32>,
+    sessions: usize,
+) -> Option<Pace> {
+    let paces = paces(costs, allowed, sessions).filter(|pace| pace.mode() == mode);
+    fastest(paces.filter_map(|pace| Some((pace, rate(costs, pace, acceptance, sessions)?))))
+}
+
+/// Expected tokens per second of a session at `pace` when all take it, in favour of sequential decoding. `None` before anything
+/// was measured.
+#[must_use]
+pub fn rate(costs: &Costs, pace: Pace, acceptance: f64, sessions: usize) -> Option<f64> {
+    let seconds = costs.round_seconds(pace, acceptance, sessions)?.max(f64::MIN_POSITIVE);
+    let advantage = if pace == Pace::SEQUENTIAL { ADVANTAGE } else { 1.0 };
+    Some(advantage * expected_tokens(pace.drafted, acceptance) / seconds)
+}
+
+/// All that is allowed and whose costs can be foreseen.
+fn paces(costs: &Costs, allowed: &RangeInclusive<u32>, sessions: usize) -> impl Iterator<Item = Pace> {
     let lookahead = allowed.clone().filter(|&drafted| drafted > 1);
     let lookahead = lookahead.flat_map(|drafted| [false, true].map(|runs_ahead| Pace { drafted, runs_ahead }));
-    let lookahead = lookahead.filter(|&pace| pace.drafted == *allowed.start() || costs.foresee(pace, sessions));
+    let lookahead = lookahead.filter(move |&pace| pace.drafted == *allowed.start() || costs.foresee(pace, sessions));
     let sequential = allowed.contains(&1).then_some(Pace::SEQUENTIAL);
-    let paces = sequential.into_iter().chain(lookahead);
-    let paces = paces.filter(|&pace| like.is_none_or(|like| pace.mode() == like.mode()));
-    let rated = paces.filter_map(|pace| Some((pace, rate(pace)?)));
-    // The first of equals: running ahead is for what it gains.
+    sequential.into_iter().chain(lookahead)
+}
+
+/// The first of equals: running ahead is for what it gains.
+fn fastest(rated: impl Iterator<Item = (Pace, f64)>) -> Option<Pace> {
     rated.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(pace, _)| pace)
 }
 
@@ -202,7 +230,7 @@ mod tests {
             let (mut tokens, mut seconds) = (0.0, 0.0);
             let mut pace = Pace { drafted: 2, runs_ahead: false };
             for round in 0..rounds {
-                pace = best(costs, acceptance, &MOST, sessions as usize, None).unwrap_or(pace);
+                pace = best(costs, acceptance, &MOST, sessions as usize, pace.mode()).unwrap_or(pace);
                 let tried = if round % 32 == 31 { neighbour(pace, u64::from(round / 32), &MOST) } else { pace };
                 let (_, _, took) = self.round(tried, sessions);
                 tokens += took * self.rate(tried, acceptance, sessions);
@@ -330,11 +358,11 @@ mod tests {
         APART.settle(&mut costs, 0.99, 1, 50);
         for allowed in [1..=1, 1..=2, 1..=7, 3..=3, 64..=64] {
             for acceptance in [0.01, 0.5, 0.99] {
-                let pace = best(&costs, acceptance, &allowed, 1, None).unwrap();
+                let pace = best(&costs, acceptance, &allowed, 1, Mode::ByTurns).unwrap();
                 assert!(allowed.contains(&pace.drafted), "{pace:?} of {allowed:?}");
             }
         }
-        assert_eq!(best(&Costs::default(), 0.8, &MOST, 1, None), None);
+        assert_eq!(best(&Costs::default(), 0.8, &MOST, 1, Mode::Sequential), None);
         assert_eq!(neighbour(Pace::SEQUENTIAL, 1, &(1..=1)), Pace::SEQUENTIAL);
     }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 
 use super::costs::{Costs, Work};
-use super::pace::{Acceptance, Pace, best, neighbour};
+use super::pace::{Acceptance, Pace, best, best_in, neighbour, rate};
 use super::plan::Plan;
 use super::speculation::Speculation;
 use crate::worker_pool::reply::Effort;
@@ -21,6 +21,10 @@ const PERIOD: u64 = 3;
 
 /// One such period in so many is decoded at a neighbouring pace, so that its costs are known, too.
 const PROBE_INTERVAL: u64 = 16;
+
+/// A neighbour that is expected to be slower than this share of the best is tried once in [`HOPELESS_INTERVAL`] probes only.
+const HOPEFUL: f64 = 0.85;
+const HOPELESS_INTERVAL: u64 = 5;
 
 /// The pacers of all kinds of sessions.
 #[derive(Debug)]
@@ -115,21 +119,28 @@ impl Measured {
         self.left = self.left.min(period);
         if self.left == 0 {
             (self.left, self.periods) = (period, self.periods + 1);
-            self.is_probe = self.periods.is_multiple_of(PROBE_INTERVAL);
-            let best = best(&self.costs, self.acceptance, allowed, sessions, None);
-            self.common = match best {
-                Some(best) if self.is_probe => neighbour(best, self.periods / PROBE_INTERVAL, allowed),
-                Some(best) => best,
-                // Each model alone at first. That to compute side by side costs nothing is then believed until it is tried.
-                None => match FIRST_DRAFT.clamp(*allowed.start(), *allowed.end()) {
-                    1 => Pace::SEQUENTIAL,
-                    drafted => Pace { drafted, runs_ahead: false },
-                },
-            };
+            let best = best(&self.costs, self.acceptance, allowed, sessions, self.common.mode());
+            let probe = best.and_then(|best| self.probe(best, allowed, sessions));
+            self.is_probe = probe.is_some();
+            // Each model alone at first. That to compute side by side costs nothing is then believed until it is tried.
+            self.common = probe.or(best).unwrap_or(match FIRST_DRAFT.clamp(*allowed.start(), *allowed.end()) {
+                1 => Pace::SEQUENTIAL,
+                drafted => Pace { drafted, runs_ahead: false },
+            });
         }
         self.left -= 1;
-        let own = || best(&self.costs, acceptance, allowed, sessions, Some(self.common));
+        let own = || best_in(self.common.mode(), &self.costs, acceptance, allowed, sessions);
         if self.is_probe { self.common } else { own().unwrap_or(self.common) }
+    }
+
+    /// What is tried in place of `best` in this period.
+    fn probe(&self, best: Pace, allowed: &RangeInclusive<u32>, sessions: usize) -> Option<Pace> {
+        let probe = self.periods / PROBE_INTERVAL;
+        let tried = neighbour(best, probe, allowed);
+        let rate = |pace| rate(&self.costs, pace, self.acceptance, sessions);
+        let is_hopeful = || rate(tried) >= rate(best).map(|best| HOPEFUL * best);
+        (self.periods.is_multiple_of(PROBE_INTERVAL) && (is_hopeful() || probe.is_multiple_of(HOPELESS_INTERVAL)))
+            .then_some(tried)
     }
 }
 

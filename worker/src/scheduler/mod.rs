@@ -11,6 +11,8 @@ pub(crate) mod fairness;
 
 pub(crate) mod batch;
 
+pub(crate) mod gathering;
+
 pub(crate) mod start;
 
 pub(crate) mod step;
@@ -18,7 +20,7 @@ pub(crate) mod step;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,6 +33,7 @@ use crate::metrics::Metrics;
 
 use batch::Plan;
 use fairness::Fairness;
+use gathering::Gathering;
 use job::{Job, Stage};
 use request_queue::{JobId, RequestQueue};
 use step::Pass;
@@ -64,8 +67,7 @@ struct Session {
 pub(crate) struct Scheduler {
     queue: RequestQueue,
     sessions: HashMap<SessionId, Session>,
-    /// Sessions that were answered since the last pass began and have not come back with more to compute.
-    awaited: HashSet<SessionId>,
+    gathering: Gathering,
     pool: BlockPool,
     fairness: Fairness,
     options: EngineOptions,
@@ -105,7 +107,7 @@ impl Scheduler {
         let scheduler = Self {
             queue: RequestQueue::default(),
             sessions: HashMap::new(),
-            awaited: HashSet::new(),
+            gathering: Gathering::default(),
             pool: BlockPool::new(options.blocks, options.block_tokens),
             fairness: Fairness::default(),
             table_blocks: limits.context_tokens.div_ceil(options.block_tokens),
@@ -124,27 +126,31 @@ impl Scheduler {
     }
 
     /// Queues an operation. One that needs no pass and is next in its session is answered at once: whoever asks wants to ride
-    /// in the pass that is being gathered. Says whether it was awaited.
-    pub(crate) fn submit(&mut self, job: Box<Job>, now: Instant) -> bool {
-        let (session, needs_pass) = (job.session(), job.needs_pass());
-        let is_awaited = self.awaited.contains(&session);
+    /// in the pass that is being gathered.
+    pub(crate) fn submit(&mut self, job: Box<Job>, now: Instant) {
+        let (session, needs_pass, received) = (job.session(), job.needs_pass(), job.operation.received);
         if let Some(session) = self.sessions.get_mut(&session) {
             session.heard = now;
         }
         if needs_pass {
-            self.awaited.remove(&session);
+            // It may have waited here while others computed.
+            self.gathering.came(session, received);
         }
         self.queued_tokens += job.waiting_tokens();
         let id = self.queue.push(job);
         if !needs_pass && self.queue.head(session) == Some(id) {
             self.start(id, now);
         }
-        is_awaited
     }
 
-    /// Whether someone is about to come who rode in the last pass.
-    pub(crate) fn awaits(&self) -> bool {
-        !self.awaited.is_empty()
+    /// Begins to gather those who are to ride in the next pass.
+    pub(crate) fn begin_gathering(&mut self, now: Instant) {
+        self.gathering.begin(now);
+    }
+
+    /// Until when the next pass waits for those who are expected; `None` when all are there.
+    pub(crate) fn awaits_until(&mut self) -> Option<Instant> {
+        self.gathering.until()
     }
 
     /// Ends what is over: withdrawn operations, passed deadlines, sessions without a lease.
@@ -187,7 +193,7 @@ impl Scheduler {
 
     /// Gives back everything that a session holds.
     fn forget(&mut self, id: SessionId) {
-        self.awaited.remove(&id);
+        self.gathering.forget(id);
         if let Some(mut session) = self.sessions.remove(&id) {
             session.table.clear(&mut self.pool);
             self.spare_rows.give(session.kept);
@@ -252,7 +258,7 @@ impl Scheduler {
             session.heard = now;
             session.busy &= !job.runs();
             if job.runs() && !self.queue.concerns(job.session()) {
-                self.awaited.insert(job.session());
+                self.gathering.left(job.session(), now);
             }
         }
         self.spare_rows.give(Some(job.last_row()));

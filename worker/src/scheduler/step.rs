@@ -28,8 +28,6 @@ impl Scheduler {
         let plan = self.plan(Instant::now());
         let is_ready = !plan.slices.is_empty();
         if is_ready {
-            // Who did not come in time is not waited for again.
-            self.awaited.clear();
             self.serve(&plan.slices, model);
         }
         self.plan = plan;
@@ -49,6 +47,7 @@ impl Scheduler {
         self.metrics.step_tokens.observe(tokens as f64);
         let rows = slices.iter().map(|slice| slice.rows.len()).sum::<usize>();
         self.metrics.step_rows.observe(rows as f64);
+        self.gathering.passed(tokens, rows, elapsed);
         for slice in slices {
             if let Some(job) = self.queue.get_mut(slice.job) {
                 job.first_pass.get_or_insert(started);

@@ -1,5 +1,6 @@
 //! Whom the next pass waits for.
 
+use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
@@ -28,15 +29,18 @@ impl Model for Flat {
     }
 }
 
-fn submit(scheduler: &mut Scheduler, session: SessionId, at: usize, tokens: &[u32]) -> Ticket {
+fn request(session: SessionId, at: usize, tokens: &[u32]) -> Request {
     let now = Instant::now();
     let rows = vec![RowRequest { offset: tokens.len(), view: View::Full(Precision::F32) }];
     let work = Work::Extend { at, tokens: tokens.to_vec(), rows };
     let deadline = now + Duration::from_secs(60);
-    let request = Request { session, work, stream: 1, tenant: 1, adapter: None, received: now, deadline };
+    Request { session, work, stream: 1, tenant: 1, adapter: None, received: now, deadline }
+}
+
+fn submit(scheduler: &mut Scheduler, session: SessionId, at: usize, tokens: &[u32]) -> Ticket {
     let place = Place::take(&Arc::new(AtomicUsize::new(0)), 1).unwrap();
-    let (operation, ticket) = Operation::new(request, place);
-    scheduler.submit(Box::new(Job::new(operation)), now);
+    let (operation, ticket) = Operation::new(request(session, at, tokens), place);
+    scheduler.submit(Box::new(Job::new(operation)), Instant::now());
     ticket
 }
 
@@ -70,22 +74,15 @@ fn stage() -> (Scheduler, Flat, [SessionId; 4]) {
 }
 
 #[test]
-fn who_rode_in_the_last_pass_is_awaited_until_it_has_more_to_compute() {
+fn a_look_at_a_kept_row_waits_for_no_pass() {
     let (mut scheduler, mut model, sessions) = stage();
     let _first = sessions.map(|session| submit(&mut scheduler, session, 0, &[1, 2]));
-    assert!(!scheduler.awaits());
     assert!(scheduler.step(&mut model));
     for session in sessions {
-        // A look at the row that is kept needs no pass, and does not wait for the next one.
         let mut looked_up = submit(&mut scheduler, session, 2, &[]);
         assert!(matches!(looked_up.answer.try_recv().unwrap().outcome, Outcome::Rows { length: 2, .. }));
     }
-    let mut seconds = Vec::new();
-    for session in sessions {
-        assert!(scheduler.awaits());
-        seconds.push(submit(&mut scheduler, session, 2, &[3]));
-    }
-    assert!(!scheduler.awaits());
+    let mut seconds = sessions.map(|session| submit(&mut scheduler, session, 2, &[3]));
     assert!(scheduler.step(&mut model));
     assert_eq!(model.1, [4, 4]);
     let effort = seconds[0].answer.try_recv().unwrap().effort;
@@ -93,34 +90,68 @@ fn who_rode_in_the_last_pass_is_awaited_until_it_has_more_to_compute() {
 }
 
 #[test]
-fn halves_that_took_turns_ride_together_again() {
-    let (mut scheduler, mut model, sessions) = stage();
-    let (these, those) = sessions.split_at(2);
-    let _first: Vec<_> = these.iter().map(|&session| submit(&mut scheduler, session, 0, &[1])).collect();
-    assert!(scheduler.step(&mut model));
-    // Came while the others computed.
-    let _second: Vec<_> = those.iter().map(|&session| submit(&mut scheduler, session, 0, &[1])).collect();
-    assert!(scheduler.awaits());
-    let _third: Vec<_> = these.iter().map(|&session| submit(&mut scheduler, session, 1, &[2])).collect();
-    assert!(!scheduler.awaits());
-    assert!(scheduler.step(&mut model));
-    assert_eq!(model.1, [2, 4]);
+fn who_is_expected_soon_is_waited_for_until_it_comes_or_ends() {
+    let (mut scheduler, _, [soon, ends, late, _]) = stage();
+    let (millis, now) = (Duration::from_millis(1), Instant::now());
+    (0..9).for_each(|_| scheduler.gathering.passed(4, 4, 100 * millis));
+    for (session, away) in [(soon, 5), (ends, 9), (late, 80)] {
+        scheduler.gathering.left(session, now);
+        scheduler.gathering.came(session, now + away * millis);
+        scheduler.gathering.left(session, now);
+    }
+    scheduler.begin_gathering(now);
+    assert!(scheduler.awaits_until().is_some_and(|until| until > now + 9 * millis && until < now + 50 * millis));
+    scheduler.forget(ends);
+    assert!(scheduler.awaits_until().is_some_and(|until| until > now + 5 * millis));
+    let _looks = submit(&mut scheduler, soon, 0, &[]);
+    assert!(scheduler.awaits_until().is_some(), "a look does not ride");
+    let _came = submit(&mut scheduler, soon, 0, &[1]);
+    assert_eq!(scheduler.awaits_until(), None);
 }
 
+/// Takes its time, as a pass that reads its weights does.
+struct Slow(Flat, Arc<Mutex<Vec<usize>>>);
+
+impl Model for Slow {
+    fn description(&self) -> &ModelDescription {
+        self.0.description()
+    }
+
+    fn forward<R: Send>(
+        &mut self,
+        batch: &[BatchItem<'_>],
+        readers: &mut [R],
+        read: impl Fn(&mut R, &[f32]) + Sync,
+    ) -> Result<(), ForwardError> {
+        std::thread::sleep(Duration::from_millis(30));
+        self.1.lock().unwrap().push(batch.len());
+        self.0.forward(batch, readers, read)
+    }
+}
+
+/// Two sessions begin while the pass of two others is under way. All stay away for a third of a pass, longer than it takes
+/// to begin the next one.
 #[test]
-fn who_stays_away_is_waited_for_once_and_who_ends_never() {
-    let (mut scheduler, mut model, [stays, away, ends, _]) = stage();
-    let _first = [stays, away, ends].map(|session| submit(&mut scheduler, session, 0, &[1]));
-    assert!(scheduler.step(&mut model));
-    let _second = submit(&mut scheduler, stays, 1, &[2]);
-    assert!(scheduler.awaits());
-    assert!(scheduler.step(&mut model));
-    let _third = submit(&mut scheduler, stays, 2, &[3]);
-    assert!(!scheduler.awaits());
-    let _fourth = submit(&mut scheduler, ends, 1, &[2]);
-    assert!(scheduler.step(&mut model));
-    let _fifth = submit(&mut scheduler, stays, 3, &[4]);
-    assert!(scheduler.awaits());
-    scheduler.forget(ends);
-    assert!(!scheduler.awaits());
+fn halves_that_took_turns_ride_together_again() {
+    let (scheduler, model, sessions) = stage();
+    let (options, passes) = (scheduler.options.clone(), Arc::default());
+    let metrics = Arc::new(Metrics::new("base").unwrap());
+    let engine = crate::engine::start(Slow(model, Arc::clone(&passes)), options, metrics).unwrap();
+    std::thread::scope(|scope| {
+        for (index, session) in sessions.into_iter().enumerate() {
+            let (engine, passes) = (engine.clone(), Arc::clone(&passes));
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(40 * (index as u64 / 2)));
+                for at in 0..40 {
+                    let ticket = engine.submit(request(session, at, &[1])).unwrap();
+                    ticket.answer.blocking_recv().unwrap();
+                    if passes.lock().unwrap().ends_with(&[4, 4, 4]) {
+                        return;
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            });
+        }
+    });
+    assert!(passes.lock().unwrap().windows(3).any(|three| three == [4, 4, 4]), "{passes:?}");
 }

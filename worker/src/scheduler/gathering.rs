@@ -1,0 +1,219 @@
+//! Whom the next forward pass waits for.
+//!
+//! A pass of few rows takes hardly longer than one of a single row: the weights are read once for all. Sessions that ride
+//! in passes of their own pay for that each time, so halves of a batch that take turns have half the speed, and stay
+//! halves. To wait for a session makes one pass of two and saves the part of a pass that does not grow with its rows; it
+//! costs as long as the session stays away. So who is expected back within that time is waited for.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use cosec_proto::SessionId;
+
+/// When sessions come back, and what a pass costs that they ride in.
+#[derive(Debug, Default)]
+pub(crate) struct Gathering {
+    sessions: HashMap<SessionId, Rhythm>,
+    passes: PassTimes,
+    /// Who was expected before the next pass when it began to wait, and until when; ascending.
+    expected: Vec<(Instant, SessionId)>,
+}
+
+/// How long a session stays away between an answer and its next tokens.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rhythm {
+    /// Since when it is away.
+    left: Option<Instant>,
+    /// The longest time of late.
+    away: Option<Duration>,
+}
+
+/// Part of a pass, and of what a session usually stays away, by which it may be late.
+const LATE_PASS: u32 = 16;
+const LATE_AWAY: u32 = 8;
+
+/// Part of a pass within which a session is expected that was never away before.
+const UNKNOWN: u32 = 8;
+
+/// A session that came back sooner than usual makes it so much more usual.
+const SOONER: u32 = 4;
+
+impl Gathering {
+    /// A session has been answered and has nothing more to compute.
+    pub(crate) fn left(&mut self, session: SessionId, now: Instant) {
+        self.sessions.entry(session).or_default().left = Some(now);
+    }
+
+    /// It has more to compute.
+    pub(crate) fn came(&mut self, session: SessionId, now: Instant) {
+        let Some(rhythm) = self.sessions.get_mut(&session) else { return };
+        if let Some(left) = rhythm.left.take() {
+            let away = now.saturating_duration_since(left);
+            let usual = rhythm.away.unwrap_or(away);
+            rhythm.away = Some(away.max(usual - usual.saturating_sub(away) / SOONER));
+        }
+    }
+
+    /// It is over.
+    pub(crate) fn forget(&mut self, session: SessionId) {
+        self.sessions.remove(&session);
+    }
+
+    /// A pass fed so many tokens and gave so many rows.
+    pub(crate) fn passed(&mut self, tokens: usize, rows: usize, took: Duration) {
+        // Prompts tell nothing of passes without them.
+        if tokens <= 2 * rows {
+            self.passes.observe(rows as f64, took.as_secs_f64());
+        }
+    }
+
+    /// Begins to wait for the next pass.
+    pub(crate) fn begin(&mut self, now: Instant) {
+        let (pass, horizon) = (self.passes.mean(), now + self.passes.fixed());
+        let until = |rhythm: &Rhythm| {
+            let away = rhythm.away.map_or(pass / UNKNOWN, |away| away + away / LATE_AWAY);
+            Some(rhythm.left? + away + pass / LATE_PASS).filter(|until| (now..=horizon).contains(until))
+        };
+        self.expected.clear();
+        self.expected.extend(self.sessions.iter().filter_map(|(&id, rhythm)| Some((until(rhythm)?, id))));
+        self.expected.sort_unstable_by_key(|&(until, _)| until);
+    }
+
+    /// Until when the last one is waited for that has not come yet.
+    pub(crate) fn until(&mut self) -> Option<Instant> {
+        while let Some((until, session)) = self.expected.last() {
+            if self.sessions.get(session).is_some_and(|rhythm| rhythm.left.is_some()) {
+                return Some(*until);
+            }
+            self.expected.pop();
+        }
+        None
+    }
+}
+
+/// A line through the times of the last passes by their rows: sums for a regression, in which a pass counts ever less.
+#[derive(Clone, Copy, Debug, Default)]
+struct PassTimes {
+    weight: f64,
+    rows: f64,
+    seconds: f64,
+    rows_squared: f64,
+    rows_seconds: f64,
+}
+
+impl PassTimes {
+    /// What is left of a pass with the next one.
+    const MEMORY: f64 = 0.97;
+
+    /// Variance of the rows below which no line is drawn.
+    const SPREAD: f64 = 0.5;
+
+    fn observe(&mut self, rows: f64, seconds: f64) {
+        let added = [1.0, rows, seconds, rows * rows, rows * seconds];
+        let Self { weight, rows, seconds, rows_squared, rows_seconds } = self;
+        for (sum, added) in [weight, rows, seconds, rows_squared, rows_seconds].into_iter().zip(added) {
+            *sum = *sum * Self::MEMORY + added;
+        }
+    }
+
+    fn mean(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds / self.weight.max(1.0))
+    }
+
+    /// The part that does not grow with the rows; half of a pass as long as all had as many.
+    fn fixed(&self) -> Duration {
+        let weight = self.weight.max(1.0);
+        let (rows, seconds) = (self.rows / weight, self.seconds / weight);
+        let spread = self.rows_squared / weight - rows * rows;
+        if spread < Self::SPREAD {
+            return self.mean() / 2;
+        }
+        let growth = (self.rows_seconds / weight - rows * seconds) / spread;
+        Duration::from_secs_f64((seconds - growth * rows).clamp(0.0, seconds))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLIS: Duration = Duration::from_millis(1);
+
+    /// Passes of 100 ms and 10 more for each row.
+    fn gathering() -> Gathering {
+        let mut gathering = Gathering::default();
+        for rows in [2, 4, 2, 8] {
+            gathering.passed(rows, rows, MILLIS * (100 + 10 * rows as u32));
+        }
+        gathering
+    }
+
+    /// Away for so long, twice; then gone again.
+    fn returning(gathering: &mut Gathering, now: Instant, away: Duration) -> SessionId {
+        let session = SessionId::random();
+        for before in [2, 1] {
+            gathering.left(session, now - before * away);
+            gathering.came(session, now - (before - 1) * away);
+        }
+        gathering.left(session, now);
+        session
+    }
+
+    #[test]
+    fn the_fixed_part_of_a_pass_is_found_and_prompts_do_not_count() {
+        let mut gathering = gathering();
+        gathering.passed(512, 1, Duration::from_secs(9));
+        assert!(gathering.passes.fixed().abs_diff(100 * MILLIS) < MILLIS, "{:?}", gathering.passes.fixed());
+        let mut alike = PassTimes::default();
+        assert_eq!(alike.fixed(), Duration::ZERO);
+        (0..9).for_each(|_| alike.observe(4.0, 0.1));
+        assert!(alike.fixed().abs_diff(50 * MILLIS) < MILLIS);
+        // Twice the rows, twice the time: nothing is saved.
+        (0..99).for_each(|i| alike.observe(f64::from(4 << (i % 2)), 0.1 * f64::from(1 << (i % 2))));
+        assert!(alike.fixed() < 10 * MILLIS, "{:?}", alike.fixed());
+    }
+
+    #[test]
+    fn who_is_back_within_the_fixed_part_is_waited_for_and_who_stays_longer_is_not() {
+        let (mut gathering, now) = (gathering(), Instant::now());
+        let soon = returning(&mut gathering, now, 50 * MILLIS);
+        let late = returning(&mut gathering, now, 300 * MILLIS);
+        gathering.begin(now);
+        let until = gathering.until().unwrap();
+        assert!((now + 50 * MILLIS..now + 100 * MILLIS).contains(&until));
+        gathering.came(soon, now + 40 * MILLIS);
+        assert_eq!(gathering.until(), None);
+        // Later the other one is about to come.
+        gathering.begin(now + 280 * MILLIS);
+        assert!(gathering.until().is_some_and(|until| until > now + 300 * MILLIS));
+        gathering.forget(late);
+        assert_eq!(gathering.until(), None);
+        gathering.begin(now + 280 * MILLIS);
+        assert_eq!(gathering.until(), None);
+    }
+
+    #[test]
+    fn who_does_not_come_is_waited_for_once() {
+        let (mut gathering, now) = (gathering(), Instant::now());
+        returning(&mut gathering, now, 50 * MILLIS);
+        gathering.begin(now + 99 * MILLIS);
+        assert_eq!(gathering.until(), None);
+        // One that was never away before is expected at once.
+        gathering.left(SessionId::random(), now + 99 * MILLIS);
+        gathering.begin(now + 99 * MILLIS);
+        assert!(gathering.until().is_some_and(|until| until < now + 140 * MILLIS));
+    }
+
+    #[test]
+    fn a_long_absence_is_remembered_for_some_time() {
+        let (mut gathering, now) = (gathering(), Instant::now());
+        let session = returning(&mut gathering, now, 200 * MILLIS);
+        for round in 1..9 {
+            let away = |gathering: &Gathering| gathering.sessions[&session].away.unwrap();
+            let before = away(&gathering);
+            gathering.came(session, now + (200 * round - 190) * MILLIS);
+            gathering.left(session, now + 200 * round * MILLIS);
+            assert!(away(&gathering) < before && away(&gathering) > 10 * MILLIS);
+        }
+    }
+}
