@@ -120,6 +120,9 @@ impl<B: Block> PanelTask for Panels<'_, B> {
     #[inline(always)]
     fn run<W: Wide>(self, wide: W) {
         let count = groups(self.rows).count();
+        if count == 2 {
+            return self.run_pair(wide);
+        }
         let pass_blocks = if count == 1 { self.panel_blocks } else { PASS_BYTES / size_of::<B>() };
         let together = if count > FEW_GROUPS { TASK_PANELS } else { 1 };
         let mut waiting = groups(self.rows).peekable();
@@ -151,6 +154,62 @@ impl<B: Block> PanelTask for Panels<'_, B> {
 }
 
 impl<B: Block> Panels<'_, B> {
+    /// Two groups go through the weights block by block: while both are multiplied with one, the next ones are read.
+    #[inline(always)]
+    fn run_pair<W: Wide>(self, wide: W) {
+        for (panel, blocks) in self.blocks.chunks_exact(self.panel_blocks).enumerate() {
+            let column = (self.first + panel) * PANEL;
+            match self.rows {
+                7 => self.pair::<4, 3, W>(wide, blocks, column),
+                8 => self.pair::<4, 4, W>(wide, blocks, column),
+                9 => self.pair::<5, 4, W>(wide, blocks, column),
+                10 => self.pair::<5, 5, W>(wide, blocks, column),
+                11 => self.pair::<6, 5, W>(wide, blocks, column),
+                _ => self.pair::<6, 6, W>(wide, blocks, column),
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn pair<const R: usize, const S: usize, W: Wide>(&self, wide: W, blocks: &[B], column: usize) {
+        let (mut totals, mut others) = ([wide.zero(); R], [wide.zero(); S]);
+        for index in 0..blocks.len() {
+            prefetch(blocks, AHEAD + index * size_of::<B>(), size_of::<B>());
+            blocks[index].multiply(wide, &self.x, 0, index * B::INPUTS, &mut totals);
+            blocks[index].multiply(wide, &self.x, R, index * B::INPUTS, &mut others);
+        }
+        self.put(wide, &totals, 0, column, true);
+        self.put(wide, &others, R, column, true);
+    }
+
+    /// Writes what rows from `first` on have in a panel; with the bias when it is whole.
+    #[inline(always)]
+    fn put<const R: usize, W: Wide>(
+        &self,
+        wide: W,
+        totals: &[W::Floats; R],
+        first: usize,
+        column: usize,
+        is_whole: bool,
+    ) {
+        let bias = match self.bias {
+            Some(bias) if is_whole => &bias[column..],
+            _ => &[],
+        };
+        for r in 0..R {
+            let mut values = [0.0; PANEL];
+            wide.store(totals[r], &mut values);
+            for i in 0..bias.len().min(PANEL) {
+                values[i] += bias[i];
+            }
+            let found = self.out(first + r, column);
+            match found.first_chunk_mut() {
+                Some(whole) => *whole = values,
+                None => found.copy_from_slice(&values[..found.len()]),
+            }
+        }
+    }
+
     #[inline(always)]
     fn tile<const R: usize, W: Wide>(&self, wide: W, Group { first, .. }: Group, tile: &Tile<'_, B>) {
         let &Tile { blocks, first_block, column, ahead } = tile;
@@ -170,22 +229,7 @@ impl<B: Block> Panels<'_, B> {
             prefetch(blocks, ahead.offset + index * ahead.share, ahead.share);
             blocks[index].multiply(wide, &self.x, first, (first_block + index) * B::INPUTS, &mut totals);
         }
-        let bias = match self.bias {
-            Some(bias) if first_block + blocks.len() == self.panel_blocks => &bias[column..],
-            _ => &[],
-        };
-        for r in 0..R {
-            let mut values = [0.0; PANEL];
-            wide.store(totals[r], &mut values);
-            for i in 0..bias.len().min(PANEL) {
-                values[i] += bias[i];
-            }
-            let found = self.out(first + r, column);
-            match found.first_chunk_mut() {
-                Some(whole) => *whole = values,
-                None => found.copy_from_slice(&values[..found.len()]),
-            }
-        }
+        self.put(wide, &totals, first, column, first_block + blocks.len() == self.panel_blocks);
     }
 
     /// What a row has in the panel whose first output is `column`.

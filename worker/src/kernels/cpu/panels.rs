@@ -38,6 +38,9 @@ pub(super) trait Block: Copy + Send + Sync {
 pub(super) trait Float: Copy + Send + Sync {
     const ZERO: Self;
 
+    /// Where each output of a panel stands.
+    const PLACES: Sixteen<usize> = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+
     fn widen(self) -> f32;
     fn load<W: Wide>(wide: W, values: &Sixteen<Self>) -> W::Floats;
 }
@@ -57,6 +60,7 @@ impl Float for f32 {
 
 impl Float for bf16 {
     const ZERO: Self = bf16::ZERO;
+    const PLACES: Sixteen<usize> = [0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15];
 
     fn widen(self) -> f32 {
         self.to_f32()
@@ -89,7 +93,11 @@ pub(super) struct Floats<T>([Sixteen<T>; BLOCK]);
 impl<T: Float> Floats<T> {
     /// `weight` of an output and an input.
     pub(super) fn pack(weight: impl Fn(usize, usize) -> T) -> Self {
-        Self(std::array::from_fn(|input| std::array::from_fn(|output| weight(output, input))))
+        let mut packed = [[T::ZERO; PANEL]; BLOCK];
+        for (input, values) in packed.iter_mut().enumerate() {
+            T::PLACES.into_iter().enumerate().for_each(|(output, place)| values[place] = weight(output, input));
+        }
+        Self(packed)
     }
 }
 
@@ -117,7 +125,7 @@ impl<T: Float> Block for Floats<T> {
     }
 
     fn weight(&self, output: usize, input: usize) -> f32 {
-        self.0[input][output].widen()
+        self.0[input][T::PLACES[output]].widen()
     }
 }
 

@@ -45,6 +45,7 @@ pub(super) trait Wide: Copy {
     fn zero(self) -> Self::Floats;
     fn splat(self, value: f32) -> Self::Floats;
     fn load(self, values: &Sixteen<f32>) -> Self::Floats;
+    /// Those at even places, then those at odd ones: a shift and a mask widen them.
     fn load_bf16(self, values: &Sixteen<bf16>) -> Self::Floats;
     fn load_f16(self, values: &Sixteen<f16>) -> Self::Floats;
     fn load_u8(self, values: &Sixteen<u8>) -> Self::Floats;

@@ -46,11 +46,10 @@ impl Wide for Avx2 {
 
     #[inline(always)]
     fn load_bf16(self, values: &Sixteen<bf16>) -> [__m256; 2] {
-        let at = values.as_ptr().cast::<__m128i>();
         unsafe {
-            let low = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(at)));
-            let high = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(at.add(1))));
-            [_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)]
+            let pairs = _mm256_loadu_si256(values.as_ptr().cast());
+            let (even, odd) = (_mm256_slli_epi32::<16>(pairs), _mm256_and_si256(pairs, _mm256_set1_epi32(-0x1_0000)));
+            [_mm256_castsi256_ps(even), _mm256_castsi256_ps(odd)]
         }
     }
 

@@ -57,8 +57,9 @@ impl Wide for Avx512 {
     #[inline(always)]
     fn load_bf16(self, values: &Sixteen<bf16>) -> __m512 {
         unsafe {
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(values.as_ptr().cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+            let pairs = _mm256_loadu_si256(values.as_ptr().cast());
+            let (even, odd) = (_mm256_slli_epi32::<16>(pairs), _mm256_and_si256(pairs, _mm256_set1_epi32(-0x1_0000)));
+            _mm512_castsi512_ps(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(even), odd))
         }
     }
 

@@ -36,7 +36,7 @@ impl Wide for Neon {
     fn load_bf16(self, values: &Sixteen<bf16>) -> [float32x4_t; 4] {
         let at = values.as_ptr().cast::<u16>();
         unsafe {
-            let (low, high) = (vld1q_u16(at), vld1q_u16(at.add(8)));
+            let uint16x8x2_t(low, high) = vld2q_u16(at);
             [
                 vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_low_u16(low))),
                 vreinterpretq_f32_u32(vshll_n_u16::<16>(vget_high_u16(low))),

@@ -26,7 +26,7 @@ impl Wide for Baseline {
 
     #[inline(always)]
     fn load_bf16(self, values: &Sixteen<bf16>) -> Sixteen<f32> {
-        values.map(|value| f32::from_bits(u32::from(value.to_bits()) << 16))
+        std::array::from_fn(|i| f32::from_bits(u32::from(values[i % 8 * 2 + i / 8].to_bits()) << 16))
     }
 
     #[inline(always)]
