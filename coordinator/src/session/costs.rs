@@ -53,6 +53,12 @@ impl Average {
         average.get_or_insert(first).note(measured, load);
     }
 
+    /// What it says, unless nothing was measured for as long as it remembers.
+    fn fresh(self, now: u64, sessions: usize) -> Option<f64> {
+        let age = now.saturating_sub(self.round) as f64 / sessions as f64;
+        (age < Self::MEMORY).then_some(self.value)
+    }
+
     /// All sessions that ride in a pass tell of it: together they have the weight of one.
     fn note(&mut self, measured: f64, load: Load) {
         let sessions = load.sessions as f64;
@@ -141,6 +147,8 @@ struct ModeCosts {
     /// What rounds took over the time of their passes: queues, ways and whatever else the passes do not tell. As long as it
     /// is not known it is believed to be nothing; so every mode is tried.
     surcharge: Option<Average>,
+    /// The same by the number of drafts, where it was measured of late.
+    surcharges: BTreeMap<u32, Average>,
 }
 
 fn value(average: Option<Average>) -> f64 {
@@ -192,17 +200,19 @@ impl Costs {
         {
             let surcharge = (took.as_secs_f64() / passes).clamp(Self::SURCHARGES.0, Self::SURCHARGES.1);
             let load = Load { round: self.rounds, sessions };
-            Average::note_in(&mut self.of_mode(pace, sessions).surcharge, surcharge, load);
+            let mode = self.of_mode(pace, sessions);
+            Average::note_in(&mut mode.surcharge, surcharge, load);
+            let first = Average { value: surcharge, weight: 0.0, round: load.round };
+            mode.surcharges.entry(pace.drafted).or_insert(first).note(surcharge, load);
         }
     }
 
     /// Expected seconds of a round at `pace` when all of so many sessions take it; `None` before anything was measured.
     #[must_use]
     pub fn round_seconds(&self, pace: Pace, acceptance: f64, sessions: usize) -> Option<f64> {
-        Some(
-            value(self.modes[crowding(sessions)][pace.mode() as usize].surcharge)
-                * self.passes_seconds(pace, acceptance, sessions)?,
-        )
+        let mode = &self.modes[crowding(sessions)][pace.mode() as usize];
+        let own = mode.surcharges.get(&pace.drafted).and_then(|own| own.fresh(self.rounds, sessions));
+        Some(own.unwrap_or(value(mode.surcharge)) * self.passes_seconds(pace, acceptance, sessions)?)
     }
 
     fn passes_seconds(&self, pace: Pace, acceptance: f64, sessions: usize) -> Option<f64> {

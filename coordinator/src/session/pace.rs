@@ -56,7 +56,7 @@ impl Acceptance {
     pub const PRIOR: Self = Self(0.75);
 
     /// Weight of one proposal.
-    const STEP: f64 = 1.0 / 16.0;
+    const STEP: f64 = 1.0 / 32.0;
 
     /// Notes whether a proposal stood.
     pub fn note(&mut self, stood: bool) {

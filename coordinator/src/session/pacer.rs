@@ -16,8 +16,11 @@ use crate::worker_pool::reply::Effort;
 /// Draft length before anything was measured: few, as many sessions may begin at once.
 const FIRST_DRAFT: u32 = 2;
 
-/// Rounds of every session for which all keep to one mode. What the first one takes depends on what the mode before left.
-const PERIOD: u64 = 3;
+/// Rounds of every session for which all keep to one mode.
+const PERIOD: u64 = 5;
+
+/// Rounds after a change of mode that tell nothing: what they take depends on what the mode before left.
+const DISORDER: u32 = 2;
 
 /// One such period in so many is decoded at a neighbouring pace, so that its costs are known, too.
 const PROBE_INTERVAL: u64 = 16;
@@ -91,7 +94,7 @@ impl Pacer {
     pub(crate) fn join(self: &Arc<Self>, acceptance: f64) -> Paced {
         self.sessions.fetch_add(1, Ordering::Relaxed);
         let pace = self.pace(acceptance);
-        Paced { pacer: Arc::clone(self), pace, before: pace, round: None }
+        Paced { pacer: Arc::clone(self), pace, steady: 0, round: None }
     }
 
     /// How fast the next round of a session should go.
@@ -149,8 +152,8 @@ impl Measured {
 pub(crate) struct Paced {
     pacer: Arc<Pacer>,
     pace: Pace,
-    /// Of the round before.
-    before: Pace,
+    /// Rounds in the mode of this one before it.
+    steady: u32,
     /// Since when the round lasts.
     round: Option<Instant>,
 }
@@ -180,13 +183,14 @@ impl Paced {
         measured.costs.observe(work, (self.pace, beside), effort, sessions);
         if let Work::Verify(_) = work {
             if let Some(began) = self.round.replace(now)
-                && self.before.mode() == self.pace.mode()
+                && self.steady >= DISORDER
             {
                 measured.costs.observe_round(self.pace, acceptance, sessions, now - began);
             }
             drop(measured);
-            self.before = self.pace;
-            self.pace = self.pacer.pace(acceptance);
+            let next = self.pacer.pace(acceptance);
+            self.steady = if next.mode() == self.pace.mode() { self.steady.saturating_add(1) } else { 0 };
+            self.pace = next;
         }
     }
 }
