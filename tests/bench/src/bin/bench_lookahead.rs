@@ -354,8 +354,8 @@ fn same_tokens(own: &[Vec<Watched>], sequential: &[Vec<Watched>]) -> String {
 
 fn goals(seen: &[Vec<Vec<Watched>>], column: usize, streams: usize) {
     let against_base = |way: usize| ratio(&seen[way][column], &seen[BASE][column]);
-    let best =
-        (SEQUENTIAL + 1..WAYS.len()).max_by(|&a, &b| against_base(a).total_cmp(&against_base(b))).unwrap_or(ADAPTIVE);
+    let measured = (SEQUENTIAL + 1..WAYS.len()).filter(|&way| !against_base(way).is_nan());
+    let best = measured.max_by(|&a, &b| against_base(a).total_cmp(&against_base(b))).unwrap_or(ADAPTIVE);
     println!(
         "{streams} streams: adaptive {:.2} of the base alone, best {} ({:.2}); goal at an acceptance of 0.8: 1.5 at one stream, 1.0 at 16; \
          sequential takes {:.2} times the base's time per token; adaptive is {:.2} times as fast as sequential",
