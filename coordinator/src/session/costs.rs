@@ -145,7 +145,7 @@ struct ModeCosts {
     /// Operations like one's own in a pass, over the sessions under way: 1 when all ride in the same pass.
     share: Option<Average>,
     /// What rounds took over the time of their passes: queues, ways and whatever else the passes do not tell. As long as it
-    /// is not known it is believed to be nothing; so every mode is tried.
+    /// is not known at any load it is believed to be nothing; so every mode is tried.
     surcharge: Option<Average>,
     /// The same by the number of drafts, where it was measured of late.
     surcharges: BTreeMap<u32, Average>,
@@ -210,9 +210,17 @@ impl Costs {
     /// Expected seconds of a round at `pace` when all of so many sessions take it; `None` before anything was measured.
     #[must_use]
     pub fn round_seconds(&self, pace: Pace, acceptance: f64, sessions: usize) -> Option<f64> {
-        let mode = &self.modes[crowding(sessions)][pace.mode() as usize];
-        let own = mode.surcharges.get(&pace.drafted).and_then(|own| own.fresh(self.rounds, sessions));
-        Some(own.unwrap_or(value(mode.surcharge)) * self.passes_seconds(pace, acceptance, sessions)?)
+        Some(self.surcharge(pace, sessions) * self.passes_seconds(pace, acceptance, sessions)?)
+    }
+
+    /// Of so many drafts if it was measured of late, else of the mode at this load, else at the load that is most like it.
+    fn surcharge(&self, pace: Pace, sessions: usize) -> f64 {
+        let (load, mode) = (crowding(sessions), pace.mode() as usize);
+        let own = self.modes[load][mode].surcharges.get(&pace.drafted);
+        own.and_then(|own| own.fresh(self.rounds, sessions)).unwrap_or_else(|| {
+            let measured = self.modes.iter().enumerate().filter(|(_, modes)| modes[mode].surcharge.is_some());
+            value(measured.min_by_key(|(other, _)| other.abs_diff(load)).and_then(|(_, modes)| modes[mode].surcharge))
+        })
     }
 
     fn passes_seconds(&self, pace: Pace, acceptance: f64, sessions: usize) -> Option<f64> {

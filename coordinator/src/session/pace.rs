@@ -73,35 +73,35 @@ impl Acceptance {
 /// What lookahead must gain over sequential decoding to be preferred: measurements are noisy.
 const ADVANTAGE: f64 = 1.03;
 
-/// What another mode must gain over the one that is kept to: every change costs a round of disorder.
+/// What another pace must gain over the one that is kept to: every change costs a round of disorder.
 const INERTIA: f64 = 1.04;
 
+/// What a pace of its own must gain a session: operations of different length do not ride in the same passes.
+const OWN_WAY: f64 = 1.1;
+
 /// The pace with the most tokens per second for a session among `sessions` under way, with as many drafts as is `allowed`,
-/// where all keep to `mode` now. `None` before anything was measured.
+/// where all keep to the pace `now`. `None` before anything was measured.
 #[must_use]
 pub fn best(
     costs: &Costs,
     acceptance: f64,
     allowed: &RangeInclusive<u32>,
     sessions: usize,
-    mode: Mode,
+    now: Pace,
 ) -> Option<Pace> {
-    let inertia = |pace: Pace| if pace.mode() == mode { INERTIA } else { 1.0 };
+    let inertia = |pace: Pace| if pace == now { INERTIA } else { 1.0 };
     let paces = paces(costs, allowed, sessions);
     fastest(paces.filter_map(|pace| Some((pace, inertia(pace) * rate(costs, pace, acceptance, sessions)?))))
 }
 
-/// As [`best`], of those in `mode`.
+/// The pace of a session with this `acceptance` among others that go at `common`: theirs, or another one of the same mode that
+/// gains much.
 #[must_use]
-pub fn best_in(
-    mode: Mode,
-    costs: &Costs,
-    acceptance: f64,
-    allowed: &RangeInclusive<u32>,
-    sessions: usize,
-) -> Option<Pace> {
-    let paces = paces(costs, allowed, sessions).filter(|pace| pace.mode() == mode);
-    fastest(paces.filter_map(|pace| Some((pace, rate(costs, pace, acceptance, sessions)?))))
+pub fn own(costs: &Costs, acceptance: f64, allowed: &RangeInclusive<u32>, sessions: usize, common: Pace) -> Pace {
+    let reluctance = |pace: Pace| if pace == common && sessions > 1 { OWN_WAY } else { 1.0 };
+    let paces = paces(costs, allowed, sessions).filter(|pace| pace.mode() == common.mode());
+    fastest(paces.filter_map(|pace| Some((pace, reluctance(pace) * rate(costs, pace, acceptance, sessions)?))))
+        .unwrap_or(common)
 }
 
 /// Expected tokens per second of a session at `pace` when all take it, in favour of sequential decoding. `None` before anything
@@ -230,7 +230,7 @@ mod tests {
             let (mut tokens, mut seconds) = (0.0, 0.0);
             let mut pace = Pace { drafted: 2, runs_ahead: false };
             for round in 0..rounds {
-                pace = best(costs, acceptance, &MOST, sessions as usize, pace.mode()).unwrap_or(pace);
+                pace = best(costs, acceptance, &MOST, sessions as usize, pace).unwrap_or(pace);
                 let tried = if round % 32 == 31 { neighbour(pace, u64::from(round / 32), &MOST) } else { pace };
                 let (_, _, took) = self.round(tried, sessions);
                 tokens += took * self.rate(tried, acceptance, sessions);
@@ -353,16 +353,29 @@ mod tests {
     }
 
     #[test]
+    fn a_session_leaves_the_common_pace_only_where_that_gains_much() {
+        let mut costs = Costs::default();
+        let (_, common) = APART.settle(&mut costs, 0.8, 4, 100);
+        assert!(common.drafted > 2 && common.drafted < 8, "{common:?}");
+        for acceptance in [0.78, 0.8, 0.82] {
+            assert_eq!(own(&costs, acceptance, &MOST, 4, common), common);
+        }
+        let hopeless = own(&costs, 0.2, &MOST, 4, common);
+        assert!(hopeless.drafted < common.drafted && hopeless.mode() == common.mode(), "{hopeless:?}");
+        assert_eq!(own(&Costs::default(), 0.2, &MOST, 4, common), common);
+    }
+
+    #[test]
     fn bounds_hold() {
         let mut costs = Costs::default();
         APART.settle(&mut costs, 0.99, 1, 50);
         for allowed in [1..=1, 1..=2, 1..=7, 3..=3, 64..=64] {
             for acceptance in [0.01, 0.5, 0.99] {
-                let pace = best(&costs, acceptance, &allowed, 1, Mode::ByTurns).unwrap();
+                let pace = best(&costs, acceptance, &allowed, 1, Pace::SEQUENTIAL).unwrap();
                 assert!(allowed.contains(&pace.drafted), "{pace:?} of {allowed:?}");
             }
         }
-        assert_eq!(best(&Costs::default(), 0.8, &MOST, 1, Mode::Sequential), None);
+        assert_eq!(best(&Costs::default(), 0.8, &MOST, 1, Pace::SEQUENTIAL), None);
         assert_eq!(neighbour(Pace::SEQUENTIAL, 1, &(1..=1)), Pace::SEQUENTIAL);
     }
 

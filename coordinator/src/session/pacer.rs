@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 
 use super::costs::{Costs, Work};
-use super::pace::{Acceptance, Pace, best, best_in, neighbour, rate};
+use super::pace::{Acceptance, Pace, best, neighbour, own, rate};
 use super::plan::Plan;
 use super::speculation::Speculation;
 use crate::worker_pool::reply::Effort;
@@ -17,7 +17,7 @@ use crate::worker_pool::reply::Effort;
 const FIRST_DRAFT: u32 = 2;
 
 /// Rounds of every session for which all keep to one mode.
-const PERIOD: u64 = 5;
+const PERIOD: u64 = 4;
 
 /// Rounds after a change of mode that tell nothing: what they take depends on what the mode before left.
 const DISORDER: u32 = 2;
@@ -122,7 +122,7 @@ impl Measured {
         self.left = self.left.min(period);
         if self.left == 0 {
             (self.left, self.periods) = (period, self.periods + 1);
-            let best = best(&self.costs, self.acceptance, allowed, sessions, self.common.mode());
+            let best = best(&self.costs, self.acceptance, allowed, sessions, self.common);
             let probe = best.and_then(|best| self.probe(best, allowed, sessions));
             self.is_probe = probe.is_some();
             // Each model alone at first. That to compute side by side costs nothing is then believed until it is tried.
@@ -132,8 +132,7 @@ impl Measured {
             });
         }
         self.left -= 1;
-        let own = || best_in(self.common.mode(), &self.costs, acceptance, allowed, sessions);
-        if self.is_probe { self.common } else { own().unwrap_or(self.common) }
+        if self.is_probe { self.common } else { own(&self.costs, acceptance, allowed, sessions, self.common) }
     }
 
     /// What is tried in place of `best` in this period.
