@@ -24,7 +24,8 @@ pub(crate) struct Gathering {
 struct Rhythm {
     /// Since when it is away.
     left: Option<Instant>,
-    /// The longest time of late.
+    /// How long it was away the last time, and the longer of the last two times.
+    last: Duration,
     away: Option<Duration>,
 }
 
@@ -35,8 +36,9 @@ const LATE_AWAY: u32 = 8;
 /// Part of a pass within which a session is expected that was never away before.
 const UNKNOWN: u32 = 8;
 
-/// A session that came back sooner than usual makes it so much more usual.
-const SOONER: u32 = 4;
+/// Part of a pass within which a session is waited for in any case: where more rows cost in proportion, a pass of them all is
+/// still no worse than two.
+const ALWAYS: u32 = 4;
 
 impl Gathering {
     /// A session has been answered and has nothing more to compute.
@@ -49,8 +51,8 @@ impl Gathering {
         let Some(rhythm) = self.sessions.get_mut(&session) else { return };
         if let Some(left) = rhythm.left.take() {
             let away = now.saturating_duration_since(left);
-            let usual = rhythm.away.unwrap_or(away);
-            rhythm.away = Some(away.max(usual - usual.saturating_sub(away) / SOONER));
+            rhythm.away = Some(away.max(rhythm.last));
+            rhythm.last = away;
         }
     }
 
@@ -69,7 +71,8 @@ impl Gathering {
 
     /// Begins to wait for the next pass.
     pub(crate) fn begin(&mut self, now: Instant) {
-        let (pass, horizon) = (self.passes.mean(), now + self.passes.fixed());
+        let pass = self.passes.mean();
+        let horizon = now + self.passes.fixed().max(pass / ALWAYS);
         let until = |rhythm: &Rhythm| {
             let away = rhythm.away.map_or(pass / UNKNOWN, |away| away + away / LATE_AWAY);
             Some(rhythm.left? + away + pass / LATE_PASS).filter(|until| (now..=horizon).contains(until))
@@ -205,15 +208,13 @@ mod tests {
     }
 
     #[test]
-    fn a_long_absence_is_remembered_for_some_time() {
+    fn a_long_absence_is_remembered_once() {
         let (mut gathering, now) = (gathering(), Instant::now());
-        let session = returning(&mut gathering, now, 200 * MILLIS);
-        for round in 1..9 {
-            let away = |gathering: &Gathering| gathering.sessions[&session].away.unwrap();
-            let before = away(&gathering);
-            gathering.came(session, now + (200 * round - 190) * MILLIS);
-            gathering.left(session, now + 200 * round * MILLIS);
-            assert!(away(&gathering) < before && away(&gathering) > 10 * MILLIS);
+        let session = returning(&mut gathering, now, 10 * MILLIS);
+        for (away, expected) in [(900, 900), (20, 900), (30, 30), (10, 30)] {
+            gathering.left(session, now);
+            gathering.came(session, now + away * MILLIS);
+            assert_eq!(gathering.sessions[&session].away, Some(expected * MILLIS));
         }
     }
 }
