@@ -9,12 +9,16 @@ use crate::engine::operation::{Operation, Place, Request, RowRequest, Ticket, Wo
 use crate::model_runner::{BatchItem, ForwardError, ModelDescription};
 use crate::rows::{Precision, View};
 
-/// Every row is the same; notes how many sequences rode in each pass.
-struct Flat(ModelDescription, Vec<usize>);
+/// Every row is the same; notes how many sequences rode in each pass, which takes its time.
+struct Flat {
+    description: ModelDescription,
+    passes: Arc<Mutex<Vec<usize>>>,
+    time: Duration,
+}
 
 impl Model for Flat {
     fn description(&self) -> &ModelDescription {
-        &self.0
+        &self.description
     }
 
     fn forward<R: Send>(
@@ -23,7 +27,8 @@ impl Model for Flat {
         readers: &mut [R],
         read: impl Fn(&mut R, &[f32]) + Sync,
     ) -> Result<(), ForwardError> {
-        self.1.push(batch.len());
+        std::thread::sleep(self.time);
+        self.passes.lock().unwrap().push(batch.len());
         readers.iter_mut().for_each(|reader| read(reader, &[0.0; 8]));
         Ok(())
     }
@@ -70,7 +75,11 @@ fn stage() -> (Scheduler, Flat, [SessionId; 4]) {
     let limits = Limits::new(&options, &description);
     let (status, metrics) = (Arc::new(Status::new(options.blocks)), Arc::new(Metrics::new("base").unwrap()));
     let scheduler = Scheduler::new(options, &limits, status, metrics);
-    (scheduler, Flat(description, Vec::new()), std::array::from_fn(|_| SessionId::random()))
+    (
+        scheduler,
+        Flat { description, passes: Arc::default(), time: Duration::ZERO },
+        std::array::from_fn(|_| SessionId::random()),
+    )
 }
 
 #[test]
@@ -84,7 +93,7 @@ fn a_look_at_a_kept_row_waits_for_no_pass() {
     }
     let mut seconds = sessions.map(|session| submit(&mut scheduler, session, 2, &[3]));
     assert!(scheduler.step(&mut model));
-    assert_eq!(model.1, [4, 4]);
+    assert_eq!(*model.passes.lock().unwrap(), [4, 4]);
     let effort = seconds[0].answer.try_recv().unwrap().effort;
     assert_eq!((effort.passes, effort.rows), (1, 4));
 }
@@ -109,34 +118,15 @@ fn who_is_expected_soon_is_waited_for_until_it_comes_or_ends() {
     assert_eq!(scheduler.awaits_until(), None);
 }
 
-/// Takes its time, as a pass that reads its weights does.
-struct Slow(Flat, Arc<Mutex<Vec<usize>>>);
-
-impl Model for Slow {
-    fn description(&self) -> &ModelDescription {
-        self.0.description()
-    }
-
-    fn forward<R: Send>(
-        &mut self,
-        batch: &[BatchItem<'_>],
-        readers: &mut [R],
-        read: impl Fn(&mut R, &[f32]) + Sync,
-    ) -> Result<(), ForwardError> {
-        std::thread::sleep(Duration::from_millis(30));
-        self.1.lock().unwrap().push(batch.len());
-        self.0.forward(batch, readers, read)
-    }
-}
-
 /// Two sessions begin while the pass of two others is under way. All stay away for a third of a pass, longer than it takes
 /// to begin the next one.
 #[test]
 fn halves_that_took_turns_ride_together_again() {
     let (scheduler, model, sessions) = stage();
-    let (options, passes) = (scheduler.options.clone(), Arc::default());
+    let (options, passes) = (scheduler.options.clone(), Arc::clone(&model.passes));
     let metrics = Arc::new(Metrics::new("base").unwrap());
-    let engine = crate::engine::start(Slow(model, Arc::clone(&passes)), options, metrics).unwrap();
+    let model = Flat { time: Duration::from_millis(30), ..model };
+    let engine = crate::engine::start(model, options, metrics).unwrap();
     std::thread::scope(|scope| {
         for (index, session) in sessions.into_iter().enumerate() {
             let (engine, passes) = (engine.clone(), Arc::clone(&passes));

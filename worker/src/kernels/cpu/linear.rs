@@ -178,11 +178,11 @@ impl<B: Block> Panels<'_, B> {
             blocks[index].multiply(wide, &self.x, 0, index * B::INPUTS, &mut totals);
             blocks[index].multiply(wide, &self.x, R, index * B::INPUTS, &mut others);
         }
-        self.put(wide, &totals, 0, column, true);
-        self.put(wide, &others, R, column, true);
+        self.put(wide, &totals, 0, column, self.bias);
+        self.put(wide, &others, R, column, self.bias);
     }
 
-    /// Writes what rows from `first` on have in a panel; with the bias when it is whole.
+    /// Writes what rows from `first` on have in a panel, with a bias.
     #[inline(always)]
     fn put<const R: usize, W: Wide>(
         &self,
@@ -190,12 +190,9 @@ impl<B: Block> Panels<'_, B> {
         totals: &[W::Floats; R],
         first: usize,
         column: usize,
-        is_whole: bool,
+        bias: Option<&[f32]>,
     ) {
-        let bias = match self.bias {
-            Some(bias) if is_whole => &bias[column..],
-            _ => &[],
-        };
+        let bias = bias.map_or(&[][..], |bias| &bias[column..]);
         for r in 0..R {
             let mut values = [0.0; PANEL];
             wide.store(totals[r], &mut values);
@@ -229,7 +226,8 @@ impl<B: Block> Panels<'_, B> {
             prefetch(blocks, ahead.offset + index * ahead.share, ahead.share);
             blocks[index].multiply(wide, &self.x, first, (first_block + index) * B::INPUTS, &mut totals);
         }
-        self.put(wide, &totals, first, column, first_block + blocks.len() == self.panel_blocks);
+        let is_whole = first_block + blocks.len() == self.panel_blocks;
+        self.put(wide, &totals, first, column, self.bias.filter(|_| is_whole));
     }
 
     /// What a row has in the panel whose first output is `column`.
