@@ -4,9 +4,10 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
-from container import BINARIES, rewritten
+from container import BINARIES, PATIENCE_SECONDS, rewritten
 from rendered import ROOT, Overlay, Workload
 
 TOOLS = ("buildah", "podman", "runc", "debootstrap", "strip")
@@ -170,5 +171,13 @@ class Store:
         return told
 
     def remove(self) -> None:
-        self.run("podman", "pod", "rm", "--all", "--force", "--time", "0")
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                self.run("podman", "pod", "rm", "--all", "--force", "--time", "0")
+                break
+            except AssertionError:
+                # A container that ends just before podman would kill it fails the removal, and its Pod remains.
+                if time.monotonic() > deadline:
+                    raise
         shutil.rmtree(self.folder)
