@@ -11,7 +11,7 @@ use cosec_coordinator::request::{
 };
 use cosec_coordinator::role::Role;
 use cosec_coordinator::session::event::{Action, Event, Phase, Task};
-use cosec_coordinator::session::pace::Pace;
+use cosec_coordinator::session::pace::{Acceptance, Pace};
 use cosec_coordinator::session::plan::Plan;
 use cosec_coordinator::session::state::Session;
 use cosec_coordinator::worker_pool::operation::{Ask, RowAsk, View};
@@ -42,6 +42,7 @@ fn task(rule: RuleSettings, transport: Transport, prompt: Vec<u32>, now: Instant
     Task {
         plan: Plan::new(&settings, false).unwrap(),
         pace: Pace::SEQUENTIAL,
+        acceptance: Acceptance::PRIOR,
         prompt,
         max_new_tokens: 2,
         end_tokens: vec![9],

@@ -94,17 +94,17 @@ impl PassTimes {
     }
 
     /// What to expect of so many rows after what was seen of fewer or more, here or among `others`: in proportion, or less
-    /// where two measurements tell that passes grow more slowly.
+    /// where passes of the most rows and of half as many or fewer tell that they grow more slowly.
     fn guess(&self, others: &Self, rows: f64) -> Option<f64> {
-        let ends = [self, others].map(|times| [times.0.first_key_value(), times.0.last_key_value()]);
-        let ends = || ends.iter().flatten().flatten().map(|&end| point(end));
-        let fewest = ends().min_by(|one, other| one.0.total_cmp(&other.0))?;
-        let most = ends().max_by(|one, other| one.0.total_cmp(&other.0))?;
-        if rows <= fewest.0 || fewest.0 == most.0 {
+        let seen = || self.0.iter().chain(&others.0).map(point);
+        let by_rows = |one: &(f64, f64), other: &(f64, f64)| one.0.total_cmp(&other.0);
+        let (fewest, most) = (seen().min_by(by_rows)?, seen().max_by(by_rows)?);
+        if rows <= fewest.0 {
             return Some(line((0.0, 0.0), fewest, rows));
         }
-        let (grown, in_proportion) = (line(fewest, most, rows), line((0.0, 0.0), most, rows));
-        Some(grown.min(in_proportion).max(fewest.1))
+        let in_proportion = line((0.0, 0.0), most, rows);
+        let fewer = seen().filter(|seen| 2.0 * seen.0 <= most.0).max_by(by_rows);
+        Some(fewer.map_or(in_proportion, |fewer| line(fewer, most, rows).max(most.1).min(in_proportion)))
     }
 
     fn most_rows(&self) -> u32 {
@@ -131,11 +131,10 @@ struct Passes {
 }
 
 impl Passes {
-    fn seconds(&self, rows: f64, beside: bool) -> Option<f64> {
-        let (alone, with_other) = (self.alone.known(rows), self.beside.known(rows));
-        // Company makes nothing faster; as long as one of both was not measured, the other stands in for it.
-        let known = if beside { alone.into_iter().chain(with_other).reduce(f64::max) } else { alone.or(with_other) };
-        known.or_else(|| self.alone.guess(&self.beside, rows))
+    /// Seconds of a pass while the other model rests; as long as none was seen, one beside the other stands in for it.
+    fn seconds_alone(&self, rows: f64) -> Option<f64> {
+        let measured = self.alone.known(rows).or_else(|| self.beside.known(rows));
+        measured.or_else(|| self.alone.guess(&self.beside, rows))
     }
 }
 
@@ -144,8 +143,7 @@ impl Passes {
 struct ModeCosts {
     /// Operations like one's own in a pass, over the sessions under way: 1 when all ride in the same pass.
     share: Option<Average>,
-    /// What rounds took over the time of their passes: queues, ways and whatever else the passes do not tell. As long as it
-    /// is not known at any load it is believed to be nothing; so every mode is tried.
+    /// What rounds took over the time of their passes: queues, ways and whatever else the passes do not tell.
     surcharge: Option<Average>,
     /// The same by the number of drafts, where it was measured of late.
     surcharges: BTreeMap<u32, Average>,
@@ -171,9 +169,9 @@ impl Costs {
     /// Surcharges that are believed: beyond them something else happened, such as a worker that was lost.
     const SURCHARGES: (f64, f64) = (0.4, 2.5);
 
-    /// Takes note of an operation at `pace` while `sessions` (at least 1) were under way; `beside` when the other model computed
-    /// at the same time.
-    pub fn observe(&mut self, work: Work, (pace, beside): (Pace, bool), effort: Effort, sessions: usize) {
+    /// Takes note of an operation while `sessions` (at least 1) were under way; `beside` when the other model computed at the
+    /// same time. `steady` is the pace that was kept to for some rounds, if one was.
+    pub fn observe(&mut self, work: Work, beside: bool, effort: Effort, sessions: usize, steady: Option<Pace>) {
         let Effort { compute, passes, tokens, rows, .. } = effort;
         // Prompts that rode along took time that no row tells of.
         if passes == 0 || rows == 0 || compute.is_zero() || tokens > rows.saturating_mul(2) {
@@ -187,9 +185,11 @@ impl Costs {
         let rows = f64::from(rows) / passes;
         let times = if beside { &mut of_model.beside } else { &mut of_model.alone };
         times.observe(rows.round().max(1.0) as u32, compute.as_secs_f64() / passes, load);
-        let share = (rows / own_rows).max(1.0) / sessions as f64;
-        Average::note_in(&mut self.of_mode(pace, sessions).share, share, load);
-        Average::note_in(&mut self.share, share, load);
+        if let Some(pace) = steady {
+            let share = (rows / own_rows).max(1.0) / sessions as f64;
+            Average::note_in(&mut self.of_mode(pace, sessions).share, share, load);
+            Average::note_in(&mut self.share, share, load);
+        }
     }
 
     /// Takes note of what a whole round took at `pace`.
@@ -213,29 +213,55 @@ impl Costs {
         Some(self.surcharge(pace, sessions) * self.passes_seconds(pace, acceptance, sessions)?)
     }
 
-    /// Of so many drafts if it was measured of late, else of the mode at this load, else at the load that is most like it.
+    /// Of so many drafts if it was measured of late, else of the mode at this load, else at the load that is most like it; what
+    /// is saved there is not believed here. A mode not seen at all is believed to be like drafting by turns.
     fn surcharge(&self, pace: Pace, sessions: usize) -> f64 {
-        let (load, mode) = (crowding(sessions), pace.mode() as usize);
-        let own = self.modes[load][mode].surcharges.get(&pace.drafted);
-        own.and_then(|own| own.fresh(self.rounds, sessions)).unwrap_or_else(|| {
-            let measured = self.modes.iter().enumerate().filter(|(_, modes)| modes[mode].surcharge.is_some());
-            value(measured.min_by_key(|(other, _)| other.abs_diff(load)).and_then(|(_, modes)| modes[mode].surcharge))
-        })
+        let (load, mode) = (crowding(sessions), pace.mode());
+        let at = |load: usize, mode: Mode| &self.modes[load][mode as usize];
+        let own = at(load, mode).surcharges.get(&pace.drafted).and_then(|own| own.fresh(self.rounds, sessions));
+        let elsewhere = |mode| {
+            let loads = (0..self.modes.len()).filter_map(|load| Some((load, at(load, mode).surcharge?.value)));
+            loads.min_by_key(|(other, _)| other.abs_diff(load)).map(|(_, surcharge)| surcharge.max(1.0))
+        };
+        let here = || at(load, mode).surcharge.map(|here| here.value);
+        own.or_else(here).or_else(|| elsewhere(mode)).or_else(|| elsewhere(Mode::ByTurns)).unwrap_or(1.0)
+    }
+
+    /// Whether sequential decoding was seen at this load.
+    #[must_use]
+    pub fn knows_sequential(&self, sessions: usize) -> bool {
+        self.modes[crowding(sessions)][Mode::Sequential as usize].share.is_some()
+    }
+
+    /// Whether drafting was seen at all while the base rested.
+    #[must_use]
+    pub fn knows_drafting(&self) -> bool {
+        !self.draft.alone.0.is_empty()
     }
 
     fn passes_seconds(&self, pace: Pace, acceptance: f64, sessions: usize) -> Option<f64> {
         let (crowd, k) = (self.crowd(pace, sessions), f64::from(pace.drafted));
-        let verify = |beside| self.verify.seconds(crowd * k, beside);
-        let draft = |beside| Some(k * self.draft.seconds(crowd, beside)?);
+        let (verify, draft) = (self.verify.seconds_alone(crowd * k)?, self.draft.seconds_alone(crowd)?);
+        let (by_turns, lost) = (verify + k * draft, self.company() * verify.min(k * draft));
+        let verify = self.verify.beside.known(crowd * k).unwrap_or(verify + lost);
+        let side_by_side = verify.max(self.draft.beside.known(crowd).map_or(k * draft + lost, |draft| k * draft));
         match pace.mode() {
-            Mode::Sequential => Some(verify(true)?.max(draft(true)?)),
-            Mode::ByTurns => Some(verify(false)? + draft(false)?),
+            Mode::Sequential => Some(side_by_side),
+            Mode::ByTurns => Some(by_turns),
             Mode::SideBySide => {
-                let stands = acceptance.powf(k);
-                // After a rejection the base waits for new drafts.
-                Some(stands * verify(true)?.max(draft(true)?) + (1.0 - stands) * (verify(true)? + draft(false)?))
+                // After a rejection the base waits for new drafts, and so do all that ride in the same pass.
+                let stands = acceptance.powf(crowd * k);
+                Some(stands * side_by_side + (1.0 - stands) * (verify + k * draft))
             }
         }
+    }
+
+    /// What a model loses of the time for which the other one computes, too: nothing on a device of its own, up to all of it
+    /// on a shared one. The expert's passes tell, being the shorter ones; the least is believed, as a pass is soon slow for
+    /// other reasons.
+    fn company(&self) -> f64 {
+        let lost = |(rows, beside): (_, &Average)| Some(beside.value / self.draft.alone.0.get(rows)?.value - 1.0);
+        self.draft.beside.0.iter().filter_map(lost).reduce(f64::min).map_or(0.0, |lost| lost.clamp(0.0, 1.0))
     }
 
     fn of_mode(&mut self, pace: Pace, sessions: usize) -> &mut ModeCosts {
@@ -260,7 +286,8 @@ impl Costs {
 }
 
 /// Index of what so many sessions learn together.
-fn crowding(sessions: usize) -> usize {
+#[must_use]
+pub fn crowding(sessions: usize) -> usize {
     (sessions.max(1) - 1).checked_ilog2().map_or(0, |octave| (octave as usize + 1).min(15))
 }
 
@@ -268,7 +295,7 @@ fn crowding(sessions: usize) -> usize {
 mod tests {
     use super::*;
 
-    const TURNS: (Pace, bool) = (Pace { drafted: 2, runs_ahead: false }, false);
+    const TURNS: Pace = Pace { drafted: 2, runs_ahead: false };
 
     fn pass(millis: u64, tokens: u32, rows: u32) -> Effort {
         Effort { compute: Duration::from_millis(millis), passes: 1, tokens, rows, ..Effort::default() }
@@ -277,12 +304,12 @@ mod tests {
     #[test]
     fn passes_with_prompts_tell_nothing() {
         let mut costs = Costs::default();
-        costs.observe(Work::Verify(2), TURNS, pass(900, 66, 4), 2);
-        costs.observe(Work::Draft, TURNS, pass(90, 66, 2), 2);
-        assert_eq!(costs.round_seconds(TURNS.0, 0.8, 2), None);
-        costs.observe(Work::Verify(2), TURNS, pass(100, 4, 4), 2);
-        costs.observe(Work::Draft, TURNS, pass(10, 2, 2), 2);
-        let seconds = costs.round_seconds(TURNS.0, 0.8, 2).unwrap();
+        costs.observe(Work::Verify(2), false, pass(900, 66, 4), 2, Some(TURNS));
+        costs.observe(Work::Draft, false, pass(90, 66, 2), 2, Some(TURNS));
+        assert_eq!(costs.round_seconds(TURNS, 0.8, 2), None);
+        costs.observe(Work::Verify(2), false, pass(100, 4, 4), 2, Some(TURNS));
+        costs.observe(Work::Draft, false, pass(10, 2, 2), 2, Some(TURNS));
+        let seconds = costs.round_seconds(TURNS, 0.8, 2).unwrap();
         assert!((seconds - 0.12).abs() < 1e-9, "{seconds}");
     }
 
@@ -290,9 +317,9 @@ mod tests {
     fn a_pace_is_judged_as_if_all_took_it() {
         let mut costs = Costs::default();
         for rows in [16, 32, 64] {
-            costs.observe(Work::Verify(rows / 16), TURNS, pass(10 * u64::from(rows), rows, rows), 16);
+            costs.observe(Work::Verify(rows / 16), false, pass(10 * u64::from(rows), rows, rows), 16, Some(TURNS));
         }
-        costs.observe(Work::Draft, TURNS, pass(10, 16, 16), 16);
+        costs.observe(Work::Draft, false, pass(10, 16, 16), 16, Some(TURNS));
         let four = Pace { drafted: 4, runs_ahead: false };
         // 64 rows of the base and four passes of the expert.
         let seconds = costs.round_seconds(four, 0.8, 16).unwrap();
@@ -304,10 +331,10 @@ mod tests {
     #[test]
     fn rounds_correct_what_passes_predict() {
         let mut costs = Costs::default();
-        costs.observe(Work::Verify(2), TURNS, pass(100, 2, 2), 1);
-        costs.observe(Work::Draft, TURNS, pass(10, 1, 1), 1);
-        (0..100).for_each(|_| costs.observe_round(TURNS.0, 0.8, 1, Duration::from_millis(180)));
-        let seconds = costs.round_seconds(TURNS.0, 0.8, 1).unwrap();
+        costs.observe(Work::Verify(2), false, pass(100, 2, 2), 1, Some(TURNS));
+        costs.observe(Work::Draft, false, pass(10, 1, 1), 1, Some(TURNS));
+        (0..100).for_each(|_| costs.observe_round(TURNS, 0.8, 1, Duration::from_millis(180)));
+        let seconds = costs.round_seconds(TURNS, 0.8, 1).unwrap();
         assert!((seconds - 0.18).abs() < 1e-3, "{seconds}");
     }
 
@@ -315,10 +342,10 @@ mod tests {
     fn whatever_a_worker_says_little_is_kept() {
         let mut costs = Costs::default();
         for rows in (0..1_000_000).step_by(7).chain([u32::MAX]) {
-            costs.observe(Work::Verify(1), TURNS, pass(u64::from(u32::MAX), rows, rows), 1);
+            costs.observe(Work::Verify(1), false, pass(u64::from(u32::MAX), rows, rows), 1, Some(TURNS));
         }
         assert!(costs.verify.alone.0.len() < 300, "{}", costs.verify.alone.0.len());
-        costs.observe(Work::Draft, TURNS, pass(1, u32::MAX, u32::MAX), 1);
-        assert!(costs.round_seconds(TURNS.0, 0.8, 1).is_some_and(f64::is_finite));
+        costs.observe(Work::Draft, false, pass(1, u32::MAX, u32::MAX), 1, Some(TURNS));
+        assert!(costs.round_seconds(TURNS, 0.8, 1).is_some_and(f64::is_finite));
     }
 }

@@ -17,7 +17,6 @@ use tracing::{Instrument, Span};
 use super::costs::Work;
 use super::event::{Action, Event, Phase, Task};
 use super::metrics::SessionMetrics;
-use super::pace::Acceptance;
 use super::pacer::{Paced, Pacer};
 use super::plan::Plan;
 use super::state::Session;
@@ -108,12 +107,13 @@ pub(crate) struct Driver {
 
 impl Driver {
     pub(crate) fn new(opening: Opening, turn: Turn) -> Self {
-        let paced = opening.pacer.join(Acceptance::PRIOR.rate());
+        let paced = opening.pacer.join();
         let request = &opening.request;
         let settings = &request.settings;
         let session = Session::new(Task {
             plan: opening.plan.clone(),
             pace: paced.pace(),
+            acceptance: paced.expected(),
             prompt: request.prompt.to_vec(),
             max_new_tokens: request.max_new_tokens,
             end_tokens: opening.end_tokens.clone(),

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::pace::Pace;
+use super::pace::{Acceptance, Pace};
 use super::plan::Plan;
 use crate::core::ExpertAbsent;
 use crate::merge::{Evidence, Lacking};
@@ -160,6 +160,8 @@ pub struct Task {
     pub plan: Plan,
     /// How fast, to begin with.
     pub pace: Pace,
+    /// What to expect of its proposals, to begin with.
+    pub acceptance: Acceptance,
     /// Not empty.
     pub prompt: Vec<u32>,
     /// Most new tokens.

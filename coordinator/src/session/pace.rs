@@ -47,26 +47,37 @@ impl Mode {
     pub const COUNT: usize = 3;
 }
 
-/// Moving average of how many proposals stand.
+/// How many proposals stand: the mean of the first ones, then of the last few.
 #[derive(Clone, Copy, Debug)]
-pub struct Acceptance(f64);
+pub struct Acceptance {
+    /// In (0, 1).
+    rate: f64,
+    /// Proposals that it stands for.
+    weight: f64,
+}
 
 impl Acceptance {
     /// Of a model about which nothing is known.
-    pub const PRIOR: Self = Self(0.75);
+    pub const PRIOR: Self = Self::like(0.75);
 
-    /// Weight of one proposal.
-    const STEP: f64 = 1.0 / 32.0;
+    const MOST_WEIGHT: f64 = 32.0;
+
+    /// Of a session whose likes had this `rate`, in (0, 1): that counts as a few proposals.
+    #[must_use]
+    pub const fn like(rate: f64) -> Self {
+        Self { rate, weight: 4.0 }
+    }
 
     /// Notes whether a proposal stood.
     pub fn note(&mut self, stood: bool) {
-        self.0 += Self::STEP * (f64::from(u8::from(stood)) - self.0);
+        self.weight = (self.weight + 1.0).min(Self::MOST_WEIGHT);
+        self.rate += (f64::from(u8::from(stood)) - self.rate) / self.weight;
     }
 
     /// In (0, 1).
     #[must_use]
     pub fn rate(&self) -> f64 {
-        self.0
+        self.rate
     }
 }
 
@@ -78,6 +89,27 @@ const INERTIA: f64 = 1.04;
 
 /// What a pace of its own must gain a session: operations of different length do not ride in the same passes.
 const OWN_WAY: f64 = 1.1;
+
+/// Drafts of the first rounds with drafts: few, as many sessions may begin at once.
+const FIRST_DRAFT: u32 = 2;
+
+/// What is gone at before paces are judged, if anything: one position at a time at a load not met before, which is safe
+/// there, then once a few drafts, each model alone. What passes take beside and without the other tells of all other paces.
+#[must_use]
+pub fn opening(costs: &Costs, allowed: &RangeInclusive<u32>, sessions: usize) -> Option<Pace> {
+    if allowed.contains(&1) && !costs.knows_sequential(sessions) {
+        return Some(Pace::SEQUENTIAL);
+    }
+    let drafted = FIRST_DRAFT.clamp(*allowed.start(), *allowed.end());
+    (drafted > 1 && !costs.knows_drafting()).then_some(Pace { drafted, runs_ahead: false })
+}
+
+/// One period in so many is decoded at a neighbouring pace, so that its costs are known, too.
+const PROBE_INTERVAL: u64 = 16;
+
+/// A neighbour that is expected to be slower than this share of the best is tried once in [`HOPELESS_INTERVAL`] probes only.
+const HOPEFUL: f64 = 0.85;
+const HOPELESS_INTERVAL: u64 = 5;
 
 /// The pace with the most tokens per second for a session among `sessions` under way, with as many drafts as is `allowed`,
 /// where all keep to the pace `now`. `None` before anything was measured.
@@ -106,8 +138,7 @@ pub fn own(costs: &Costs, acceptance: f64, allowed: &RangeInclusive<u32>, sessio
 
 /// Expected tokens per second of a session at `pace` when all take it, in favour of sequential decoding. `None` before anything
 /// was measured.
-#[must_use]
-pub fn rate(costs: &Costs, pace: Pace, acceptance: f64, sessions: usize) -> Option<f64> {
+fn rate(costs: &Costs, pace: Pace, acceptance: f64, sessions: usize) -> Option<f64> {
     let seconds = costs.round_seconds(pace, acceptance, sessions)?.max(f64::MIN_POSITIVE);
     let advantage = if pace == Pace::SEQUENTIAL { ADVANTAGE } else { 1.0 };
     Some(advantage * expected_tokens(pace.drafted, acceptance) / seconds)
@@ -127,15 +158,32 @@ fn fastest(rated: impl Iterator<Item = (Pace, f64)>) -> Option<Pace> {
     rated.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(pace, _)| pace)
 }
 
-/// A pace that differs from `best` in one thing or is the least, another one for each `probe`.
+/// What is tried in place of `best` in this `period`.
 #[must_use]
-pub fn neighbour(best: Pace, probe: u64, allowed: &RangeInclusive<u32>) -> Pace {
+pub fn probe(
+    costs: &Costs,
+    best: Pace,
+    acceptance: f64,
+    allowed: &RangeInclusive<u32>,
+    sessions: usize,
+    period: u64,
+) -> Option<Pace> {
+    let probe = period / PROBE_INTERVAL;
+    let tried = neighbour(best, probe, allowed);
+    let rate = |pace| rate(costs, pace, acceptance, sessions);
+    let is_hopeful = || rate(tried) >= rate(best).map(|best| HOPEFUL * best);
+    (period.is_multiple_of(PROBE_INTERVAL) && (is_hopeful() || probe.is_multiple_of(HOPELESS_INTERVAL)))
+        .then_some(tried)
+}
+
+/// A pace that differs from `best` in one thing or is the least, another one for each `probe`.
+fn neighbour(best: Pace, probe: u64, allowed: &RangeInclusive<u32>) -> Pace {
     let (least, most) = (*allowed.start(), *allowed.end());
     let tried = match (best.drafted, probe % 4) {
         (1, _) => Pace { drafted: most.min(2), runs_ahead: probe.is_multiple_of(2) },
-        (drafted, 0) => Pace { drafted: most.min(drafted + 1), ..best },
-        (drafted, 1) => Pace { drafted: least.max(drafted - 1), ..best },
-        (_, 2) => Pace { runs_ahead: !best.runs_ahead, ..best },
+        (drafted, 1) => Pace { drafted: most.min(drafted + 1), ..best },
+        (drafted, 2) => Pace { drafted: least.max(drafted - 1), ..best },
+        (_, 3) => Pace { runs_ahead: !best.runs_ahead, ..best },
         (_, _) => Pace { drafted: least, runs_ahead: false },
     };
     if tried.drafted == 1 { Pace::SEQUENTIAL } else { tried }
@@ -158,7 +206,7 @@ mod tests {
     const MOST: RangeInclusive<u32> = 1..=8;
 
     /// Sessions in step on two devices, or on one that computes one model behind the other.
-    #[derive(Clone, Copy)]
+    #[derive(Clone, Copy, Debug)]
     struct Machine {
         /// Seconds of a pass of the base: what does not and what does grow with its rows, and the rows that come for nothing.
         fixed: f64,
@@ -218,8 +266,8 @@ mod tests {
             };
             let took = expected_tokens(k, acceptance) / self.rate(pace, acceptance, sessions);
             for _ in 0..sessions {
-                costs.observe(Work::Draft, (pace, beside), effort(k, draft), sessions as usize);
-                costs.observe(Work::Verify(k), (pace, beside), effort(1, verify), sessions as usize);
+                costs.observe(Work::Draft, beside, effort(k, draft), sessions as usize, Some(pace));
+                costs.observe(Work::Verify(k), beside, effort(1, verify), sessions as usize, Some(pace));
                 costs.observe_round(pace, acceptance, sessions as usize, Duration::from_secs_f64(took));
             }
         }
@@ -228,10 +276,13 @@ mod tests {
         /// they got, and their last pace.
         fn settle(&self, costs: &mut Costs, acceptance: f64, sessions: u32, rounds: u32) -> (f64, Pace) {
             let (mut tokens, mut seconds) = (0.0, 0.0);
-            let mut pace = Pace { drafted: 2, runs_ahead: false };
+            let mut pace = Pace::SEQUENTIAL;
             for round in 0..rounds {
-                pace = best(costs, acceptance, &MOST, sessions as usize, pace).unwrap_or(pace);
-                let tried = if round % 32 == 31 { neighbour(pace, u64::from(round / 32), &MOST) } else { pace };
+                let opening = opening(costs, &MOST, sessions as usize);
+                let judged = || best(costs, acceptance, &MOST, sessions as usize, pace);
+                pace = opening.or_else(judged).unwrap_or(pace);
+                let probe = || probe(costs, pace, acceptance, &MOST, sessions as usize, u64::from(round / 4 + 1));
+                let tried = if round % 4 == 0 && opening.is_none() { probe() } else { None }.unwrap_or(pace);
                 let (_, _, took) = self.round(tried, sessions);
                 tokens += took * self.rate(tried, acceptance, sessions);
                 seconds += took;
@@ -306,7 +357,7 @@ mod tests {
         for acceptance in [0.3, 0.6, 0.85] {
             let (gain, pace) = bound.settle(&mut Costs::default(), acceptance, 16, 100);
             assert_eq!(pace, Pace::SEQUENTIAL, "{acceptance}");
-            // One round in which two tokens were tried.
+            // A few rounds in which two tokens were tried.
             assert!(gain > 0.96, "{acceptance}: {gain}");
         }
         // A slow expert gains nothing by drafting either.
@@ -328,12 +379,15 @@ mod tests {
             for acceptance in [0.5, 0.7, 0.9] {
                 for sessions in [1, 2, 4, 16, 64] {
                     let mut costs = Costs::default();
-                    let (gain, pace) = machine.settle(&mut costs, acceptance, sessions, 20);
+                    let (gain, pace) = machine.settle(&mut costs, acceptance, sessions, 40);
                     assert!(gain > 0.96, "{sessions} at {acceptance}: {gain} at last with {pace:?}");
                     let (_, pace) = machine.settle(&mut costs, acceptance, sessions, 200);
                     let (rate, best) =
                         (machine.rate(pace, acceptance, sessions), machine.best_rate(acceptance, sessions));
-                    assert!(rate > 0.9 * best, "{sessions} at {acceptance}: {pace:?} has {rate} of {best}");
+                    assert!(
+                        rate > 0.9 * best,
+                        "{machine:?} {sessions} at {acceptance}: {pace:?} has {rate} of {best}"
+                    );
                 }
             }
         }

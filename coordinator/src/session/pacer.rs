@@ -3,31 +3,24 @@
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use super::costs::{Costs, Work};
-use super::pace::{Acceptance, Pace, best, neighbour, own, rate};
+use super::costs::{Costs, Work, crowding};
+use super::pace::{Acceptance, Pace, best, opening, own, probe};
 use super::plan::Plan;
 use super::speculation::Speculation;
 use crate::worker_pool::reply::Effort;
 
-/// Draft length before anything was measured: few, as many sessions may begin at once.
-const FIRST_DRAFT: u32 = 2;
-
 /// Rounds of every session for which all keep to one mode.
-const PERIOD: u64 = 4;
+const PERIOD: f64 = 4.0;
+
+/// The same where drafts are tried for the first time: passes tell soon what they take.
+const FIRST_PERIOD: f64 = 2.0;
 
 /// Rounds after a change of mode that tell nothing: what they take depends on what the mode before left.
 const DISORDER: u32 = 2;
-
-/// One such period in so many is decoded at a neighbouring pace, so that its costs are known, too.
-const PROBE_INTERVAL: u64 = 16;
-
-/// A neighbour that is expected to be slower than this share of the best is tried once in [`HOPELESS_INTERVAL`] probes only.
-const HOPEFUL: f64 = 0.85;
-const HOPELESS_INTERVAL: u64 = 5;
 
 /// The pacers of all kinds of sessions.
 #[derive(Debug)]
@@ -57,8 +50,8 @@ impl Pacers {
 /// Shared by the sessions of one kind.
 #[derive(Debug)]
 pub(crate) struct Pacer {
-    speculation: Speculation,
-    max_draft: u32,
+    /// Numbers of drafts.
+    allowed: RangeInclusive<u32>,
     /// That decode now.
     sessions: AtomicUsize,
     measured: Mutex<Measured>,
@@ -67,13 +60,16 @@ pub(crate) struct Pacer {
 #[derive(Debug)]
 struct Measured {
     costs: Costs,
-    /// Of all sessions.
+    /// Of the last sessions.
     acceptance: f64,
     /// Whose mode all sessions keep to: what one does among others that do something else tells little.
     common: Pace,
-    is_probe: bool,
-    /// Choices until the next common pace, and how many of them there were.
-    left: u64,
+    /// The load for which it was chosen; see [`crowding`].
+    crowding: usize,
+    /// Whether it is tried, so that its costs are known; then no session goes its own way.
+    is_trial: bool,
+    /// Rounds of every session until another one is chosen, and how many such periods there were.
+    left: f64,
     periods: u64,
 }
 
@@ -83,66 +79,64 @@ impl Pacer {
             costs: Costs::default(),
             acceptance: Acceptance::PRIOR.rate(),
             common: Pace::SEQUENTIAL,
-            is_probe: false,
-            left: 0,
+            crowding: 0,
+            is_trial: false,
+            left: 0.0,
             periods: 0,
         };
-        Self { speculation, max_draft, sessions: AtomicUsize::new(0), measured: Mutex::new(measured) }
+        let allowed = match speculation {
+            Speculation::Off => 1..=1,
+            Speculation::Fixed(drafted) => drafted..=drafted,
+            Speculation::Adaptive => 1..=max_draft,
+        };
+        Self { allowed, sessions: AtomicUsize::new(0), measured: Mutex::new(measured) }
     }
 
     /// A session begins to decode, at the pace of this.
-    pub(crate) fn join(self: &Arc<Self>, acceptance: f64) -> Paced {
+    pub(crate) fn join(self: &Arc<Self>) -> Paced {
         self.sessions.fetch_add(1, Ordering::Relaxed);
-        let pace = self.pace(acceptance);
-        Paced { pacer: Arc::clone(self), pace, steady: 0, round: None }
-    }
-
-    /// How fast the next round of a session should go.
-    fn pace(&self, acceptance: f64) -> Pace {
-        let allowed = match self.speculation {
-            Speculation::Off | Speculation::Fixed(1) => return Pace::SEQUENTIAL,
-            Speculation::Fixed(drafted) => drafted..=drafted,
-            Speculation::Adaptive => 1..=self.max_draft,
-        };
-        let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
-        let pace = measured.pace(acceptance, &allowed, self.sessions());
-        tracing::trace!(pace.drafted, pace.runs_ahead, sessions = self.sessions(), acceptance, "pace");
-        pace
+        let mut measured = self.measured();
+        let acceptance = measured.acceptance;
+        let pace = measured.pace(acceptance, &self.allowed, self.sessions(), 0.0);
+        Paced { pacer: Arc::clone(self), expected: Acceptance::like(acceptance), pace, steady: 0, round: None }
     }
 
     fn sessions(&self) -> usize {
         self.sessions.load(Ordering::Relaxed).max(1)
     }
+
+    fn measured(&self) -> MutexGuard<'_, Measured> {
+        self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Measured {
-    fn pace(&mut self, acceptance: f64, allowed: &RangeInclusive<u32>, sessions: usize) -> Pace {
-        let period = PERIOD * sessions as u64;
-        self.acceptance += (acceptance - self.acceptance) / period as f64;
-        self.left = self.left.min(period);
-        if self.left == 0 {
-            (self.left, self.periods) = (period, self.periods + 1);
-            let best = best(&self.costs, self.acceptance, allowed, sessions, self.common);
-            let probe = best.and_then(|best| self.probe(best, allowed, sessions));
-            self.is_probe = probe.is_some();
-            // Each model alone at first. That to compute side by side costs nothing is then believed until it is tried.
-            self.common = probe.or(best).unwrap_or(match FIRST_DRAFT.clamp(*allowed.start(), *allowed.end()) {
-                1 => Pace::SEQUENTIAL,
-                drafted => Pace { drafted, runs_ahead: false },
-            });
+    /// How fast a session goes next, one of so many that decode, after so many of its `rounds`.
+    fn pace(&mut self, acceptance: f64, allowed: &RangeInclusive<u32>, sessions: usize, rounds: f64) -> Pace {
+        let share = rounds / sessions as f64;
+        self.acceptance += (acceptance - self.acceptance) * share;
+        self.left -= share;
+        if self.left <= 0.0 || self.crowding != crowding(sessions) {
+            self.choose(allowed, sessions);
         }
-        self.left -= 1;
-        if self.is_probe { self.common } else { own(&self.costs, acceptance, allowed, sessions, self.common) }
+        let common = self.common;
+        let pace = if self.is_trial { common } else { own(&self.costs, acceptance, allowed, sessions, common) };
+        tracing::trace!(pace.drafted, pace.runs_ahead, sessions, acceptance, "pace");
+        pace
     }
 
-    /// What is tried in place of `best` in this period.
-    fn probe(&self, best: Pace, allowed: &RangeInclusive<u32>, sessions: usize) -> Option<Pace> {
-        let probe = self.periods / PROBE_INTERVAL;
-        let tried = neighbour(best, probe, allowed);
-        let rate = |pace| rate(&self.costs, pace, self.acceptance, sessions);
-        let is_hopeful = || rate(tried) >= rate(best).map(|best| HOPEFUL * best);
-        (self.periods.is_multiple_of(PROBE_INTERVAL) && (is_hopeful() || probe.is_multiple_of(HOPELESS_INTERVAL)))
-            .then_some(tried)
+    /// Chooses the common pace: at the end of a period, or at another load.
+    fn choose(&mut self, allowed: &RangeInclusive<u32>, sessions: usize) {
+        let (is_over, costs, acceptance) = (self.left <= 0.0, &self.costs, self.acceptance);
+        self.periods += u64::from(is_over);
+        let best = best(costs, acceptance, allowed, sessions, self.common);
+        let first = opening(costs, allowed, sessions);
+        let probe = || probe(costs, best.filter(|_| is_over)?, acceptance, allowed, sessions, self.periods);
+        let trial = first.or_else(probe);
+        self.left = if first.is_some_and(|first| first.drafted > 1) { FIRST_PERIOD } else { PERIOD };
+        self.common = trial.or(best).unwrap_or(self.common);
+        self.crowding = crowding(sessions);
+        self.is_trial = trial.is_some();
     }
 }
 
@@ -150,6 +144,7 @@ impl Measured {
 #[derive(Debug)]
 pub(crate) struct Paced {
     pacer: Arc<Pacer>,
+    expected: Acceptance,
     pace: Pace,
     /// Rounds in the mode of this one before it.
     steady: u32,
@@ -164,6 +159,11 @@ impl Drop for Paced {
 }
 
 impl Paced {
+    /// What to expect of its proposals at first.
+    pub(crate) fn expected(&self) -> Acceptance {
+        self.expected
+    }
+
     /// How fast the session goes now.
     pub(crate) fn pace(&self) -> Pace {
         self.pace
@@ -178,16 +178,14 @@ impl Paced {
     /// a pace.
     pub(crate) fn observe(&mut self, work: Work, beside: bool, effort: Effort, acceptance: f64) {
         let (sessions, now) = (self.pacer.sessions(), Instant::now());
-        let mut measured = self.pacer.measured.lock().unwrap_or_else(PoisonError::into_inner);
-        measured.costs.observe(work, (self.pace, beside), effort, sessions);
+        let mut measured = self.pacer.measured();
+        let steady = (self.steady >= DISORDER).then_some(self.pace);
+        measured.costs.observe(work, beside, effort, sessions, steady);
         if let Work::Verify(_) = work {
-            if let Some(began) = self.round.replace(now)
-                && self.steady >= DISORDER
-            {
-                measured.costs.observe_round(self.pace, acceptance, sessions, now - began);
+            if let (Some(began), Some(pace)) = (self.round.replace(now), steady) {
+                measured.costs.observe_round(pace, acceptance, sessions, now - began);
             }
-            drop(measured);
-            let next = self.pacer.pace(acceptance);
+            let next = measured.pace(acceptance, &self.pacer.allowed, sessions, 1.0);
             self.steady = if next.mode() == self.pace.mode() { self.steady.saturating_add(1) } else { 0 };
             self.pace = next;
         }
@@ -215,7 +213,7 @@ mod tests {
     #[test]
     fn settings_hold_whatever_is_measured() {
         let sets = [Speculation::Off, Speculation::Fixed(3)];
-        let [mut off, mut fixed] = sets.map(|set| Arc::new(Pacer::new(set, 2)).join(0.9));
+        let [mut off, mut fixed] = sets.map(|set| Arc::new(Pacer::new(set, 2)).join());
         for _ in 0..100 {
             assert_eq!(off.pace(), Pace::SEQUENTIAL);
             assert_eq!(fixed.pace().drafted, 3);
@@ -226,8 +224,8 @@ mod tests {
 
     #[test]
     fn neighbours_are_tried_now_and_then_and_stay_within_bounds() {
-        let mut paced = Arc::new(Pacer::new(Speculation::Adaptive, 6)).join(0.9);
-        assert_eq!(paced.pace().drafted, FIRST_DRAFT);
+        let mut paced = Arc::new(Pacer::new(Speculation::Adaptive, 6)).join();
+        assert_eq!(paced.pace(), Pace::SEQUENTIAL);
         let mut tried = std::collections::BTreeSet::new();
         for _ in 0..1000 {
             assert!((1..=6).contains(&paced.pace().drafted));
@@ -240,9 +238,9 @@ mod tests {
     #[test]
     fn sessions_are_counted_while_they_decode() {
         let pacer = Arc::new(Pacer::new(Speculation::Adaptive, 6));
-        let paced: Vec<_> = (0..3).map(|_| pacer.join(0.8)).collect();
+        let paced: Vec<_> = (0..3).map(|_| pacer.join()).collect();
         assert_eq!(pacer.sessions(), 3);
         drop(paced);
-        assert_eq!(pacer.join(0.8).pacer.sessions(), 1);
+        assert_eq!(pacer.join().pacer.sessions(), 1);
     }
 }

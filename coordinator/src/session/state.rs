@@ -60,7 +60,7 @@ impl Session {
             lookup: None,
             absent: None,
             pace: task.pace,
-            acceptance: Acceptance::PRIOR,
+            acceptance: task.acceptance,
             tally: Tally::default(),
             task,
         }

@@ -9,7 +9,7 @@ use cosec_coordinator::request::{FinishReason, SessionError, SessionEvent, Token
 use cosec_coordinator::role::Role;
 use cosec_coordinator::sampler::Draws;
 use cosec_coordinator::session::event::{Action, Event, Phase, Task};
-use cosec_coordinator::session::pace::Pace;
+use cosec_coordinator::session::pace::{Acceptance, Pace};
 use cosec_coordinator::session::plan::Plan;
 use cosec_coordinator::session::state::Session;
 use cosec_coordinator::worker_pool::operation::Operation;
@@ -68,6 +68,7 @@ impl World {
         let task = Task {
             plan: Plan::new(settings, models.anti_expert.is_some()).unwrap(),
             pace: fate.pace,
+            acceptance: Acceptance::PRIOR,
             prompt: request.prompt.to_vec(),
             max_new_tokens: request.max_new_tokens,
             end_tokens: end_tokens.clone(),
