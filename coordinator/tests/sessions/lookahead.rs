@@ -1,5 +1,7 @@
 //! Lookahead changes time, never tokens: any pace, transport, order of events and mishap against plain decoding.
 
+use std::time::Duration;
+
 use cosec_coordinator::request::{Adjustments, ChosenBy, RuleSettings, Settings, TokenizedRequest, Transport};
 use cosec_coordinator::session::pace::Pace;
 use cosec_coordinator::session::speculation::Speculation;
@@ -236,7 +238,7 @@ async fn over_sockets_every_setting_gives_the_same_tokens_on_every_transport() {
         .await;
         if speculation == Speculation::Adaptive {
             // It looks ahead where passes are seen to take time, and one of several rows no longer than one.
-            [&cluster.base, &cluster.expert].map(|worker| worker.set_delay(std::time::Duration::from_millis(1)));
+            [&cluster.base, &cluster.expert].iter().for_each(|worker| worker.set_delay(Duration::from_millis(1)));
         }
         for rule in rules {
             for choice in 0..5 {
@@ -264,8 +266,8 @@ async fn a_rejection_cancels_the_draft_on_the_worker() {
     })
     .await;
     // Computing side by side pays, and the expert is still at the next block when the base has judged this one.
-    cluster.base.set_delay(std::time::Duration::from_millis(20));
-    cluster.expert.set_delay(std::time::Duration::from_millis(15));
+    cluster.base.set_delay(Duration::from_millis(20));
+    cluster.expert.set_delay(Duration::from_millis(15));
     let models = Models { base: MockModel::base(), expert: MockModel::expert(), anti_expert: None };
     for sample in 0..4 {
         let request = request(settings(RuleSettings::Cosec { tau: 0.3 }), &prompt(20));
