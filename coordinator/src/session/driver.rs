@@ -324,8 +324,11 @@ impl Driver {
         match (role, ask) {
             _ if !self.session.plan().drafts() => None,
             (Role::Expert, Ask::Draft { .. }) => Some(Work::Draft),
-            // One row is a whole round only where positions are decoded one by one.
-            (Role::Base, Ask::Rows(rows)) if tokens > 1 || (tokens == 1 && self.session.pace().drafted == 1) => {
+            // One token is a whole round only where positions are decoded one by one; its row may be asked for behind it.
+            (Role::Base, Ask::Rows(_)) if tokens == 1 => {
+                (self.session.pace().drafted == 1).then_some(Work::Verify(1))
+            }
+            (Role::Base, Ask::Rows(rows)) if tokens > 1 => {
                 let mut offsets: Vec<u32> = rows.iter().map(|row| row.offset).collect();
                 offsets.sort_unstable();
                 offsets.dedup();

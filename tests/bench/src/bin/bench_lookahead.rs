@@ -315,7 +315,10 @@ impl Bench<'_> {
 
     async fn bytes(&self, coordinator: &Coordinator, planted: Option<f64>, transport: &str) -> Result<[f64; 4]> {
         let requests = vec![self.request(0, 0, planted, "cosec", transport)];
-        let added = watch(coordinator, requests, self.span().min(WIRE_SPAN)).await?.added;
+        let span = self.span().min(WIRE_SPAN);
+        // Sessions of this transport find their pace first.
+        watch(coordinator, requests.clone(), span).await?;
+        let added = watch(coordinator, requests, span).await?.added;
         let tokens = added.sum("cosec_tokens_total", &[]);
         let labels = [("base", "sent"), ("base", "received"), ("expert", "sent"), ("expert", "received")];
         Ok(labels.map(|(role, direction)| {
