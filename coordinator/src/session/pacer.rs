@@ -133,7 +133,10 @@ impl Measured {
         let first = opening(costs, allowed, sessions);
         let probe = || probe(costs, best.filter(|_| is_over)?, acceptance, allowed, sessions, self.periods);
         let trial = first.or_else(probe);
-        self.left = if first.is_some_and(|first| first.drafted > 1) { FIRST_PERIOD } else { PERIOD };
+        // A load that goes to and fro does not put off the end of a period.
+        if is_over || first.is_some() {
+            self.left = if first.is_some_and(|first| first.drafted > 1) { FIRST_PERIOD } else { PERIOD };
+        }
         self.common = trial.or(best).unwrap_or(self.common);
         self.crowding = crowding(sessions);
         self.is_trial = trial.is_some();
@@ -233,6 +236,19 @@ mod tests {
             observe(&mut paced, 0.9);
         }
         assert!(tried.contains(&6) && tried.contains(&5), "{tried:?}");
+    }
+
+    #[test]
+    fn a_load_not_met_before_begins_sequentially_and_one_known_as_it_was() {
+        let pacer = Arc::new(Pacer::new(Speculation::Adaptive, 6));
+        let mut first = pacer.join();
+        (0..100).for_each(|_| observe(&mut first, 0.9));
+        assert!(first.pace().drafted > 1, "{:?}", first.pace());
+        let more: Vec<_> = (0..3).map(|_| pacer.join()).collect();
+        assert!(more.iter().all(|paced| paced.pace() == Pace::SEQUENTIAL));
+        drop(more);
+        observe(&mut first, 0.9);
+        assert!(first.pace().drafted > 1, "{:?}", first.pace());
     }
 
     #[test]
