@@ -31,7 +31,7 @@ const FORMATS: [(&str, WeightFormat, f64); 5] = [
     ("q4_k", WeightFormat::Q4K, 4.625),
 ];
 
-const ROWS: [usize; 11] = [1, 2, 3, 4, 5, 6, 8, 16, 32, 64, 512];
+const ROWS: [usize; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 32, 64, 512];
 
 /// Bytes of weights that take turns: more than any cache holds.
 const WORKING_SET: usize = 128 << 20;

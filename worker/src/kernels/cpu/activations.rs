@@ -54,14 +54,14 @@ pub(super) struct Group {
     pub(super) rows: usize,
 }
 
-/// The groups of some rows, as few and as even as may be. Only the last may be smaller than the others.
+/// The groups of some rows: whole ones, but for the last.
 pub(super) fn groups(rows: usize) -> impl Iterator<Item = Group> + Clone {
     let size = group_size(rows);
     (0..rows).step_by(size).map(move |first| Group { first, rows: size.min(rows - first) })
 }
 
 fn group_size(rows: usize) -> usize {
-    rows.div_ceil(rows.div_ceil(GROUP).max(1)).max(1)
+    rows.clamp(1, GROUP)
 }
 
 /// Rows as they are multiplied with weights.

@@ -27,6 +27,9 @@ const PASS_BYTES: usize = 1 << 14;
 /// from first to last.
 const FEW_GROUPS: usize = 4;
 
+/// Blocks with which one of two groups is multiplied before the other.
+const PAIR_BLOCKS: usize = 4;
+
 /// Groups of rows whose numbers beside [`PASS_BYTES`] stay in the second-level cache while [`TASK_PANELS`] pass.
 const PASS_GROUPS: usize = 16;
 
@@ -154,32 +157,38 @@ impl<B: Block> PanelTask for Panels<'_, B> {
 }
 
 impl<B: Block> Panels<'_, B> {
-    /// Two groups go through the weights block by block: while both are multiplied with one, the next ones are read.
+    /// Two groups go through the weights a few blocks at a time: while both are multiplied with them, the next ones are read.
     #[inline(always)]
     fn run_pair<W: Wide>(self, wide: W) {
         for (panel, blocks) in self.blocks.chunks_exact(self.panel_blocks).enumerate() {
             let column = (self.first + panel) * PANEL;
-            match self.rows {
-                7 => self.pair::<4, 3, W>(wide, blocks, column),
-                8 => self.pair::<4, 4, W>(wide, blocks, column),
-                9 => self.pair::<5, 4, W>(wide, blocks, column),
-                10 => self.pair::<5, 5, W>(wide, blocks, column),
-                11 => self.pair::<6, 5, W>(wide, blocks, column),
-                _ => self.pair::<6, 6, W>(wide, blocks, column),
+            match self.rows - GROUP {
+                1 => self.pair::<1, W>(wide, blocks, column),
+                2 => self.pair::<2, W>(wide, blocks, column),
+                3 => self.pair::<3, W>(wide, blocks, column),
+                4 => self.pair::<4, W>(wide, blocks, column),
+                5 => self.pair::<5, W>(wide, blocks, column),
+                _ => self.pair::<GROUP, W>(wide, blocks, column),
             }
         }
     }
 
+    /// A whole group and one of `R` rows.
     #[inline(always)]
-    fn pair<const R: usize, const S: usize, W: Wide>(&self, wide: W, blocks: &[B], column: usize) {
-        let (mut totals, mut others) = ([wide.zero(); R], [wide.zero(); S]);
-        for index in 0..blocks.len() {
-            prefetch(blocks, AHEAD + index * size_of::<B>(), size_of::<B>());
-            blocks[index].multiply(wide, &self.x, 0, index * B::INPUTS, &mut totals);
-            blocks[index].multiply(wide, &self.x, R, index * B::INPUTS, &mut others);
+    fn pair<const R: usize, W: Wide>(&self, wide: W, blocks: &[B], column: usize) {
+        let (mut totals, mut others) = ([wide.zero(); GROUP], [wide.zero(); R]);
+        for first in (0..blocks.len()).step_by(PAIR_BLOCKS) {
+            let end = blocks.len().min(first + PAIR_BLOCKS);
+            for index in first..end {
+                prefetch(blocks, AHEAD + index * size_of::<B>(), size_of::<B>());
+                blocks[index].multiply(wide, &self.x, 0, index * B::INPUTS, &mut totals);
+            }
+            for index in first..end {
+                blocks[index].multiply(wide, &self.x, GROUP, index * B::INPUTS, &mut others);
+            }
         }
         self.put(wide, &totals, 0, column, self.bias);
-        self.put(wide, &others, R, column, self.bias);
+        self.put(wide, &others, GROUP, column, self.bias);
     }
 
     /// Writes what rows from `first` on have in a panel, with a bias.
