@@ -201,7 +201,7 @@ mod tests {
 
     use super::*;
 
-    fn observe(paced: &mut Paced, acceptance: f64) {
+    async fn observe(paced: &mut Paced, acceptance: f64) {
         let pace = paced.pace();
         let effort = |passes: u32, rows: u32, micros: u64| {
             let compute = Duration::from_micros(micros);
@@ -210,44 +210,47 @@ mod tests {
         let drafted = effort(pace.drafted, pace.drafted, 200 * u64::from(pace.drafted));
         paced.observe(Work::Draft, pace.runs_ahead, drafted, acceptance);
         let verified = effort(1, pace.drafted, 10_000);
+        tokio::time::advance(drafted.compute + verified.compute).await;
         paced.observe(Work::Verify(pace.drafted), pace.runs_ahead, verified, acceptance);
     }
 
-    #[test]
-    fn settings_hold_whatever_is_measured() {
+    #[tokio::test(start_paused = true)]
+    async fn settings_hold_whatever_is_measured() {
         let sets = [Speculation::Off, Speculation::Fixed(3)];
         let [mut off, mut fixed] = sets.map(|set| Arc::new(Pacer::new(set, 2)).join());
         for _ in 0..100 {
             assert_eq!(off.pace(), Pace::SEQUENTIAL);
             assert_eq!(fixed.pace().drafted, 3);
-            observe(&mut off, 0.9);
-            observe(&mut fixed, 0.9);
+            observe(&mut off, 0.9).await;
+            observe(&mut fixed, 0.9).await;
         }
     }
 
-    #[test]
-    fn neighbours_are_tried_now_and_then_and_stay_within_bounds() {
+    #[tokio::test(start_paused = true)]
+    async fn neighbours_are_tried_now_and_then_and_stay_within_bounds() {
         let mut paced = Arc::new(Pacer::new(Speculation::Adaptive, 6)).join();
         assert_eq!(paced.pace(), Pace::SEQUENTIAL);
         let mut tried = std::collections::BTreeSet::new();
         for _ in 0..1000 {
             assert!((1..=6).contains(&paced.pace().drafted));
             tried.insert(paced.pace().drafted);
-            observe(&mut paced, 0.9);
+            observe(&mut paced, 0.9).await;
         }
         assert!(tried.contains(&6) && tried.contains(&5), "{tried:?}");
     }
 
-    #[test]
-    fn a_load_not_met_before_begins_sequentially_and_one_known_as_it_was() {
+    #[tokio::test(start_paused = true)]
+    async fn a_load_not_met_before_begins_sequentially_and_one_known_as_it_was() {
         let pacer = Arc::new(Pacer::new(Speculation::Adaptive, 6));
         let mut first = pacer.join();
-        (0..100).for_each(|_| observe(&mut first, 0.9));
+        for _ in 0..100 {
+            observe(&mut first, 0.9).await;
+        }
         assert!(first.pace().drafted > 1, "{:?}", first.pace());
         let more: Vec<_> = (0..3).map(|_| pacer.join()).collect();
         assert!(more.iter().all(|paced| paced.pace() == Pace::SEQUENTIAL));
         drop(more);
-        observe(&mut first, 0.9);
+        observe(&mut first, 0.9).await;
         assert!(first.pace().drafted > 1, "{:?}", first.pace());
     }
 
