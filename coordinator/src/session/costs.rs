@@ -149,10 +149,6 @@ struct ModeCosts {
     surcharges: BTreeMap<u32, Average>,
 }
 
-fn value(average: Option<Average>) -> f64 {
-    average.map_or(1.0, |average| average.value)
-}
-
 /// Times of passes and rounds, and what follows for others.
 #[derive(Clone, Debug, Default)]
 pub struct Costs {
@@ -273,7 +269,7 @@ impl Costs {
         let here = &self.modes[crowding(sessions)];
         let share =
             here[pace.mode() as usize].share.or_else(|| here.iter().find_map(|mode| mode.share)).or(self.share);
-        (value(share) * sessions as f64).max(1.0)
+        (share.map_or(1.0, |share| share.value) * sessions as f64).max(1.0)
     }
 
     /// Whether the base's passes at `pace` would be at most twice as large as the largest that was measured: what large ones
