@@ -48,7 +48,12 @@ fn products(cuda: &Cuda, format: WeightFormat, bytes: f64, [outputs, inputs]: [u
         let mut normed = cuda.buffer(4096 * inputs).unwrap();
         let weight = random(cuda, inputs);
         let kind = NormKind::RootMeanSquare;
-        cuda.norm(&x, 4096, NormWeights { kind, epsilon: 1e-6, width: inputs, weight: &weight, bias: None }, &mut normed);
+        cuda.norm(
+            &x,
+            4096,
+            NormWeights { kind, epsilon: 1e-6, width: inputs, weight: &weight, bias: None },
+            &mut normed,
+        );
         normed
     };
     for rows in [1, 8, 16, 32, 64, 128, 256, 512, 4096] {
@@ -69,11 +74,10 @@ fn attention(cuda: &Cuda, heads: Heads, (sequences, rows, context): (usize, usiz
     let format = CacheFormat::Bf16;
     let shape = CacheShape { layers, blocks: each * sequences, block_tokens, kv_width: heads.kv_width(), format };
     let mut cache = cuda.cache(shape).unwrap();
-    let tables: Vec<Vec<u32>> = (0..sequences).map(|s| (0..each).map(|b| (b * sequences + s) as u32).collect()).collect();
-    let places: Vec<Place<'_>> = tables
-        .iter()
-        .flat_map(|blocks| (0..rows).map(|row| Place { position: context + row, blocks }))
-        .collect();
+    let tables: Vec<Vec<u32>> =
+        (0..sequences).map(|s| (0..each).map(|b| (b * sequences + s) as u32).collect()).collect();
+    let places: Vec<Place<'_>> =
+        tables.iter().flat_map(|blocks| (0..rows).map(|row| Place { position: context + row, blocks })).collect();
     let qkv = random(cuda, places.len() * heads.qkv_width());
     let mut out = cuda.buffer(places.len() * heads.query_width()).unwrap();
     let append = seconds(cuda, 50, |i| cuda.append(&qkv, heads, &places, &mut cache, i % layers));
@@ -103,8 +107,7 @@ fn small(cuda: &Cuda, rows: usize) {
     let norm = seconds(cuda, 200, |_| cuda.norm(&x, rows, norm(), &mut normed));
     let add = seconds(cuda, 200, |_| cuda.add(&mut stream, &y, rows * hidden));
     let rotate = seconds(cuda, 200, |_| cuda.rotate(&mut qkv, rows, heads, layout, &angles));
-    let activate =
-        seconds(cuda, 200, |_| cuda.activate_gated(Activation::Silu, &projected, rows, inner, &mut gated));
+    let activate = seconds(cuda, 200, |_| cuda.activate_gated(Activation::Silu, &projected, rows, inner, &mut gated));
     println!(
         "{rows} rows, in us: norm {:.1}, add {:.1}, rotate {:.1}, gated activation {:.1}",
         1e6 * norm,
@@ -122,7 +125,16 @@ fn main() {
         small(&cuda, rows);
     }
     let of_7b = Heads { query: 32, kv: 32, width: 128 };
-    for shape in [(1, 1, 512), (1, 1, 4000), (32, 1, 512), (32, 1, 4000), (128, 1, 512), (8, 5, 1000), (1, 512, 0), (1, 4000, 0)] {
+    for shape in [
+        (1, 1, 512),
+        (1, 1, 4000),
+        (32, 1, 512),
+        (32, 1, 4000),
+        (128, 1, 512),
+        (8, 5, 1000),
+        (1, 512, 0),
+        (1, 4000, 0),
+    ] {
         attention(&cuda, of_7b, shape);
     }
     attention(&cuda, Heads { query: 12, kv: 2, width: 128 }, (32, 1, 1000));

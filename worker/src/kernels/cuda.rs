@@ -19,6 +19,7 @@ use self::attention::{Layer, Prepared};
 use self::gpu::{Address, Gpu, Size};
 pub use self::matrix::Matrix;
 use self::matrix::{Product, Rounding};
+use self::program::Program;
 use super::{
     Activation, CacheFormat, CacheShape, Heads, KernelError, Kernels, NormKind, NormWeights, Pairs, Place,
     RotaryLayout, WeightFormat,
@@ -229,6 +230,8 @@ impl Kernels for Cuda {
         if u32::try_from(shape.blocks * shape.block_tokens).is_err() {
             return Err(KernelError::OutOfMemory { elements });
         }
+        // Programs of f32 are also for heads that tensor cores do not take, and have the fold of tiles.
+        self.gpu.load(&[Program::Attention(CacheFormat::F32), Program::Attention(shape.format)])?;
         let bytes = elements.saturating_mul(shape.format.bytes());
         Ok(Cache { shape, keys: self.gpu.zeros(bytes)?, values: self.gpu.zeros(bytes)? })
     }
@@ -281,21 +284,19 @@ impl Kernels for Cuda {
     }
 
     fn linear(&self, x: &Buffer, rows: usize, weight: &Matrix, bias: Option<&Buffer>, out: &mut Buffer) {
-        if rows == 0 {
-            return;
-        }
-        self.keep(|| {
-            let mut scratch = self.scratch.borrow_mut();
-            let Scratch { rounded, widened, .. } = &mut *scratch;
-            let product = Product {
-                x: self.activations(x, rows, weight, rounded)?,
-                rows,
-                bias: bias.map_or(0, |bias| self.at(bias)),
-                out: self.overwritten(out),
-            };
-            weight.multiply(&self.gpu, &product, widened);
-            Ok(())
-        });
+        self.multiply((x, rows), weight, bias, (out, false));
+    }
+
+    fn linear_add(
+        &self,
+        x: &Buffer,
+        rows: usize,
+        weight: &Matrix,
+        bias: Option<&Buffer>,
+        (sum, _): (&mut Buffer, usize),
+        _product: &mut Buffer,
+    ) {
+        self.multiply((x, rows), weight, bias, (sum, true));
     }
 
     fn rotate(&self, qkv: &mut Buffer, rows: usize, heads: Heads, rotary: RotaryLayout, angles: &Buffer) {
@@ -314,7 +315,23 @@ impl Kernels for Cuda {
     fn append(&self, qkv: &Buffer, heads: Heads, places: &[Place<'_>], cache: &mut Cache, layer: usize) {
         let to = cache.layer(&self.gpu, layer);
         self.prepared(places, to.shape, heads, |prepared, _| {
-            prepared.append(&self.gpu, self.at(qkv), to);
+            prepared.append(&self.gpu, self.at(qkv), to, None);
+            Ok(())
+        });
+    }
+
+    fn rotate_and_append(
+        &self,
+        qkv: &mut Buffer,
+        heads: Heads,
+        (rotary, angles): (RotaryLayout, &Buffer),
+        places: &[Place<'_>],
+        cache: &mut Cache,
+        layer: usize,
+    ) {
+        let (qkv, angles, to) = (self.overwritten(qkv), self.at(angles), cache.layer(&self.gpu, layer));
+        self.prepared(places, to.shape, heads, |prepared, _| {
+            prepared.append(&self.gpu, qkv, to, Some((rotary, angles)));
             Ok(())
         });
     }
@@ -367,6 +384,31 @@ impl Kernels for Cuda {
 }
 
 impl Cuda {
+    fn multiply(
+        &self,
+        (x, rows): (&Buffer, usize),
+        weight: &Matrix,
+        bias: Option<&Buffer>,
+        (out, adds): (&mut Buffer, bool),
+    ) {
+        if rows == 0 {
+            return;
+        }
+        self.keep(|| {
+            let mut scratch = self.scratch.borrow_mut();
+            let Scratch { rounded, widened, .. } = &mut *scratch;
+            let product = Product {
+                x: self.activations(x, rows, weight, rounded)?,
+                rows,
+                bias: bias.map_or(0, |bias| self.at(bias)),
+                out: self.overwritten(out),
+                adds,
+            };
+            weight.multiply(&self.gpu, &product, widened);
+            Ok(())
+        });
+    }
+
     fn take_rounding(&self, matrix: &Matrix) {
         let rounding = matrix.rounding();
         if rounding != Rounding::None {

@@ -1,10 +1,4 @@
-// Everything between the linear layers but attention. What a linear layer reads next is also written rounded to the type
-// that it multiplies in: to bfloat16 where `rounding` is 1, to f16 where it is 2, not at all where it is 0.
-
-__device__ __forceinline__ void store_rounded(u16 *rounded, int rounding, u64 at, float value) {
-    if (rounding == 1) rounded[at] = Bf16::round(value);
-    if (rounding == 2) rounded[at] = F16::round(value);
-}
+// Everything between the linear layers but attention.
 
 // Rows of `inputs` numbers, rounded, in rows of `stored` that are filled up with zeros. A block of threads to a row.
 extern "C" __global__ void round_rows(const float *x, u16 *rounded, int rounding, u32 inputs, u32 stored) {
@@ -58,15 +52,15 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// Rotates pairs of the first `turning` elements of each of `heads` heads of a row of `width` numbers. A row's angles are
-// the cosines of its pairs, then their sines. A block of threads to a row.
-extern "C" __global__ void rotate(float *qkv, const float *angles, u32 width, u32 heads, u32 head_width, u32 turning,
-                                  int neighbours) {
+// Rotates pairs of the first `turning` elements of each of `heads` heads. The angles are the cosines of the pairs, then
+// their sines. A block of threads does it.
+__device__ __forceinline__ void rotate_row(float *row, const float *angles, u32 heads, u32 head_width, u32 turning,
+                                           int neighbours) {
     u32 half = turning / 2;
-    const float *cosines = angles + u64(blockIdx.x) * turning, *sines = cosines + half;
+    const float *cosines = angles, *sines = angles + half;
     for (u32 index = threadIdx.x; index < heads * half; index += blockDim.x) {
         u32 pair = index % half;
-        float *head = qkv + u64(blockIdx.x) * width + index / half * head_width;
+        float *head = row + index / half * head_width;
         u32 i = neighbours ? 2 * pair : pair, j = neighbours ? 2 * pair + 1 : pair + half;
         float x = head[i], y = head[j], cosine = cosines[pair], sine = sines[pair];
         head[i] = x * cosine - y * sine;
@@ -74,17 +68,30 @@ extern "C" __global__ void rotate(float *qkv, const float *angles, u32 width, u3
     }
 }
 
+// A block of threads to a row of `width` numbers.
+extern "C" __global__ void rotate(float *qkv, const float *angles, u32 width, u32 heads, u32 head_width, u32 turning,
+                                  int neighbours) {
+    rotate_row(qkv + u64(blockIdx.x) * width, angles + u64(blockIdx.x) * turning, heads, head_width, turning, neighbours);
+}
+
 // Stores the keys and values of rows at their slots. `keys` and `values` begin with the layer's. A block of threads to a
-// row; `format` is 0 for f32, 1 for bfloat16, 2 for f16.
-extern "C" __global__ void append(const float *qkv, const u32 *slots, void *keys, void *values, int format, u32 query_width,
-                                  u32 kv_width) {
-    const float *row = qkv + u64(blockIdx.x) * (query_width + 2 * kv_width) + query_width;
+// row; `format` is 0 for f32, 1 for bfloat16, 2 for f16. Where `turning` is not 0, queries and keys are rotated before,
+// as `rotate` does it.
+extern "C" __global__ void append(float *qkv, const u32 *slots, void *keys, void *values, int format, u32 heads,
+                                  u32 kv_heads, u32 head_width, const float *angles, u32 turning, int neighbours) {
+    u32 query_width = heads * head_width, kv_width = kv_heads * head_width;
+    float *row = qkv + u64(blockIdx.x) * (query_width + 2 * kv_width);
+    if (turning > 0) {
+        rotate_row(row, angles + u64(blockIdx.x) * turning, heads + kv_heads, head_width, turning, neighbours);
+        __syncthreads();
+    }
     u64 first = u64(slots[blockIdx.x]) * kv_width;
     for (u32 i = threadIdx.x; i < 2 * kv_width; i += blockDim.x) {
         void *to = i < kv_width ? keys : values;
         u64 at = first + (i < kv_width ? i : i - kv_width);
-        if (format == 0) ((float *)to)[at] = row[i];
-        store_rounded((u16 *)to, format, at, row[i]);
+        float value = row[query_width + i];
+        if (format == 0) ((float *)to)[at] = value;
+        store_rounded((u16 *)to, format, at, value);
     }
 }
 
@@ -92,7 +99,8 @@ extern "C" __global__ void append(const float *qkv, const u32 *slots, void *keys
 __device__ __forceinline__ float activated(int activation, float x) {
     if (activation == 0) return x / (1.0f + expf(-x));
     if (activation == 1) return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-    return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+    // (1 + tanh y) / 2 = 1 / (1 + exp(-2 y)), without the loss of digits near -1.
+    return x / (1.0f + expf(-1.59576912160573072f * (x + 0.044715f * x * x * x)));
 }
 
 extern "C" __global__ void activate(int activation, float *x, u16 *rounded, int rounding, u64 elements) {

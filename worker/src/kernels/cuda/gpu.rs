@@ -10,12 +10,12 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, PinnedHostSlice,
-    result, sys,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError,
+    PinnedHostSlice, result, sys,
 };
 use cudarc::nvrtc::Ptx;
 
-use super::program::{Program, compile};
+use super::program::{Program, compiled};
 use crate::kernels::KernelError;
 
 /// Where something lies in the GPU's memory; 0 stands for nothing.
@@ -26,6 +26,9 @@ const OLDEST: (i32, i32) = (8, 0);
 
 /// Numbers of 32 bits that are on their way to the GPU at a time, at first.
 const UPLOADS: usize = 1 << 16;
+
+/// Most arguments of a function.
+const MOST_ARGUMENTS: usize = 18;
 
 /// A GPU that is used by one thread at a time.
 pub(super) struct Gpu {
@@ -109,8 +112,8 @@ impl Gpu {
                 continue;
             }
             let began = std::time::Instant::now();
-            let code = compile(program, self.capability).map_err(|error| KernelError::Device(error.to_string()))?;
-            let module = self.context.load_module(Ptx::from_binary(code)).map_err(device)?;
+            let code = compiled(program, self.capability).map_err(|error| KernelError::Device(error.to_string()))?;
+            let module = self.context.load_module(Ptx::from_binary(code.to_vec())).map_err(device)?;
             tracing::info!(?program, seconds = began.elapsed().as_secs_f64(), "compiled for the GPU");
             self.modules.borrow_mut().push((program, module));
         }
@@ -254,8 +257,10 @@ impl Gpu {
         let Size { blocks: [x, y, z], threads, shared_bytes } = size;
         self.context.bind_to_thread().map_err(device)?;
         let function = self.function(name, shared_bytes)?;
-        let mut values = arguments.to_vec();
-        let mut parameters: Vec<*mut c_void> = values.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
+        let mut parameters = [std::ptr::null_mut(); MOST_ARGUMENTS];
+        for (parameter, argument) in parameters.iter_mut().zip(arguments) {
+            *parameter = std::ptr::from_ref(argument).cast_mut().cast::<c_void>();
+        }
         // SAFETY: the callers in this module pass what the function's source declares, and addresses of memory that lives
         // until the stream has come there: slices are freed in the stream's order.
         unsafe {
@@ -326,7 +331,8 @@ impl Uploads {
 #[expect(unsafe_code, reason = "pinned memory comes as it is")]
 fn pinned<T: DeviceRepr>(context: &Arc<CudaContext>, elements: usize) -> Result<PinnedHostSlice<T>, KernelError> {
     // SAFETY: `T` is a plain number, of which every bit pattern is one.
-    unsafe { context.alloc_pinned_with_flags(elements.max(1), 0) }.map_err(|error| out_of_memory::<T>(elements, error))
+    unsafe { context.alloc_pinned_with_flags(elements.max(1), 0) }
+        .map_err(|error| out_of_memory::<T>(elements, error))
 }
 
 #[expect(unsafe_code, reason = "cudarc asks for a library's file so")]
