@@ -6,12 +6,13 @@
 
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use cosec_worker::kernels::cuda::{Buffer, Cuda, Matrix};
 use cosec_worker::kernels::{
     Activation, CacheFormat, CacheShape, Heads, Kernels, NormKind, NormWeights, Pairs, Place, RotaryLayout,
     WeightFormat,
 };
+use half::bf16;
 
 /// Bytes of weights that go round.
 const WORKING_SET: usize = 400 << 20;
@@ -35,13 +36,21 @@ fn random(cuda: &Cuda, elements: usize) -> Buffer {
 }
 
 fn products(cuda: &Cuda, format: WeightFormat, bytes: f64, [outputs, inputs]: [usize; 2]) {
-    let weights = Tensor::rand(-0.02f32, 0.02, (outputs, inputs), &Device::Cpu).unwrap();
-    let weights = if bytes == 2.0 { weights.to_dtype(DType::BF16).unwrap() } else { weights };
     let size = (outputs * inputs) as f64 * bytes;
     let count = (WORKING_SET as f64 / size).ceil().max(2.0) as usize;
-    let first = cuda.matrix(&weights, format).unwrap();
-    let mut matrices: Vec<Matrix> = vec![first];
-    matrices.extend((1..count).map(|_| cuda.matrix(&weights, format).unwrap()));
+    let number = |i: usize| (i.wrapping_mul(0x9e37_79b9) >> 7) as u8;
+    let (weights, block_bytes) = format.block();
+    let matrices: Vec<Matrix> = if weights == 1 {
+        let small = |i| bf16::from_f32((f32::from(number(i)) - 127.5) / 6400.0);
+        let weights: Vec<bf16> = (0..outputs * inputs).map(small).collect();
+        let weights = Tensor::from_vec(weights, (outputs, inputs), &Device::Cpu).unwrap();
+        (0..count).map(|_| cuda.matrix(&weights, format).unwrap()).collect()
+    } else {
+        // Any quants, with scales that are numbers.
+        let mut blocks: Vec<u8> = (0..outputs * inputs / weights * block_bytes).map(number).collect();
+        blocks.chunks_mut(block_bytes).for_each(|block| block[..4].copy_from_slice(&[0, 16, 0, 16]));
+        (0..count).map(|_| cuda.matrix_from_blocks(format, [outputs, inputs], &blocks).unwrap()).collect()
+    };
     let mut out = cuda.buffer(4096 * outputs).unwrap();
     let x = random(cuda, 4096 * inputs);
     let normed = {
