@@ -63,13 +63,12 @@ pub(crate) async fn run(place: &Place, arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let mut worker = Worker::start(&checkpoint, &worker_flags(place, arguments), logs.path()).await?;
     println!("- loaded in {:.1} s", started.elapsed().as_secs_f64());
-    println!("- planned: {}", logged(logs.path(), "weights_mib=")?.first().map_or("(not logged)", String::as_str));
+    println!("- planned: {}", planned(logs.path())?);
+    let process = worker.process()?;
+    println!("- in use after loading: {:.0} MiB more than before", used_mib(place, Some(process))? - used_before);
     prefill(arguments, &mut worker, limits).await?;
     decode(arguments, &mut worker, limits).await?;
-    println!(
-        "\n- memory in use after all of it: {:.0} MiB more than before the worker",
-        used_mib(place, Some(worker.process()?))? - used_before
-    );
+    println!("\n- in use after all of it: {:.0} MiB more than before", used_mib(place, Some(process))? - used_before);
     if let Some(text) = &arguments.log_lines {
         println!("- lines of the worker's log with {text:?}:\n\n```");
         logged(logs.path(), text)?.iter().for_each(|line| println!("{line}"));
@@ -123,6 +122,13 @@ fn worker_flags(place: &Place, arguments: &Arguments) -> Vec<OsString> {
         flags.extend([flag.into(), value.into()]);
     }
     flags
+}
+
+/// What the worker logged of its memory.
+fn planned(logs: &Path) -> Result<String> {
+    let lines = logged(logs, "weights_mib=")?;
+    let plan = lines.first().and_then(|line| line.split_once("weights_mib=")).map(|(_, rest)| rest);
+    Ok(plan.map_or_else(|| "(not logged)".to_owned(), |plan| format!("weights_mib={plan}")))
 }
 
 /// Lines of the worker's log with `text` in them.
