@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use cosec_bench::completions::{Received, complete};
+use cosec_bench::cluster::{MODEL, Pair};
+use cosec_bench::completions::complete;
 use cosec_bench::fleet::{Replica, coordinator, until_up, worker};
 use cosec_bench::metrics::Scrape;
 use reqwest::Client;
@@ -12,7 +13,6 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::{PROMPTS, Place, agreement};
-use cosec_bench::cluster::{MODEL, Pair};
 
 const STREAMS: usize = 8;
 const TOKENS: u32 = 400;
@@ -35,7 +35,7 @@ pub(crate) async fn run(place: &Place) -> Result<()> {
     let coordinator = Replica::start(program, "coordinator", logs.path()).await?;
     until_up(&coordinator.address, 3).await?;
     let undisturbed = streams(&coordinator.address).await?;
-    let longest = undisturbed.iter().map(|stream| stream.tokens.len()).max().unwrap_or(0);
+    let longest = undisturbed.iter().map(Vec::len).max().unwrap_or(0);
     println!("- undisturbed: {STREAMS} streams of up to {longest} tokens on two base workers and an expert");
     let (mut recoveries, mut all_equal) = (0.0, true);
     for (name, base) in [("first", &mut first), ("second", &mut second)] {
@@ -47,8 +47,7 @@ pub(crate) async fn run(place: &Place) -> Result<()> {
         let added = scrape(&coordinator).await?.since(&before);
         let sum = |name: &str| added.sum(name, &["role=\"base\""]);
         let recovered = sum("cosec_recovery_seconds_count");
-        let (equal, verdict) =
-            agreement(undisturbed.iter().zip(&disturbed).map(|(a, b)| (a.tokens.as_slice(), b.tokens.as_slice())));
+        let (equal, verdict) = agreement(&undisturbed, &disturbed);
         println!(
             "- the {name} base worker killed (kill -9) in mid-stream: {recovered} streams went on with the other after {:.3} s \
              on average; {verdict}",
@@ -71,21 +70,21 @@ async fn scrape(coordinator: &Replica) -> Result<Scrape> {
     Scrape::of(&format!("http://{}/metrics", coordinator.address)).await
 }
 
-async fn streams(address: &str) -> Result<Vec<Received>> {
+/// Tokens of each stream.
+async fn streams(address: &str) -> Result<Vec<Vec<u32>>> {
     let client = Client::new();
     let mut running = JoinSet::new();
     for index in 0..STREAMS {
         let (client, addresses) = (client.clone(), [address.to_owned()]);
         running.spawn(async move { (index, complete(&client, &addresses, &body(index)).await) });
     }
-    let mut done: Vec<(usize, Received)> = Vec::new();
+    let mut tokens = vec![Vec::new(); STREAMS];
     while let Some(stream) = running.join_next().await {
         let (index, received) = stream?;
         let received = received.map_err(|error| anyhow::anyhow!("stream {index}: {error:?}"))?;
-        done.push((index, received));
+        tokens[index] = received.tokens;
     }
-    done.sort_by_key(|(index, _)| *index);
-    Ok(done.into_iter().map(|(_, received)| received).collect())
+    Ok(tokens)
 }
 
 fn body(index: usize) -> Value {

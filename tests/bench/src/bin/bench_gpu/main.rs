@@ -115,8 +115,9 @@ fn first_difference(expected: &[u32], found: &[u32]) -> Option<usize> {
     (expected != found).then(|| expected.iter().zip(found).take_while(|(a, b)| a == b).count())
 }
 
-/// How many completions are what they should be, and where the first that is not departs.
-fn agreement<'a>(pairs: impl Iterator<Item = (&'a [u32], &'a [u32])>) -> (bool, String) {
+/// Whether completions are what they should be, how many, and where the first that is not departs.
+fn agreement(expected: &[Vec<u32>], found: &[Vec<u32>]) -> (bool, String) {
+    let pairs = expected.iter().zip(found);
     let differences: Vec<Option<usize>> = pairs.map(|(expected, found)| first_difference(expected, found)).collect();
     let equal = differences.iter().filter(|difference| difference.is_none()).count();
     let mut text = format!("{equal} of {} equal", differences.len());
@@ -124,4 +125,17 @@ fn agreement<'a>(pairs: impl Iterator<Item = (&'a [u32], &'a [u32])>) -> (bool, 
         text += &format!("; number {index} differs from token {at} on");
     }
     (equal == differences.len(), text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_difference_is_told() {
+        let all = [vec![1, 2], vec![3, 4, 5]];
+        assert_eq!(agreement(&all, &all), (true, "2 of 2 equal".to_owned()));
+        let told = agreement(&all, &[vec![1, 2], vec![3, 4]]);
+        assert_eq!(told, (false, "1 of 2 equal; number 1 differs from token 2 on".to_owned()));
+    }
 }
