@@ -30,7 +30,7 @@ pub struct CheckArgs {
     /// A PEFT LoRA adapter beside the weights, which all prompts choose.
     #[arg(long, value_name = "NAME=ADAPTER")]
     pub lora: Option<NamedAdapter>,
-    /// Where the model runs: cpu, cuda or cuda:N in a build for GPUs, or candle-cpu.
+    /// Where the model runs: cpu, cuda or cuda:N.
     #[arg(long, default_value_t)]
     pub device: DeviceChoice,
     /// Element type of the weights.

@@ -82,8 +82,7 @@ pub struct Flags {
     #[arg(long, value_name = "NAME=ADAPTER")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lora: Vec<NamedAdapter>,
-    /// Where the model runs: cpu, cuda or cuda:N in a build for GPUs, or candle-cpu, which tests on the CPU what would run
-    /// on a GPU [default: cpu].
+    /// Where the model runs: cpu, cuda or cuda:N [default: cpu].
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceChoice>,
@@ -510,7 +509,7 @@ mod tests {
             check(&format!("quantize = {quantize:?}\nkv_dtype = \"f16\""), &flags(), Ok(()));
         }
         check("quantize = \"q2_k\"", &flags(), Err("q2_k"));
-        check("device = \"candle-cpu\"", &flags(), Ok(()));
+        check("device = \"cuda:1\"", &flags(), Ok(()));
         check("device = \"tpu\"", &flags(), Err("device is \"tpu\"; expected cpu"));
         check("kv_dtype = \"f64\"", &flags(), Err("f64"));
         let missing = Flags { config: Some("no/such/file.toml".into()), ..flags() };

@@ -38,7 +38,7 @@ pub enum DtypeChoice {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KvDtype {
-    /// That of the activations, which is f32.
+    /// That of the activations, which is f32; on a GPU that of the weights, bfloat16 where they are quantised.
     #[default]
     Auto,
     /// 32-bit floats.
@@ -50,13 +50,14 @@ pub enum KvDtype {
 }
 
 impl KvDtype {
-    /// What the cache stores.
+    /// What the cache stores; `None` leaves it to the device.
     #[must_use]
-    pub fn format(self) -> CacheFormat {
+    pub fn format(self) -> Option<CacheFormat> {
         match self {
-            Self::Auto | Self::F32 => CacheFormat::F32,
-            Self::F16 => CacheFormat::F16,
-            Self::Bf16 => CacheFormat::Bf16,
+            Self::Auto => None,
+            Self::F32 => Some(CacheFormat::F32),
+            Self::F16 => Some(CacheFormat::F16),
+            Self::Bf16 => Some(CacheFormat::Bf16),
         }
     }
 }
@@ -216,8 +217,8 @@ impl ModelRunner {
 
     /// Runs the model over all new tokens of `batch` and caches their keys and values.
     ///
-    /// On the CPU a row's logits are the same bits whatever else is in the batch and however the sequence was chunked;
-    /// on other devices they are close. No two items may write to the same block.
+    /// A row's logits are the same bits whatever else is in the batch and however the sequence was chunked. No two items may
+    /// write to the same block.
     ///
     /// # Errors
     /// [`ForwardError`].

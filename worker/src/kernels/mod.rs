@@ -4,8 +4,8 @@
 //! row-major; a buffer may be longer than what an operation uses, which always starts at its beginning. What lies behind
 //! what the last operation wrote is undefined.
 //!
-//! [`cpu`] and [`reference`] promise that a row of a result has the same bits whatever the other rows are, how many they
-//! are, and however the cache blocks of its sequence lie. [`candle`], which serves GPUs, does not.
+//! All promise that a row of a result has the same bits whatever the other rows are, how many they are, and however the
+//! cache blocks of its sequence lie.
 
 use std::ops::Range;
 
@@ -13,8 +13,8 @@ use candle_core::{DType, Tensor};
 
 mod blocks;
 pub(crate) use blocks::quantise;
-pub mod candle;
 pub mod cpu;
+pub mod cuda;
 pub mod reference;
 
 /// Device operations of a decoder.
@@ -32,6 +32,11 @@ pub trait Kernels {
     /// [`KernelError::Device`].
     fn free_bytes(&self) -> Result<Option<u64>, KernelError> {
         Ok(None)
+    }
+
+    /// How keys and values are stored beside weights of a format, unless something else is asked for.
+    fn cache_format(&self, _weights: WeightFormat) -> CacheFormat {
+        CacheFormat::F32
     }
 
     /// A buffer of `elements` zeros.

@@ -59,7 +59,7 @@ pub fn load<K: Kernels>(
         dtype: options.dtype,
         quantize: options.quantize,
     };
-    let cache_format = options.kv_dtype.format();
+    let cache_format = options.kv_dtype.format().unwrap_or_else(|| kernels.cache_format(weights.main_format()));
     let kv_bytes_per_token = spec.kv_bytes_per_token(cache_format);
     let plan = Plan {
         weight_bytes: weights.memory_bytes(&family),

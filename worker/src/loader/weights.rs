@@ -165,6 +165,12 @@ impl Weights {
         }
     }
 
+    /// Format in memory of the embedding, which most matrices share.
+    pub(super) fn main_format(&self) -> WeightFormat {
+        let stored = self.tensors.get(&format!("{}.weight", self.names.embedding));
+        stored.map_or(WeightFormat::F32, |stored| self.format(self.names.embedding, &stored.encoding))
+    }
+
     fn float_format(&self, stored: DType) -> WeightFormat {
         match self.dtype {
             DtypeChoice::Auto => WeightFormat::of(stored),

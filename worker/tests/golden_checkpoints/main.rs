@@ -3,7 +3,7 @@
 
 mod agreement;
 mod batches;
-mod candle;
+mod cuda;
 mod gguf;
 mod lora;
 mod malformed;

@@ -1,12 +1,13 @@
 //! Attention over a paged cache.
 
 use cosec_worker::kernels::cpu::Cpu;
+use cosec_worker::kernels::reference::Reference;
 use cosec_worker::kernels::{CacheFormat, CacheShape, Heads, Kernels, Place};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 
-use crate::{Compute, check, download, heads, random, upload, with_seeds};
+use crate::{Compute, check, compare, download, heads, on_gpu, random, upload, with_seeds};
 
 /// One sequence, appended in chunks of rows into a cache of given blocks.
 struct Attended {
@@ -58,6 +59,36 @@ fn attention_agrees_and_does_not_depend_on_chunks_or_blocks() {
         };
         let (one, other) = (attended(rng), attended(rng));
         assert_eq!(one.with(&Cpu::default()), other.with(&Cpu::default()));
+        on_gpu(|cuda| assert!(one.with(cuda) == other.with(cuda)));
         check(2e-5, one);
+    });
+}
+
+/// With tensor cores: heads that they take, chunks on either side of what is computed side by side. Queries that bfloat16
+/// holds, so that what remains is the rounding of the weights of a mean.
+#[test]
+fn attention_on_a_gpu_agrees_and_does_not_depend_on_chunks_or_blocks() {
+    on_gpu(|cuda| {
+        with_seeds(|rng| {
+            let kv = rng.random_range(1..4);
+            let heads = Heads { query: kv * rng.random_range(1..10), kv, width: 8 * rng.random_range(1..17) };
+            let rows = rng.random_range(1..300);
+            let qkv = random(rng, rows * heads.qkv_width());
+            let qkv: Vec<f32> = qkv.into_iter().map(|x| half::bf16::from_f32(2.0 * x).to_f32()).collect();
+            let window = rng.random::<bool>().then(|| rng.random_range(1..rows + 2));
+            let format = *[CacheFormat::F16, CacheFormat::Bf16].choose(rng).unwrap();
+            let attended = |rng: &mut StdRng, chunk| {
+                let block_tokens = rng.random_range(1..20);
+                let mut blocks: Vec<u32> = (0..rows.div_ceil(block_tokens) as u32 + 3).collect();
+                blocks.shuffle(rng);
+                Attended { qkv: qkv.clone(), heads, window, format, block_tokens, blocks, chunk }
+            };
+            let whole = attended(rng, rows);
+            let found = whole.with(cuda);
+            compare("cuda", 2e-2, &found, &whole.with(&Reference));
+            for chunk in [1, rng.random_range(1..=16), rng.random_range(1..=rows)] {
+                assert!(attended(rng, chunk).with(cuda) == found, "{heads:?}, {rows} rows in chunks of {chunk}");
+            }
+        });
     });
 }

@@ -9,7 +9,7 @@ use cosec_worker::kernels::{Kernels, WeightFormat};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::{Compute, FORMATS, candle, check_cpu, download, matrix, random, upload, with_seeds};
+use crate::{Compute, FORMATS, check_cpu, download, matrix, on_gpu, random, upload, with_seeds};
 
 struct Linear {
     x: Vec<f32>,
@@ -67,27 +67,50 @@ fn linear_agrees() {
     });
 }
 
-/// In relative L2 to what products of this size usually are. Floats: activations are what the weights' type can hold, and
-/// what remains is the rounding of sums to that type. Quantised weights: activations of 8 bits.
+/// In relative L2 to what products of this size usually are. Activations are what the weights' type can hold; quantised
+/// weights are rounded to bfloat16.
 #[test]
-fn linear_is_close_on_candle() {
-    with_seeds(|rng| {
-        for (format, dtype, bound) in [
-            (WeightFormat::F32, DType::F32, 1e-5),
-            (WeightFormat::Bf16, DType::BF16, 1.0 / 64.0),
-            (WeightFormat::F16, DType::F16, 1.0 / 512.0),
-            (WeightFormat::Q8_0, DType::F32, 2e-2),
-            (WeightFormat::Q4K, DType::F32, 2e-2),
-        ] {
-            let linear = Linear::random(rng, format);
-            let x = matrix(&linear.x, linear.rows).to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap();
-            let linear = Linear { x: x.flatten_all().unwrap().to_vec1().unwrap(), ..linear };
-            let (found, expected) = (linear.with(&candle()), linear.with(&Reference));
-            assert_eq!(found.len(), expected.len());
-            let error = distance(&found, &expected);
-            // A product of numbers in [-1, 1] has a mean square of 1/9.
-            let usual = (found.len() * linear.x.len() / linear.rows) as f32 / 9.0;
-            assert!(error <= bound * usual.sqrt(), "{format:?}: {error} of {usual}");
+fn linear_is_close_on_a_gpu() {
+    on_gpu(|cuda| {
+        with_seeds(|rng| {
+            for (format, dtype, bound) in [
+                (WeightFormat::F32, DType::F32, 1e-5),
+                (WeightFormat::Bf16, DType::BF16, 1e-5),
+                (WeightFormat::F16, DType::F16, 1e-5),
+                (WeightFormat::Q8_0, DType::BF16, 4e-3),
+                (WeightFormat::Q4K, DType::BF16, 6e-3),
+            ] {
+                let linear = Linear::random(rng, format);
+                let x = matrix(&linear.x, linear.rows).to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap();
+                let linear = Linear { x: x.flatten_all().unwrap().to_vec1().unwrap(), ..linear };
+                let (found, expected) = (linear.with(cuda), linear.with(&Reference));
+                assert_eq!(found.len(), expected.len());
+                let error = distance(&found, &expected);
+                // A product of numbers in [-1, 1] has a mean square of 1/9.
+                let usual = (found.len() * linear.x.len() / linear.rows) as f32 / 9.0;
+                assert!(error <= bound * usual.sqrt(), "{format:?}: {error} of {usual}");
+            }
+        });
+    });
+}
+
+/// Every kernel that rows may come to: few and many, odd shapes and those of real layers.
+#[test]
+fn linear_rows_do_not_depend_on_their_company_on_a_gpu() {
+    on_gpu(|cuda| {
+        let rng = &mut StdRng::seed_from_u64(rand::random());
+        for format in FORMATS {
+            for (inputs, outputs) in [(256, 96), (100, 50), (2048, 1536), (5504, 2048)] {
+                let many = Linear::shaped(rng, format, (600, inputs, outputs));
+                let product = |rows: usize| {
+                    let x = many.x[..rows * inputs].to_vec();
+                    Linear { x, rows, weight: many.weight.clone(), format, bias: many.bias.clone() }.with(cuda)
+                };
+                let together = product(600);
+                for rows in [1, 2, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 300] {
+                    assert!(product(rows) == together[..rows * outputs], "{format:?} {rows} rows of {inputs}");
+                }
+            }
         }
     });
 }

@@ -1,16 +1,18 @@
 //! The fast kernels against the plain f64 ones, on fresh random shapes, and a row alone against the row in company.
 #![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::{Device, Tensor};
-use cosec_worker::kernels::candle::Candle;
 use cosec_worker::kernels::cpu::Cpu;
+use cosec_worker::kernels::cuda::Cuda;
 use cosec_worker::kernels::reference::Reference;
 use cosec_worker::kernels::{Heads, Kernels, WeightFormat};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 mod attention;
-mod candle_kernels;
+mod cuda;
 mod elementwise;
 mod linear;
 mod rows;
@@ -59,21 +61,25 @@ pub(crate) fn check_cpu(tolerance: f32, compute: &impl Compute) {
 /// All kernels within `tolerance` of the reference.
 pub(crate) fn check(tolerance: f32, compute: impl Compute) {
     check_cpu(tolerance, &compute);
-    compare("candle", tolerance, &compute.with(&candle()), &compute.with(&Reference));
+    on_gpu(|cuda| compare("cuda", tolerance, &compute.with(cuda), &compute.with(&Reference)));
+}
+
+/// Calls `test` with the first GPU where `COSEC_TEST_GPU` is set, as `tests/gpu` sets it, one test at a time.
+pub(crate) fn on_gpu(test: impl FnOnce(&Cuda)) {
+    static GPU: Mutex<Option<Cuda>> = Mutex::new(None);
+    if std::env::var_os("COSEC_TEST_GPU").is_some() {
+        let mut gpu = GPU.lock().unwrap_or_else(PoisonError::into_inner);
+        test(gpu.get_or_insert_with(|| Cuda::open(0).unwrap()));
+    }
 }
 
 /// Within `tolerance`, relative to what is above 1.
-fn compare(name: &str, tolerance: f32, found: &[f32], expected: &[f32]) {
+pub(crate) fn compare(name: &str, tolerance: f32, found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len());
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
         let error = (found - expected).abs() / expected.abs().max(1.0);
         assert!(error <= tolerance, "{name}, element {i}: {found}, not {expected}");
     }
-}
-
-/// What runs on GPUs, here on the CPU.
-pub(crate) fn candle() -> Candle {
-    Candle::new(Device::Cpu)
 }
 
 /// A computation on any kernels.

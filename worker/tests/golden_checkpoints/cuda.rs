@@ -1,4 +1,6 @@
-//! The kernels that run on GPUs, on candle's CPU: the same checkpoints within the same tolerance.
+//! A GPU: the same checkpoints within the same tolerance, and rows that do not depend on their batch.
+//!
+//! `tests/gpu` runs them.
 
 use cosec_worker::check::{CheckArgs, Measure};
 use cosec_worker::model_runner::{BatchItem, DeviceChoice, DtypeChoice, LoadOptions, ModelRunner, Quantize};
@@ -10,66 +12,69 @@ use crate::batches::{BLOCKS, ragged, random_sequences, whole};
 use crate::lora::named;
 use crate::{ALL, FAMILIES, golden, options};
 
-fn on_candle(model: &str, adapter: Option<&str>) -> CheckArgs {
-    CheckArgs { device: DeviceChoice::CandleCpu, dtype: DtypeChoice::F32, ..args(model, adapter) }
+fn on_gpu(model: &str, adapter: Option<&str>) -> CheckArgs {
+    CheckArgs { device: DeviceChoice::Cuda(0), dtype: DtypeChoice::F32, ..args(model, adapter) }
 }
 
-fn load(name: &str, block_tokens: usize) -> ModelRunner {
-    let device = DeviceChoice::CandleCpu;
-    let options = LoadOptions { device, dtype: DtypeChoice::F32, ..options(BLOCKS, block_tokens) };
+fn load(name: &str, dtype: DtypeChoice, block_tokens: usize) -> ModelRunner {
+    let device = DeviceChoice::Cuda(0);
+    let options = LoadOptions { device, dtype, ..options(BLOCKS, block_tokens) };
     ModelRunner::load(&golden(name), &options).unwrap()
 }
 
 #[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn every_family_agrees() {
     for name in ALL {
-        let report = check(&on_candle(name, None));
+        let report = check(&on_gpu(name, None));
         assert_eq!((report.measure, report.tolerance), (Measure::Absolute, 1e-4));
     }
 }
 
 #[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn adapters() {
-    check(&on_candle("llama-linear-rope", Some("llama-lora")));
-    check(&on_candle("codegen", Some("codegen-lora")));
+    check(&on_gpu("llama-linear-rope", Some("llama-lora")));
+    check(&on_gpu("codegen", Some("codegen-lora")));
     for (model, adapter) in [("llama-linear-rope", "llama-lora"), ("codegen", "codegen-lora")] {
         let lora = Some(named("beside", &golden(adapter)));
-        check(&CheckArgs { adapter: None, lora, ..on_candle(model, Some(adapter)) });
+        check(&CheckArgs { adapter: None, lora, ..on_gpu(model, Some(adapter)) });
     }
 }
 
 #[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn rounded_weights_stay_close() {
     for name in ALL.into_iter().take(FAMILIES) {
         for (dtype, tolerance) in [(DtypeChoice::Bf16, 3e-2), (DtypeChoice::F16, 5e-3)] {
-            check(&CheckArgs { dtype, tolerance: Some(tolerance), ..on_candle(name, None) });
+            check(&CheckArgs { dtype, tolerance: Some(tolerance), ..on_gpu(name, None) });
         }
     }
 }
 
 /// Separate and tied embeddings; as with the CPU's own kernels, the bounds are those of tiny random models.
 #[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn quantised_weights_stay_close() {
     for name in ["codegen", "llama-gqa-tied"] {
         for (quantize, tolerance) in [(Quantize::Q8_0, 0.1), (Quantize::Q4K, 0.7)] {
-            check(&CheckArgs { quantize: Some(quantize), tolerance: Some(tolerance), ..on_candle(name, None) });
+            check(&CheckArgs { quantize: Some(quantize), tolerance: Some(tolerance), ..on_gpu(name, None) });
         }
     }
 }
 
-/// Sums of other shapes have other roundings; a row from another sequence or position would be far off.
 #[test]
-fn chunks_company_and_blocks_change_next_to_nothing() {
+#[ignore = "needs an NVIDIA GPU"]
+fn chunks_company_and_blocks_change_nothing() {
     for name in ALL {
-        let seed: u64 = rand::random();
-        let rng = &mut StdRng::seed_from_u64(seed);
-        let (mut model, mut other) = (load(name, 16), load(name, 3));
-        let sequences = random_sequences(&model, rng);
-        for ((tokens, _), found) in sequences.iter().zip(ragged(&mut other, &sequences, rng)) {
-            let expected = whole(&mut model, tokens, &[3, 2, 1, 0]);
-            for (position, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(worst < 1e-4, "{name}, seed {seed}, position {position}: {worst}");
+        for dtype in [DtypeChoice::F32, DtypeChoice::Bf16] {
+            let seed: u64 = rand::random();
+            let rng = &mut StdRng::seed_from_u64(seed);
+            let (mut model, mut other) = (load(name, dtype, 16), load(name, dtype, 3));
+            let sequences = random_sequences(&model, rng);
+            for ((tokens, _), found) in sequences.iter().zip(ragged(&mut other, &sequences, rng)) {
+                let expected = whole(&mut model, tokens, &[3, 2, 1, 0]);
+                assert!(found == expected, "{name}, {dtype:?}, seed {seed}");
             }
         }
     }
@@ -77,9 +82,10 @@ fn chunks_company_and_blocks_change_next_to_nothing() {
 
 /// Adapted rows without logits, rows without logits, and no rows at all.
 #[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn rows_may_be_left_out() {
     let lora = vec![named("a", &golden("llama-lora"))];
-    let options = LoadOptions { device: DeviceChoice::CandleCpu, lora, ..options(4, 4) };
+    let options = LoadOptions { device: DeviceChoice::Cuda(0), lora, ..options(4, 4) };
     let mut model = ModelRunner::load(&golden("llama-linear-rope"), &options).unwrap();
     let item = |block, rows, adapter| BatchItem { tokens: &[1, 2, 3], start: 0, blocks: block, rows, adapter };
     assert!(model.forward(&[]).unwrap().is_empty());
@@ -91,10 +97,11 @@ fn rows_may_be_left_out() {
 }
 
 #[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn kinds_of_devices_have_fingerprints_of_their_own() {
     let fingerprint = |device| {
         let options = LoadOptions { device, ..options(4, 4) };
         ModelRunner::load(&golden("qwen2"), &options).unwrap().description().fingerprint.clone()
     };
-    assert_ne!(fingerprint(DeviceChoice::Cpu), fingerprint(DeviceChoice::CandleCpu));
+    assert_ne!(fingerprint(DeviceChoice::Cpu), fingerprint(DeviceChoice::Cuda(0)));
 }

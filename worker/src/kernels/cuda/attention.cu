@@ -1,0 +1,421 @@
+// Causal attention of rows over the paged cache.
+//
+// Keys are taken in tiles of 64 positions that begin at multiples of 64, from the first that the row sees to its own. A
+// tile gives a maximum, a sum and a weighted mean of values, all begun anew; a row's result is the fold of its tiles in
+// ascending order. The kernels below differ in who computes which tile, not in what is computed: a row has the same bits
+// whatever is decoded beside it, in whatever chunks its sequence came, and however its blocks lie.
+
+#define TILE 64
+
+struct Cached {
+    const void *keys, *values;
+    // Blocks of sequences, one behind the other.
+    const u32 *tables;
+    u32 block_tokens, kv_width;
+};
+
+struct Queries {
+    const float *qkv;
+    // Of a row: its position, and where the table of its sequence begins.
+    const u32 *positions, *tables;
+    u32 heads, kv_heads, width, window;
+    float scale;
+};
+
+__device__ __forceinline__ u64 slot_of(const Cached &cached, u32 table, u32 position) {
+    return u64(cached.tables[table + position / cached.block_tokens]) * cached.block_tokens +
+           position % cached.block_tokens;
+}
+
+__device__ __forceinline__ u32 first_seen(u32 position, u32 window) {
+    return window > 0 && position + 1 > window ? position + 1 - window : 0;
+}
+
+// Two to the power of `x`; 0 for minus infinity.
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// The running result of a row and head.
+struct Fold {
+    float max, sum;
+};
+
+// What the running result and a tile's are multiplied with; a tile of which the row sees nothing changes nothing.
+struct Factors {
+    float running, tile;
+    bool counts;
+};
+
+__device__ __forceinline__ Factors fold(Fold &running, float max, float sum) {
+    Factors factors;
+    factors.counts = max != MINUS_INFINITY;
+    float highest = fmaxf(running.max, max);
+    factors.running = power_of_two(__fsub_rn(running.max, highest));
+    factors.tile = power_of_two(__fsub_rn(max, highest));
+    if (factors.counts) {
+        running.sum = __fmaf_rn(running.sum, factors.running, __fmul_rn(sum, factors.tile));
+        running.max = highest;
+    }
+    return factors;
+}
+
+__device__ __forceinline__ float folded(float running, float tile, const Factors &factors) {
+    return factors.counts ? __fmaf_rn(running, factors.running, __fmul_rn(tile, factors.tile)) : running;
+}
+
+// With tensor cores: a warp has 16 slots, each a row and one of the query heads that share a key head, and takes a tile
+// of keys and values in shared memory. WIDTH is that of a head, filled up with zeros; head 16-byte chunk c of position p
+// lies at chunk c ^ (p % 8), so that the 8 rows of a matrix lie in different banks.
+
+template <int WIDTH>
+__device__ __forceinline__ u32 chunk_at(u32 position, u32 chunk) {
+    return (position * (WIDTH / 8) + (chunk ^ position % 8)) * 16;
+}
+
+template <class Number, int WIDTH>
+struct WarpTile {
+    uint4 queries[WIDTH / 16];
+    // Of the lane's two slots.
+    u32 positions[2], firsts[2];
+    float max[2], sum[2];
+    float values[WIDTH / 8][4];
+
+    // Slot s is row first_row + s / group of the batch, head s % group of those that share the key head; `slots` exist.
+    __device__ __forceinline__ void load_queries(const Queries &of, u32 first_row, u32 first_slot, u32 slots, u32 kv_head) {
+        const u32 lane = threadIdx.x % 32, group = of.heads / of.kv_heads;
+        const u32 row_width = (of.heads + 2 * of.kv_heads) * of.width;
+        const float *heads[2];
+        for (int i = 0; i < 2; i++) {
+            u32 slot = first_slot + lane / 4 + 8 * i;
+            bool exists = slot < slots;
+            u32 row = first_row + (exists ? slot / group : 0);
+            positions[i] = exists ? of.positions[row] : 0;
+            // An empty slot sees nothing.
+            firsts[i] = exists ? first_seen(positions[i], of.window) : 1;
+            heads[i] = exists ? of.qkv + u64(row) * row_width + (kv_head * group + slot % group) * of.width : nullptr;
+        }
+#pragma unroll
+        for (int step = 0; step < WIDTH / 16; step++) {
+            u32 parts[4];
+#pragma unroll
+            for (int part = 0; part < 4; part++) {
+                const float *head = heads[part % 2];
+                u32 at = step * 16 + lane % 4 * 2 + part / 2 * 8;
+                bool exists = head && at < of.width;
+                parts[part] = Number::pack(exists ? head[at] : 0.0f, exists ? head[at + 1] : 0.0f);
+            }
+            queries[step] = make_uint4(parts[0], parts[1], parts[2], parts[3]);
+        }
+    }
+
+    // Computes `max`, `sum` and `values` of the tile that begins at position `begin`.
+    __device__ __forceinline__ void attend(const u8 *keys, const u8 *cached_values, u32 begin, float scale) {
+        const u32 lane = threadIdx.x % 32;
+        float scores[TILE / 8][4];
+#pragma unroll
+        for (int block = 0; block < TILE / 8; block++) {
+            scores[block][0] = scores[block][1] = scores[block][2] = scores[block][3] = 0.0f;
+#pragma unroll
+            for (int step = 0; step < WIDTH / 32; step++) {
+                u32 b[4];
+                load_matrices<false>(b, keys + chunk_at<WIDTH>(block * 8 + lane % 8, step * 4 + lane / 8));
+                Number::multiply_add(scores[block], queries[step * 2], b[0], b[1]);
+                Number::multiply_add(scores[block], queries[step * 2 + 1], b[2], b[3]);
+            }
+        }
+        float factor = scale * 1.4426950408889634f;
+        max[0] = max[1] = MINUS_INFINITY;
+#pragma unroll
+        for (int block = 0; block < TILE / 8; block++) {
+#pragma unroll
+            for (int part = 0; part < 4; part++) {
+                u32 position = begin + block * 8 + lane % 4 * 2 + part % 2;
+                bool seen = position >= firsts[part / 2] && position <= positions[part / 2];
+                scores[block][part] = seen ? __fmul_rn(scores[block][part], factor) : MINUS_INFINITY;
+                max[part / 2] = fmaxf(max[part / 2], scores[block][part]);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            max[i] = fmaxf(max[i], __shfl_xor_sync(~0u, max[i], 1));
+            max[i] = fmaxf(max[i], __shfl_xor_sync(~0u, max[i], 2));
+            sum[i] = 0.0f;
+        }
+#pragma unroll
+        for (int block = 0; block < TILE / 8; block++) {
+#pragma unroll
+            for (int part = 0; part < 4; part++) {
+                float highest = max[part / 2] == MINUS_INFINITY ? 0.0f : max[part / 2];
+                scores[block][part] = power_of_two(__fsub_rn(scores[block][part], highest));
+                sum[part / 2] += scores[block][part];
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            sum[i] += __shfl_xor_sync(~0u, sum[i], 1);
+            sum[i] += __shfl_xor_sync(~0u, sum[i], 2);
+        }
+#pragma unroll
+        for (int block = 0; block < WIDTH / 8; block++) {
+            values[block][0] = values[block][1] = values[block][2] = values[block][3] = 0.0f;
+        }
+#pragma unroll
+        for (int step = 0; step < TILE / 16; step++) {
+            float(&low)[4] = scores[step * 2], (&high)[4] = scores[step * 2 + 1];
+            uint4 weights = make_uint4(Number::pack(low[0], low[1]), Number::pack(low[2], low[3]),
+                                       Number::pack(high[0], high[1]), Number::pack(high[2], high[3]));
+#pragma unroll
+            for (int pair = 0; pair < WIDTH / 16; pair++) {
+                u32 b[4];
+                u32 position = step * 16 + lane / 8 % 2 * 8 + lane % 8;
+                load_matrices<true>(b, cached_values + chunk_at<WIDTH>(position, pair * 2 + lane / 16));
+                Number::multiply_add(values[pair * 2], weights, b[0], b[1]);
+                Number::multiply_add(values[pair * 2 + 1], weights, b[2], b[3]);
+            }
+        }
+    }
+
+    template <bool TRANSPOSED>
+    static __device__ __forceinline__ void load_matrices(u32 (&b)[4], const u8 *row) {
+        u32 at = u32(__cvta_generic_to_shared(row));
+        if (TRANSPOSED) {
+            asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                         : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(at));
+        } else {
+            asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                         : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(at));
+        }
+    }
+};
+
+// Fetches positions begin..begin + 64 of a sequence; those behind `last`, which may be another's, are zeros. `thread` of
+// `threads` does its share.
+template <int WIDTH>
+__device__ __forceinline__ void fetch_tile(u8 *keys, u8 *values, const Cached &cached, u32 table, u32 kv_head, u32 width,
+                                           u32 begin, u32 last, u32 thread, u32 threads) {
+    for (u32 index = thread; index < TILE * WIDTH / 8; index += threads) {
+        u32 position = index / (WIDTH / 8), chunk = index % (WIDTH / 8);
+        bool exists = begin + position <= last && chunk * 8 < width;
+        u64 at = exists ? slot_of(cached, table, begin + position) * cached.kv_width + kv_head * width + chunk * 8 : 0;
+        copy_16_bytes(keys + chunk_at<WIDTH>(position, chunk), (const u16 *)cached.keys + at, exists);
+        copy_16_bytes(values + chunk_at<WIDTH>(position, chunk), (const u16 *)cached.values + at, exists);
+    }
+}
+
+// Some slots of rows that follow each other in one sequence: those from `first_slot` on that are below `slots`, counted
+// from `first_row`. `partial_row` counts only rows whose tiles are written down.
+struct Item {
+    u32 first_row, first_slot, slots, first_position, last_position, partial_row;
+};
+
+__device__ __forceinline__ Item item_of(const u32 *items) {
+    const u32 *item = items + blockIdx.x * 6;
+    return Item{item[0], item[1], item[2], item[3], item[4], item[5]};
+}
+
+// A tile's result in memory: numbers of the head, maximum, sum.
+__device__ __forceinline__ u64 partial_at(u64 row_and_head, u32 tile, u32 tiles, u32 width) {
+    return (row_and_head * tiles + tile) * (width + 2);
+}
+
+// Few slots: every warp computes one tile and writes it down; `combine_tiles` folds. Blocks are items, key heads and as
+// many tiles as they have warps; partial results are of the rows from `first_partial` on, `tiles` each.
+template <class Number, int WIDTH>
+__device__ __forceinline__ void attend_tiles(const u32 *items, Queries of, Cached cached, float *partial,
+                                             u32 first_partial, u32 tiles) {
+    extern __shared__ __align__(128) u8 memory[];
+    const int TILE_BYTES = TILE * WIDTH * 2;
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv_head = blockIdx.y, group = of.heads / of.kv_heads;
+    Item item = item_of(items);
+    u32 first_tile = first_seen(item.first_position, of.window) / TILE;
+    u32 tile = first_tile + blockIdx.z * (blockDim.x / 32) + warp;
+    if (tile * TILE > item.last_position) return;
+    u8 *keys = memory + warp * 2 * TILE_BYTES, *values = keys + TILE_BYTES;
+    fetch_tile<WIDTH>(keys, values, cached, of.tables[item.first_row], kv_head, of.width, tile * TILE, item.last_position,
+                      lane, 32);
+    end_copy_group();
+    WarpTile<Number, WIDTH> own;
+    own.load_queries(of, item.first_row, item.first_slot, item.slots, kv_head);
+    await_copy_groups<0>();
+    __syncwarp();
+    own.attend(keys, values, tile * TILE, of.scale);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        u32 slot = item.first_slot + lane / 4 + 8 * i;
+        if (slot >= item.slots) continue;
+        u64 row_and_head = u64(item.partial_row + slot / group - first_partial) * of.heads + kv_head * group + slot % group;
+        float *to = partial + partial_at(row_and_head, tile, tiles, of.width);
+#pragma unroll
+        for (int block = 0; block < WIDTH / 8; block++) {
+            u32 at = block * 8 + lane % 4 * 2;
+            if (at < of.width) {
+                to[at] = own.values[block][2 * i];
+                to[at + 1] = own.values[block][2 * i + 1];
+            }
+        }
+        if (lane % 4 == 0) {
+            to[of.width] = own.max[i];
+            to[of.width + 1] = own.sum[i];
+        }
+    }
+}
+
+// Many slots: the four warps of a block have 16 each and fold tile after tile, which they share.
+template <class Number, int WIDTH>
+__device__ __forceinline__ void attend_slots(const u32 *items, Queries of, Cached cached, float *out, u16 *rounded,
+                                             int rounding) {
+    extern __shared__ __align__(128) u8 memory[];
+    const int TILE_BYTES = TILE * WIDTH * 2;
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv_head = blockIdx.y, group = of.heads / of.kv_heads;
+    Item item = item_of(items);
+    u32 table = of.tables[item.first_row];
+    WarpTile<Number, WIDTH> own;
+    own.load_queries(of, item.first_row, item.first_slot + warp * 16, item.slots, kv_head);
+    Fold running[2] = {{MINUS_INFINITY, 0.0f}, {MINUS_INFINITY, 0.0f}};
+    float values[WIDTH / 8][4] = {};
+    u32 tile = first_seen(item.first_position, of.window) / TILE, end = item.last_position / TILE + 1;
+    auto fetch = [&](u32 tile) {
+        if (tile < end) {
+            u8 *to = memory + tile % 2 * 2 * TILE_BYTES;
+            fetch_tile<WIDTH>(to, to + TILE_BYTES, cached, table, kv_head, of.width, tile * TILE, item.last_position,
+                              threadIdx.x, 128);
+        }
+        end_copy_group();
+    };
+    fetch(tile);
+#pragma unroll 1
+    for (; tile < end; tile++) {
+        fetch(tile + 1);
+        await_copy_groups<1>();
+        __syncthreads();
+        const u8 *from = memory + tile % 2 * 2 * TILE_BYTES;
+        own.attend(from, from + TILE_BYTES, tile * TILE, of.scale);
+        Factors factors[2] = {fold(running[0], own.max[0], own.sum[0]), fold(running[1], own.max[1], own.sum[1])};
+#pragma unroll
+        for (int block = 0; block < WIDTH / 8; block++) {
+#pragma unroll
+            for (int part = 0; part < 4; part++) {
+                values[block][part] = folded(values[block][part], own.values[block][part], factors[part / 2]);
+            }
+        }
+        // The next copy goes where this tile was.
+        __syncthreads();
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        u32 slot = item.first_slot + warp * 16 + lane / 4 + 8 * i;
+        if (slot >= item.slots) continue;
+        u64 to = (u64(item.first_row + slot / group) * of.heads + kv_head * group + slot % group) * of.width;
+#pragma unroll
+        for (int block = 0; block < WIDTH / 8; block++) {
+#pragma unroll
+            for (int part = 0; part < 2; part++) {
+                u32 at = block * 8 + lane % 4 * 2 + part;
+                if (at >= of.width) continue;
+                float value = __fdiv_rn(values[block][2 * i + part], running[i].sum);
+                out[to + at] = value;
+                store_rounded(rounded, rounding, to + at, value);
+            }
+        }
+    }
+}
+
+#define QUERIES                                                                                                      \
+    const float *qkv, const u32 *positions, const u32 *row_tables, u32 heads, u32 kv_heads, u32 width, u32 window,    \
+        float scale
+#define CACHED const void *keys, const void *values, const u32 *tables, u32 block_tokens
+#define THE_QUERIES Queries{qkv, positions, row_tables, heads, kv_heads, width, window, scale}
+#define THE_CACHED Cached{keys, values, tables, block_tokens, kv_heads * width}
+
+#define ATTEND(format, number, WIDTH)                                                                                \
+    extern "C" __global__ void __launch_bounds__(128)                                                                \
+        attend_tiles_##WIDTH##_##format(const u32 *items, QUERIES, CACHED, float *partial, u32 first_partial,      \
+                                     u32 tiles) {                                                                   \
+        attend_tiles<number, WIDTH>(items, THE_QUERIES, THE_CACHED, partial, first_partial, tiles);                      \
+    }                                                                                                                \
+    extern "C" __global__ void __launch_bounds__(128)                                                                \
+        attend_slots_##WIDTH##_##format(const u32 *items, QUERIES, CACHED, float *out, u16 *rounded, int rounding) {   \
+        attend_slots<number, WIDTH>(items, THE_QUERIES, THE_CACHED, out, rounded, rounding);                         \
+    }
+ATTEND(bf16, Bf16, 64)
+ATTEND(bf16, Bf16, 128)
+ATTEND(f16, F16, 64)
+ATTEND(f16, F16, 128)
+
+// Without tensor cores, for what they do not take: a cache of f32, and heads of other widths. A warp computes the tile of
+// one row and head; blocks are heads of `rows`, and groups of four tiles. `format` is that of `append`.
+extern "C" __global__ void __launch_bounds__(128)
+    attend_plainly(const u32 *rows, QUERIES, CACHED, int format, float *partial, u32 tiles) {
+    Queries of = THE_QUERIES;
+    Cached cached = THE_CACHED;
+    __shared__ float all_weights[4][TILE];
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const u32 row = rows[blockIdx.x / heads], head = blockIdx.x % heads, kv_head = head / (heads / kv_heads);
+    u32 position = of.positions[row], table = of.tables[row], first = first_seen(position, window);
+    u32 tile = first / TILE + blockIdx.z * 4 + warp, begin = tile * TILE;
+    if (begin > position) return;
+    auto number = [&](const void *from, u64 at) {
+        if (format == 0) return ((const float *)from)[at];
+        return format == 1 ? Bf16::widen(((const u16 *)from)[at]) : F16::widen(((const u16 *)from)[at]);
+    };
+    const float *query = of.qkv + u64(row) * (heads + 2 * kv_heads) * width + head * width;
+    float *weights = all_weights[warp];
+    float scores[2], max = MINUS_INFINITY;
+    for (int i = 0; i < 2; i++) {
+        u32 key = begin + lane + 32 * i;
+        scores[i] = MINUS_INFINITY;
+        if (key >= first && key <= position) {
+            u64 at = slot_of(cached, table, key) * cached.kv_width + kv_head * width;
+            float dot = 0.0f;
+            for (u32 d = 0; d < width; d++) dot = fmaf(query[d], number(cached.keys, at + d), dot);
+            scores[i] = dot * (scale * 1.4426950408889634f);
+        }
+        max = fmaxf(max, scores[i]);
+    }
+    for (int distance = 16; distance > 0; distance /= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, distance));
+    float sum = 0.0f;
+    for (int i = 0; i < 2; i++) {
+        float weight = power_of_two(scores[i] - (max == MINUS_INFINITY ? 0.0f : max));
+        weights[lane + 32 * i] = weight;
+        sum += weight;
+    }
+    for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+    __syncwarp();
+    float *to = partial + partial_at(blockIdx.x, tile, tiles, width);
+    u32 from = first > begin ? first - begin : 0, end = position - begin < TILE - 1 ? position - begin : TILE - 1;
+    for (u32 d = lane; d < width; d += 32) {
+        float value = 0.0f;
+        for (u32 key = from; key <= end; key++) {
+            u64 at = slot_of(cached, table, begin + key) * cached.kv_width + kv_head * width + d;
+            value = fmaf(weights[key], number(cached.values, at), value);
+        }
+        to[d] = value;
+    }
+    if (lane == 0) {
+        to[width] = max;
+        to[width + 1] = sum;
+    }
+}
+
+// Folds the tiles of a row and head; blocks are heads of `rows`.
+extern "C" __global__ void combine_tiles(const u32 *rows, const float *partial, const u32 *positions, u32 heads, u32 width,
+                                         u32 window, float *out, u16 *rounded, int rounding, u32 tiles) {
+    u32 row = rows[blockIdx.x / heads], position = positions[row];
+    u32 first = first_seen(position, window) / TILE, last = position / TILE;
+    for (u32 d = threadIdx.x; d < width; d += blockDim.x) {
+        Fold running = {MINUS_INFINITY, 0.0f};
+        float value = 0.0f;
+        for (u32 tile = first; tile <= last; tile++) {
+            const float *from = partial + partial_at(blockIdx.x, tile, tiles, width);
+            Factors factors = fold(running, from[width], from[width + 1]);
+            value = folded(value, from[d], factors);
+        }
+        value = __fdiv_rn(value, running.sum);
+        u64 to = (u64(row) * heads + blockIdx.x % heads) * width + d;
+        out[to] = value;
+        store_rounded(rounded, rounding, to, value);
+    }
+}

@@ -1,0 +1,280 @@
+//! Which block of threads computes what of a batch's attention; see `attention.cu`.
+
+use std::ops::Range;
+
+use cudarc::driver::CudaSlice;
+
+use super::gpu::{Address, Gpu, Size};
+use crate::kernels::{CacheFormat, CacheShape, Heads, KernelError, Place};
+
+/// Keys of a tile, and slots of a warp: a slot is a row and one of the query heads that share a key head.
+const TILE: usize = 64;
+const WARP_SLOTS: usize = 16;
+
+/// Warps of a block that share its tiles.
+const WARPS: usize = 4;
+
+/// Most new rows of a sequence whose tiles are computed side by side and written down; more fold them in registers.
+const FEW_ROWS: usize = 16;
+
+/// Most bytes of tiles that are written down at a time.
+const PARTIAL_BYTES: usize = 256 << 20;
+
+/// Widest head that tensor cores take here.
+const MOST_WIDTH: usize = 128;
+
+/// Numbers of an item.
+const ITEM: usize = 6;
+
+/// The places of a batch on the GPU: every layer asks for the same ones.
+pub(super) struct Prepared {
+    shape: CacheShape,
+    heads: Heads,
+    /// Position of each row, and where its blocks lie on the host: they stay while the batch runs.
+    places: Vec<(usize, usize)>,
+    slots: Address,
+    positions: Address,
+    /// Of each row: where the blocks of its sequence begin in `tables`.
+    row_tables: Address,
+    tables: Address,
+    /// Items of few slots, then of many.
+    items: Address,
+    many_items: Range<usize>,
+    /// The rows whose tiles are written down, in the order of their items.
+    few_rows: Address,
+    /// Pieces of them that fit into memory.
+    pieces: Vec<Piece>,
+}
+
+/// Some of the rows whose tiles are written down.
+#[derive(Clone, Debug)]
+struct Piece {
+    rows: Range<usize>,
+    items: Range<usize>,
+    /// Tiles of the longest sequence.
+    tiles: usize,
+}
+
+/// Keys and values of a layer.
+#[derive(Clone, Copy)]
+pub(super) struct Layer {
+    pub(super) shape: CacheShape,
+    pub(super) keys: Address,
+    pub(super) values: Address,
+}
+
+/// Rows of new tokens that follow each other in one sequence.
+struct Run<'a> {
+    first_row: usize,
+    rows: usize,
+    position: usize,
+    blocks: &'a [u32],
+}
+
+impl Prepared {
+    pub(super) fn new(gpu: &Gpu, places: &[Place<'_>], shape: CacheShape, heads: Heads) -> Result<Self, KernelError> {
+        let group = heads.query / heads.kv;
+        let plainly = !takes_tensor_cores(shape, heads);
+        let (mut slots, mut positions, mut row_tables, mut tables) = (vec![], vec![], vec![], vec![]);
+        let (mut few, mut many, mut few_rows) = (vec![], vec![], vec![]);
+        let mut pieces: Vec<Piece> = Vec::new();
+        for run in runs(places) {
+            let table = tables.len() as u32;
+            let last = run.position + run.rows - 1;
+            tables.extend_from_slice(&run.blocks[..=last / shape.block_tokens]);
+            for row in 0..run.rows {
+                let place = Place { position: run.position + row, blocks: run.blocks };
+                slots.push((shape.offset(0, place) / shape.kv_width) as u32);
+                positions.push(place.position as u32);
+                row_tables.push(table);
+            }
+            let is_few = plainly || run.rows <= FEW_ROWS;
+            let span = if is_few { WARP_SLOTS } else { WARPS * WARP_SLOTS };
+            let partial_row = few_rows.len();
+            let items = (0..run.rows * group).step_by(span).map(|first_slot| {
+                let end = (run.rows * group).min(first_slot + span);
+                let position = |slot: usize| run.position + slot / group;
+                [run.first_row, first_slot, end, position(first_slot), position(end - 1), partial_row]
+            });
+            let numbers = items.flatten().map(|number| number as u32);
+            if is_few {
+                few.extend(numbers);
+                few_rows.extend((run.first_row..run.first_row + run.rows).map(|row| row as u32));
+                let rows = partial_row..few_rows.len();
+                take(&mut pieces, Piece { rows, items: 0..few.len() / ITEM, tiles: last / TILE + 1 }, heads);
+            } else {
+                many.extend(numbers);
+            }
+        }
+        let (few_items, many_items) = (few.len() / ITEM, many.len() / ITEM);
+        few.extend(many);
+        // One copy; the parts begin where 16 bytes do.
+        let mut all: Vec<u32> = Vec::new();
+        let mut part = |numbers: &[u32]| {
+            all.resize(all.len().next_multiple_of(4), 0);
+            all.extend_from_slice(numbers);
+            4 * (all.len() - numbers.len()) as u64
+        };
+        let offsets = [&slots, &positions, &row_tables, &tables, &few, &few_rows].map(|numbers| part(numbers));
+        let [slots, positions, row_tables, tables, items, few_rows] = offsets;
+        let base = gpu.upload(&all)?;
+        Ok(Self {
+            shape,
+            heads,
+            places: places.iter().map(identity).collect(),
+            slots: base + slots,
+            positions: base + positions,
+            row_tables: base + row_tables,
+            tables: base + tables,
+            items: base + items,
+            many_items: few_items..few_items + many_items,
+            few_rows: base + few_rows,
+            pieces,
+        })
+    }
+
+    pub(super) fn is_for(&self, places: &[Place<'_>], shape: CacheShape, heads: Heads) -> bool {
+        (self.shape, self.heads) == (shape, heads)
+            && self.places.len() == places.len()
+            && self.places.iter().copied().eq(places.iter().map(identity))
+    }
+
+    /// Queues the storing of keys and values.
+    pub(super) fn append(&self, gpu: &Gpu, qkv: Address, layer: Layer) {
+        let Heads { query, width, .. } = self.heads;
+        let arguments = [
+            qkv,
+            self.slots,
+            layer.keys,
+            layer.values,
+            number(self.shape.format),
+            (query * width) as u64,
+            self.shape.kv_width as u64,
+        ];
+        gpu.launch("append", Size::rows(self.places.len(), 256), &arguments);
+    }
+
+    /// Queues attention. `out` and `rounded` are `[rows][heads][width]`.
+    pub(super) fn attend(
+        &self,
+        gpu: &Gpu,
+        (qkv, window): (Address, Option<usize>),
+        layer: Layer,
+        (out, rounded, rounding): (Address, Address, u64),
+        partial: &mut Option<CudaSlice<f32>>,
+    ) -> Result<(), KernelError> {
+        let Heads { query, kv, width } = self.heads;
+        let window = window.unwrap_or(0) as u64;
+        let scale = u64::from((1.0 / (width as f64).sqrt() as f32).to_bits());
+        let queries = [qkv, self.positions, self.row_tables, query as u64, kv as u64, width as u64, window, scale];
+        let cached = [layer.keys, layer.values, self.tables, self.shape.block_tokens as u64];
+        let tile_bytes = 4 * TILE as u32 * padded(width) as u32;
+        let format = self.shape.format;
+        if !self.many_items.is_empty() {
+            let items = self.items + (4 * ITEM * self.many_items.start) as u64;
+            let arguments = [&[items], &queries[..], &cached, &[out, rounded, rounding]].concat();
+            let blocks = [self.many_items.len() as u32, kv as u32, 1];
+            let size = Size { blocks, threads: 32 * WARPS as u32, shared_bytes: 2 * tile_bytes };
+            gpu.launch(names(format, width)[1], size, &arguments);
+        }
+        for Piece { rows, items, tiles } in &self.pieces {
+            let elements = rows.len() * query * tiles * (width + 2);
+            let memory = match partial.take() {
+                Some(memory) if memory.len() >= elements => memory,
+                _ => gpu.allocate(elements)?,
+            };
+            let written = gpu.address(partial.insert(memory));
+            let of_piece = self.few_rows + 4 * rows.start as u64;
+            if takes_tensor_cores(self.shape, self.heads) {
+                // As many warps as have memory for their tiles.
+                let warps = (gpu.shared_bytes / tile_bytes).clamp(1, WARPS as u32);
+                let first_item = self.items + (4 * ITEM * items.start) as u64;
+                let arguments =
+                    [&[first_item], &queries[..], &cached, &[written, rows.start as u64, *tiles as u64]].concat();
+                let blocks = [items.len() as u32, kv as u32, (*tiles as u32).div_ceil(warps)];
+                let size = Size { blocks, threads: 32 * warps, shared_bytes: warps * tile_bytes };
+                gpu.launch(names(format, width)[0], size, &arguments);
+            } else {
+                let arguments =
+                    [&[of_piece], &queries[..], &cached, &[number(format), written, *tiles as u64]].concat();
+                let blocks = [(rows.len() * query) as u32, 1, tiles.div_ceil(WARPS) as u32];
+                let size = Size { blocks, threads: 32 * WARPS as u32, shared_bytes: 0 };
+                gpu.launch("attend_plainly", size, &arguments);
+            }
+            let arguments = [
+                of_piece,
+                written,
+                self.positions,
+                query as u64,
+                width as u64,
+                window,
+                out,
+                rounded,
+                rounding,
+                *tiles as u64,
+            ];
+            gpu.launch("combine_tiles", Size::rows(rows.len() * query, padded(width) as u32), &arguments);
+        }
+        Ok(())
+    }
+}
+
+/// Adds the rows of a run, whose items are the last ones, to the last piece or to a new one.
+fn take(pieces: &mut Vec<Piece>, run: Piece, heads: Heads) {
+    let bytes = |rows: usize, tiles: usize| 4 * rows * heads.query * tiles * (heads.width + 2);
+    let first_item = pieces.last().map_or(0, |piece| piece.items.end);
+    if let Some(last) = pieces.last_mut() {
+        let (rows, tiles) = (last.rows.start..run.rows.end, last.tiles.max(run.tiles));
+        if bytes(rows.len(), tiles) <= PARTIAL_BYTES {
+            *last = Piece { rows, items: last.items.start..run.items.end, tiles };
+            return;
+        }
+    }
+    // The rows of one run, which tensor cores have few of, stay together.
+    pieces.push(Piece { items: first_item..run.items.end, ..run });
+}
+
+fn identity(place: &Place<'_>) -> (usize, usize) {
+    (place.position, place.blocks.as_ptr().addr())
+}
+
+/// The places as runs.
+fn runs<'a>(places: &'a [Place<'a>]) -> impl Iterator<Item = Run<'a>> {
+    let mut first_row = 0;
+    let follows = |a: &Place<'_>, b: &Place<'_>| b.position == a.position + 1 && std::ptr::eq(a.blocks, b.blocks);
+    places.chunk_by(follows).map(move |run| {
+        let (position, blocks) = run.first().map_or((0, [].as_slice()), |place| (place.position, place.blocks));
+        let run = Run { first_row, rows: run.len(), position, blocks };
+        first_row += run.rows;
+        run
+    })
+}
+
+/// Whether a cache and its heads are as tensor cores take them here: 16 bits, and whole chunks of 16 bytes.
+fn takes_tensor_cores(shape: CacheShape, heads: Heads) -> bool {
+    shape.format != CacheFormat::F32 && heads.width <= MOST_WIDTH && heads.width.is_multiple_of(8)
+}
+
+/// The width that heads are filled up to.
+fn padded(width: usize) -> usize {
+    if width <= 64 { 64 } else { MOST_WIDTH }
+}
+
+/// The kernels for few and many slots.
+fn names(format: CacheFormat, width: usize) -> [&'static str; 2] {
+    match (format, padded(width)) {
+        (CacheFormat::F16, 64) => ["attend_tiles_64_f16", "attend_slots_64_f16"],
+        (CacheFormat::F16, _) => ["attend_tiles_128_f16", "attend_slots_128_f16"],
+        (_, 64) => ["attend_tiles_64_bf16", "attend_slots_64_bf16"],
+        _ => ["attend_tiles_128_bf16", "attend_slots_128_bf16"],
+    }
+}
+
+/// As kernels are told.
+fn number(format: CacheFormat) -> u64 {
+    match format {
+        CacheFormat::F32 => 0,
+        CacheFormat::Bf16 => 1,
+        CacheFormat::F16 => 2,
+    }
+}

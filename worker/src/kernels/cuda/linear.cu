@@ -1,0 +1,421 @@
+// Linear layers: out[row][output] = dot(x[row], weight[output]) + bias[output].
+//
+// Weights of 16 bits, and blocks of Q8_0 and Q4_K whose weights are rounded to bfloat16, go through tensor cores against
+// activations that are rounded to the same type; sums are f32. Every sum takes its products in the same order, 16 inputs
+// at a time from the first to the last, whatever kernel computes it and however many rows there are: a row has the same
+// bits in any batch.
+//
+// Matrices are stored as the tensor cores take them. A tile has 16 outputs and 32 inputs; lane 4g + t of a warp holds of
+// outputs g and g + 8 the inputs 8t to 8t + 7: for each half of four inputs (one multiply_add) two of g, two of g + 8,
+// the next two of g, of g + 8. So a lane reads 16 bytes at a time, of weights and, with the same inputs, of activations.
+// Outputs are filled up to 16, inputs to 64, with zeros.
+
+// The host defines one of FORMAT_F32, FORMAT_BF16, FORMAT_F16, FORMAT_Q8_0 and FORMAT_Q4_K.
+
+#define TILE_OUTPUTS 16
+#define TILE_INPUTS 32
+
+// Where weight (output, input) of a matrix with `inputs` stored inputs stands among its tiles' 512 elements each.
+__device__ __forceinline__ u64 packed_at(u32 output, u32 input, u32 inputs) {
+    u32 lane = (output % 8) * 4 + input % 32 / 8;
+    u32 half = input % 8 / 4, pair = input % 4 / 2, upper = output % 16 / 8;
+    u64 tile = u64(output / TILE_OUTPUTS) * (inputs / TILE_INPUTS) + input / TILE_INPUTS;
+    return tile * 512 + half * 256 + lane * 8 + (pair * 2 + upper) * 2 + input % 2;
+}
+
+// The tile and the row in it of a block of 32 inputs, for its scales.
+__device__ __forceinline__ u64 scale_at(u32 output, u32 input, u32 inputs) {
+    u64 tile = u64(output / TILE_OUTPUTS) * (inputs / TILE_INPUTS) + input / TILE_INPUTS;
+    return tile * TILE_OUTPUTS + output % TILE_OUTPUTS;
+}
+
+// Formats. `fragment` returns the weights of one multiply_add in the type `Number`; a stage is two tiles.
+
+template <class N>
+struct Floats {
+    typedef N Number;
+    static const int STAGE_BYTES = 2048;
+    static const int SCALE_BYTES = 0;
+    static __device__ __forceinline__ void fragments(const u8 *tiles, const u8 *, int tile, int lane, uint4 &a, uint4 &b) {
+        a = *(const uint4 *)(tiles + tile * 1024 + lane * 16);
+        b = *(const uint4 *)(tiles + tile * 1024 + 512 + lane * 16);
+    }
+    static __device__ __forceinline__ float at(const u8 *tiles, const u8 *, u64 index, u64) {
+        return N::widen(((const u16 *)tiles)[index]);
+    }
+};
+
+__device__ __forceinline__ float q8_0_weight(int quant, u16 scale) { return float(quant) * F16::widen(scale); }
+
+__device__ __forceinline__ float q4_k_weight(u32 quant, u32 scales) {
+    return fmaf(float(quant), F16::widen(u16(scales)), -F16::widen(u16(scales >> 16)));
+}
+
+// A tile has its quants as a matrix of floats has its elements, and 16 scales in f16.
+struct Q8 {
+    typedef Bf16 Number;
+    static const int STAGE_BYTES = 1024;
+    static const int SCALE_BYTES = 64;
+    static __device__ __forceinline__ uint4 widened(uint2 quants, u16 lower, u16 upper) {
+        float low = F16::widen(lower), high = F16::widen(upper);
+        uint4 a;
+        a.x = Bf16::pack(float(i8(quants.x)) * low, float(i8(quants.x >> 8)) * low);
+        a.y = Bf16::pack(float(i8(quants.x >> 16)) * high, float(i8(quants.x >> 24)) * high);
+        a.z = Bf16::pack(float(i8(quants.y)) * low, float(i8(quants.y >> 8)) * low);
+        a.w = Bf16::pack(float(i8(quants.y >> 16)) * high, float(i8(quants.y >> 24)) * high);
+        return a;
+    }
+    static __device__ __forceinline__ void fragments(const u8 *tiles, const u8 *scales, int tile, int lane, uint4 &a,
+                                                     uint4 &b) {
+        const u16 *scale = (const u16 *)scales + tile * 16 + lane / 4;
+        u16 lower = scale[0], upper = scale[8];
+        a = widened(*(const uint2 *)(tiles + tile * 512 + lane * 8), lower, upper);
+        b = widened(*(const uint2 *)(tiles + tile * 512 + 256 + lane * 8), lower, upper);
+    }
+    static __device__ __forceinline__ float at(const u8 *tiles, const u8 *scales, u64 index, u64 scale) {
+        return q8_0_weight(i8(tiles[index]), ((const u16 *)scales)[scale]);
+    }
+};
+
+// As Q8 with 4 bits to a quant, the lower ones first, and 16 scales of which each has its minimum in the upper half.
+struct Q4K {
+    typedef Bf16 Number;
+    static const int STAGE_BYTES = 512;
+    static const int SCALE_BYTES = 128;
+    static __device__ __forceinline__ uint4 widened(u32 quants, u32 lower, u32 upper) {
+        uint4 a;
+        a.x = Bf16::pack(q4_k_weight(quants & 15, lower), q4_k_weight(quants >> 4 & 15, lower));
+        a.y = Bf16::pack(q4_k_weight(quants >> 8 & 15, upper), q4_k_weight(quants >> 12 & 15, upper));
+        a.z = Bf16::pack(q4_k_weight(quants >> 16 & 15, lower), q4_k_weight(quants >> 20 & 15, lower));
+        a.w = Bf16::pack(q4_k_weight(quants >> 24 & 15, upper), q4_k_weight(quants >> 28, upper));
+        return a;
+    }
+    static __device__ __forceinline__ void fragments(const u8 *tiles, const u8 *scales, int tile, int lane, uint4 &a,
+                                                     uint4 &b) {
+        const u32 *scale = (const u32 *)scales + tile * 16 + lane / 4;
+        u32 lower = scale[0], upper = scale[8];
+        a = widened(*(const u32 *)(tiles + tile * 256 + lane * 4), lower, upper);
+        b = widened(*(const u32 *)(tiles + tile * 256 + 128 + lane * 4), lower, upper);
+    }
+    static __device__ __forceinline__ float at(const u8 *tiles, const u8 *scales, u64 index, u64 scale) {
+        return q4_k_weight(tiles[index / 2] >> (index % 2 * 4) & 15, ((const u32 *)scales)[scale]);
+    }
+};
+
+// Packing. One thread per output and block of 8 inputs, of the filled-up matrix.
+
+extern "C" __global__ void pack_16_bits(const u16 *from, u16 *to, u32 outputs, u32 inputs, u32 stored) {
+    u64 index = u64(blockIdx.x) * blockDim.x + threadIdx.x;
+    u32 output = u32(index / stored), input = u32(index % stored);
+    if (output >= (outputs + 15) / 16 * 16) return;
+    bool exists = output < outputs && input < inputs;
+    to[packed_at(output, input, stored)] = exists ? from[u64(output) * inputs + input] : u16(0);
+}
+
+extern "C" __global__ void pack_q8_0(const u8 *from, u8 *to, u16 *scales, u32 outputs, u32 inputs, u32 stored) {
+    u64 index = u64(blockIdx.x) * blockDim.x + threadIdx.x;
+    u32 output = u32(index / stored), input = u32(index % stored);
+    if (output >= (outputs + 15) / 16 * 16) return;
+    u32 blocks = (inputs + 31) / 32;
+    bool exists = output < outputs && input / 32 < blocks;
+    const u8 *block = from + (u64(output) * blocks + input / 32) * 34;
+    to[packed_at(output, input, stored)] = exists ? block[2 + input % 32] : u8(0);
+    if (input % 32 == 0) scales[scale_at(output, input, stored)] = exists ? u16(block[0] | block[1] << 8) : u16(0);
+}
+
+extern "C" __global__ void pack_q4_k(const u8 *from, u8 *to, u32 *scales, u32 outputs, u32 inputs, u32 stored) {
+    // Two neighbours share a byte.
+    u64 index = (u64(blockIdx.x) * blockDim.x + threadIdx.x) * 2;
+    u32 output = u32(index / stored), input = u32(index % stored);
+    if (output >= (outputs + 15) / 16 * 16) return;
+    u32 blocks = (inputs + 255) / 256;
+    bool exists = output < outputs && input / 256 < blocks;
+    const u8 *block = from + (u64(output) * blocks + input / 256) * 144;
+    u32 within = input % 256, part = within / 32;
+    // Bytes 16 on: 64 inputs in 32 bytes, the first half of them in the lower bits.
+    const u8 *quants = block + 16 + within / 64 * 32 + within % 32;
+    int shift = part % 2 * 4;
+    to[packed_at(output, input, stored) / 2] =
+        exists ? u8((quants[0] >> shift & 15) | (quants[1] >> shift & 15) << 4) : u8(0);
+    if (input % 32 != 0) return;
+    const u8 *six = block + 4;
+    u32 scale = 0, minimum = 0;
+    if (exists && part < 4) {
+        scale = six[part] & 63;
+        minimum = six[part + 4] & 63;
+    } else if (exists) {
+        scale = (six[part + 4] & 15) | (six[part - 4] >> 6) << 4;
+        minimum = six[part + 4] >> 4 | (six[part] >> 6) << 4;
+    }
+    float step = exists ? F16::widen(u16(block[0] | block[1] << 8)) : 0.0f;
+    float least = exists ? F16::widen(u16(block[2] | block[3] << 8)) : 0.0f;
+    scales[scale_at(output, input, stored)] = F16::pack(step * float(scale), least * float(minimum));
+}
+
+// A quantised matrix in bfloat16, packed.
+template <class Format>
+__device__ void widen_matrix(const u8 *tiles, const u8 *scales, u16 *to, u64 elements) {
+    for (u64 index = u64(blockIdx.x) * blockDim.x + threadIdx.x; index < elements; index += u64(gridDim.x) * blockDim.x) {
+        // Element `index` of tile index / 512 belongs to output g or g + 8.
+        u32 row = index % 256 / 32 + index / 2 % 2 * 8;
+        to[index] = Bf16::round(Format::at(tiles, scales, index, index / 512 * 16 + row));
+    }
+}
+#define WIDEN(name, ...)                                                                                             \
+    extern "C" __global__ void name(const u8 *tiles, const u8 *scales, u16 *to, u64 elements) {                       \
+        widen_matrix<__VA_ARGS__>(tiles, scales, to, elements);                                                      \
+    }
+
+// out[i] = table[ids[i]], a block of threads to a row.
+template <class Format>
+__device__ void embed_rows(const u8 *tiles, const u8 *scales, const u32 *ids, float *out, u32 inputs, u32 stored) {
+    u32 id = ids[blockIdx.x];
+    for (u32 input = threadIdx.x; input < inputs; input += blockDim.x) {
+        u64 at = packed_at(id, input, stored), scale = scale_at(id, input, stored);
+        out[u64(blockIdx.x) * inputs + input] = Format::at(tiles, scales, at, scale);
+    }
+}
+#define EMBED(name, ...)                                                                                             \
+    extern "C" __global__ void name(const u8 *tiles, const u8 *scales, const u32 *ids, float *out, u32 inputs,        \
+                                    u32 stored) {                                                                    \
+        embed_rows<__VA_ARGS__>(tiles, scales, ids, out, inputs, stored);                                            \
+    }
+
+// Few rows: at most 8 · BLOCKS. A warp has 16 outputs and goes through all inputs; weights come to it through a ring of
+// STAGES stages of 64 inputs, of its own; activations through one that the warps of a block share.
+template <class Format, int BLOCKS, int WARPS, int STAGES>
+__device__ __forceinline__ void multiply_few(const u8 *tiles, const u8 *scales, const u16 *x, const float *bias, float *out,
+                                             u32 rows, u32 outputs, u32 stored) {
+    typedef typename Format::Number Number;
+    const int WEIGHTS = Format::STAGE_BYTES + Format::SCALE_BYTES, ACTIVATIONS = BLOCKS * 1024;
+    const int STAGE = WARPS * WEIGHTS + ACTIVATIONS;
+    extern __shared__ __align__(128) u8 ring[];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const u32 last_tile = (outputs + 15) / 16 - 1;
+    const u32 own_tile = blockIdx.x * WARPS + warp;
+    const u32 tile = own_tile < last_tile ? own_tile : last_tile;
+    const u32 stages = stored / 64;
+    const u8 *own_weights = tiles + u64(tile) * stages * Format::STAGE_BYTES;
+    const u8 *own_scales = scales + u64(tile) * stages * Format::SCALE_BYTES;
+
+    // The rows that are not there.
+    for (u32 index = threadIdx.x; index < STAGES * ACTIVATIONS / 16; index += WARPS * 32) {
+        u32 stage = index / (ACTIVATIONS / 16), chunk = index % (ACTIVATIONS / 16), row = chunk % (BLOCKS * 32) / 4;
+        if (row >= rows) {
+            *(uint4 *)(ring + stage * STAGE + WARPS * WEIGHTS + chunk * 16) = make_uint4(0, 0, 0, 0);
+        }
+    }
+
+    auto fetch = [&](u32 stage) {
+        if (stage < stages) {
+            u8 *slot = ring + stage % STAGES * STAGE;
+            u8 *weights = slot + warp * WEIGHTS;
+#pragma unroll
+            for (int i = 0; i < Format::STAGE_BYTES / 512; i++) {
+                int at = (i * 32 + lane) * 16;
+                copy_16_bytes(weights + at, own_weights + u64(stage) * Format::STAGE_BYTES + at, true);
+            }
+            if (Format::SCALE_BYTES > 0 && lane < Format::SCALE_BYTES / 16) {
+                copy_16_bytes(weights + Format::STAGE_BYTES + lane * 16,
+                              own_scales + u64(stage) * Format::SCALE_BYTES + lane * 16, true);
+            }
+            // A row's 64 inputs are 8 chunks: 4 of either tile.
+            for (u32 index = threadIdx.x; index < rows * 8; index += WARPS * 32) {
+                u32 row = index / 8, chunk = index % 8;
+                u8 *to = slot + WARPS * WEIGHTS + chunk / 4 * (BLOCKS * 512) + row * 64 + chunk % 4 * 16;
+                copy_16_bytes(to, x + u64(row) * stored + stage * 64 + chunk * 8, true);
+            }
+        }
+        end_copy_group();
+    };
+
+    float sums[BLOCKS][4] = {};
+#pragma unroll 1
+    for (u32 stage = 0; stage < STAGES - 1; stage++) fetch(stage);
+#pragma unroll 1
+    for (u32 stage = 0; stage < stages; stage++) {
+        await_copy_groups<STAGES - 2>();
+        __syncthreads();
+        fetch(stage + STAGES - 1);
+        const u8 *slot = ring + stage % STAGES * STAGE;
+        const u8 *weights = slot + warp * WEIGHTS, *activations = slot + WARPS * WEIGHTS;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            uint4 first, second;
+            Format::fragments(weights, weights + Format::STAGE_BYTES, half, lane, first, second);
+#pragma unroll
+            for (int block = 0; block < BLOCKS; block++) {
+                uint4 b = *(const uint4 *)(activations + half * (BLOCKS * 512) + block * 512 + lane * 16);
+                Number::multiply_add(sums[block], first, b.x, b.y);
+                Number::multiply_add(sums[block], second, b.z, b.w);
+            }
+        }
+    }
+    if (own_tile > last_tile) return;
+#pragma unroll
+    for (int part = 0; part < 4; part++) {
+        u32 output = tile * 16 + lane / 4 + part / 2 * 8;
+        if (output >= outputs) continue;
+        float shift = bias ? bias[output] : 0.0f;
+#pragma unroll
+        for (int block = 0; block < BLOCKS; block++) {
+            u32 row = block * 8 + lane % 4 * 2 + part % 2;
+            if (row < rows) out[u64(row) * outputs + output] = sums[block][part] + shift;
+        }
+    }
+}
+
+// Many rows: a block of threads has 64 · UP outputs and 64 · ACROSS rows, a warp 64 and 64 of them.
+template <class Number, int UP, int ACROSS, int STAGES>
+__device__ __forceinline__ void multiply_many(const u8 *tiles, const u16 *x, const float *bias, float *out, u32 rows,
+                                              u32 outputs, u32 stored) {
+    const int THREADS = UP * ACROSS * 32, WEIGHTS = UP * 4096, STAGE = WEIGHTS + ACROSS * 4096;
+    extern __shared__ __align__(128) u8 ring[];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, up = warp % UP, across = warp / UP;
+    const u32 first_row = blockIdx.x * (64 * ACROSS), first_tile = blockIdx.y * (4 * UP);
+    const u32 last_tile = (outputs + 15) / 16 - 1, stages = stored / 32;
+
+    auto fetch = [&](u32 stage) {
+        if (stage < stages) {
+            u8 *slot = ring + stage % STAGES * STAGE;
+#pragma unroll
+            for (int i = 0; i < WEIGHTS / 16 / THREADS; i++) {
+                u32 chunk = i * THREADS + threadIdx.x, own = first_tile + chunk / 64;
+                u32 tile = own < last_tile ? own : last_tile;
+                copy_16_bytes(slot + chunk * 16, tiles + (u64(tile) * stages + stage) * 1024 + chunk % 64 * 16, true);
+            }
+#pragma unroll
+            for (int i = 0; i < ACROSS * 256 / THREADS; i++) {
+                u32 chunk = i * THREADS + threadIdx.x, row = first_row + chunk / 4;
+                bool exists = row < rows;
+                const u16 *from = x + u64(exists ? row : 0) * stored + stage * 32 + chunk % 4 * 8;
+                copy_16_bytes(slot + WEIGHTS + chunk * 16, from, exists);
+            }
+        }
+        end_copy_group();
+    };
+
+    float sums[4][8][4] = {};
+#pragma unroll 1
+    for (u32 stage = 0; stage < STAGES - 1; stage++) fetch(stage);
+#pragma unroll 1
+    for (u32 stage = 0; stage < stages; stage++) {
+        await_copy_groups<STAGES - 2>();
+        __syncthreads();
+        fetch(stage + STAGES - 1);
+        const u8 *weights = ring + stage % STAGES * STAGE + up * 4096;
+        const u8 *activations = ring + stage % STAGES * STAGE + WEIGHTS + across * 4096;
+        uint4 b[8];
+#pragma unroll
+        for (int block = 0; block < 8; block++) b[block] = *(const uint4 *)(activations + block * 512 + lane * 16);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            uint4 a[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) a[i] = *(const uint4 *)(weights + i * 1024 + half * 512 + lane * 16);
+#pragma unroll
+            for (int block = 0; block < 8; block++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    Number::multiply_add(sums[i][block], a[i], half ? b[block].z : b[block].x,
+                                         half ? b[block].w : b[block].y);
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+#pragma unroll
+        for (int part = 0; part < 4; part++) {
+            u32 output = (first_tile + up * 4 + i) * 16 + lane / 4 + part / 2 * 8;
+            if (output >= outputs) continue;
+            float shift = bias ? bias[output] : 0.0f;
+#pragma unroll
+            for (int block = 0; block < 8; block++) {
+                u32 row = first_row + across * 64 + block * 8 + lane % 4 * 2 + part % 2;
+                if (row < rows) out[u64(row) * outputs + output] = sums[i][block][part] + shift;
+            }
+        }
+    }
+}
+
+#define FEW(name, blocks, warps, stages, ...)                                                                        \
+    extern "C" __global__ void __launch_bounds__(warps * 32)                                                         \
+        name(const u8 *tiles, const u8 *scales, const u16 *x, const float *bias, float *out, u32 rows, u32 outputs,   \
+             u32 stored) {                                                                                           \
+        multiply_few<__VA_ARGS__, blocks, warps, stages>(tiles, scales, x, bias, out, rows, outputs, stored);         \
+    }
+// Rows, warps and stages of each: the host knows them from the name.
+#define FEW_OF(format, ...)                                                                                          \
+    FEW(few_8_1_12_##format, 1, 1, 12, __VA_ARGS__)                                                                  \
+    FEW(few_8_4_8_##format, 1, 4, 8, __VA_ARGS__)                                                                    \
+    FEW(few_16_2_8_##format, 2, 2, 8, __VA_ARGS__)                                                                   \
+    FEW(few_16_4_8_##format, 2, 4, 8, __VA_ARGS__)                                                                   \
+    FEW(few_32_2_8_##format, 4, 2, 8, __VA_ARGS__)                                                                   \
+    FEW(few_32_4_8_##format, 4, 4, 8, __VA_ARGS__)                                                                   \
+    FEW(few_64_2_8_##format, 8, 2, 8, __VA_ARGS__)                                                                   \
+    FEW(few_64_4_6_##format, 8, 4, 6, __VA_ARGS__)                                                                   \
+    FEW(few_128_4_6_##format, 16, 4, 6, __VA_ARGS__)
+#define MANY(name, up, across, stages, number)                                                                       \
+    extern "C" __global__ void __launch_bounds__(up *across * 32)                                                    \
+        name(const u8 *tiles, const u8 *, const u16 *x, const float *bias, float *out, u32 rows, u32 outputs,         \
+             u32 stored) {                                                                                           \
+        multiply_many<number, up, across, stages>(tiles, x, bias, out, rows, outputs, stored);                       \
+    }
+
+#define FORMAT(name, ...)                                                                                    \
+    EMBED(embed_##name, __VA_ARGS__)                                                                                 \
+    FEW_OF(name, __VA_ARGS__)
+
+#if defined(FORMAT_BF16)
+FORMAT(bf16, Floats<Bf16>)
+#elif defined(FORMAT_F16)
+FORMAT(f16, Floats<F16>)
+#elif defined(FORMAT_Q8_0)
+FORMAT(q8_0, Q8)
+WIDEN(widen_q8_0, Q8)
+#elif defined(FORMAT_Q4_K)
+FORMAT(q4_k, Q4K)
+WIDEN(widen_q4_k, Q4K)
+#endif
+
+#if defined(FORMAT_F16)
+MANY(many_128_f16, 2, 2, 4, F16)
+MANY(many_256_f16, 2, 4, 4, F16)
+#elif !defined(FORMAT_F32)
+MANY(many_128_bf16, 2, 2, 4, Bf16)
+MANY(many_256_bf16, 2, 4, 4, Bf16)
+#endif
+
+#ifdef FORMAT_F32
+extern "C" __global__ void embed_f32(const float *table, const u32 *ids, float *out, u32 inputs) {
+    u32 id = ids[blockIdx.x];
+    for (u32 input = threadIdx.x; input < inputs; input += blockDim.x) {
+        out[u64(blockIdx.x) * inputs + input] = table[u64(id) * inputs + input];
+    }
+}
+
+// Weights of 32 bits: a warp to an output, 32 inputs at a time, for each row the same whatever the others.
+extern "C" __global__ void multiply_f32(const float *weight, const float *x, const float *bias, float *out, u32 rows,
+                                        u32 outputs, u32 inputs) {
+    const int ROWS = 4;
+    u32 output = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (output >= outputs) return;
+    u32 first = blockIdx.y * ROWS;
+    float sums[ROWS] = {};
+    for (u32 input = lane; input < inputs; input += 32) {
+        float w = weight[u64(output) * inputs + input];
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) {
+            if (first + i < rows) sums[i] = fmaf(w, x[u64(first + i) * inputs + input], sums[i]);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < ROWS; i++) {
+        for (int distance = 16; distance > 0; distance /= 2) sums[i] += __shfl_xor_sync(~0u, sums[i], distance);
+        if (lane == 0 && first + i < rows) {
+            out[u64(first + i) * outputs + output] = sums[i] + (bias ? bias[output] : 0.0f);
+        }
+    }
+}
+#endif

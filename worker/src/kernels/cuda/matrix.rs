@@ -1,0 +1,319 @@
+//! Matrices of weights on the GPU, and products with them.
+
+use candle_core::{DType, Tensor};
+use cudarc::driver::CudaSlice;
+use half::{bf16, f16};
+
+use super::gpu::{Address, Gpu, Size};
+use super::program::Program;
+use crate::kernels::{KernelError, WeightFormat, blocks};
+
+/// Outputs and inputs that a matrix is filled up to multiples of.
+const OUTPUTS: usize = 16;
+const INPUTS: usize = 64;
+
+/// Weights `[outputs, inputs]`.
+#[derive(Debug)]
+pub struct Matrix {
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+    pub(super) weights: Weights,
+}
+
+#[derive(Debug)]
+pub(super) enum Weights {
+    /// Row by row.
+    F32(CudaSlice<f32>),
+    /// As tensor cores take them; see `linear.cu`.
+    Tiles { format: WeightFormat, tiles: CudaSlice<u8>, scales: CudaSlice<u8>, stored: usize },
+}
+
+/// What activations are rounded to before they are multiplied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Rounding {
+    #[default]
+    None,
+    Bf16,
+    F16,
+}
+
+impl Rounding {
+    /// As kernels are told.
+    pub(super) fn number(self) -> u64 {
+        match self {
+            Self::None => 0,
+            Self::Bf16 => 1,
+            Self::F16 => 2,
+        }
+    }
+}
+
+/// The names of one format's functions.
+struct Functions {
+    embed: &'static str,
+    /// In the order of [`FEW`].
+    few: [&'static str; FEW.len()],
+    many: [&'static str; 2],
+}
+
+/// A kernel for few rows.
+#[derive(Clone, Copy, Debug)]
+struct Few {
+    rows: usize,
+    warps: u32,
+    stages: u32,
+}
+
+const FEW: [Few; 9] = [
+    Few { rows: 8, warps: 1, stages: 12 },
+    Few { rows: 8, warps: 4, stages: 8 },
+    Few { rows: 16, warps: 2, stages: 8 },
+    Few { rows: 16, warps: 4, stages: 8 },
+    Few { rows: 32, warps: 2, stages: 8 },
+    Few { rows: 32, warps: 4, stages: 8 },
+    Few { rows: 64, warps: 2, stages: 8 },
+    Few { rows: 64, warps: 4, stages: 6 },
+    Few { rows: 128, warps: 4, stages: 6 },
+];
+
+macro_rules! functions {
+    ($format:literal, $number:literal) => {
+        Functions {
+            embed: concat!("embed_", $format),
+            few: [
+                concat!("few_8_1_12_", $format),
+                concat!("few_8_4_8_", $format),
+                concat!("few_16_2_8_", $format),
+                concat!("few_16_4_8_", $format),
+                concat!("few_32_2_8_", $format),
+                concat!("few_32_4_8_", $format),
+                concat!("few_64_2_8_", $format),
+                concat!("few_64_4_6_", $format),
+                concat!("few_128_4_6_", $format),
+            ],
+            many: [concat!("many_128_", $number), concat!("many_256_", $number)],
+        }
+    };
+}
+
+static OF_BF16: Functions = functions!("bf16", "bf16");
+static OF_F16: Functions = functions!("f16", "f16");
+static OF_Q8_0: Functions = functions!("q8_0", "bf16");
+static OF_Q4_K: Functions = functions!("q4_k", "bf16");
+
+/// A product that is to be computed.
+pub(super) struct Product {
+    /// `[rows][stored]`, rounded, or `[rows][inputs]` in f32 beside weights of f32.
+    pub(super) x: Address,
+    pub(super) rows: usize,
+    pub(super) bias: Address,
+    pub(super) out: Address,
+}
+
+impl Matrix {
+    pub(super) fn upload(gpu: &Gpu, weights: &Tensor, format: WeightFormat) -> Result<Self, KernelError> {
+        let (outputs, inputs) = weights.dims2().map_err(host)?;
+        gpu.load(&[Program::Linear(format)])?;
+        let all = |dtype| weights.to_dtype(dtype).and_then(|weights| weights.flatten_all());
+        let weights = match format {
+            WeightFormat::F32 => {
+                let values: Vec<f32> = all(DType::F32).and_then(|all| all.to_vec1()).map_err(host)?;
+                Weights::F32(gpu.copy(&values)?)
+            }
+            WeightFormat::Bf16 => {
+                let values: Vec<bf16> = all(DType::BF16).and_then(|all| all.to_vec1()).map_err(host)?;
+                packed(gpu, format, [outputs, inputs], &values)?
+            }
+            WeightFormat::F16 => {
+                let values: Vec<f16> = all(DType::F16).and_then(|all| all.to_vec1()).map_err(host)?;
+                packed(gpu, format, [outputs, inputs], &values)?
+            }
+            WeightFormat::Q8_0 | WeightFormat::Q4K => {
+                return Self::from_blocks(gpu, format, [outputs, inputs], &blocks::quantise(weights, format)?);
+            }
+        };
+        Ok(Self { outputs, inputs, weights })
+    }
+
+    pub(super) fn from_blocks(
+        gpu: &Gpu,
+        format: WeightFormat,
+        [outputs, inputs]: [usize; 2],
+        stored: &[u8],
+    ) -> Result<Self, KernelError> {
+        blocks::check(format, [outputs, inputs], stored)?;
+        gpu.load(&[Program::Linear(format)])?;
+        Ok(Self { outputs, inputs, weights: packed(gpu, format, [outputs, inputs], stored)? })
+    }
+
+    /// What activations are rounded to.
+    pub(super) fn rounding(&self) -> Rounding {
+        match &self.weights {
+            Weights::F32(_) => Rounding::None,
+            Weights::Tiles { format: WeightFormat::F16, .. } => Rounding::F16,
+            Weights::Tiles { .. } => Rounding::Bf16,
+        }
+    }
+
+    /// Inputs of a rounded row.
+    pub(super) fn stored(&self) -> usize {
+        match &self.weights {
+            Weights::F32(_) => self.inputs,
+            Weights::Tiles { stored, .. } => *stored,
+        }
+    }
+
+    /// `out[i] = self[ids[i]]`.
+    pub(super) fn embed(&self, gpu: &Gpu, ids: Address, rows: usize, out: Address) {
+        let (size, inputs) = (Size::rows(rows, 256), self.inputs as u64);
+        match &self.weights {
+            Weights::F32(table) => gpu.launch("embed_f32", size, &[gpu.address(table), ids, out, inputs]),
+            Weights::Tiles { format, tiles, scales, stored } => {
+                let arguments = [gpu.address(tiles), gpu.address(scales), ids, out, inputs, *stored as u64];
+                gpu.launch(functions(*format).embed, size, &arguments);
+            }
+        }
+    }
+
+    /// Queues `product`. `widened` is memory for quantised weights beside many rows.
+    pub(super) fn multiply(&self, gpu: &Gpu, product: &Product, widened: &mut Option<CudaSlice<u16>>) {
+        let (outputs, rows) = (self.outputs as u64, product.rows as u64);
+        match &self.weights {
+            Weights::F32(weights) => {
+                const WARPS: usize = 8;
+                const ROWS: usize = 4;
+                let blocks = [self.outputs.div_ceil(WARPS) as u32, product.rows.div_ceil(ROWS) as u32, 1];
+                let size = Size { blocks, threads: 32 * WARPS as u32, shared_bytes: 0 };
+                let Product { x, bias, out, .. } = *product;
+                let arguments = [gpu.address(weights), x, bias, out, rows, outputs, self.inputs as u64];
+                gpu.launch("multiply_f32", size, &arguments);
+            }
+            Weights::Tiles { format, tiles, scales, stored } => {
+                let (tiles, scales) = (gpu.address(tiles), gpu.address(scales));
+                match self.few(gpu, *format, product.rows) {
+                    Some((name, size)) => {
+                        gpu.launch(name, size, &product.arguments(tiles, scales, outputs, *stored));
+                    }
+                    None => match self.widen(gpu, widened) {
+                        Ok(tiles) => self.multiply_many(gpu, *format, tiles, product, *stored),
+                        Err(error) => gpu.keep(error),
+                    },
+                }
+            }
+        }
+    }
+
+    /// The kernel for few rows that takes so many, and its size.
+    fn few(&self, gpu: &Gpu, format: WeightFormat, rows: usize) -> Option<(&'static str, Size)> {
+        let tiles = self.outputs.div_ceil(OUTPUTS) as u32;
+        let sized = |few: &Few| {
+            let (stage, scale) = stage_bytes(format);
+            let shared_bytes = few.stages * (few.warps * (stage + scale) + few.rows as u32 * 128);
+            Size { blocks: [tiles.div_ceil(few.warps), 1, 1], threads: few.warps * 32, shared_bytes }
+        };
+        let fits = |index: &usize| FEW[*index].rows >= rows && sized(&FEW[*index]).shared_bytes <= gpu.shared_bytes;
+        let first = (0..FEW.len()).find(fits)?;
+        // Larger blocks read activations fewer times, as long as there are blocks for all processors.
+        let larger = |index: &usize| {
+            FEW[*index].rows == FEW[first].rows && sized(&FEW[*index]).blocks[0] >= 2 * gpu.processors && fits(index)
+        };
+        let chosen = (first..FEW.len()).rev().find(larger).unwrap_or(first);
+        Some((functions(format).few[chosen], sized(&FEW[chosen])))
+    }
+
+    fn multiply_many(&self, gpu: &Gpu, format: WeightFormat, tiles: Address, product: &Product, stored: usize) {
+        const OUTPUTS: usize = 128;
+        let tall = self.outputs.div_ceil(OUTPUTS);
+        // A block of 256 rows reads weights half as often, but there must be work for all processors.
+        let index = usize::from(product.rows.div_ceil(256) * tall >= 2 * gpu.processors as usize);
+        let across = [128, 256][index];
+        let size = Size {
+            blocks: [product.rows.div_ceil(across) as u32, tall as u32, 1],
+            threads: across as u32,
+            shared_bytes: 4 * (8192 + 64 * across as u32),
+        };
+        gpu.launch(
+            functions(format).many[index],
+            size,
+            &product.arguments(tiles, 0, self.outputs as u64, stored),
+        );
+    }
+
+    /// The tiles in 16 bits.
+    fn widen(&self, gpu: &Gpu, memory: &mut Option<CudaSlice<u16>>) -> Result<Address, KernelError> {
+        let Weights::Tiles { format, tiles, scales, stored } = &self.weights else { return Ok(0) };
+        let name = match format {
+            WeightFormat::Q8_0 => "widen_q8_0",
+            WeightFormat::Q4K => "widen_q4_k",
+            _ => return Ok(gpu.address(tiles)),
+        };
+        let elements = self.outputs.next_multiple_of(OUTPUTS) * stored;
+        let widened = match memory.take() {
+            Some(known) if known.len() >= elements => known,
+            _ => gpu.allocate(elements)?,
+        };
+        let widened = gpu.address(memory.insert(widened));
+        let size = Size { blocks: [8 * gpu.processors, 1, 1], threads: 256, shared_bytes: 0 };
+        gpu.launch(name, size, &[gpu.address(tiles), gpu.address(scales), widened, elements as u64]);
+        Ok(widened)
+    }
+}
+
+impl Product {
+    fn arguments(&self, tiles: Address, scales: Address, outputs: u64, stored: usize) -> [u64; 8] {
+        [tiles, scales, self.x, self.bias, self.out, self.rows as u64, outputs, stored as u64]
+    }
+}
+
+fn functions(format: WeightFormat) -> &'static Functions {
+    match format {
+        // Never asked for.
+        WeightFormat::F32 | WeightFormat::Bf16 => &OF_BF16,
+        WeightFormat::F16 => &OF_F16,
+        WeightFormat::Q8_0 => &OF_Q8_0,
+        WeightFormat::Q4K => &OF_Q4_K,
+    }
+}
+
+/// Bytes of 64 inputs of 16 outputs, and of their scales.
+fn stage_bytes(format: WeightFormat) -> (u32, u32) {
+    match format {
+        WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::F16 => (2048, 0),
+        WeightFormat::Q8_0 => (1024, 64),
+        WeightFormat::Q4K => (512, 128),
+    }
+}
+
+/// Brings weights to the GPU as their format stores them, and packs them there.
+fn packed<T: cudarc::driver::DeviceRepr>(
+    gpu: &Gpu,
+    format: WeightFormat,
+    [outputs, inputs]: [usize; 2],
+    weights: &[T],
+) -> Result<Weights, KernelError> {
+    let stored = inputs.next_multiple_of(INPUTS);
+    let elements = outputs.next_multiple_of(OUTPUTS) * stored;
+    let (stage, scale) = stage_bytes(format);
+    let stages = elements / (OUTPUTS * INPUTS);
+    let tiles = gpu.allocate(stages * stage as usize)?;
+    let scales = gpu.allocate(stages * scale as usize)?;
+    let from = gpu.copy(weights)?;
+    let shape = [outputs as u64, inputs as u64, stored as u64];
+    let (from, to, scales_to) = (gpu.address(&from), gpu.address(&tiles), gpu.address(&scales));
+    match format {
+        WeightFormat::Q8_0 => {
+            gpu.launch("pack_q8_0", Size::elements(elements), &[&[from, to, scales_to], shape.as_slice()].concat());
+        }
+        WeightFormat::Q4K => {
+            gpu.launch("pack_q4_k", Size::elements(elements / 2), &[&[from, to, scales_to], shape.as_slice()].concat());
+        }
+        WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::F16 => {
+            gpu.launch("pack_16_bits", Size::elements(elements), &[&[from, to], shape.as_slice()].concat());
+        }
+    }
+    Ok(Weights::Tiles { format, tiles, scales, stored })
+}
+
+fn host(error: candle_core::Error) -> KernelError {
+    KernelError::Device(error.to_string())
+}

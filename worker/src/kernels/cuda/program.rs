@@ -1,0 +1,101 @@
+//! The GPU's programs, compiled when a worker starts for the GPU that it finds.
+//!
+//! NVRTC compiles to machine code without a GPU, so that a machine that has none can check the programs.
+
+use std::ffi::{CStr, CString};
+
+use cudarc::nvrtc::{result as nvrtc, sys};
+
+use crate::kernels::WeightFormat;
+
+/// What every program begins with.
+const NUMBERS: &str = include_str!("numbers.cuh");
+const ELEMENTWISE: &str = include_str!("elementwise.cu");
+const ATTENTION: &str = include_str!("attention.cu");
+const LINEAR: &str = include_str!("linear.cu");
+
+/// A source file of its own, with what it needs of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// What lies between linear layers, attention included.
+    Layers,
+    /// Products with weights of one format.
+    Linear(WeightFormat),
+}
+
+/// Every program.
+pub const PROGRAMS: [Program; 6] = [
+    Program::Layers,
+    Program::Linear(WeightFormat::F32),
+    Program::Linear(WeightFormat::Bf16),
+    Program::Linear(WeightFormat::F16),
+    Program::Linear(WeightFormat::Q8_0),
+    Program::Linear(WeightFormat::Q4K),
+];
+
+impl Program {
+    fn source(self) -> String {
+        match self {
+            Self::Layers => [NUMBERS, ELEMENTWISE, ATTENTION].concat(),
+            Self::Linear(format) => {
+                let format = match format {
+                    WeightFormat::F32 => "F32",
+                    WeightFormat::Bf16 => "BF16",
+                    WeightFormat::F16 => "F16",
+                    WeightFormat::Q8_0 => "Q8_0",
+                    WeightFormat::Q4K => "Q4_K",
+                };
+                format!("#define FORMAT_{format}\n{NUMBERS}{LINEAR}")
+            }
+        }
+    }
+}
+
+/// Compiles `program` to machine code for GPUs of a compute capability, 9.0 being (9, 0).
+///
+/// # Errors
+/// [`CompileError`].
+#[expect(unsafe_code, reason = "NVRTC is a C library")]
+pub fn compile(program: Program, (major, minor): (i32, i32)) -> Result<Vec<u8>, CompileError> {
+    // SAFETY: it only looks for a file.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(CompileError::NoCompiler);
+    }
+    let rejected = |error: nvrtc::NvrtcError| CompileError::Rejected { problem: error.to_string() };
+    let source = CString::new(program.source()).map_err(|error| CompileError::Rejected { problem: error.to_string() })?;
+    let compiling = nvrtc::create_program(&source, None).map_err(rejected)?;
+    let options = [format!("--gpu-architecture=sm_{major}{minor}"), "--std=c++17".to_owned()];
+    // SAFETY: the program was just created, its source lives to the end of this function, and the buffer has the size that
+    // NVRTC says. It is destroyed once, whatever came before.
+    unsafe {
+        let compiled = nvrtc::compile_program(compiling, &options).map_err(|error| {
+            let log = nvrtc::get_program_log(compiling).unwrap_or_default();
+            let log: Vec<u8> = log.into_iter().map(|byte| byte as u8).collect();
+            let log = CStr::from_bytes_until_nul(&log).map(|log| log.to_string_lossy().into_owned());
+            CompileError::Rejected { problem: format!("{error}: {}", log.unwrap_or_default().trim()) }
+        });
+        let code = compiled.and_then(|()| {
+            let mut bytes = 0;
+            sys::nvrtcGetCUBINSize(compiling, &raw mut bytes).result().map_err(rejected)?;
+            let mut code = vec![0_u8; bytes];
+            sys::nvrtcGetCUBIN(compiling, code.as_mut_ptr().cast()).result().map_err(rejected)?;
+            Ok(code)
+        });
+        let destroyed = nvrtc::destroy_program(compiling).map_err(rejected);
+        code.and_then(|code| destroyed.map(|()| code))
+    }
+}
+
+/// Why a program could not be compiled.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    /// NVRTC is not installed.
+    #[error("libnvrtc is not found; install CUDA's NVRTC 12 or 13 (Debian: cuda-nvrtc-13-0) or name its folder in LD_LIBRARY_PATH")]
+    NoCompiler,
+    /// NVRTC does not know the GPU, or not the source.
+    #[error("NVRTC: {problem}")]
+    Rejected {
+        /// Its word.
+        problem: String,
+    },
+}
