@@ -1,13 +1,15 @@
 //! Writes checkpoints of random weights as Hugging Face directories: config.json, tokenizer.json, model.safetensors.
 //!
-//! Tensors are made while they are written, so that a checkpoint larger than memory could be.
+//! Tensors are made while they are written, by a thread per core, so that a checkpoint larger than memory could be.
 
-use std::borrow::Cow;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
 use half::bf16;
-use safetensors::tensor::{Dtype, View};
 use serde_json::{Map, Value, json};
 
 use crate::shape::{Family, Shape};
@@ -70,8 +72,7 @@ pub fn prepare(work: &Path, shape: &Shape, head: Head) -> Result<PathBuf> {
     let write = || -> Result<()> {
         std::fs::create_dir_all(&directory)?;
         std::fs::write(directory.join("tokenizer.json"), tokenizer(shape.vocabulary).to_string())?;
-        let tensors = weights(shape, head).into_iter().map(|weight| (weight.name.clone(), weight));
-        safetensors::serialize_to_file(tensors, None, &directory.join("model.safetensors"))?;
+        write_tensors(&directory.join("model.safetensors"), &weights(shape, head))?;
         std::fs::write(&config, shape.config().to_string())?;
         Ok(())
     };
@@ -117,61 +118,115 @@ enum Content {
     },
 }
 
+/// Bytes of an element: all tensors are bf16.
+const ELEMENT_BYTES: usize = 2;
+
+/// Bytes that a thread makes before it writes them, as far as whole rows allow.
+const PIECE_BYTES: usize = 4 << 20;
+
 impl Weight {
     fn len(&self) -> usize {
         self.dims.iter().product()
     }
 
-    fn values(&self) -> Vec<f32> {
-        let columns = self.dims.last().copied().unwrap_or(1);
-        let rows = self.len() / columns;
+    fn columns(&self) -> usize {
+        self.dims.last().copied().unwrap_or(1)
+    }
+
+    fn rows(&self) -> usize {
+        self.len() / self.columns()
+    }
+
+    fn row(&self, row: usize, values: &mut [f32]) {
         match &self.content {
-            Content::Constant(value) => vec![*value; self.len()],
-            Content::Random { seed, deviation } => {
-                let mut values = Vec::with_capacity(self.len());
-                for row in 0..rows {
-                    values.extend(random_row(*seed, row, columns).map(|value| value * deviation));
-                }
-                values
-            }
+            Content::Constant(value) => values.fill(*value),
+            Content::Random { seed, deviation } => random_row(*seed, row, *deviation, values),
             Content::Marked { seed, shift, scale, mark } => {
-                let mut values = Vec::with_capacity(self.len());
-                for row in 0..rows {
-                    let source = (row + shift) % rows;
-                    let first = values.len();
-                    values.extend(random_row(*seed, source / GROUP, columns).map(|value| value * scale));
-                    values[first..first + GROUP].fill(0.0);
-                    values[first + source % GROUP] = *mark;
-                }
-                values
+                let source = (row + shift) % self.rows();
+                random_row(*seed, source / GROUP, *scale, values);
+                values[..GROUP].fill(0.0);
+                values[source % GROUP] = *mark;
             }
         }
     }
 }
 
-impl View for Weight {
-    fn dtype(&self) -> Dtype {
-        Dtype::BF16
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.dims
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(self.values().into_iter().flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect())
-    }
-
-    fn data_len(&self) -> usize {
-        2 * self.len()
-    }
+/// Some rows of a tensor and where they begin in the file.
+struct Piece<'a> {
+    weight: &'a Weight,
+    rows: Range<usize>,
+    offset: usize,
 }
 
-/// Numbers of mean 0 and deviation 1: sums of four uniform ones.
-fn random_row(seed: u64, row: usize, columns: usize) -> impl Iterator<Item = f32> {
+/// Writes a safetensors file.
+fn write_tensors(path: &Path, weights: &[Weight]) -> Result<()> {
+    let mut header = Map::new();
+    let mut end = 0;
+    for weight in weights {
+        let begin = end;
+        end += weight.len() * ELEMENT_BYTES;
+        header.insert(
+            weight.name.clone(),
+            json!({"dtype": "BF16", "shape": weight.dims, "data_offsets": [begin, end]}),
+        );
+    }
+    let mut header = Value::Object(header).to_string();
+    // Tensors begin at a multiple of eight bytes.
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    let file = File::create(path)?;
+    file.write_all_at(&(header.len() as u64).to_le_bytes(), 0)?;
+    file.write_all_at(header.as_bytes(), 8)?;
+    write_pieces(&file, &pieces(weights, 8 + header.len()))
+}
+
+fn pieces(weights: &[Weight], mut offset: usize) -> Vec<Piece<'_>> {
+    let mut pieces = Vec::new();
+    for weight in weights {
+        let row_bytes = weight.columns() * ELEMENT_BYTES;
+        let step = (PIECE_BYTES / row_bytes).max(1);
+        for first in (0..weight.rows()).step_by(step) {
+            let rows = first..weight.rows().min(first + step);
+            let bytes = rows.len() * row_bytes;
+            pieces.push(Piece { weight, rows, offset });
+            offset += bytes;
+        }
+    }
+    pieces
+}
+
+fn write_pieces(file: &File, pieces: &[Piece<'_>]) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let work = || -> std::io::Result<()> {
+        let (mut row, mut bytes) = (Vec::new(), Vec::new());
+        while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            row.resize(piece.weight.columns(), 0.0);
+            bytes.clear();
+            for index in piece.rows.clone() {
+                piece.weight.row(index, &mut row);
+                bytes.extend(row.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()));
+            }
+            file.write_all_at(&bytes, piece.offset as u64)?;
+        }
+        Ok(())
+    };
+    let threads = std::thread::available_parallelism()?.get();
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        for thread in running {
+            match thread.join() {
+                Ok(done) => done?,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Numbers of mean 0 and this deviation: sums of four uniform ones.
+fn random_row(seed: u64, row: usize, deviation: f32, values: &mut [f32]) {
     // Splitmix64 (Steele et al. 2014).
     let mut state = (seed << 32) ^ row as u64;
-    (0..columns).map(move |_| {
+    for value in values {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = state;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -179,8 +234,8 @@ fn random_row(seed: u64, row: usize, columns: usize) -> impl Iterator<Item = f32
         bits ^= bits >> 31;
         let sum: u32 = (0..4).map(|part| u32::from((bits >> (16 * part)) as u16)).sum();
         // Four numbers from 0 to 2^16 have mean 2^17 and deviation 2^16 / sqrt(3).
-        (sum as f32 - 131_070.0) * (1.732_050_8 / 65_536.0)
-    })
+        *value = (sum as f32 - 131_070.0) * (1.732_050_8 / 65_536.0) * deviation;
+    }
 }
 
 const EMBEDDING_SEED: u64 = 1;
@@ -294,11 +349,35 @@ mod tests {
 
     #[test]
     fn random_rows_have_mean_0_and_deviation_1() {
-        let values: Vec<f32> = (0..64).flat_map(|row| random_row(9, row, 1024)).collect();
+        let mut values = vec![0.0; 64 * 1024];
+        values.chunks_mut(1024).enumerate().for_each(|(row, values)| random_row(9, row, 1.0, values));
         let mean = values.iter().sum::<f32>() / values.len() as f32;
         let deviation = (values.iter().map(|value| value * value).sum::<f32>() / values.len() as f32).sqrt();
         assert!(mean.abs() < 0.02, "{mean}");
         assert!((deviation - 1.0).abs() < 0.02, "{deviation}");
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let work = tempfile::tempdir().unwrap();
+        // Whose tensors are more than a piece.
+        let shape = Shape { vocabulary: 9000, ..Shape::named("llama-5m").unwrap() };
+        let list = weights(&shape, Head::Planted);
+        let bytes =
+            std::fs::read(prepare(work.path(), &shape, Head::Planted).unwrap().join("model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(file.len(), list.len());
+        for weight in &list {
+            let stored = file.tensor(&weight.name).unwrap();
+            assert_eq!(stored.shape(), weight.dims);
+            let mut values = vec![0.0; weight.columns()];
+            for (row, found) in stored.data().chunks(ELEMENT_BYTES * weight.columns()).enumerate() {
+                weight.row(row, &mut values);
+                let expected: Vec<u8> =
+                    values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect();
+                assert_eq!(found, expected, "{}, row {row}", weight.name);
+            }
+        }
     }
 
     #[test]
@@ -311,9 +390,14 @@ mod tests {
 
     #[test]
     fn the_head_marks_the_token_behind_the_embedded_one() {
-        let weight = |content| Weight { name: String::new(), dims: vec![8, 16], content };
-        let embedding = weight(Content::Marked { seed: 3, shift: 1, scale: 1.0, mark: 1.0 }).values();
-        let head = weight(Content::Marked { seed: 3, shift: 0, scale: 1.0, mark: 2.0 }).values();
+        let values = |content| {
+            let weight = Weight { name: String::new(), dims: vec![8, 16], content };
+            let mut values = vec![0.0; 8 * 16];
+            values.chunks_mut(16).enumerate().for_each(|(row, values)| weight.row(row, values));
+            values
+        };
+        let embedding = values(Content::Marked { seed: 3, shift: 1, scale: 1.0, mark: 1.0 });
+        let head = values(Content::Marked { seed: 3, shift: 0, scale: 1.0, mark: 2.0 });
         for token in 0..8 {
             let dot = |row: usize| -> f32 {
                 embedding[token * 16..][..16].iter().zip(&head[row * 16..][..16]).map(|(a, b)| a * b).sum()

@@ -29,6 +29,15 @@ pub struct Pair {
     pub expert: PathBuf,
 }
 
+impl Pair {
+    /// The pair that the repository in the folder `root` has.
+    #[must_use]
+    pub fn demo(root: &Path) -> Self {
+        let folder = root.join("deploy/demo-pair");
+        Self { name: "demo pair".to_owned(), base: folder.join("base"), expert: folder.join("expert") }
+    }
+}
+
 /// A coordinator's doors.
 #[derive(Clone, Debug)]
 pub struct Coordinator {

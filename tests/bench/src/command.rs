@@ -1,8 +1,9 @@
-//! How both commands begin and end.
+//! How the commands begin and end.
 
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs a command to its end or until it is told to stop. The processes that it started are killed with it; an error is
@@ -25,4 +26,17 @@ async fn until_stopped(command: impl Future<Output = Result<()>>) -> Result<()> 
         _ = terminate.recv() => anyhow::bail!("stopped by SIGTERM"),
         _ = interrupt.recv() => anyhow::bail!("stopped by SIGINT"),
     }
+}
+
+/// A folder for the logs of processes, which goes when it is dropped, or stays where `BENCH_LOGS` names one to keep it in.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn logs() -> Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    let folder = match std::env::var_os("BENCH_LOGS") {
+        Some(kept) => builder.disable_cleanup(true).tempdir_in(kept),
+        None => builder.tempdir(),
+    };
+    folder.context("cannot make a folder for the logs")
 }

@@ -1,5 +1,5 @@
-//! What the benchmark commands share: `tests/bench-worker`, `tests/bench-lookahead`, `tests/bench-load` and
-//! `tests/bench-scale`.
+//! What the benchmark commands share: `tests/bench-worker`, `tests/bench-lookahead`, `tests/bench-load`,
+//! `tests/bench-scale` and `tests/gpu`.
 //!
 //! All measure real processes over their real doors, one side beside the other in interleaved rounds: on a machine that
 //! has other work, only ratios of one run mean anything. Nothing here asserts a time.
@@ -10,6 +10,8 @@ pub mod checkpoint;
 
 pub mod bandwidth;
 
+pub mod gpu;
+
 pub mod metrics;
 
 pub mod worker;
@@ -19,6 +21,8 @@ pub mod llama;
 pub mod cluster;
 
 pub mod streams;
+
+pub mod generation;
 
 pub mod fleet;
 

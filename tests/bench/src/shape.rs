@@ -34,7 +34,25 @@ pub enum Family {
 }
 
 /// Every shape that a command can be asked for.
-pub const SHAPES: [Shape; 7] = [
+pub const SHAPES: [Shape; 9] = [
+    Shape {
+        name: "llama-7b",
+        family: Family::Llama,
+        hidden: 4096,
+        layers: 32,
+        heads: 32,
+        inner: 11_008,
+        vocabulary: 32_256,
+    },
+    Shape {
+        name: "llama-0.5b",
+        family: Family::Llama,
+        hidden: 1024,
+        layers: 24,
+        heads: 16,
+        inner: 4096,
+        vocabulary: 32_256,
+    },
     Shape {
         name: "llama-1.3b",
         family: Family::Llama,
@@ -107,11 +125,23 @@ impl Shape {
     /// Weights that a decode step reads whatever the batch: all matrices but the embedding, of which it reads a row a token.
     #[must_use]
     pub fn streamed_weights(&self) -> usize {
+        self.layer_weights() + self.head_weights()
+    }
+
+    /// Those of the layers.
+    #[must_use]
+    pub fn layer_weights(&self) -> usize {
         let mlp = match self.family {
             Family::Llama => 3,
             Family::Codegen | Family::GptNeox => 2,
         };
-        self.layers * (4 * self.hidden + mlp * self.inner) * self.hidden + self.vocabulary * self.hidden
+        self.layers * (4 * self.hidden + mlp * self.inner) * self.hidden
+    }
+
+    /// Those of the head.
+    #[must_use]
+    pub fn head_weights(&self) -> usize {
+        self.vocabulary * self.hidden
     }
 
     /// The content of config.json.
@@ -125,7 +155,7 @@ impl Shape {
                 "intermediate_size": self.inner,
                 "num_hidden_layers": self.layers,
                 "num_attention_heads": self.heads,
-                "max_position_embeddings": 2048,
+                "max_position_embeddings": 8192,
                 "rms_norm_eps": 1e-6,
             }),
             Family::Codegen => json!({

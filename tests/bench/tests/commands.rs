@@ -46,6 +46,18 @@ fn every_way_to_decode_is_measured_and_writes_the_same() {
 }
 
 #[test]
+fn a_device_is_checked_and_measured() {
+    let golden = run(env!("CARGO_BIN_EXE_cosec-bench-gpu"), &["golden", "--device", "cpu", "--root", "../.."]);
+    assert!(golden.contains("61 of 61 checks passed on cpu"), "{golden}");
+    let arguments = "speed --device cpu --shape llama-5m --prefill 64 --batches 1,2 --seconds 0.2";
+    let speed = output(env!("CARGO_BIN_EXE_cosec-bench-gpu"), &arguments.split(' ').collect::<Vec<_>>());
+    for name in ["64", "1", "2"] {
+        assert!(rows(&speed, name)[0][1].parse::<f64>().unwrap() > 0.0, "{speed}");
+    }
+    assert!(speed.contains("planned: weights_mib="), "{speed}");
+}
+
+#[test]
 fn a_cluster_under_load_loses_nothing() {
     let arguments = "--streams 2 --replicas 1 --requests 3 --tokens 24 --rounds 1 --seconds 1.5 --kills 1";
     let text = run(env!("CARGO_BIN_EXE_cosec-bench-load"), &arguments.split(' ').collect::<Vec<_>>());

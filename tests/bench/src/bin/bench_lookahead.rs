@@ -20,8 +20,9 @@ use cosec_proto::coordinator::{Cosec, GenerateRequest, TokenIds};
 #[derive(Debug, Parser)]
 #[command(name = "tests/bench-lookahead")]
 struct Arguments {
-    /// demo; codegen (CodeGen-2B, CodeGen-350M), deepseek (DeepSeek-Coder-1.3B, 125M) or small (30M, 5M) of random weights
-    /// [default: demo and, as memory allows, codegen or deepseek; with --quick demo and small].
+    /// demo; codegen (CodeGen-2B, CodeGen-350M), deepseek (DeepSeek-Coder-1.3B, 125M), codellama (CodeLlama-7B, 0.5B) or
+    /// small (30M, 5M) of random weights [default: demo and, as memory allows, codegen or deepseek; with --quick demo and
+    /// small].
     #[arg(long = "pair", value_name = "PAIR")]
     pairs: Vec<PairName>,
     /// Rates of agreement planted into the random pairs, above 1/3 and below 1.
@@ -33,9 +34,24 @@ struct Arguments {
     /// Format of the random pairs' weights.
     #[arg(long, value_enum, default_value_t = WeightFormat::Bf16)]
     format: WeightFormat,
+    /// What is held against the base alone: cosec, linear or product.
+    #[arg(long = "rule", value_name = "RULE", value_delimiter = ',', default_value = "cosec")]
+    rules: Vec<String>,
+    /// How coordinators look ahead (fixed:K, adaptive), each a way to decode beside the base alone and the sequential one.
+    #[arg(long, value_name = "HOW", value_delimiter = ',', default_value = "fixed:2,fixed:4,fixed:8,adaptive")]
+    lookahead: Vec<String>,
+    /// Where both workers run, as their own --device has it.
+    #[arg(long, default_value = "cpu")]
+    device: String,
     /// Threads of each worker; they share the cores.
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Memory of each worker's cache.
+    #[arg(long, value_name = "MIB", default_value_t = 2400)]
+    kv_memory_mib: u64,
+    /// Leaves out the bytes of every transport.
+    #[arg(long)]
+    without_wire: bool,
     /// Rounds; figures are medians over them.
     #[arg(long, default_value_t = 2)]
     rounds: usize,
@@ -61,13 +77,12 @@ enum PairName {
     Demo,
     Codegen,
     Deepseek,
+    Codellama,
     Small,
 }
 
 /// What codegen takes with its caches; with less memory at hand deepseek stands in.
 const CODEGEN_BYTES: u64 = 11 << 30;
-
-const KV_MEMORY_MIB: &str = "2400";
 
 /// Tokens of a completion: more than a stream shows while it is watched, as long as the model is not tiny.
 const COMPLETION_TOKENS: u32 = 256;
@@ -80,12 +95,9 @@ const DEMO_PROMPTS: [&str; 4] = [
     "def load_settings(request):\n    data = request.get_data()\n    return ",
 ];
 
-/// The ways to decode; the base alone asks the first coordinator.
-const SPECULATIONS: [&str; 5] = ["off", "fixed:2", "fixed:4", "fixed:8", "adaptive"];
-const WAYS: [&str; 6] = ["base alone", "sequential", "lookahead k=2", "lookahead k=4", "lookahead k=8", "adaptive"];
+/// The first ways to decode; both ask the first coordinator, which does not look ahead.
 const BASE: usize = 0;
 const SEQUENTIAL: usize = 1;
-const ADAPTIVE: usize = 5;
 
 /// Bytes per token do not change with the time.
 const WIRE_SPAN: Duration = Duration::from_secs(4);
@@ -124,6 +136,9 @@ fn pairs(arguments: &Arguments) -> Result<Vec<PairName>> {
 /// A pair under one load.
 struct Bench<'a> {
     arguments: &'a Arguments,
+    /// Names of the ways to decode.
+    ways: Vec<String>,
+    /// A coordinator for each way but the base alone.
     lanes: Lanes,
     /// The vocabulary of the random pairs; the demo pair is given text.
     vocabulary: Option<u32>,
@@ -134,13 +149,15 @@ async fn measure(arguments: &Arguments, name: PairName) -> Result<()> {
         PairName::Demo => None,
         PairName::Codegen => Some(("codegen-2b", "codegen-350m")),
         PairName::Deepseek => Some(("llama-1.3b", "llama-125m")),
+        PairName::Codellama => Some(("llama-7b", "llama-0.5b")),
         PairName::Small => Some(("llama-30m", "llama-5m")),
     };
-    let threads = arguments.threads.to_string();
-    let mut flags: Vec<OsString> =
-        ["--threads", &threads, "--kv-memory-mib", KV_MEMORY_MIB].map(OsString::from).to_vec();
+    let (threads, memory) = (arguments.threads.to_string(), arguments.kv_memory_mib.to_string());
+    let mut flags: Vec<OsString> = ["--device", &arguments.device, "--threads", &threads, "--kv-memory-mib", &memory]
+        .map(OsString::from)
+        .to_vec();
     let (pair, vocabulary) = match shapes {
-        None => (demo(), None),
+        None => (Pair::demo(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")), None),
         Some((base, expert)) => {
             let (base, expert) = (named(base)?, named(expert)?);
             flags.extend(arguments.format.worker_flags().map(OsString::from));
@@ -152,31 +169,42 @@ async fn measure(arguments: &Arguments, name: PairName) -> Result<()> {
             (pair, Some(u32::try_from(base.vocabulary)?))
         }
     };
-    println!("\n## {}\n\nstarting the workers, {threads} threads each, on the same cores", pair.name);
-    let logs = tempfile::tempdir()?;
-    let lanes = Lanes::start(&pair, &SPECULATIONS, &flags, logs.path()).await?;
-    let bench = Bench { arguments, lanes, vocabulary };
+    let device = &arguments.device;
+    println!("\n## {}, {device}\n\nstarting the workers, {threads} threads each, on the same cores", pair.name);
+    let logs = cosec_bench::command::logs()?;
+    let speculations: Vec<&str> =
+        std::iter::once("off").chain(arguments.lookahead.iter().map(String::as_str)).collect();
+    let lanes = Lanes::start(&pair, &speculations, &flags, logs.path()).await?;
+    let mut ways = vec!["base alone".to_owned(), "sequential".to_owned()];
+    ways.extend(arguments.lookahead.iter().map(|how| way_name(how)));
+    let bench = Bench { arguments, ways, lanes, vocabulary };
     let rates: Vec<Option<f64>> = match vocabulary {
         None => vec![None],
         Some(_) => arguments.acceptance.iter().copied().map(Some).collect(),
     };
     // Touches the memory of the caches, so that the first round is as the others.
-    for way in [BASE, SEQUENTIAL] {
-        bench.run(way, arguments.streams.iter().copied().max().unwrap_or(1), rates[0], 0).await?;
+    let most = arguments.streams.iter().copied().max().unwrap_or(1);
+    let first_rule = arguments.rules.first().map_or("cosec", String::as_str);
+    for rule in ["base_only", first_rule] {
+        bench.run(rule, SEQUENTIAL, most, rates[0], 0).await?;
     }
-    for rate in &rates {
-        bench.compare(*rate).await?;
+    for rule in &arguments.rules {
+        for rate in &rates {
+            bench.compare(rule, *rate).await?;
+        }
+    }
+    if arguments.without_wire {
+        return Ok(());
     }
     bench.wire(rates.last().copied().flatten()).await
 }
 
-fn named(name: &str) -> Result<Shape> {
-    Shape::named(name).map_err(anyhow::Error::msg)
+fn way_name(lookahead: &str) -> String {
+    lookahead.strip_prefix("fixed:").map_or_else(|| lookahead.to_owned(), |k| format!("lookahead k={k}"))
 }
 
-fn demo() -> Pair {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/demo-pair");
-    Pair { name: "demo pair".to_owned(), base: folder.join("base"), expert: folder.join("expert") }
+fn named(name: &str) -> Result<Shape> {
+    Shape::named(name).map_err(anyhow::Error::msg)
 }
 
 impl Bench<'_> {
@@ -201,7 +229,7 @@ impl Bench<'_> {
             }
         };
         // The base alone has no expert to set a temperature of.
-        let planted = planted.filter(|_| rule == "cosec");
+        let planted = planted.filter(|_| rule != "base_only");
         GenerateRequest {
             model: MODEL.to_owned(),
             prompt: Some(prompt),
@@ -220,44 +248,54 @@ impl Bench<'_> {
     }
 
     /// Other rounds draw other random numbers.
-    async fn run(&self, way: usize, streams: usize, planted: Option<f64>, round: usize) -> Result<Watched> {
-        let rule = if way == BASE { "base_only" } else { "cosec" };
+    async fn run(
+        &self,
+        rule: &str,
+        way: usize,
+        streams: usize,
+        planted: Option<f64>,
+        round: usize,
+    ) -> Result<Watched> {
+        let rule = if way == BASE { "base_only" } else { rule };
         let coordinator = &self.lanes.coordinators[way.saturating_sub(1)];
         let requests = (0..streams)
             .map(|stream| self.request(stream, (1000 * round + stream) as u64, planted, rule, "auto"))
             .collect();
-        watch(coordinator, requests, self.span()).await.with_context(|| format!("{} at {streams} streams", WAYS[way]))
+        let watched = watch(coordinator, requests, self.span()).await;
+        watched.with_context(|| format!("{} at {streams} streams", self.ways[way]))
     }
 
-    async fn compare(&self, planted: Option<f64>) -> Result<()> {
+    async fn compare(&self, rule: &str, planted: Option<f64>) -> Result<()> {
         let counts = &self.arguments.streams;
-        let mut seen: Vec<Vec<Vec<Watched>>> = vec![vec![Vec::new(); counts.len()]; WAYS.len()];
+        let mut seen: Vec<Vec<Vec<Watched>>> = vec![vec![Vec::new(); counts.len()]; self.ways.len()];
         for round in 1..=self.arguments.rounds {
             println!(
-                "round {round} of {}{}",
+                "{rule}, round {round} of {}{}",
                 self.arguments.rounds,
                 planted.map_or(String::new(), |rate| format!(", planted {rate}"))
             );
             for (column, &streams) in counts.iter().enumerate() {
                 for (way, row) in seen.iter_mut().enumerate() {
-                    row[column].push(self.run(way, streams, planted, round).await?);
+                    let watched = self.run(rule, way, streams, planted, round).await?;
+                    println!("- {streams} streams, {}: {:.1} tokens/s", self.ways[way], watched.rate);
+                    row[column].push(watched);
                 }
             }
         }
         match planted {
-            None => println!("\n### agreement as the models have it\n"),
+            None => println!("\n### {rule}, agreement as the models have it\n"),
             Some(rate) => println!(
-                "\n### agreement planted at {rate}: what is written is t + 1 behind t, all layers are computed\n"
+                "\n### {rule}, agreement planted at {rate}: what is written is t + 1 behind t, all layers are computed\n"
             ),
         }
         println!("{}", self.rates(&seen));
         for (column, &streams) in counts.iter().enumerate() {
-            goals(&seen, column, streams);
+            self.goals(&seen, column, streams);
         }
         println!(
             "\ntime per token at {} streams, ms; a worker's time counts whole for each of the sessions that share its passes,\nand base and expert may work at the same time\n\n{}",
             counts[0],
-            split(&seen, 0)
+            self.split(&seen, 0)
         );
         Ok(())
     }
@@ -269,7 +307,7 @@ impl Bench<'_> {
         columns.extend(["accepted".to_owned(), "same tokens".to_owned()]);
         let mut table = Table::new(&columns.iter().map(String::as_str).collect::<Vec<_>>());
         for (way, cells) in seen.iter().enumerate() {
-            let mut row = vec![WAYS[way].to_owned()];
+            let mut row = vec![self.ways[way].clone()];
             row.extend(
                 cells
                     .iter()
@@ -294,9 +332,8 @@ impl Bench<'_> {
     /// Bytes per token of every transport, sequential and adaptive.
     async fn wire(&self, planted: Option<f64>) -> Result<()> {
         let mut table = Table::new(&["payload bytes per token", "to base", "from base", "to expert", "from expert"]);
-        let sequential = &self.lanes.coordinators[SEQUENTIAL - 1];
-        let adaptive = &self.lanes.coordinators[ADAPTIVE - 1];
-        for (way, coordinator) in [("sequential", sequential), ("adaptive", adaptive)] {
+        let ways = self.ways.iter().skip(SEQUENTIAL).zip(&self.lanes.coordinators);
+        for (way, coordinator) in ways.filter(|(way, _)| ["sequential", "adaptive"].contains(&way.as_str())) {
             for transport in TRANSPORTS {
                 let bytes = self.bytes(coordinator, planted, transport).await?;
                 let cells = bytes.iter().map(|bytes| format!("{bytes:.1}"));
@@ -326,6 +363,55 @@ impl Bench<'_> {
             added.sum("cosec_wire_bytes_total", &[&labels[0], &labels[1]]) / tokens
         }))
     }
+
+    fn goals(&self, seen: &[Vec<Vec<Watched>>], column: usize, streams: usize) {
+        let against_base = |way: usize| ratio(&seen[way][column], &seen[BASE][column]);
+        let measured = (SEQUENTIAL + 1..self.ways.len()).filter(|&way| !against_base(way).is_nan());
+        if let Some(best) = measured.max_by(|&a, &b| against_base(a).total_cmp(&against_base(b))) {
+            println!(
+                "{streams} streams: best {} ({:.2} of the base alone); goal at an acceptance of 0.8: 1.5 at one stream, 1.0 at 16; \
+                 sequential takes {:.2} times the base's time per token",
+                self.ways[best],
+                against_base(best),
+                1.0 / against_base(SEQUENTIAL),
+            );
+        }
+        if let Some(adaptive) = self.ways.iter().position(|way| way == "adaptive") {
+            println!(
+                "{streams} streams: adaptive {:.2} of the base alone, {:.2} times as fast as sequential",
+                against_base(adaptive),
+                ratio(&seen[adaptive][column], &seen[SEQUENTIAL][column]),
+            );
+        }
+    }
+
+    /// Milliseconds per token by role and phase.
+    fn split(&self, seen: &[Vec<Vec<Watched>>], column: usize) -> Table {
+        const PARTS: [(&str, &str); 6] = [
+            ("base", "queue"),
+            ("base", "compute"),
+            ("base", "wire"),
+            ("expert", "queue"),
+            ("expert", "compute"),
+            ("expert", "wire"),
+        ];
+        let mut columns = vec!["way".to_owned(), "per token".to_owned()];
+        columns.extend(PARTS.map(|(role, phase)| format!("{role} {phase}")));
+        let mut table = Table::new(&columns.iter().map(String::as_str).collect::<Vec<_>>());
+        for (way, cells) in seen.iter().enumerate() {
+            let cells = &cells[column];
+            let tokens: f64 = cells.iter().map(|watched| watched.added.sum("cosec_tokens_total", &[])).sum();
+            let streams = cells.first().map_or(1, |watched| watched.tokens.len()) as f64;
+            let mut row = vec![self.ways[way].clone(), format!("{:.2}", 1e3 * streams / median(&rates_of(cells)))];
+            row.extend(PARTS.map(|(role, phase)| {
+                let labels = [format!("role=\"{role}\""), format!("phase=\"{phase}\"")];
+                let sum = |watched: &Watched| watched.added.sum("cosec_step_seconds_sum", &[&labels[0], &labels[1]]);
+                format!("{:.2}", 1e3 * (cells.iter().map(sum).sum::<f64>() / tokens).max(0.0))
+            }));
+            table.row(row);
+        }
+        table
+    }
 }
 
 fn rates_of(cells: &[Watched]) -> Vec<f64> {
@@ -337,12 +423,13 @@ fn ratio(own: &[Watched], base: &[Watched]) -> f64 {
     median(&own.iter().zip(base).map(|(own, base)| own.rate / base.rate).collect::<Vec<_>>())
 }
 
-/// Share of the tokens that the expert chose, as the coordinators counted them.
+/// Share of the expert's proposals that passed, as the coordinators counted them.
 fn acceptance(cells: &[Vec<Watched>]) -> f64 {
-    let sum = |labels: &[&str]| -> f64 {
-        cells.iter().flatten().map(|watched| watched.added.sum("cosec_tokens_total", labels)).sum()
+    let sum = |outcome: &str| -> f64 {
+        cells.iter().flatten().map(|watched| watched.added.sum("cosec_draft_tokens_total", &[outcome])).sum()
     };
-    sum(&["chosen_by=\"expert\""]) / sum(&[])
+    let accepted = sum("outcome=\"accepted\"");
+    accepted / (accepted + sum("outcome=\"rejected\""))
 }
 
 /// How many streams wrote what they wrote sequentially, as far as both came.
@@ -353,47 +440,4 @@ fn same_tokens(own: &[Vec<Watched>], sequential: &[Vec<Watched>]) -> String {
     let (own, sequential) = (streams(own), streams(sequential));
     let same = own.iter().zip(&sequential).filter(|(a, b)| a.iter().zip(b.iter()).all(|(a, b)| a == b)).count();
     format!("{same} of {}", own.len())
-}
-
-fn goals(seen: &[Vec<Vec<Watched>>], column: usize, streams: usize) {
-    let against_base = |way: usize| ratio(&seen[way][column], &seen[BASE][column]);
-    let measured = (SEQUENTIAL + 1..WAYS.len()).filter(|&way| !against_base(way).is_nan());
-    let best = measured.max_by(|&a, &b| against_base(a).total_cmp(&against_base(b))).unwrap_or(ADAPTIVE);
-    println!(
-        "{streams} streams: adaptive {:.2} of the base alone, best {} ({:.2}); goal at an acceptance of 0.8: 1.5 at one stream, 1.0 at 16; \
-         sequential takes {:.2} times the base's time per token; adaptive is {:.2} times as fast as sequential",
-        against_base(ADAPTIVE),
-        WAYS[best],
-        against_base(best),
-        1.0 / against_base(SEQUENTIAL),
-        ratio(&seen[ADAPTIVE][column], &seen[SEQUENTIAL][column]),
-    );
-}
-
-/// Milliseconds per token by role and phase.
-fn split(seen: &[Vec<Vec<Watched>>], column: usize) -> Table {
-    const PARTS: [(&str, &str); 6] = [
-        ("base", "queue"),
-        ("base", "compute"),
-        ("base", "wire"),
-        ("expert", "queue"),
-        ("expert", "compute"),
-        ("expert", "wire"),
-    ];
-    let mut columns = vec!["way".to_owned(), "per token".to_owned()];
-    columns.extend(PARTS.map(|(role, phase)| format!("{role} {phase}")));
-    let mut table = Table::new(&columns.iter().map(String::as_str).collect::<Vec<_>>());
-    for (way, cells) in seen.iter().enumerate() {
-        let cells = &cells[column];
-        let tokens: f64 = cells.iter().map(|watched| watched.added.sum("cosec_tokens_total", &[])).sum();
-        let streams = cells.first().map_or(1, |watched| watched.tokens.len()) as f64;
-        let mut row = vec![WAYS[way].to_owned(), format!("{:.2}", 1e3 * streams / median(&rates_of(cells)))];
-        row.extend(PARTS.map(|(role, phase)| {
-            let labels = [format!("role=\"{role}\""), format!("phase=\"{phase}\"")];
-            let sum = |watched: &Watched| watched.added.sum("cosec_step_seconds_sum", &[&labels[0], &labels[1]]);
-            format!("{:.2}", 1e3 * (cells.iter().map(sum).sum::<f64>() / tokens).max(0.0))
-        }));
-        table.row(row);
-    }
-    table
 }
