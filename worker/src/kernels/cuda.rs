@@ -30,6 +30,9 @@ mod gpu;
 mod matrix;
 pub mod program;
 
+/// As `elementwise.cu` has it.
+const NORM_THREADS: u32 = 512;
+
 /// A GPU.
 #[derive(Debug)]
 pub struct Cuda {
@@ -280,7 +283,7 @@ impl Kernels for Cuda {
             u64::from((epsilon as f32).to_bits()),
             u64::from(kind == NormKind::Layer),
         ];
-        self.gpu.launch("normalise", Size::rows(rows, 256), &arguments);
+        self.gpu.launch("normalise", Size::rows(rows, NORM_THREADS), &arguments);
     }
 
     fn linear(&self, x: &Buffer, rows: usize, weight: &Matrix, bias: Option<&Buffer>, out: &mut Buffer) {
@@ -304,12 +307,11 @@ impl Kernels for Cuda {
             self.overwritten(qkv),
             self.at(angles),
             heads.qkv_width() as u64,
-            (heads.query + heads.kv) as u64,
             heads.width as u64,
             rotary.width as u64,
             u64::from(rotary.pairs == Pairs::Neighbours),
         ];
-        self.gpu.launch("rotate", Size::rows(rows, 256), &arguments);
+        self.gpu.launch("rotate", Size::heads(rows, heads.query + heads.kv, rotary.width), &arguments);
     }
 
     fn append(&self, qkv: &Buffer, heads: Heads, places: &[Place<'_>], cache: &mut Cache, layer: usize) {

@@ -159,7 +159,8 @@ impl Prepared {
             turning as u64,
             u64::from(pairs == Pairs::Neighbours),
         ];
-        gpu.launch("append", Size::rows(self.rows, 256), &arguments);
+        let heads = if turning > 0 { query + 2 * kv } else { 2 * kv };
+        gpu.launch("append", Size::heads(self.rows, heads, width), &arguments);
     }
 
     /// Queues attention. `out` and `rounded` are `[rows][heads][width]`.

@@ -4,6 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -27,6 +28,9 @@ const OLDEST: (i32, i32) = (8, 0);
 /// Numbers of 32 bits that are on their way to the GPU at a time, at first.
 const UPLOADS: usize = 1 << 16;
 
+/// More bytes than these must be asked for.
+const FREELY_SHARED_BYTES: u32 = 48 << 10;
+
 /// Most arguments of a function.
 const MOST_ARGUMENTS: usize = 18;
 
@@ -38,7 +42,8 @@ pub(super) struct Gpu {
     pub(super) processors: u32,
     /// Most bytes that the threads of a block share.
     pub(super) shared_bytes: u32,
-    functions: RefCell<HashMap<&'static str, CudaFunction>>,
+    /// By name, with the most bytes that they may share.
+    functions: RefCell<HashMap<&'static str, (CudaFunction, u32)>>,
     modules: RefCell<Vec<(Program, Arc<CudaModule>)>>,
     uploads: RefCell<Uploads>,
     downloads: RefCell<Option<PinnedHostSlice<f32>>>,
@@ -277,20 +282,23 @@ impl Gpu {
     }
 
     fn function(&self, name: &'static str, shared_bytes: u32) -> Result<sys::CUfunction, KernelError> {
-        if let Some(function) = self.functions.borrow().get(name) {
-            return Ok(function.cu_function());
+        let mut functions = self.functions.borrow_mut();
+        let function = match functions.entry(name) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let modules = self.modules.borrow();
+                let loaded = modules.iter().find_map(|(_, module)| module.load_function(name).ok());
+                let loaded = loaded.ok_or_else(|| KernelError::Device("the function is in no program".to_owned()))?;
+                place.insert((loaded, FREELY_SHARED_BYTES))
+            }
+        };
+        let (function, most) = function;
+        if shared_bytes > *most {
+            let bytes = i32::try_from(shared_bytes).unwrap_or(i32::MAX);
+            function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes).map_err(device)?;
+            *most = shared_bytes;
         }
-        let modules = self.modules.borrow();
-        let function = modules.iter().find_map(|(_, module)| module.load_function(name).ok());
-        let function = function.ok_or_else(|| KernelError::Device("the function is in no program".to_owned()))?;
-        // More than 48 KiB must be asked for.
-        let most = self.shared_bytes.min(i32::MAX.unsigned_abs()).cast_signed();
-        if shared_bytes > 0 {
-            function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most).map_err(device)?;
-        }
-        let handle = function.cu_function();
-        self.functions.borrow_mut().insert(name, function);
-        Ok(handle)
+        Ok(function.cu_function())
     }
 }
 
@@ -312,6 +320,11 @@ impl Size {
     /// One block to a row.
     pub(super) fn rows(rows: usize, threads: u32) -> Self {
         Self { blocks: [rows as u32, 1, 1], threads, shared_bytes: 0 }
+    }
+
+    /// One block to a head of a row, one thread to an element of it.
+    pub(super) fn heads(rows: usize, heads: usize, width: usize) -> Self {
+        Self { blocks: [rows as u32, heads as u32, 1], threads: width.next_multiple_of(32) as u32, shared_bytes: 0 }
     }
 
     /// One thread to an element.
