@@ -92,7 +92,12 @@ fn compile(program: Program, (major, minor): (i32, i32)) -> Result<Vec<u8>, Comp
     let source =
         CString::new(program.source()).map_err(|error| CompileError::Rejected { problem: error.to_string() })?;
     let compiling = nvrtc::create_program(&source, None).map_err(rejected)?;
-    let options = [format!("--gpu-architecture=sm_{major}{minor}"), "--std=c++17".to_owned()];
+    let options = [
+        format!("--gpu-architecture=sm_{major}{minor}"),
+        "--std=c++17".to_owned(),
+        // Closures over a type of their own are for the GPU, too.
+        "--device-as-default-execution-space".to_owned(),
+    ];
     // SAFETY: the program was just created, its source lives to the end of this function, and the buffer has the size that
     // NVRTC says. It is destroyed once, whatever came before.
     unsafe {
