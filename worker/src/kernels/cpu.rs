@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use half::{bf16, f16};
@@ -17,6 +18,7 @@ use super::{
     blocks,
 };
 use crate::cpu_set::CpuSet;
+use crate::rows::{RowTask, Spare};
 
 mod activations;
 mod attention;
@@ -39,6 +41,8 @@ pub struct Cpu {
     threads: Threads,
     /// Packed rows of the product under way.
     words: Mutex<Vec<u32>>,
+    /// Of rows that were kept.
+    spare_rows: Spare<Vec<f32>>,
 }
 
 impl Default for Cpu {
@@ -74,19 +78,13 @@ impl Cpu {
         self.threads.settle_caller();
     }
 
-    /// Calls `work` with every item and its index, on the threads of the kernels.
-    pub fn each<T: Send>(&self, items: &mut [T], work: impl Fn(usize, &mut T) + Sync) {
-        self.threads
-            .chunks(items, 1, items.len() > 1, |index, item| item.iter_mut().for_each(|item| work(index, item)));
-    }
-
     /// Calls `work` with every piece of `width` elements, on all threads where that pays.
     fn each_row(&self, x: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
         self.threads.chunks(x, width, x.len() >= PARALLEL_FROM, work);
     }
 
     fn with(instructions: InstructionSet, threads: Threads) -> Self {
-        Self { instructions, threads, words: Mutex::default() }
+        Self { instructions, threads, words: Mutex::default(), spare_rows: Spare::default() }
     }
 }
 
@@ -234,6 +232,20 @@ impl Kernels for Cpu {
             let x = &mut x[row * width..][columns.clone()];
             x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
         }
+    }
+
+    fn read_rows(
+        &self,
+        logits: &Vec<f32>,
+        vocabulary: usize,
+        tasks: &mut [RowTask<'_>],
+    ) -> Result<Duration, KernelError> {
+        let began = Instant::now();
+        self.threads.chunks(tasks, 1, tasks.len() > 1, |index, tasks| {
+            let row = &logits[index * vocabulary..][..vocabulary];
+            tasks.iter_mut().for_each(|task| task.read(row, &self.spare_rows));
+        });
+        Ok(began.elapsed())
     }
 }
 

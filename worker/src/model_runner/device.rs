@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,8 +11,9 @@ use super::{LoadError, LoadOptions, ModelDescription};
 use crate::decoder::{Batch, Decoder};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::cuda::Cuda;
-use crate::kernels::{CacheShape, KernelError, Place};
+use crate::kernels::{CacheShape, KernelError, Kernels, Place};
 use crate::loader;
+use crate::rows::{KeptRow, RowTask};
 
 /// Where the forward pass runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,11 +80,7 @@ impl From<DeviceChoice> for String {
 /// A decoder on the device that was chosen.
 pub(super) enum PlacedDecoder {
     Cpu(Box<Decoder<Cpu>>),
-    /// Rows that came from the GPU are read on the threads of `host`.
-    Cuda {
-        decoder: Box<Decoder<Cuda>>,
-        host: Cpu,
-    },
+    Cuda(Box<Decoder<Cuda>>),
 }
 
 impl PlacedDecoder {
@@ -100,29 +98,48 @@ impl PlacedDecoder {
         let place = Place { position: 0, blocks: &[0] };
         let batch = Batch { tokens: vec![0], places: vec![place], wanted: vec![0], ..Batch::default() };
         decoder.forward(&batch, &mut Vec::new())?;
-        Ok((Self::Cuda { decoder: Box::new(decoder), host }, description))
+        Ok((Self::Cuda(Box::new(decoder)), description))
     }
 
     /// As [`Decoder::forward`].
     pub(super) fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<(), KernelError> {
         match self {
             Self::Cpu(decoder) => decoder.forward(batch, logits),
-            Self::Cuda { decoder, .. } => decoder.forward(batch, logits),
+            Self::Cuda(decoder) => decoder.forward(batch, logits),
+        }
+    }
+
+    /// As [`Decoder::forward_rows`].
+    pub(super) fn forward_rows(
+        &mut self,
+        batch: &Batch<'_>,
+        tasks: &mut [RowTask<'_>],
+    ) -> Result<Duration, KernelError> {
+        match self {
+            Self::Cpu(decoder) => decoder.forward_rows(batch, tasks),
+            Self::Cuda(decoder) => decoder.forward_rows(batch, tasks),
+        }
+    }
+
+    /// As [`Kernels::read_kept`].
+    pub(super) fn read_kept(&self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), KernelError> {
+        match self {
+            Self::Cpu(decoder) => decoder.kernels().read_kept(row, task),
+            Self::Cuda(decoder) => decoder.kernels().read_kept(row, task),
         }
     }
 
     pub(super) fn cache_shape(&self) -> CacheShape {
         match self {
             Self::Cpu(decoder) => decoder.cache_shape(),
-            Self::Cuda { decoder, .. } => decoder.cache_shape(),
+            Self::Cuda(decoder) => decoder.cache_shape(),
         }
     }
 
-    /// The threads for what is done with logits.
-    pub(super) fn host(&self) -> &Cpu {
-        match self {
-            Self::Cpu(decoder) => decoder.kernels(),
-            Self::Cuda { host, .. } => host,
+    /// Pins the calling thread, where the threads that it hands work to are pinned.
+    pub(super) fn settle_caller(&self) {
+        if let Self::Cpu(decoder) = self {
+            decoder.kernels().settle_caller();
         }
     }
 }
