@@ -3,10 +3,13 @@
 //! What is wanted is data, so that whoever has the logits takes it where they lie.
 
 use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cosec_proto::draw::{Distribution, InvalidLogits, Warp, Warper, probabilities_of};
 use half::f16;
+
+use crate::kernels::cuda;
 
 /// Which part of a distribution travels.
 #[derive(Clone, Debug, PartialEq)]
@@ -172,21 +175,43 @@ impl RowTask<'_> {
     }
 }
 
-/// A row of logits that stays in the model's memory; opaque, for it may lie on a device.
+/// A row of logits that stays in the model's memory.
 #[derive(Debug)]
-pub struct KeptRow(Lent<Vec<f32>>);
+pub struct KeptRow(Kept);
+
+#[derive(Debug)]
+enum Kept {
+    Here(Lent<Vec<f32>>),
+    OnGpu(Lent<cuda::Row>),
+}
 
 impl KeptRow {
     fn of(logits: &[f32], spare: &Spare<Vec<f32>>) -> Self {
         let mut row = spare.lend();
-        row.item.clear();
-        row.item.extend_from_slice(logits);
-        Self(row)
+        row.clear();
+        row.extend_from_slice(logits);
+        Self(Kept::Here(row))
     }
 
-    /// Takes what `task` wants; see [`RowTask::read`].
-    pub fn read(&self, task: &mut RowTask<'_>, spare: &Spare<Vec<f32>>) {
-        task.read(&self.0.item, spare);
+    pub(crate) fn on_gpu(row: Lent<cuda::Row>) -> Self {
+        Self(Kept::OnGpu(row))
+    }
+
+    /// The row; `None` when it does not lie in the host's memory.
+    #[must_use]
+    pub fn logits(&self) -> Option<&[f32]> {
+        match &self.0 {
+            Kept::Here(row) => Some(row),
+            Kept::OnGpu(_) => None,
+        }
+    }
+
+    /// The row; `None` when it does not lie on a GPU.
+    pub(crate) fn row_on_gpu(&self) -> Option<&cuda::Row> {
+        match &self.0 {
+            Kept::Here(_) => None,
+            Kept::OnGpu(row) => Some(row),
+        }
     }
 }
 
@@ -199,7 +224,7 @@ pub struct Spare<T>(Arc<Mutex<Vec<T>>>);
 
 impl<T: Default> Spare<T> {
     /// What came back from a loan before; else something new.
-    fn lend(&self) -> Lent<T> {
+    pub(crate) fn lend(&self) -> Lent<T> {
         let item = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         Lent { item, owner: Arc::clone(&self.0) }
     }
@@ -207,9 +232,23 @@ impl<T: Default> Spare<T> {
 
 /// On loan; goes back by drop.
 #[derive(Debug)]
-struct Lent<T: Default> {
+pub(crate) struct Lent<T: Default> {
     item: T,
     owner: Arc<Mutex<Vec<T>>>,
+}
+
+impl<T: Default> Deref for Lent<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.item
+    }
+}
+
+impl<T: Default> DerefMut for Lent<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.item
+    }
 }
 
 impl<T: Default> Drop for Lent<T> {
@@ -347,10 +386,11 @@ mod tests {
         let id = distribution.sample(0.4);
         assert_eq!(first.drawn, Some((id, distribution.probability(id))));
         let kept = first.kept.take().unwrap();
-        kept.read(&mut RowTask { views: &[], draw: Some((warp, 0.4)), keep: false, found: &mut again }, &spare);
+        let mut task = RowTask { views: &[], draw: Some((warp, 0.4)), keep: false, found: &mut again };
+        task.read(kept.logits().unwrap(), &spare);
         assert_eq!((again.drawn, again.kept.is_some()), (first.drawn, false));
         drop(kept);
-        assert!(spare.lend().item.capacity() >= LOGITS.len());
+        assert!(spare.lend().capacity() >= LOGITS.len());
         RowTask { views: &[], draw: Some((warp, 0.4)), keep: true, found: &mut first }.read(&[f32::NAN], &spare);
         assert!(first.invalid.is_some() && first.drawn.is_none() && first.kept.is_none());
     }

@@ -78,6 +78,12 @@ impl Cpu {
         self.threads.settle_caller();
     }
 
+    /// Calls `work` with every item and its index, on the threads of the kernels.
+    pub(crate) fn each<T: Send>(&self, items: &mut [T], work: impl Fn(usize, &mut T) + Sync) {
+        self.threads
+            .chunks(items, 1, items.len() > 1, |index, item| item.iter_mut().for_each(|item| work(index, item)));
+    }
+
     /// Calls `work` with every piece of `width` elements, on all threads where that pays.
     fn each_row(&self, x: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
         self.threads.chunks(x, width, x.len() >= PARALLEL_FROM, work);
@@ -241,10 +247,7 @@ impl Kernels for Cpu {
         tasks: &mut [RowTask<'_>],
     ) -> Result<Duration, KernelError> {
         let began = Instant::now();
-        self.threads.chunks(tasks, 1, tasks.len() > 1, |index, tasks| {
-            let row = &logits[index * vocabulary..][..vocabulary];
-            tasks.iter_mut().for_each(|task| task.read(row, &self.spare_rows));
-        });
+        self.each(tasks, |row, task| task.read(&logits[row * vocabulary..][..vocabulary], &self.spare_rows));
         Ok(began.elapsed())
     }
 }

@@ -193,7 +193,8 @@ pub trait Kernels {
     /// # Errors
     /// [`KernelError::Device`].
     fn read_kept(&self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), KernelError> {
-        row.read(task, &Spare::default());
+        let logits = row.logits().ok_or_else(|| KernelError::Device("the row was kept elsewhere".to_owned()))?;
+        task.read(logits, &Spare::default());
         Ok(())
     }
 }

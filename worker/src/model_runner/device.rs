@@ -5,6 +5,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
+use cosec_proto::draw::Warp;
 use serde::{Deserialize, Serialize};
 
 use super::{LoadError, LoadOptions, ModelDescription};
@@ -13,7 +14,7 @@ use crate::kernels::cpu::Cpu;
 use crate::kernels::cuda::Cuda;
 use crate::kernels::{CacheShape, KernelError, Kernels, Place};
 use crate::loader;
-use crate::rows::{KeptRow, RowTask};
+use crate::rows::{Found, KeptRow, RowTask};
 
 /// Where the forward pass runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,14 +91,16 @@ impl PlacedDecoder {
             let (decoder, description) = loader::load(path, options, host)?;
             return Ok((Self::Cpu(Box::new(decoder)), description));
         };
-        let gpu = Cuda::open(number)
+        let gpu = Cuda::open(number, host)
             .map_err(|cause| LoadError::Device { device: options.device, cause: cause.to_string() })?;
         tracing::info!(device = %options.device, name = gpu.name(), "GPU");
         let (mut decoder, description) = loader::load(path, options, gpu)?;
         // What the GPU cannot do shows now and not in the first request.
         let place = Place { position: 0, blocks: &[0] };
         let batch = Batch { tokens: vec![0], places: vec![place], wanted: vec![0], ..Batch::default() };
-        decoder.forward(&batch, &mut Vec::new())?;
+        let mut found = Found::default();
+        let draw = Some((Warp::RAW, 0.5));
+        decoder.forward_rows(&batch, &mut [RowTask { views: &[], draw, keep: true, found: &mut found }])?;
         Ok((Self::Cuda(Box::new(decoder)), description))
     }
 
@@ -138,8 +141,9 @@ impl PlacedDecoder {
 
     /// Pins the calling thread, where the threads that it hands work to are pinned.
     pub(super) fn settle_caller(&self) {
-        if let Self::Cpu(decoder) = self {
-            decoder.kernels().settle_caller();
+        match self {
+            Self::Cpu(decoder) => decoder.kernels().settle_caller(),
+            Self::Cuda(decoder) => decoder.kernels().settle_caller(),
         }
     }
 }

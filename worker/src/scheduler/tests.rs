@@ -29,7 +29,7 @@ impl Model for Flat {
     }
 
     fn read_kept(&mut self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), ForwardError> {
-        row.read(task, &Spare::default());
+        task.read(row.logits().unwrap(), &Spare::default());
         Ok(())
     }
 }

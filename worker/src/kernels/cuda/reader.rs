@@ -15,6 +15,7 @@ use crate::rows::{KeptRow, Lent, RowTask, Spare};
 pub(crate) type Row = Option<CudaSlice<f32>>;
 
 /// Memory of questions and answers, as large as it ever had to be, and the threads that finish them.
+#[derive(Debug)]
 pub(super) struct Reader {
     host: Cpu,
     questions: Questions,
