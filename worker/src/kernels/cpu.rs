@@ -79,7 +79,7 @@ impl Cpu {
     }
 
     /// Calls `work` with every item and its index, on the threads of the kernels.
-    pub(crate) fn each<T: Send>(&self, items: &mut [T], work: impl Fn(usize, &mut T) + Sync) {
+    pub fn each<T: Send>(&self, items: &mut [T], work: impl Fn(usize, &mut T) + Sync) {
         self.threads
             .chunks(items, 1, items.len() > 1, |index, item| item.iter_mut().for_each(|item| work(index, item)));
     }

@@ -32,7 +32,6 @@ const NEEDS_PROBABILITIES: u32 = 2;
 const NEEDS_CANDIDATES: u32 = 4;
 
 // Numbers of 32 bits in the structures of draw.cu.
-const STEP_WORDS: usize = 14;
 const RESULT_WORDS: usize = 8;
 const BEST_WORDS: usize = 3;
 
@@ -284,9 +283,9 @@ impl Questions {
         input.extend(addresses.into_iter().flat_map(halves));
         input.extend(sizes.map(|size| size as u32));
         for task in tasks {
+            input.extend(halves(task.warp.temperature().to_bits()));
             // The margin is for rounding: the host decides.
-            let least_share = 0.999 * task.warp.least_share(*vocabulary);
-            input.extend([task.warp.temperature(), least_share].into_iter().flat_map(|number| halves(number.to_bits())));
+            input.extend(halves((0.999 * task.warp.least_share(*vocabulary)).to_bits()));
             input.extend([task.row as u32, task.flags, task.top_k as u32, task.part as u32]);
         }
         for draw in draws {
@@ -294,7 +293,6 @@ impl Questions {
             input.extend([draw.task as u32, 0]);
         }
         input.extend(lookups.iter().flat_map(|lookup| [lookup.row as u32, lookup.id]));
-        debug_assert!(input.len() >= STEP_WORDS);
         input
     }
 
@@ -307,7 +305,9 @@ impl Questions {
     /// to read the row.
     pub(super) fn is_for_host(&self, answers: &[u32], row: usize) -> bool {
         let OfRow { tasks, is_for_host, .. } = &self.rows[row];
-        let is_lost = |task: &Task| task.flags & NEEDS_CANDIDATES > 0 && self.parts(answers, task).any(|(first, _)| first == NONE);
+        let is_lost = |task: &Task| {
+            task.flags & NEEDS_CANDIDATES > 0 && self.parts(answers, task).any(|(first, _)| first == NONE)
+        };
         *is_for_host || self.tasks[tasks.clone()].iter().any(is_lost)
     }
 
@@ -513,7 +513,8 @@ mod tests {
     }
 
     fn random_u(rng: &mut StdRng) -> f64 {
-        [0.0, 1.0 - f64::EPSILON / 2.0, rng.random_range(0.0..1.0), rng.random_range(0.0..1.0)][rng.random_range(0..4)]
+        [0.0, 1.0 - f64::EPSILON / 2.0, rng.random_range(0.0..1.0), rng.random_range(0.0..1.0)]
+            [rng.random_range(0..4)]
     }
 
     /// Compares some random rows; returns how many rows there were and how many the host had to read.
