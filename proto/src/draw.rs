@@ -1,7 +1,13 @@
 //! From logits to a token: warp, distribution, inverse CDF, and the numbers it is drawn with.
 //!
-//! All arithmetic is f64 on f32 logits and has one order of operations, so that coordinator and worker compute the
-//! same bits from the same row.
+//! All arithmetic is f64 on f32 logits and has one order of operations, so that coordinator and worker, on whatever
+//! device, compute the same bits from the same row.
+//!
+//! **Sums.** The tokens from `512 c` to `512 c + 511` are chunk `c`. A token's number is added to lane `id % 8` of its
+//! chunk, in the order of the ids; the lanes of a chunk are added in order, then the sums of the chunks. So chunks are
+//! summed side by side, and tokens of weight zero may be left out.
+
+use std::ops::Range;
 
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -62,6 +68,12 @@ impl Warp {
     #[must_use]
     pub fn cuts(&self) -> bool {
         self.top_k > 0 || self.top_p < 1.0
+    }
+
+    /// The share of the total that a token of a row of `vocabulary` weighs at least that is in its top-p.
+    #[must_use]
+    pub fn least_share(&self, vocabulary: usize) -> f64 {
+        least_of_top_p(1.0, vocabulary, self.top_p)
     }
 }
 
@@ -175,7 +187,7 @@ impl Distribution {
     /// A token of probability zero is never drawn.
     #[must_use]
     pub fn sample(&self, u: f64) -> u32 {
-        walk(self.iter(), u * sum(&self.probabilities))
+        draw(&self.ids, &self.probabilities, u)
     }
 }
 
@@ -228,7 +240,7 @@ impl Warper {
             take_top_p(support, (weights, least), warp.top_p);
             ids.extend(support.iter().map(|&(id, _)| id));
             probabilities.extend(support.iter().map(|&(_, weight)| weight));
-            total = sum(probabilities);
+            total = sum(ids, probabilities);
         } else if weights.iter().fold(true, |all, &weight| all & (weight > 0.0)) {
             ids.extend((0u32..).zip(&*weights).map(|(id, _)| id));
             probabilities.extend_from_slice(weights);
@@ -239,6 +251,70 @@ impl Warper {
         probabilities.iter_mut().for_each(|p| *p /= total);
         *log_normaliser = f64::from(max) / warp.temperature + total.ln();
         Ok(&self.distribution)
+    }
+
+    /// Does what [`Distribution::warped`] does for a row of which only `sums` and some tokens are known, ascending by id,
+    /// with their logits.
+    ///
+    /// A warp that cuts needs the tokens from [`Warp::least_share`] of the total on, and those from the k-th largest on; of one that
+    /// does not, the distribution lacks the tokens that are not given. At temperature 0 only the lowest arg max is given.
+    pub fn warp_some(&mut self, sums: &RowSums, (given, logits): (&[u32], &[f32]), warp: &Warp) -> &Distribution {
+        let Self { distribution: Distribution { ids, probabilities, log_normaliser }, weights, ordered, support } =
+            self;
+        ids.clear();
+        probabilities.clear();
+        if warp.temperature == 0.0 {
+            ids.extend_from_slice(given);
+            probabilities.extend(given.iter().map(|_| 1.0));
+            *log_normaliser = f64::from(sums.max);
+            return &self.distribution;
+        }
+        weights.clear();
+        weights.resize(logits.len(), 0.0);
+        some_weights(logits, sums.max, warp, weights);
+        let least = least_of_top_k(weights, ordered, warp.top_k as usize);
+        support.clear();
+        support.extend(given.iter().copied().zip(weights.iter().copied()).filter(|&(_, weight)| weight >= least));
+        let mut total = sums.total;
+        if (1..sums.vocabulary).contains(&(warp.top_k as usize)) {
+            ids.extend(support.iter().map(|&(id, _)| id));
+            probabilities.extend(support.iter().map(|&(_, weight)| weight));
+            total = sum(ids, probabilities);
+            ids.clear();
+            probabilities.clear();
+        }
+        let least = least_of_top_p(total, sums.vocabulary, warp.top_p);
+        support.retain(|&(_, weight)| weight >= least && weight > 0.0);
+        cut_to_top_p(support, total, warp.top_p);
+        ids.extend(support.iter().map(|&(id, _)| id));
+        probabilities.extend(support.iter().map(|&(_, weight)| weight));
+        if warp.cuts() {
+            total = sum(ids, probabilities);
+        }
+        probabilities.iter_mut().for_each(|p| *p /= total);
+        *log_normaliser = f64::from(sums.max) / warp.temperature + total.ln();
+        &self.distribution
+    }
+}
+
+/// What a device tells of a row of logits in place of the row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowSums {
+    /// The largest logit; finite.
+    pub max: f32,
+    /// Of the weights of all tokens under the warp, as the module says.
+    pub total: f64,
+    /// Length of the row.
+    pub vocabulary: usize,
+}
+
+impl RowSums {
+    /// What a token with this logit has under `warp`, which must not cut and not be greedy.
+    #[must_use]
+    pub fn probability(&self, logit: f32, warp: &Warp) -> f64 {
+        let mut weight = [0.0];
+        some_weights(&[logit], self.max, warp, &mut weight);
+        weight[0] / self.total
     }
 }
 
@@ -257,33 +333,28 @@ pub fn probabilities_of(ids: &[u32], logits: &[f32], warp: &Warp) -> Result<Vec<
         let distribution = Distribution::warped(logits, warp)?;
         return Ok(ids.iter().map(|&id| distribution.probability(id)).collect());
     }
-    let total = weigh(logits, max, warp, |_| ());
-    let probability = |&id: &u32| {
-        let logit = logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
-        let mut weight = [0.0];
-        some_weights(&[logit], max, warp, &mut weight);
-        weight[0] / total
-    };
-    Ok(ids.iter().map(probability).collect())
+    let sums = RowSums { max, total: weigh(logits, max, warp, |_| ()), vocabulary: logits.len() };
+    let logit = |&id: &u32| logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    Ok(ids.iter().map(|id| sums.probability(logit(id), warp)).collect())
 }
 
-/// Numbers that are added side by side.
+/// Numbers of a chunk that are added side by side.
 const LANES: usize = 8;
 
-/// Tokens whose weights are found at a time.
-const SOME: usize = 512;
+/// Tokens of a chunk.
+const CHUNK: usize = 512;
 
-/// Hands the weights of all tokens to `take`, some at a time, and returns their [`sum`].
+/// Hands the weights of all tokens to `take`, a chunk at a time, and returns their sum.
 fn weigh(logits: &[f32], max: f32, warp: &Warp, mut take: impl FnMut(&[f64])) -> f64 {
-    let mut lanes = [0.0; LANES];
-    let mut buffer = [0.0; SOME];
-    for logits in logits.chunks(SOME) {
+    let mut buffer = [0.0; CHUNK];
+    let mut total = 0.0;
+    for logits in logits.chunks(CHUNK) {
         let weights = &mut buffer[..logits.len()];
         some_weights(logits, max, warp, weights);
-        add_to_lanes(&mut lanes, weights);
+        total += sum_of_first(weights);
         take(weights);
     }
-    lanes.iter().sum()
+    total
 }
 
 /// Unnormalised; the arg max has 1.
@@ -294,14 +365,36 @@ fn some_weights(logits: &[f32], max: f32, warp: &Warp, weights: &mut [f64]) {
     exp(weights);
 }
 
-/// Number `i` goes to lane `i % LANES`.
-fn sum(numbers: &[f64]) -> f64 {
+/// The sum of the numbers of tokens with ascending `ids`; see the module.
+fn sum(ids: &[u32], numbers: &[f64]) -> f64 {
+    chunks(ids).map(|chunk| sum_of_chunk(&ids[chunk.clone()], &numbers[chunk])).sum()
+}
+
+/// Where the ids of each chunk stand; of those that have any.
+fn chunks(ids: &[u32]) -> impl Iterator<Item = Range<usize>> + '_ {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let rest = &ids[start..];
+        let chunk = rest.first()? / CHUNK as u32;
+        let rest = &rest[..rest.len().min(CHUNK)];
+        let end = start + rest.partition_point(|id| id / CHUNK as u32 == chunk);
+        Some(std::mem::replace(&mut start, end)..end)
+    })
+}
+
+/// The sum of the numbers of some tokens of one chunk.
+fn sum_of_chunk(ids: &[u32], numbers: &[f64]) -> f64 {
+    if ids.len() == CHUNK {
+        return sum_of_first(numbers);
+    }
     let mut lanes = [0.0; LANES];
-    add_to_lanes(&mut lanes, numbers);
+    ids.iter().zip(numbers).for_each(|(&id, number)| lanes[id as usize % LANES] += number);
     lanes.iter().sum()
 }
 
-fn add_to_lanes(lanes: &mut [f64; LANES], numbers: &[f64]) {
+/// The sum of the numbers of the first tokens of a chunk.
+fn sum_of_first(numbers: &[f64]) -> f64 {
+    let mut lanes = [0.0; LANES];
     let (whole, rest) = numbers.as_chunks::<LANES>();
     for some in whole {
         for i in 0..LANES {
@@ -309,6 +402,7 @@ fn add_to_lanes(lanes: &mut [f64; LANES], numbers: &[f64]) {
         }
     }
     lanes.iter_mut().zip(rest).for_each(|(lane, number)| *lane += number);
+    lanes.iter().sum()
 }
 
 /// The lowest id with the logit `max`.
@@ -316,19 +410,36 @@ fn arg_max(logits: &[f32], max: f32) -> u32 {
     (0u32..).zip(logits).find(|&(_, &logit)| logit == max).map_or(0, |(id, _)| id)
 }
 
-/// Draws from unnormalised `weights` by inverse CDF; the first id whose cumulative weight exceeds `u` of the total.
+/// Draws from unnormalised `weights`, ascending by id, by inverse CDF: the first id whose cumulative weight exceeds `u` of
+/// the total.
 ///
 /// Never draws a weight of zero while another is positive.
-pub fn inverse_cdf(weights: impl Iterator<Item = (u32, f64)> + Clone, u: f64) -> u32 {
-    let total = weights.clone().map(|(_, weight)| weight).sum::<f64>();
-    walk(weights, u * total)
+pub fn inverse_cdf(weights: impl IntoIterator<Item = (u32, f64)>, u: f64) -> u32 {
+    let (ids, weights): (Vec<_>, Vec<_>) = weights.into_iter().unzip();
+    draw(&ids, &weights, u)
 }
 
-/// The first id whose cumulative weight exceeds `target`.
-fn walk(weights: impl Iterator<Item = (u32, f64)>, target: f64) -> u32 {
-    let mut cumulative = 0.0;
+/// See [`inverse_cdf`]. Cumulative weights are the sums of the chunks before, then one token after the other.
+fn draw(ids: &[u32], weights: &[f64], u: f64) -> u32 {
+    let target = u * sum(ids, weights);
+    let mut before = 0.0;
+    for chunk in chunks(ids) {
+        let (ids, weights) = (&ids[chunk.clone()], &weights[chunk]);
+        let through = before + sum_of_chunk(ids, weights);
+        if through > target {
+            return walk(ids, weights, before, target);
+        }
+        before = through;
+    }
+    // There is no number between the target and the total.
+    walk(ids, weights, 0.0, f64::INFINITY)
+}
+
+/// The first id whose weight and those before it and the weight `before` exceed `target`.
+fn walk(ids: &[u32], weights: &[f64], before: f64, target: f64) -> u32 {
+    let mut cumulative = before;
     let mut last_possible = 0;
-    for (id, weight) in weights {
+    for (&id, &weight) in ids.iter().zip(weights) {
         cumulative += weight;
         if weight > 0.0 {
             if cumulative > target {
@@ -365,31 +476,47 @@ fn least_of_top_k(weights: &[f64], ordered: &mut Vec<f64>, k: usize) -> f64 {
     *ordered.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
 }
 
-/// Far more than what rounding adds up to in the cumulative sums of [`take_top_p`].
+/// Far more than what rounding adds up to in the cumulative sums of [`cut_to_top_p`].
 const ROUNDING: f64 = 1e-9;
 
-/// Tokens that [`take_top_p`] sorts at once.
+/// Tokens that [`cut_to_top_p`] sorts at once.
 const SORTED: usize = 64;
 
 /// Takes of the weights from `least` on the top-p, see [`Warp`], into `support`.
+fn take_top_p(support: &mut Vec<(u32, f64)>, (weights, least): (&[f64], f64), top_p: f64) {
+    let total = sum_from(least, weights);
+    let least = least.max(least_of_top_p(total, weights.len(), top_p));
+    support.clear();
+    support.extend((0u32..).zip(weights.iter().copied()).filter(|&(_, weight)| weight >= least && weight > 0.0));
+    cut_to_top_p(support, total, top_p);
+}
+
+/// The sum of the weights from `least` on.
+fn sum_from(least: f64, weights: &[f64]) -> f64 {
+    let sum_of_chunk = |weights: &[f64]| {
+        let mut lanes = [0.0; LANES];
+        for some in weights.chunks(LANES) {
+            for (lane, &weight) in lanes.iter_mut().zip(some) {
+                *lane += if weight >= least { weight } else { 0.0 };
+            }
+        }
+        lanes.iter().sum::<f64>()
+    };
+    weights.chunks(CHUNK).map(sum_of_chunk).sum()
+}
+
+/// A weight below which no token of `vocabulary` is in the top-p of the `total`: together these weigh at most half of what
+/// is left out, and nobody needs to sort them.
+fn least_of_top_p(total: f64, vocabulary: usize, top_p: f64) -> f64 {
+    let spare = 1.0 - top_p;
+    if spare > ROUNDING { 0.5 * spare * total / vocabulary as f64 } else { 0.0 }
+}
+
+/// Leaves of the `support`, ascending by id, the top-p of the `total`.
 ///
 /// Walks from the most probable token down, which is the ascending rule read backwards: a token stays while the mass at
 /// and below it is more than `1 - top_p`.
-fn take_top_p(support: &mut Vec<(u32, f64)>, (weights, mut least): (&[f64], f64), top_p: f64) {
-    let mut lanes = [0.0; LANES];
-    for some in weights.chunks(LANES) {
-        for (lane, &weight) in lanes.iter_mut().zip(some) {
-            *lane += if weight >= least { weight } else { 0.0 };
-        }
-    }
-    let total: f64 = lanes.iter().sum();
-    let spare = 1.0 - top_p;
-    if spare > ROUNDING {
-        // Together these weigh at most half of what is left out: nobody needs to sort them.
-        least = least.max(0.5 * spare * total / weights.len() as f64);
-    }
-    support.clear();
-    support.extend((0u32..).zip(weights.iter().copied()).filter(|&(_, weight)| weight >= least && weight > 0.0));
+fn cut_to_top_p(support: &mut Vec<(u32, f64)>, total: f64, top_p: f64) {
     if top_p >= 1.0 {
         return;
     }
@@ -518,7 +645,7 @@ mod tests {
 
         #[test]
         fn impossible_tokens_are_never_drawn(
-            weights in proptest::collection::vec(prop_oneof![Just(0.0), 1e-300f64..1.0], 1..50),
+            weights in proptest::collection::vec(prop_oneof![Just(0.0), 1e-300f64..1.0], 1..1500),
             u in 0f64..1.0,
         ) {
             prop_assume!(weights.iter().any(|&w| w > 0.0));
@@ -554,6 +681,61 @@ mod tests {
                 let found = probabilities_of(&ids, row, &warp).unwrap();
                 prop_assert_eq!(found.iter().map(|p| p.to_bits()).collect::<Vec<_>>(), expected);
             }
+        }
+    }
+
+    proptest! {
+        /// Chunks and lanes as the module has them, one number after the other.
+        #[test]
+        fn sums_go_by_chunk_and_lane(
+            tokens in proptest::collection::btree_map(0u32..3000, prop_oneof![Just(0.0), 0f64..1.0], 0..2500),
+            u in 0f64..1.0,
+        ) {
+            let mut chunks = vec![[0.0; 8]; 6];
+            tokens.iter().for_each(|(&id, weight)| chunks[id as usize / 512][id as usize % 8] += weight);
+            let chunks: Vec<f64> = chunks.iter().map(|lanes| lanes.iter().fold(0.0, |sum, lane| sum + lane)).collect();
+            let total = chunks.iter().fold(0.0, |sum, chunk| sum + chunk);
+            let (ids, weights): (Vec<u32>, Vec<f64>) = tokens.iter().unzip();
+            prop_assert_eq!(sum(&ids, &weights).to_bits(), total.to_bits());
+            let dense: Vec<f64> = (0..3000).map(|id| *tokens.get(&id).unwrap_or(&0.0)).collect();
+            prop_assert_eq!(sum_from(0.0, &dense).to_bits(), total.to_bits());
+            prop_assert_eq!(sum(&(0..3000).collect::<Vec<_>>(), &dense).to_bits(), total.to_bits());
+
+            prop_assume!(total > 0.0);
+            let (mut through, mut chunk) = (chunks[0], 0);
+            while through <= u * total {
+                chunk += 1;
+                through += chunks[chunk];
+            }
+            let mut cumulative = chunks[..chunk].iter().fold(0.0, |sum, chunk| sum + chunk);
+            let of_chunk = 512 * chunk as u32..512 * (chunk as u32 + 1);
+            let possible = tokens.range(of_chunk).filter(|&(_, &weight)| weight > 0.0);
+            let mut candidates = possible.clone().skip_while(|&(_, weight)| { cumulative += weight; cumulative <= u * total });
+            let expected = candidates.next().or(possible.clone().last()).map(|(&id, _)| id);
+            prop_assert_eq!(Some(inverse_cdf(tokens, u)), expected);
+        }
+
+        #[test]
+        fn the_tokens_that_matter_make_the_whole_distribution(
+            logits in proptest::collection::vec(prop_oneof![8 => -20f32..20.0, 1 => Just(3.0), 1 => Just(f32::NEG_INFINITY)], 1..1500),
+            temperature in prop_oneof![Just(1.0), 0.01f64..3.0],
+            top_p in prop_oneof![Just(1.0), 0.001f64..1.0],
+            top_k in prop_oneof![Just(0), 1..50_u32],
+        ) {
+            let warp = Warp::new(temperature, top_p, top_k).unwrap();
+            let Ok(whole) = Distribution::warped(&logits, &warp) else { return Ok(()) };
+            let max = checked_max(&logits).unwrap();
+            let mut weights = Vec::new();
+            let total = weigh(&logits, max, &warp, |some| weights.extend_from_slice(some));
+            let least = match top_k {
+                0 => warp.least_share(logits.len()) * total * 0.999,
+                k => least_of_top_k(&weights, &mut Vec::new(), k as usize),
+            };
+            let given: Vec<u32> = (0..logits.len() as u32).filter(|&id| weights[id as usize] >= least).collect();
+            let some: Vec<f32> = given.iter().map(|&id| logits[id as usize]).collect();
+            let sums = RowSums { max, total, vocabulary: logits.len() };
+            let mut warper = Warper::default();
+            prop_assert_eq!(warper.warp_some(&sums, (&given, &some), &warp), &whole);
         }
     }
 

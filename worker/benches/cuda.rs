@@ -7,6 +7,7 @@
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
+use cosec_worker::kernels::cpu::Cpu;
 use cosec_worker::kernels::cuda::{Buffer, Cuda, Matrix};
 use cosec_worker::kernels::{
     Activation, CacheFormat, CacheShape, Heads, Kernels, NormKind, NormWeights, Pairs, Place, RotaryLayout,
@@ -128,7 +129,7 @@ fn small(cuda: &Cuda, rows: usize) {
 
 fn main() {
     let began = Instant::now();
-    let cuda = Cuda::open(0).unwrap();
+    let cuda = Cuda::open(0, Cpu::default()).unwrap();
     println!("{}, opened in {:.1} s", cuda.name(), began.elapsed().as_secs_f64());
     for rows in [1, 32, 512] {
         small(&cuda, rows);

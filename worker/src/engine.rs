@@ -205,7 +205,7 @@ fn run(
             match inbox.recv_timeout(wait) {
                 Ok(Command::Submit(job)) => {
                     let now = Instant::now();
-                    scheduler.submit(job, now);
+                    scheduler.submit(job, now, &mut model);
                     if !is_gathering {
                         scheduler.begin_gathering(now);
                         is_gathering = true;

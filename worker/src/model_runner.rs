@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, ThreadId};
+use std::time::Duration;
 
 pub use self::device::DeviceChoice;
 use self::device::PlacedDecoder;
@@ -16,6 +17,7 @@ use crate::kernels::{CacheFormat, KernelError, Place};
 pub use crate::loader::lora::NamedAdapter;
 pub use crate::loader::plan::CacheSize;
 pub use crate::loader::{LoadError, Quantize};
+use crate::rows::{KeptRow, RowTask};
 
 mod device;
 
@@ -223,6 +225,39 @@ impl ModelRunner {
     /// # Errors
     /// [`ForwardError`].
     pub fn forward(&mut self, batch: &[BatchItem<'_>]) -> Result<Logits<'_>, ForwardError> {
+        let mut logits = std::mem::take(&mut self.logits);
+        let done = self.run(batch, |decoder, rows| decoder.forward(rows, &mut logits));
+        self.logits = logits;
+        done?;
+        Ok(Logits { values: &self.logits, vocabulary: self.description.vocabulary })
+    }
+
+    /// The same, but takes of wanted row i what `tasks[i]` wants. Returns how long that took after the forward pass.
+    ///
+    /// # Errors
+    /// [`ForwardError`].
+    pub fn forward_rows(
+        &mut self,
+        batch: &[BatchItem<'_>],
+        tasks: &mut [RowTask<'_>],
+    ) -> Result<Duration, ForwardError> {
+        self.run(batch, |decoder, rows| decoder.forward_rows(rows, tasks))
+    }
+
+    /// Takes what `task` wants of a row that was kept.
+    ///
+    /// # Errors
+    /// [`ForwardError::Kernel`].
+    pub fn read_kept(&mut self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), ForwardError> {
+        Ok(self.decoder.read_kept(row, task)?)
+    }
+
+    /// Calls `forward` with the checked rows of `batch`.
+    fn run<T>(
+        &mut self,
+        batch: &[BatchItem<'_>],
+        forward: impl FnOnce(&mut PlacedDecoder, &Batch<'_>) -> Result<T, KernelError>,
+    ) -> Result<T, ForwardError> {
         let mut rows = std::mem::take(&mut self.batch).reused();
         for (index, item) in batch.iter().enumerate() {
             self.check(item).map_err(|problem| ForwardError::InvalidItem { item: index, problem })?;
@@ -238,18 +273,11 @@ impl ModelRunner {
         }
         let caller = thread::current().id();
         if self.caller.replace(caller) != Some(caller) {
-            self.decoder.host().settle_caller();
+            self.decoder.settle_caller();
         }
-        let done = self.decoder.forward(&rows, &mut self.logits);
+        let done = forward(&mut self.decoder, &rows);
         self.batch = rows.reused();
-        done?;
-        Ok(Logits { values: &self.logits, vocabulary: self.description.vocabulary })
-    }
-
-    /// Shows row i of the last forward pass to `read` with `readers[i]`, on the threads of the model.
-    pub(crate) fn read_rows<R: Send>(&self, readers: &mut [R], read: impl Fn(&mut R, &[f32]) + Sync) {
-        let rows = Logits { values: &self.logits, vocabulary: self.description.vocabulary };
-        self.decoder.host().each(readers, |index, reader| read(reader, rows.row(index)));
+        Ok(done?)
     }
 
     fn check(&self, item: &BatchItem<'_>) -> Result<(), String> {

@@ -1,9 +1,15 @@
-//! From a row of logits to the view of it that was asked for.
+//! From a row of logits to what is wanted of it: views, a draw, the row itself for later.
+//!
+//! What is wanted is data, so that whoever has the logits takes it where they lie.
 
 use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cosec_proto::draw::{Distribution, InvalidLogits, Warp, Warper, probabilities_of};
 use half::f16;
+
+use crate::kernels::cuda;
 
 /// Which part of a distribution travels.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,25 +102,166 @@ impl View {
     }
 
     /// Takes this view of `row`.
-    ///
-    /// # Errors
-    /// [`InvalidLogits`] when the row makes no distribution, whatever the view.
-    pub fn of(&self, row: &mut Row<'_>) -> Result<Content, InvalidLogits> {
+    fn of(&self, row: &mut Row<'_>) -> Result<Content, InvalidLogits> {
         match self {
             Self::Gather { warp, ids } => Ok(Content::Gathered(row.gather(ids, warp)?)),
             Self::Nucleus { warp, cap } => Ok(nucleus(row.distribution(warp)?, *cap)),
             Self::Sample { warp, u } => {
-                let distribution = row.distribution(warp)?;
-                let id = distribution.sample(*u);
-                Ok(Content::Sampled { id, probability: distribution.probability(id) })
+                let (id, probability) = row.draw(warp, *u)?;
+                Ok(Content::Sampled { id, probability })
             }
             Self::Full(precision) => full(row.logits, *precision),
         }
     }
 }
 
+/// What is wanted of one row of logits.
+#[derive(Debug)]
+pub struct RowTask<'a> {
+    /// With the index under which each is answered.
+    pub views: &'a [(usize, View)],
+    /// A draw: from logits to a distribution, and the number in [0, 1) that it is drawn with.
+    pub draw: Option<(Warp, f64)>,
+    /// Whether the row is to stay.
+    pub keep: bool,
+    /// Where the answer goes; holds the one before.
+    pub found: &'a mut Found,
+}
+
+/// The answer to a [`RowTask`].
+#[derive(Debug, Default)]
+pub struct Found {
+    /// In the order of the views, with their indices.
+    pub contents: Vec<(usize, Content)>,
+    /// The token drawn and its probability.
+    pub drawn: Option<(u32, f64)>,
+    /// The row.
+    pub kept: Option<KeptRow>,
+    /// Why there is nothing else.
+    pub invalid: Option<InvalidLogits>,
+}
+
+impl Found {
+    /// Forgets everything but its memory.
+    pub fn clear(&mut self) {
+        self.contents.clear();
+        (self.drawn, self.kept, self.invalid) = (None, None, None);
+    }
+}
+
+impl RowTask<'_> {
+    /// Takes what is wanted of `logits`, `[vocabulary]`; a row that is to stay takes its memory from `spare`.
+    pub fn read(&mut self, logits: &[f32], spare: &Spare<Vec<f32>>) {
+        self.found.clear();
+        self.found.invalid = self.try_read(logits, spare).err();
+    }
+
+    fn try_read(&mut self, logits: &[f32], spare: &Spare<Vec<f32>>) -> Result<(), InvalidLogits> {
+        let Self { views, draw, keep, found } = self;
+        let same = |warp: &Warp| {
+            let drawn = draw.is_some_and(|(of_draw, _)| of_draw == *warp);
+            views.iter().filter(|(_, view)| view.warp() == Some(warp)).count() + usize::from(drawn)
+        };
+        WARPER.with_borrow_mut(|warper| {
+            let row = &mut Row { logits, warper, warped: None, views: &same };
+            for (index, view) in *views {
+                found.contents.push((*index, view.of(row)?));
+            }
+            found.drawn = draw.map(|(warp, u)| row.draw(&warp, u)).transpose()?;
+            Ok(())
+        })?;
+        found.kept = keep.then(|| KeptRow::of(logits, spare));
+        Ok(())
+    }
+}
+
+/// A row of logits that stays in the model's memory.
+#[derive(Debug)]
+pub struct KeptRow(Kept);
+
+#[derive(Debug)]
+enum Kept {
+    Here(Lent<Vec<f32>>),
+    OnGpu(Lent<cuda::Row>),
+}
+
+impl KeptRow {
+    fn of(logits: &[f32], spare: &Spare<Vec<f32>>) -> Self {
+        let mut row = spare.lend();
+        row.clear();
+        row.extend_from_slice(logits);
+        Self(Kept::Here(row))
+    }
+
+    pub(crate) fn on_gpu(row: Lent<cuda::Row>) -> Self {
+        Self(Kept::OnGpu(row))
+    }
+
+    /// The row; `None` when it does not lie in the host's memory.
+    #[must_use]
+    pub fn logits(&self) -> Option<&[f32]> {
+        match &self.0 {
+            Kept::Here(row) => Some(row),
+            Kept::OnGpu(_) => None,
+        }
+    }
+
+    /// The row; `None` when it does not lie on a GPU.
+    pub(crate) fn row_on_gpu(&self) -> Option<&cuda::Row> {
+        match &self.0 {
+            Kept::Here(_) => None,
+            Kept::OnGpu(row) => Some(row),
+        }
+    }
+}
+
+/// Memory that is kept although nobody needs it.
+const SPARE: usize = 64;
+
+/// Lends memory of rows and takes it back.
+#[derive(Clone, Debug, Default)]
+pub struct Spare<T>(Arc<Mutex<Vec<T>>>);
+
+impl<T: Default> Spare<T> {
+    /// What came back from a loan before; else something new.
+    pub(crate) fn lend(&self) -> Lent<T> {
+        let item = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        Lent { item, owner: Arc::clone(&self.0) }
+    }
+}
+
+/// On loan; goes back by drop.
+#[derive(Debug)]
+pub(crate) struct Lent<T: Default> {
+    item: T,
+    owner: Arc<Mutex<Vec<T>>>,
+}
+
+impl<T: Default> Deref for Lent<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.item
+    }
+}
+
+impl<T: Default> DerefMut for Lent<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.item
+    }
+}
+
+impl<T: Default> Drop for Lent<T> {
+    fn drop(&mut self) {
+        let mut spare = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE {
+            spare.push(std::mem::take(&mut self.item));
+        }
+    }
+}
+
 /// A row of logits `[vocabulary]` and the distribution that was last made of it.
-pub struct Row<'a> {
+struct Row<'a> {
     logits: &'a [f32],
     warper: &'a mut Warper,
     warped: Option<Warp>,
@@ -128,16 +275,8 @@ thread_local! {
 }
 
 impl Row<'_> {
-    /// Lets `read` take views of `logits`; `views` says how many distributions under a warp it will ask for.
-    pub fn with<T>(logits: &[f32], views: impl Fn(&Warp) -> usize, read: impl FnOnce(&mut Row<'_>) -> T) -> T {
-        WARPER.with_borrow_mut(|warper| read(&mut Row { logits, warper, warped: None, views: &views }))
-    }
-
     /// The row under `warp`; made once for views of the same warp in a row.
-    ///
-    /// # Errors
-    /// [`InvalidLogits`].
-    pub fn distribution(&mut self, warp: &Warp) -> Result<&Distribution, InvalidLogits> {
+    fn distribution(&mut self, warp: &Warp) -> Result<&Distribution, InvalidLogits> {
         if self.warped != Some(*warp) {
             self.warped = None;
             self.warper.warp(self.logits, warp)?;
@@ -153,9 +292,17 @@ impl Row<'_> {
         let distribution = self.distribution(warp)?;
         Ok(ids.iter().map(|&id| distribution.probability(id)).collect())
     }
+
+    /// The token that belongs to `u`, and its probability.
+    fn draw(&mut self, warp: &Warp, u: f64) -> Result<(u32, f64), InvalidLogits> {
+        let distribution = self.distribution(warp)?;
+        let id = distribution.sample(u);
+        Ok((id, distribution.probability(id)))
+    }
 }
 
-fn nucleus(distribution: &Distribution, cap: usize) -> Content {
+/// The likeliest `cap` tokens.
+pub(crate) fn nucleus(distribution: &Distribution, cap: usize) -> Content {
     let mut survivors: Vec<(u32, f64)> = distribution.iter().collect();
     let complete = survivors.len() <= cap;
     if !complete {
@@ -188,7 +335,10 @@ mod tests {
     use super::*;
 
     fn of(view: &View, logits: &[f32]) -> Result<Content, InvalidLogits> {
-        Row::with(logits, |_| 1, |row| view.of(row))
+        let mut found = Found::default();
+        let views = &[(7, view.clone())];
+        RowTask { views, draw: None, keep: false, found: &mut found }.read(logits, &Spare::default());
+        found.invalid.map_or_else(|| Ok(found.contents.remove(0).1), Err)
     }
 
     const LOGITS: [f32; 6] = [1.0, 3.0, -2.0, 3.0, f32::NEG_INFINITY, 0.5];
@@ -225,6 +375,24 @@ mod tests {
             let expected = Content::Sampled { id, probability: distribution.probability(id) };
             assert_eq!(of(&View::Sample { warp, u }, &LOGITS).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn a_row_is_drawn_from_and_kept_and_its_memory_comes_back() {
+        let (spare, warp) = (Spare::default(), Warp::new(0.7, 0.9, 0).unwrap());
+        let distribution = Distribution::warped(&LOGITS, &warp).unwrap();
+        let (mut first, mut again) = (Found::default(), Found::default());
+        RowTask { views: &[], draw: Some((warp, 0.4)), keep: true, found: &mut first }.read(&LOGITS, &spare);
+        let id = distribution.sample(0.4);
+        assert_eq!(first.drawn, Some((id, distribution.probability(id))));
+        let kept = first.kept.take().unwrap();
+        let mut task = RowTask { views: &[], draw: Some((warp, 0.4)), keep: false, found: &mut again };
+        task.read(kept.logits().unwrap(), &spare);
+        assert_eq!((again.drawn, again.kept.is_some()), (first.drawn, false));
+        drop(kept);
+        assert!(spare.lend().capacity() >= LOGITS.len());
+        RowTask { views: &[], draw: Some((warp, 0.4)), keep: true, found: &mut first }.read(&[f32::NAN], &spare);
+        assert!(first.invalid.is_some() && first.drawn.is_none() && first.kept.is_none());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Embed, blocks, norm, head.
 
+use std::time::Duration;
+
 use super::attention::Attention;
 use super::growing::Growing;
 use super::linear::{Linear, Rows, Site, Stored};
@@ -9,6 +11,7 @@ use super::norm::Norm;
 use crate::families::{DecoderSpec, Family, Mlp, Positions, Residual};
 use crate::kernels::{CacheShape, KernelError, Kernels, Place};
 use crate::loader::{LoadError, Weights};
+use crate::rows::RowTask;
 
 /// Rows of several sequences, one behind the other.
 #[derive(Clone, Debug, Default)]
@@ -137,8 +140,24 @@ impl<K: Kernels> Decoder<K> {
     /// # Errors
     /// [`KernelError`]; what the cache holds at the batch's places is then undefined.
     pub fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<(), KernelError> {
+        logits.resize(batch.wanted.len() * self.spec.vocabulary, 0.0);
+        self.run(batch)?;
+        self.kernels.read(self.workspace.logits.buffer(), logits)
+    }
+
+    /// The same, but takes of the logits of wanted row i what `tasks[i]` wants; see [`Kernels::read_rows`].
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_rows(&mut self, batch: &Batch<'_>, tasks: &mut [RowTask<'_>]) -> Result<Duration, KernelError> {
+        self.run(batch)?;
+        // Without any it waits, too: what failed concerns this batch and not the next one.
+        self.kernels.read_rows(self.workspace.logits.buffer(), self.spec.vocabulary, tasks)
+    }
+
+    /// Leaves the wanted rows' logits in the workspace.
+    fn run(&mut self, batch: &Batch<'_>) -> Result<(), KernelError> {
         if batch.tokens.is_empty() {
-            logits.clear();
             return Ok(());
         }
         self.workspace.reserve(&self.kernels, &self.spec, batch.tokens.len())?;
@@ -146,7 +165,7 @@ impl<K: Kernels> Decoder<K> {
         for layer in 0..self.blocks.len() {
             self.block(layer, batch)?;
         }
-        self.head(batch, logits)
+        self.head(batch)
     }
 
     fn embed(&mut self, batch: &Batch<'_>) -> Result<(), KernelError> {
@@ -192,13 +211,11 @@ impl<K: Kernels> Decoder<K> {
         block.mlp.forward(kernels, batch.rows(), workspace)
     }
 
-    fn head(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<(), KernelError> {
+    fn head(&mut self, batch: &Batch<'_>) -> Result<(), KernelError> {
         let rows = batch.wanted.len();
         let Workspace { stream, normed, branch, logits: out, scratch, .. } = &mut self.workspace;
-        logits.resize(rows * self.spec.vocabulary, 0.0);
         if rows == 0 {
-            // Waits, too: what failed concerns this batch and not the next one.
-            return self.kernels.read(stream, logits);
+            return Ok(());
         }
         let out = out.reserve(&self.kernels, rows * self.spec.vocabulary)?;
         self.kernels.select(stream, self.spec.hidden, &batch.wanted, branch);
@@ -210,7 +227,7 @@ impl<K: Kernels> Decoder<K> {
                 updates.apply(&self.kernels, batch.wanted_rows(), normed, out, scratch)?;
             }
         }
-        self.kernels.read(out, logits)
+        Ok(())
     }
 }
 

@@ -13,6 +13,11 @@ impl<K: Kernels> Growing<K> {
         Ok(Self { buffer: kernels.buffer(0)?, elements: 0 })
     }
 
+    /// The buffer as it is.
+    pub(super) fn buffer(&self) -> &K::Buffer {
+        &self.buffer
+    }
+
     /// The buffer, with room for `elements`; what it held is lost when it grows.
     pub(super) fn reserve(&mut self, kernels: &K, elements: usize) -> Result<&mut K::Buffer, KernelError> {
         if elements > self.elements {

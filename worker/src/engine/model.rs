@@ -1,23 +1,27 @@
 //! What the engine needs of a model.
 
-use crate::model_runner::{BatchItem, ForwardError, ModelDescription, ModelRunner};
+use std::time::Duration;
 
-/// A model with a paged KV cache: one batch in, logits out.
+use crate::model_runner::{BatchItem, ForwardError, ModelDescription, ModelRunner};
+use crate::rows::{KeptRow, RowTask};
+
+/// A model with a paged KV cache: one batch in, and out what is wanted of its logits.
 pub trait Model: Send + 'static {
     /// What the model is.
     fn description(&self) -> &ModelDescription;
 
-    /// Caches the tokens of `batch` and shows row i of the wanted rows of logits, `[vocabulary]` each, in the order of the
-    /// items, then of their rows, to `read` with `readers[i]`; on as many threads as there are.
+    /// Caches the tokens of `batch` and takes of row i of the wanted rows of logits what `tasks[i]` wants, in the order of
+    /// the items, then of their rows. Returns how much of the time went into the rows.
     ///
     /// # Errors
     /// [`ForwardError`]; then the cache of the batch's new tokens is undefined and that of all others as it was.
-    fn forward<R: Send>(
-        &mut self,
-        batch: &[BatchItem<'_>],
-        readers: &mut [R],
-        read: impl Fn(&mut R, &[f32]) + Sync,
-    ) -> Result<(), ForwardError>;
+    fn forward(&mut self, batch: &[BatchItem<'_>], tasks: &mut [RowTask<'_>]) -> Result<Duration, ForwardError>;
+
+    /// Takes what `task` wants of a row that was kept.
+    ///
+    /// # Errors
+    /// [`ForwardError::Kernel`].
+    fn read_kept(&mut self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), ForwardError>;
 }
 
 impl Model for ModelRunner {
@@ -25,14 +29,11 @@ impl Model for ModelRunner {
         self.description()
     }
 
-    fn forward<R: Send>(
-        &mut self,
-        batch: &[BatchItem<'_>],
-        readers: &mut [R],
-        read: impl Fn(&mut R, &[f32]) + Sync,
-    ) -> Result<(), ForwardError> {
-        self.forward(batch)?;
-        self.read_rows(readers, read);
-        Ok(())
+    fn forward(&mut self, batch: &[BatchItem<'_>], tasks: &mut [RowTask<'_>]) -> Result<Duration, ForwardError> {
+        self.forward_rows(batch, tasks)
+    }
+
+    fn read_kept(&mut self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), ForwardError> {
+        self.read_kept(row, task)
     }
 }

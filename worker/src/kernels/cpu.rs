@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use half::{bf16, f16};
@@ -17,6 +18,7 @@ use super::{
     blocks,
 };
 use crate::cpu_set::CpuSet;
+use crate::rows::{RowTask, Spare};
 
 mod activations;
 mod attention;
@@ -39,6 +41,8 @@ pub struct Cpu {
     threads: Threads,
     /// Packed rows of the product under way.
     words: Mutex<Vec<u32>>,
+    /// Of rows that were kept.
+    spare_rows: Spare<Vec<f32>>,
 }
 
 impl Default for Cpu {
@@ -86,7 +90,7 @@ impl Cpu {
     }
 
     fn with(instructions: InstructionSet, threads: Threads) -> Self {
-        Self { instructions, threads, words: Mutex::default() }
+        Self { instructions, threads, words: Mutex::default(), spare_rows: Spare::default() }
     }
 }
 
@@ -234,6 +238,17 @@ impl Kernels for Cpu {
             let x = &mut x[row * width..][columns.clone()];
             x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
         }
+    }
+
+    fn read_rows(
+        &self,
+        logits: &Vec<f32>,
+        vocabulary: usize,
+        tasks: &mut [RowTask<'_>],
+    ) -> Result<Duration, KernelError> {
+        let began = Instant::now();
+        self.each(tasks, |row, task| task.read(&logits[row * vocabulary..][..vocabulary], &self.spare_rows));
+        Ok(began.elapsed())
     }
 }
 

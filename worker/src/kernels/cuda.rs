@@ -11,6 +11,7 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::time::Duration;
 
 use candle_core::Tensor;
 use cudarc::driver::CudaSlice;
@@ -20,15 +21,21 @@ use self::gpu::{Address, Gpu, Size};
 pub use self::matrix::Matrix;
 use self::matrix::{Product, Rounding};
 use self::program::Program;
+use self::reader::Reader;
+pub(crate) use self::reader::Row;
+use super::cpu::Cpu;
 use super::{
     Activation, CacheFormat, CacheShape, Heads, KernelError, Kernels, NormKind, NormWeights, Pairs, Place,
     RotaryLayout, WeightFormat,
 };
+use crate::rows::{KeptRow, RowTask};
 
 mod attention;
 mod gpu;
 mod matrix;
 pub mod program;
+mod reader;
+mod rows;
 
 /// As `elementwise.cu` has it.
 const NORM_THREADS: u32 = 512;
@@ -40,6 +47,7 @@ pub struct Cuda {
     /// What most of the matrices want activations rounded to.
     rounding: RefCell<Rounding>,
     scratch: RefCell<Scratch>,
+    reader: RefCell<Reader>,
 }
 
 /// Memory of operations, as large as it ever had to be.
@@ -78,12 +86,18 @@ pub struct Cache {
 }
 
 impl Cuda {
-    /// The GPU of this number, as CUDA counts them.
+    /// The GPU of this number, as CUDA counts them; what is wanted of its logits is finished on the threads of `host`.
     ///
     /// # Errors
     /// [`KernelError::Device`] without driver, NVRTC or such a GPU, or when the GPU is too old.
-    pub fn open(number: usize) -> Result<Self, KernelError> {
-        Ok(Self { gpu: Gpu::open(number)?, rounding: RefCell::default(), scratch: RefCell::default() })
+    pub fn open(number: usize, host: Cpu) -> Result<Self, KernelError> {
+        let (gpu, reader) = (Gpu::open(number)?, RefCell::new(Reader::new(host)));
+        Ok(Self { gpu, rounding: RefCell::default(), scratch: RefCell::default(), reader })
+    }
+
+    /// Pins the calling thread; see [`Cpu::settle_caller`].
+    pub fn settle_caller(&self) {
+        self.reader.borrow().host().settle_caller();
     }
 
     /// Name and compute capability.
@@ -382,6 +396,25 @@ impl Kernels for Cuda {
             self.gpu.launch("add_rows", Size::rows(rows.len(), 256), &arguments);
             Ok(())
         });
+    }
+
+    fn read_rows(
+        &self,
+        logits: &Buffer,
+        vocabulary: usize,
+        tasks: &mut [RowTask<'_>],
+    ) -> Result<Duration, KernelError> {
+        // As in `read`.
+        self.scratch.borrow_mut().prepared = None;
+        self.reader.borrow_mut().read(&self.gpu, self.at(logits), vocabulary, tasks)
+    }
+
+    fn read_kept(&self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), KernelError> {
+        let Some(Some(row)) = row.row_on_gpu() else {
+            return Err(KernelError::Device("the row was kept elsewhere".to_owned()));
+        };
+        let tasks = std::slice::from_mut(task);
+        self.reader.borrow_mut().read(&self.gpu, self.gpu.address(row), row.len(), tasks).map(drop)
     }
 }
 

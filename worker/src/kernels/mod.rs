@@ -8,8 +8,11 @@
 //! cache blocks of its sequence lie.
 
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use candle_core::{DType, Tensor};
+
+use crate::rows::{KeptRow, RowTask, Spare};
 
 mod blocks;
 pub(crate) use blocks::quantise;
@@ -166,6 +169,34 @@ pub trait Kernels {
 
     /// `x[rows[i]][columns] += y[i]` for rows of `x` of `width`, each named once.
     fn add_rows(&self, x: &mut Self::Buffer, width: usize, rows: &[usize], columns: Range<usize>, y: &Self::Buffer);
+
+    /// Waits for `logits`, `[tasks][vocabulary]`, and takes of row i what `tasks[i]` wants, with the bits that
+    /// [`RowTask::read`] has. Returns how long that took after the logits were there.
+    ///
+    /// # Errors
+    /// [`KernelError::Device`] for whatever failed since the last call.
+    fn read_rows(
+        &self,
+        logits: &Self::Buffer,
+        vocabulary: usize,
+        tasks: &mut [RowTask<'_>],
+    ) -> Result<Duration, KernelError> {
+        let mut values = vec![0.0; tasks.len() * vocabulary];
+        self.read(logits, &mut values)?;
+        let (began, spare) = (Instant::now(), Spare::default());
+        tasks.iter_mut().zip(values.chunks_exact(vocabulary)).for_each(|(task, row)| task.read(row, &spare));
+        Ok(began.elapsed())
+    }
+
+    /// Takes what `task` wants of a row that [`Self::read_rows`] kept.
+    ///
+    /// # Errors
+    /// [`KernelError::Device`].
+    fn read_kept(&self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), KernelError> {
+        let logits = row.logits().ok_or_else(|| KernelError::Device("the row was kept elsewhere".to_owned()))?;
+        task.read(logits, &Spare::default());
+        Ok(())
+    }
 }
 
 /// How a device stores weights.

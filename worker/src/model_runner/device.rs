@@ -3,15 +3,18 @@
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
+use cosec_proto::draw::Warp;
 use serde::{Deserialize, Serialize};
 
 use super::{LoadError, LoadOptions, ModelDescription};
 use crate::decoder::{Batch, Decoder};
 use crate::kernels::cpu::Cpu;
 use crate::kernels::cuda::Cuda;
-use crate::kernels::{CacheShape, KernelError, Place};
+use crate::kernels::{CacheShape, KernelError, Kernels, Place};
 use crate::loader;
+use crate::rows::{Found, KeptRow, RowTask};
 
 /// Where the forward pass runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,11 +81,7 @@ impl From<DeviceChoice> for String {
 /// A decoder on the device that was chosen.
 pub(super) enum PlacedDecoder {
     Cpu(Box<Decoder<Cpu>>),
-    /// Rows that came from the GPU are read on the threads of `host`.
-    Cuda {
-        decoder: Box<Decoder<Cuda>>,
-        host: Cpu,
-    },
+    Cuda(Box<Decoder<Cuda>>),
 }
 
 impl PlacedDecoder {
@@ -92,37 +91,59 @@ impl PlacedDecoder {
             let (decoder, description) = loader::load(path, options, host)?;
             return Ok((Self::Cpu(Box::new(decoder)), description));
         };
-        let gpu = Cuda::open(number)
+        let gpu = Cuda::open(number, host)
             .map_err(|cause| LoadError::Device { device: options.device, cause: cause.to_string() })?;
         tracing::info!(device = %options.device, name = gpu.name(), "GPU");
         let (mut decoder, description) = loader::load(path, options, gpu)?;
         // What the GPU cannot do shows now and not in the first request.
         let place = Place { position: 0, blocks: &[0] };
         let batch = Batch { tokens: vec![0], places: vec![place], wanted: vec![0], ..Batch::default() };
-        decoder.forward(&batch, &mut Vec::new())?;
-        Ok((Self::Cuda { decoder: Box::new(decoder), host }, description))
+        let mut found = Found::default();
+        let draw = Some((Warp::RAW, 0.5));
+        decoder.forward_rows(&batch, &mut [RowTask { views: &[], draw, keep: true, found: &mut found }])?;
+        Ok((Self::Cuda(Box::new(decoder)), description))
     }
 
     /// As [`Decoder::forward`].
     pub(super) fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<(), KernelError> {
         match self {
             Self::Cpu(decoder) => decoder.forward(batch, logits),
-            Self::Cuda { decoder, .. } => decoder.forward(batch, logits),
+            Self::Cuda(decoder) => decoder.forward(batch, logits),
+        }
+    }
+
+    /// As [`Decoder::forward_rows`].
+    pub(super) fn forward_rows(
+        &mut self,
+        batch: &Batch<'_>,
+        tasks: &mut [RowTask<'_>],
+    ) -> Result<Duration, KernelError> {
+        match self {
+            Self::Cpu(decoder) => decoder.forward_rows(batch, tasks),
+            Self::Cuda(decoder) => decoder.forward_rows(batch, tasks),
+        }
+    }
+
+    /// As [`Kernels::read_kept`].
+    pub(super) fn read_kept(&self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), KernelError> {
+        match self {
+            Self::Cpu(decoder) => decoder.kernels().read_kept(row, task),
+            Self::Cuda(decoder) => decoder.kernels().read_kept(row, task),
         }
     }
 
     pub(super) fn cache_shape(&self) -> CacheShape {
         match self {
             Self::Cpu(decoder) => decoder.cache_shape(),
-            Self::Cuda { decoder, .. } => decoder.cache_shape(),
+            Self::Cuda(decoder) => decoder.cache_shape(),
         }
     }
 
-    /// The threads for what is done with logits.
-    pub(super) fn host(&self) -> &Cpu {
+    /// Pins the calling thread, where the threads that it hands work to are pinned.
+    pub(super) fn settle_caller(&self) {
         match self {
-            Self::Cpu(decoder) => decoder.kernels(),
-            Self::Cuda { host, .. } => host,
+            Self::Cpu(decoder) => decoder.kernels().settle_caller(),
+            Self::Cuda(decoder) => decoder.kernels().settle_caller(),
         }
     }
 }

@@ -8,6 +8,7 @@ use super::fairness::Party;
 use super::job::Job;
 use super::request_queue::JobId;
 use super::start::Start;
+use crate::engine::Model;
 
 /// The tokens of one job that ride in a forward pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,14 +79,14 @@ impl Scheduler {
     /// Short operations come first and may take three quarters of the token budget; the rest goes to whatever is left, so
     /// neither a prompt nor a crowd of short operations stops the others. Within both, the party that has been served the
     /// fewest tokens is next; one that is ahead by a whole pass has no short operations first.
-    pub(crate) fn plan(&mut self, now: Instant) -> Plan {
+    pub(crate) fn plan(&mut self, now: Instant, model: &mut impl Model) -> Plan {
         let mut plan = std::mem::take(&mut self.plan);
         loop {
             plan.slices.clear();
             (plan.tokens, plan.rows, plan.answered) = (self.options.step_tokens, self.step_rows, false);
             self.gather(&mut plan);
-            self.fill(&mut plan, Which::Short { reserve: self.options.step_tokens / 4 }, now);
-            self.fill(&mut plan, Which::All, now);
+            self.fill(&mut plan, Which::Short { reserve: self.options.step_tokens / 4 }, now, model);
+            self.fill(&mut plan, Which::All, now, model);
             let left = |turns: &&Turns| {
                 turns.is_left || plan.candidates[turns.next..turns.end].iter().any(Candidate::is_left)
             };
@@ -133,7 +134,7 @@ impl Scheduler {
     }
 
     /// Adds slices while there is room.
-    fn fill(&mut self, plan: &mut Plan, which: Which, now: Instant) {
+    fn fill(&mut self, plan: &mut Plan, which: Which, now: Instant, model: &mut impl Model) {
         let reserve = match which {
             Which::Short { reserve } => reserve,
             Which::All => 0,
@@ -151,7 +152,7 @@ impl Scheduler {
             let Some(turns) = waiting.min_by_key(order) else { return };
             let candidate = &mut candidates[turns.next];
             turns.next += 1;
-            let Some(job) = self.ready(candidate, which, now, answered) else { continue };
+            let Some(job) = self.ready(candidate, which, now, answered, model) else { continue };
             let Some(running) = self.queue.get(job) else { continue };
             if let Some((tokens, rows)) = running.next_slice(plan.tokens - reserve, plan.rows) {
                 candidate.is_planned = true;
@@ -165,7 +166,14 @@ impl Scheduler {
     }
 
     /// The job that runs for `candidate`: what is answered at once makes way for the next operation of its session.
-    fn ready(&mut self, candidate: &Candidate, which: Which, now: Instant, answered: &mut bool) -> Option<JobId> {
+    fn ready(
+        &mut self,
+        candidate: &Candidate,
+        which: Which,
+        now: Instant,
+        answered: &mut bool,
+        model: &mut impl Model,
+    ) -> Option<JobId> {
         let mut id = candidate.job;
         loop {
             let job = self.queue.get(id).filter(|job| !candidate.is_planned && allowed(job, which))?;
@@ -173,7 +181,7 @@ impl Scheduler {
             if job.runs() {
                 return Some(id);
             }
-            match self.start(id, now) {
+            match self.start(id, now, model) {
                 Start::Begun => return Some(id),
                 Start::Waits => return None,
                 Start::Answered => *answered = true,

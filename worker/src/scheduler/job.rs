@@ -4,13 +4,13 @@ use std::ops::Range;
 use std::time::Instant;
 
 use cosec_proto::SessionId;
-use cosec_proto::draw::{InvalidLogits, Purpose, Warp};
+use cosec_proto::draw::Purpose;
 
 use super::fairness::Party;
 use super::request_queue::JobId;
-use crate::engine::operation::{Effort, Operation, Outcome, RowRequest, Work};
+use crate::engine::operation::{Effort, Operation, Outcome, Work};
 use crate::kv_cache::PrefixHash;
-use crate::rows::{Content, Row};
+use crate::rows::{Content, Found, KeptRow, RowTask, View};
 
 /// Most tokens of an operation that is served ahead of longer ones: a decode step or a block of drafts, not a prompt.
 pub(crate) const SHORT_TOKENS: usize = 64;
@@ -33,14 +33,16 @@ pub(crate) struct Job {
     /// How many of them the caller gave.
     given: usize,
     fed: usize,
-    /// Indices of the row requests, ascending by offset.
-    by_offset: Vec<usize>,
+    /// Behind `at`, of the row of each of the views; ascending.
+    offsets: Vec<usize>,
+    /// What is asked of the rows, with the index of the request.
+    views: Vec<(usize, View)>,
     /// Offset and content, in the order of the requests.
     contents: Vec<(usize, Content)>,
     ids: Vec<u32>,
     probabilities: Vec<f64>,
     /// The row behind the last token fed.
-    last_row: Vec<f32>,
+    last_row: Option<KeptRow>,
     pub(crate) first_pass: Option<Instant>,
     pub(crate) effort: Effort,
 }
@@ -55,35 +57,17 @@ pub(crate) enum Stage {
     },
 }
 
-/// What one row of logits means to a job.
-#[derive(Debug, Default)]
-pub(crate) struct Reading {
-    pub(crate) job: JobId,
-    /// Of the row, behind `at`.
-    pub(crate) offset: usize,
-    contents: Vec<(usize, Content)>,
-    drawn: Option<(u32, f64)>,
-    /// Memory for the row, where it has to be kept.
-    pub(crate) row: Option<Vec<f32>>,
-    pub(crate) invalid: Option<InvalidLogits>,
-}
-
-impl Reading {
-    /// Is to read the row behind the first `offset` tokens of `job`.
-    pub(crate) fn begin(&mut self, job: JobId, offset: usize) {
-        (self.job, self.offset, self.drawn, self.invalid) = (job, offset, None, None);
-        self.contents.clear();
-    }
-}
-
 impl Job {
     pub(crate) fn new(mut operation: Operation) -> Self {
-        let blank = |request: &RowRequest| (request.offset, Content::Gathered(Vec::new()));
-        let (tokens, contents, k): (_, Vec<_>, _) = match &mut operation.work {
-            Work::Extend { tokens, rows, .. } => (std::mem::take(tokens), rows.iter().map(blank).collect(), 0),
-            Work::Draft { tokens, rows, k, .. } => (std::mem::take(tokens), rows.iter().map(blank).collect(), *k),
+        let (tokens, rows, k) = match &mut operation.work {
+            Work::Extend { tokens, rows, .. } => (std::mem::take(tokens), std::mem::take(rows), 0),
+            Work::Draft { tokens, rows, k, .. } => (std::mem::take(tokens), std::mem::take(rows), *k),
             Work::Release => (Vec::new(), Vec::new(), 0),
         };
+        let drawn_behind = if let Work::Draft { .. } = operation.work { tokens.len() } else { 0 };
+        let contents = rows.iter().map(|row| (row.offset, Content::Gathered(Vec::new()))).collect();
+        let mut views: Vec<_> = rows.into_iter().enumerate().collect();
+        views.sort_by_key(|(_, row)| row.offset);
         let mut job = Self {
             operation,
             arrival: 0,
@@ -94,18 +78,16 @@ impl Job {
             given: tokens.len(),
             tokens,
             fed: 0,
-            by_offset: (0..contents.len()).collect(),
+            offsets: views.iter().map(|(_, row)| drawn_behind + row.offset).collect(),
+            views: views.into_iter().map(|(index, row)| (index, row.view)).collect(),
             contents,
             ids: Vec::with_capacity(k),
             probabilities: Vec::with_capacity(k),
-            last_row: Vec::new(),
+            last_row: None,
             first_pass: None,
             effort: Effort::default(),
         };
         job.tokens.reserve_exact(k);
-        let mut by_offset = std::mem::take(&mut job.by_offset);
-        by_offset.sort_by_key(|&index| job.offset(index));
-        job.by_offset = by_offset;
         job
     }
 
@@ -124,19 +106,6 @@ impl Job {
             Work::Extend { at, .. } | Work::Draft { at, .. } => at,
             Work::Release => 0,
         }
-    }
-
-    fn requests(&self) -> &[RowRequest] {
-        match &self.operation.work {
-            Work::Extend { rows, .. } | Work::Draft { rows, .. } => rows,
-            Work::Release => &[],
-        }
-    }
-
-    /// Offset of request `index` behind `at`.
-    fn offset(&self, index: usize) -> usize {
-        let drawn_behind = if let Work::Draft { .. } = self.operation.work { self.given } else { 0 };
-        drawn_behind + self.requests()[index].offset
     }
 
     /// Tokens to draw.
@@ -170,7 +139,7 @@ impl Job {
     /// Whether it reads the row behind the token before `at`.
     pub(crate) fn needs_kept_row(&self) -> bool {
         match self.operation.work {
-            Work::Extend { .. } => self.by_offset.first().is_some_and(|&index| self.offset(index) == 0),
+            Work::Extend { .. } => self.offsets.first() == Some(&0),
             Work::Draft { .. } => self.given == 0,
             Work::Release => false,
         }
@@ -187,7 +156,7 @@ impl Job {
 
     /// The tokens whose keys and values may come from elsewhere: those before the first row that it reads.
     pub(crate) fn shareable(&self) -> &[u32] {
-        let asked = self.by_offset.iter().map(|&index| self.offset(index)).find(|&offset| offset > 0);
+        let asked = self.offsets.iter().copied().find(|&offset| offset > 0);
         // The last row is always kept.
         let first_row = asked.unwrap_or(self.given).min(self.given);
         &self.tokens[..first_row.saturating_sub(1)]
@@ -224,19 +193,22 @@ impl Job {
     /// Which rows behind the next `count` tokens are wanted, as one range of indices into them.
     fn wanted(&self, count: usize) -> Range<usize> {
         let fed = self.fed;
-        let offset = |&index: &usize| self.offset(index);
-        let from = self.by_offset.partition_point(|index| offset(index) <= fed);
-        let to = self.by_offset.partition_point(|index| offset(index) <= fed + count);
-        let asked = &self.by_offset[from..to];
-        let last = if self.ends_at(fed + count) { Some(fed + count) } else { asked.last().map(offset) };
+        let asked = &self.offsets[self.asked(fed + 1..fed + count + 1)];
+        let last = if self.ends_at(fed + count) { Some(fed + count) } else { asked.last().copied() };
         match last {
-            Some(last) if count > 0 => asked.first().map_or(last, offset) - fed - 1..last - fed,
+            Some(last) if count > 0 => asked.first().copied().unwrap_or(last) - fed - 1..last - fed,
             _ => 0..0,
         }
     }
 
+    /// Which of the views are of rows in `offsets`.
+    fn asked(&self, offsets: Range<usize>) -> Range<usize> {
+        let before = |end: usize| self.offsets.partition_point(|&offset| offset < end);
+        before(offsets.start)..before(offsets.end)
+    }
+
     /// Whether the row `offset` is the one behind the last token known.
-    pub(crate) fn ends_at(&self, offset: usize) -> bool {
+    fn ends_at(&self, offset: usize) -> bool {
         offset == self.tokens.len()
     }
 
@@ -245,58 +217,35 @@ impl Job {
         self.fed + 1
     }
 
-    /// Takes from the row of `reading` what the operation wants of it.
-    pub(crate) fn read(&self, reading: &mut Reading, logits: &[f32]) {
-        reading.invalid = self.try_read(reading, logits).err();
-    }
-
-    fn try_read(&self, reading: &mut Reading, logits: &[f32]) -> Result<(), InvalidLogits> {
-        let offset = reading.offset;
-        let from = self.by_offset.partition_point(|&index| self.offset(index) < offset);
-        let to = self.by_offset.partition_point(|&index| self.offset(index) <= offset);
-        let asked = &self.by_offset[from..to];
-        let drafts = self.ends_at(offset) && matches!(self.operation.work, Work::Draft { .. });
-        let views = |warp: &Warp| {
-            let same = asked.iter().filter(|&&index| self.requests()[index].view.warp() == Some(warp));
-            same.count() + usize::from(drafts)
+    /// What the operation wants of the row `offset`; the last row is to stay, for the operation that comes next.
+    pub(crate) fn task<'a>(&'a self, offset: usize, found: &'a mut Found) -> RowTask<'a> {
+        let is_last = self.ends_at(offset);
+        let draw = match &self.operation.work {
+            Work::Draft { at, warp, randomness, .. } if is_last => {
+                // Positions fit: the context is a u32 on the wire.
+                let position = u32::try_from(at + offset).unwrap_or(u32::MAX);
+                Some((*warp, randomness.uniform(Purpose::Draft, position)))
+            }
+            _ => None,
         };
-        Row::with(logits, views, |row| self.take_views(reading, asked, row))?;
-        if let Some(row) = &mut reading.row {
-            row.clear();
-            row.extend_from_slice(logits);
-        }
-        Ok(())
+        RowTask { views: &self.views[self.asked(offset..offset + 1)], draw, keep: is_last, found }
     }
 
-    fn take_views(&self, reading: &mut Reading, asked: &[usize], row: &mut Row<'_>) -> Result<(), InvalidLogits> {
-        let offset = reading.offset;
-        for &index in asked {
-            reading.contents.push((index, self.requests()[index].view.of(row)?));
-        }
-        if let (true, Work::Draft { at, warp, randomness, .. }) = (self.ends_at(offset), &self.operation.work) {
-            let distribution = row.distribution(warp)?;
-            // Positions fit: the context is a u32 on the wire.
-            let position = u32::try_from(at + offset).unwrap_or(u32::MAX);
-            let id = distribution.sample(randomness.uniform(Purpose::Draft, position));
-            reading.drawn = Some((id, distribution.probability(id)));
-        }
-        Ok(())
-    }
-
-    /// Takes over what a row gave; hands back memory that is of no use any more.
-    pub(crate) fn take_up(&mut self, reading: &mut Reading) -> Option<Vec<f32>> {
-        for (index, content) in reading.contents.drain(..) {
+    /// Takes over what a row gave.
+    pub(crate) fn take_up(&mut self, found: &mut Found) {
+        for (index, content) in found.contents.drain(..) {
             self.contents[index].1 = content;
         }
-        if let Some((id, probability)) = reading.drawn.take() {
+        if let Some((id, probability)) = found.drawn.take() {
             self.ids.push(id);
             self.probabilities.push(probability);
             if self.ids.len() < self.k() {
                 self.tokens.push(id);
             }
         }
-        let row = reading.row.take()?;
-        Some(std::mem::replace(&mut self.last_row, row))
+        if let Some(row) = found.kept.take() {
+            self.last_row = Some(row);
+        }
     }
 
     /// The next `count` tokens, which count as fed now.
@@ -316,9 +265,9 @@ impl Job {
         self.fed > 0
     }
 
-    /// The row behind the last token fed; empty when it was not computed.
-    pub(crate) fn last_row(&mut self) -> Vec<f32> {
-        std::mem::take(&mut self.last_row)
+    /// The row behind the last token fed, if it was computed.
+    pub(crate) fn last_row(&mut self) -> Option<KeptRow> {
+        self.last_row.take()
     }
 
     /// What came of it; to be called once, when it is done.

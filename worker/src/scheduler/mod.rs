@@ -27,9 +27,10 @@ use std::time::{Duration, Instant};
 use cosec_proto::{ErrorCode, SessionId};
 
 use crate::engine::operation::{Answer, Effort, Failure, Outcome};
-use crate::engine::{EngineOptions, Limits, Status};
+use crate::engine::{EngineOptions, Limits, Model, Status};
 use crate::kv_cache::{BlockPool, BlockTable};
 use crate::metrics::Metrics;
+use crate::rows::KeptRow;
 
 use batch::Plan;
 use fairness::Fairness;
@@ -41,16 +42,13 @@ use step::Pass;
 /// Bytes of logits that one forward pass may produce.
 const STEP_LOGITS_BYTES: usize = 64 << 20;
 
-/// Rows of logits whose memory is kept although nobody needs them.
-const SPARE_ROWS: usize = 64;
-
 /// What is cached for a session.
 #[derive(Debug)]
 struct Session {
     /// Empty after a preemption.
     table: BlockTable,
     /// The row behind the last cached token.
-    kept: Option<Vec<f32>>,
+    kept: Option<KeptRow>,
     /// Under whose name and with which adapter its tokens were cached.
     tenant: u64,
     adapter: Option<usize>,
@@ -81,25 +79,8 @@ pub(crate) struct Scheduler {
     first_in_want: Option<u64>,
     plan: Plan,
     pass: Pass,
-    spare_rows: SpareRows,
     status: Arc<Status>,
     metrics: Arc<Metrics>,
-}
-
-/// Memory of rows, to be used again.
-#[derive(Debug, Default)]
-struct SpareRows(Vec<Vec<f32>>);
-
-impl SpareRows {
-    fn take(&mut self) -> Vec<f32> {
-        self.0.pop().unwrap_or_default()
-    }
-
-    fn give(&mut self, row: Option<Vec<f32>>) {
-        if self.0.len() < SPARE_ROWS {
-            self.0.extend(row.filter(|row| row.capacity() > 0));
-        }
-    }
 }
 
 impl Scheduler {
@@ -116,7 +97,6 @@ impl Scheduler {
             first_in_want: None,
             plan: Plan::default(),
             pass: Pass::default(),
-            spare_rows: SpareRows::default(),
             options,
             status,
             metrics,
@@ -127,7 +107,7 @@ impl Scheduler {
 
     /// Queues an operation. One that needs no pass and is next in its session is answered at once: whoever asks wants to ride
     /// in the pass that is being gathered.
-    pub(crate) fn submit(&mut self, job: Box<Job>, now: Instant) {
+    pub(crate) fn submit(&mut self, job: Box<Job>, now: Instant, model: &mut impl Model) {
         let (session, needs_pass, received) = (job.session(), job.needs_pass(), job.operation.received);
         if let Some(session) = self.sessions.get_mut(&session) {
             session.heard = now;
@@ -139,7 +119,7 @@ impl Scheduler {
         self.queued_tokens += job.waiting_tokens();
         let id = self.queue.push(job);
         if !needs_pass && self.queue.head(session) == Some(id) {
-            self.start(id, now);
+            self.start(id, now, model);
         }
     }
 
@@ -196,7 +176,6 @@ impl Scheduler {
         self.gathering.forget(id);
         if let Some(mut session) = self.sessions.remove(&id) {
             session.table.clear(&mut self.pool);
-            self.spare_rows.give(session.kept);
         }
     }
 
@@ -227,9 +206,7 @@ impl Scheduler {
         let Some(session) = self.sessions.get_mut(&job.session()) else { return };
         session.table.trim(&mut self.pool);
         if job.has_fed() {
-            let row = job.last_row();
-            let before = std::mem::replace(&mut session.kept, (!row.is_empty()).then_some(row));
-            self.spare_rows.give(before);
+            session.kept = job.last_row();
         }
     }
 
@@ -243,7 +220,7 @@ impl Scheduler {
                 if let Some(session) = self.sessions.get_mut(&job.session()) {
                     session.table.truncate(job.at(), &mut self.pool);
                     if session.table.length() < job.at() {
-                        self.spare_rows.give(session.kept.take());
+                        session.kept = None;
                     }
                 }
             }
@@ -252,7 +229,7 @@ impl Scheduler {
     }
 
     fn answer(&mut self, id: JobId, outcome: Outcome, now: Instant) {
-        let Some(mut job) = self.queue.remove(id) else { return };
+        let Some(job) = self.queue.remove(id) else { return };
         self.queued_tokens -= job.waiting_tokens();
         if let Some(session) = self.sessions.get_mut(&job.session()) {
             session.heard = now;
@@ -261,7 +238,6 @@ impl Scheduler {
                 self.gathering.left(job.session(), now);
             }
         }
-        self.spare_rows.give(Some(job.last_row()));
         // Whoever reads the answer may ask for the figures next.
         self.report();
         let queue = job.first_pass.unwrap_or(now).saturating_duration_since(job.operation.received);

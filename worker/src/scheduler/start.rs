@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 use cosec_proto::draw::InvalidLogits;
 use cosec_proto::{ErrorCode, SessionId};
 
-use super::job::{Job, Reading, Stage};
+use super::job::{Job, Stage};
 use super::request_queue::JobId;
 use super::{Scheduler, Session};
+use crate::engine::Model;
 use crate::engine::operation::{Failure, Operation, Outcome, Work};
 use crate::kv_cache::{BlockTable, PrefixHash};
+use crate::model_runner::ForwardError;
+use crate::rows::{Found, RowTask};
 
 /// A session of which nothing was heard for so long gives way to any other that needs its blocks.
 pub(crate) const IDLE: Duration = Duration::from_secs(2);
@@ -25,7 +28,7 @@ pub(crate) enum Start {
 
 impl Scheduler {
     /// Lets a job begin: checks what it assumes of its session and reserves all blocks that it will need.
-    pub(crate) fn start(&mut self, id: JobId, now: Instant) -> Start {
+    pub(crate) fn start(&mut self, id: JobId, now: Instant, model: &mut impl Model) -> Start {
         let Some(job) = self.queue.get(id) else { return Start::Answered };
         if let Work::Release = job.operation.work {
             self.forget(job.session());
@@ -42,8 +45,8 @@ impl Scheduler {
         match self.make_room(id, age, now) {
             Ok(fills) => {
                 self.begin(id, Stage::Runs { opened }, fills);
-                if let Err(invalid) = self.read_kept_row(id) {
-                    self.fail(id, impossible_row(invalid), now);
+                if let Err(failure) = self.read_kept_row(id, model) {
+                    self.fail(id, failure, now);
                 } else if self.queue.get(id).is_some_and(Job::is_done) {
                     self.complete(id, now);
                 } else {
@@ -112,16 +115,16 @@ impl Scheduler {
     }
 
     /// Takes from the kept row what the job wants of it.
-    fn read_kept_row(&mut self, id: JobId) -> Result<(), InvalidLogits> {
+    fn read_kept_row(&mut self, id: JobId, model: &mut impl Model) -> Result<(), Failure> {
         let Some(job) = self.queue.get_mut(id).filter(|job| job.needs_kept_row()) else { return Ok(()) };
         let Some(row) = self.sessions.get(&job.session()).and_then(|session| session.kept.as_ref()) else {
             return Ok(());
         };
-        let mut reading = Reading::default();
-        reading.begin(id, 0);
-        job.read(&mut reading, row);
-        job.take_up(&mut reading);
-        reading.invalid.map_or(Ok(()), Err)
+        let mut found = Found::default();
+        let mut task = RowTask { keep: false, ..job.task(0, &mut found) };
+        model.read_kept(row, &mut task).map_err(|error| failed_pass(&error))?;
+        job.take_up(&mut found);
+        found.invalid.map_or(Ok(()), |invalid| Err(impossible_row(invalid)))
     }
 
     /// Opens the session of a job, or truncates it to what the job assumes.
@@ -139,7 +142,7 @@ impl Scheduler {
             Some(session) => {
                 if job.at() < session.table.length() {
                     session.table.truncate(job.at(), &mut self.pool);
-                    self.spare_rows.give(session.kept.take());
+                    session.kept = None;
                 }
                 // Only an operation at 0 comes so far under another name.
                 if (session.tenant, session.adapter) != (tenant, adapter) {
@@ -215,11 +218,15 @@ impl Scheduler {
             };
             tracing::debug!(session = %id, blocks = victim.table.blocks().len(), "preempted");
             victim.table.clear(&mut self.pool);
-            self.spare_rows.give(victim.kept.take());
+            victim.kept = None;
             self.metrics.preemptions.inc();
         }
         Ok(())
     }
+}
+
+pub(crate) fn failed_pass(error: &ForwardError) -> Failure {
+    Failure::new(ErrorCode::WorkerFault, format!("the forward pass failed: {error}"))
 }
 
 pub(crate) fn impossible_row(invalid: InvalidLogits) -> Failure {

@@ -7,7 +7,7 @@ use super::*;
 use crate::engine::Model;
 use crate::engine::operation::{Operation, Place, Request, RowRequest, Ticket, Work};
 use crate::model_runner::{BatchItem, ForwardError, ModelDescription};
-use crate::rows::{Precision, View};
+use crate::rows::{Precision, RowTask, Spare, View};
 
 /// Every row is the same; notes how many sequences rode in each pass, which takes its time.
 struct Flat {
@@ -21,15 +21,15 @@ impl Model for Flat {
         &self.description
     }
 
-    fn forward<R: Send>(
-        &mut self,
-        batch: &[BatchItem<'_>],
-        readers: &mut [R],
-        read: impl Fn(&mut R, &[f32]) + Sync,
-    ) -> Result<(), ForwardError> {
+    fn forward(&mut self, batch: &[BatchItem<'_>], tasks: &mut [RowTask<'_>]) -> Result<Duration, ForwardError> {
         std::thread::sleep(self.time);
         self.passes.lock().unwrap().push(batch.len());
-        readers.iter_mut().for_each(|reader| read(reader, &[0.0; 8]));
+        tasks.iter_mut().for_each(|task| task.read(&[0.0; 8], &Spare::default()));
+        Ok(Duration::ZERO)
+    }
+
+    fn read_kept(&mut self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), ForwardError> {
+        task.read(row.logits().unwrap(), &Spare::default());
         Ok(())
     }
 }
@@ -42,10 +42,10 @@ fn request(session: SessionId, at: usize, tokens: &[u32]) -> Request {
     Request { session, work, stream: 1, tenant: 1, adapter: None, received: now, deadline }
 }
 
-fn submit(scheduler: &mut Scheduler, session: SessionId, at: usize, tokens: &[u32]) -> Ticket {
+fn submit(scheduler: &mut Scheduler, model: &mut Flat, session: SessionId, at: usize, tokens: &[u32]) -> Ticket {
     let place = Place::take(&Arc::new(AtomicUsize::new(0)), 1).unwrap();
     let (operation, ticket) = Operation::new(request(session, at, tokens), place);
-    scheduler.submit(Box::new(Job::new(operation)), Instant::now());
+    scheduler.submit(Box::new(Job::new(operation)), Instant::now(), model);
     ticket
 }
 
@@ -85,13 +85,13 @@ fn stage() -> (Scheduler, Flat, [SessionId; 4]) {
 #[test]
 fn a_look_at_a_kept_row_waits_for_no_pass() {
     let (mut scheduler, mut model, sessions) = stage();
-    let _first = sessions.map(|session| submit(&mut scheduler, session, 0, &[1, 2]));
+    let _first = sessions.map(|session| submit(&mut scheduler, &mut model, session, 0, &[1, 2]));
     assert!(scheduler.step(&mut model));
     for session in sessions {
-        let mut looked_up = submit(&mut scheduler, session, 2, &[]);
+        let mut looked_up = submit(&mut scheduler, &mut model, session, 2, &[]);
         assert!(matches!(looked_up.answer.try_recv().unwrap().outcome, Outcome::Rows { length: 2, .. }));
     }
-    let mut seconds = sessions.map(|session| submit(&mut scheduler, session, 2, &[3]));
+    let mut seconds = sessions.map(|session| submit(&mut scheduler, &mut model, session, 2, &[3]));
     assert!(scheduler.step(&mut model));
     assert_eq!(*model.passes.lock().unwrap(), [4, 4]);
     let effort = seconds[0].answer.try_recv().unwrap().effort;
@@ -100,7 +100,7 @@ fn a_look_at_a_kept_row_waits_for_no_pass() {
 
 #[test]
 fn who_is_expected_soon_is_waited_for_until_it_comes_or_ends() {
-    let (mut scheduler, _, [soon, ends, late, _]) = stage();
+    let (mut scheduler, mut model, [soon, ends, late, _]) = stage();
     let (millis, now) = (Duration::from_millis(1), Instant::now());
     (0..9).for_each(|_| scheduler.gathering.passed(4, 4, 100 * millis));
     for (session, away) in [(soon, 5), (ends, 9), (late, 80)] {
@@ -112,9 +112,9 @@ fn who_is_expected_soon_is_waited_for_until_it_comes_or_ends() {
     assert!(scheduler.awaits_until().is_some_and(|until| until > now + 9 * millis && until < now + 50 * millis));
     scheduler.forget(ends);
     assert!(scheduler.awaits_until().is_some_and(|until| until > now + 5 * millis));
-    let _looks = submit(&mut scheduler, soon, 0, &[]);
+    let _looks = submit(&mut scheduler, &mut model, soon, 0, &[]);
     assert!(scheduler.awaits_until().is_some(), "a look does not ride");
-    let _came = submit(&mut scheduler, soon, 0, &[1]);
+    let _came = submit(&mut scheduler, &mut model, soon, 0, &[1]);
     assert_eq!(scheduler.awaits_until(), None);
 }
 

@@ -1,8 +1,11 @@
 //! What only a GPU's kernels do: programs that are compiled at start, ragged batches side by side, failures that wait.
 
+use cosec_proto::draw::Warp;
+use cosec_worker::kernels::cpu::Cpu;
 use cosec_worker::kernels::cuda::program::{PROGRAMS, compiled};
 use cosec_worker::kernels::reference::Reference;
 use cosec_worker::kernels::{CacheFormat, CacheShape, Heads, Kernels, Place};
+use cosec_worker::rows::{Found, Precision, RowTask, View};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -96,6 +99,62 @@ fn a_broken_sequence_breaks_no_other() {
         assert!(last[..HEADS.query_width()].iter().all(|value| value.is_nan()));
         assert!(last[HEADS.query_width()..].iter().all(|value| (value - 1.0).abs() < 1e-6), "{last:?}");
     });
+}
+
+/// What is wanted of a row.
+type Wanted = (Vec<(usize, View)>, Warp);
+
+fn task<'a>((views, warp): &'a Wanted, found: &'a mut Found) -> RowTask<'a> {
+    RowTask { views, draw: Some((*warp, 0.7)), keep: true, found }
+}
+
+/// What `kernels` take of the rows of `logits`, and again of the rows that they kept.
+fn read<K: Kernels>(kernels: &K, vocabulary: usize, logits: &[f32], rows: &[Wanted]) -> Vec<Found> {
+    let mut found: Vec<Found> = (0..2 * rows.len()).map(|_| Found::default()).collect();
+    let (first, again) = found.split_at_mut(rows.len());
+    let mut tasks: Vec<RowTask<'_>> = rows.iter().zip(&mut *first).map(|(row, found)| task(row, found)).collect();
+    kernels.read_rows(&upload(kernels, logits), vocabulary, &mut tasks).unwrap();
+    for ((row, kept), found) in rows.iter().zip(first).zip(again) {
+        if let Some(kept) = &kept.kept {
+            kernels.read_kept(kept, &mut RowTask { keep: false, ..task(row, found) }).unwrap();
+        }
+    }
+    found
+}
+
+#[test]
+fn rows_are_read_with_the_bits_of_the_host() {
+    let seed: u64 = rand::random();
+    let rng = &mut StdRng::seed_from_u64(seed);
+    for vocabulary in [1, 300, 2048, 51_200, 151_936] {
+        let nucleus = Warp::new(1.0, 0.95, 0).unwrap();
+        let warps =
+            [Warp::RAW, Warp::GREEDY, nucleus, Warp::new(0.4, 0.9, 50).unwrap(), Warp::new(0.7, 1.0, 0).unwrap()];
+        let rows: Vec<Wanted> = (0..12)
+            .map(|row| {
+                let warp = warps[row % warps.len()];
+                let ids = (0..3).map(|_| rng.random_range(0..vocabulary as u32)).collect();
+                let sample = View::Sample { warp, u: rng.random_range(0.0..1.0) };
+                let mut views = vec![View::Gather { warp, ids }, View::Nucleus { warp, cap: 200 }, sample];
+                views.extend((row == 11).then_some(View::Full(Precision::F16)));
+                (views.into_iter().enumerate().collect(), warps[rng.random_range(0..warps.len())])
+            })
+            .collect();
+        let mut logits: Vec<f32> = (0..rows.len() * vocabulary)
+            .map(|_| rng.random_range(-9.0..9.0) + if rng.random_ratio(1, 100) { 9.0 } else { 0.0 })
+            .collect();
+        logits[5 * vocabulary + vocabulary / 2] = f32::INFINITY;
+        let expected = read(&Cpu::default(), vocabulary, &logits, &rows);
+        on_gpu(|cuda| {
+            for (found, expected) in read(cuda, vocabulary, &logits, &rows).iter().zip(&expected) {
+                assert_eq!(found.invalid, expected.invalid, "seed {seed}");
+                assert_eq!(found.kept.is_some(), expected.kept.is_some(), "seed {seed}");
+                if found.invalid.is_none() {
+                    assert_eq!((&found.contents, found.drawn), (&expected.contents, expected.drawn), "seed {seed}");
+                }
+            }
+        });
+    }
 }
 
 /// The failure waits for whoever reads next, and is told once.

@@ -70,7 +70,7 @@ pub(crate) fn on_gpu(test: impl FnOnce(&Cuda)) {
     static GPU: Mutex<Option<Cuda>> = Mutex::new(None);
     if std::env::var_os("COSEC_TEST_GPU").is_some() {
         let mut gpu = GPU.lock().unwrap_or_else(PoisonError::into_inner);
-        test(gpu.get_or_insert_with(|| Cuda::open(0).unwrap()));
+        test(gpu.get_or_insert_with(|| Cuda::open(0, Cpu::default()).unwrap()));
     }
 }
 

@@ -4,9 +4,11 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use cosec_worker::engine::Model;
 use cosec_worker::model_runner::{BatchItem, ForwardError, ModelDescription};
+use cosec_worker::rows::{KeptRow, RowTask, Spare};
 
 pub(crate) const VOCABULARY: usize = 300;
 pub(crate) const CONTEXT_TOKENS: usize = 1000;
@@ -144,12 +146,7 @@ impl Model for FakeModel {
         &self.description
     }
 
-    fn forward<R: Send>(
-        &mut self,
-        batch: &[BatchItem<'_>],
-        readers: &mut [R],
-        read: impl Fn(&mut R, &[f32]) + Sync,
-    ) -> Result<(), ForwardError> {
+    fn forward(&mut self, batch: &[BatchItem<'_>], tasks: &mut [RowTask<'_>]) -> Result<Duration, ForwardError> {
         self.gate.pass(batch.iter().map(|item| item.tokens.to_vec()).collect());
         assert!(batch.iter().all(|item| !item.tokens.contains(&PANIC_TOKEN)), "told to panic");
         if let Some(item) = batch.iter().position(|item| item.tokens.contains(&ERROR_TOKEN)) {
@@ -163,15 +160,20 @@ impl Model for FakeModel {
                 self.memory[slot] = Some(adapted(item.adapter, token));
             }
         }
-        let mut readers = readers.iter_mut();
+        let mut tasks = tasks.iter_mut();
         for item in batch {
             for row in item.rows.clone() {
                 let history: Vec<u32> = (0..=item.start + row)
                     .map(|position| self.memory[self.slot(item.blocks, position)].unwrap_or(u32::MAX))
                     .collect();
-                read(readers.next().unwrap(), &logits(&history));
+                tasks.next().unwrap().read(&logits(&history), &Spare::default());
             }
         }
+        Ok(Duration::ZERO)
+    }
+
+    fn read_kept(&mut self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), ForwardError> {
+        task.read(row.logits().unwrap(), &Spare::default());
         Ok(())
     }
 }

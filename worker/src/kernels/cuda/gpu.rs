@@ -7,11 +7,12 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError,
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError,
     PinnedHostSlice, result, sys,
 };
 use cudarc::nvrtc::Ptx;
@@ -46,7 +47,7 @@ pub(super) struct Gpu {
     functions: RefCell<HashMap<&'static str, (CudaFunction, u32)>>,
     modules: RefCell<Vec<(Program, Arc<CudaModule>)>>,
     uploads: RefCell<Uploads>,
-    downloads: RefCell<Option<PinnedHostSlice<f32>>>,
+    downloads: RefCell<Option<PinnedHostSlice<u32>>>,
     /// The first failure since the last time that somebody waited.
     failure: Cell<Option<KernelError>>,
 }
@@ -96,7 +97,7 @@ impl Gpu {
             context,
             stream,
         };
-        gpu.load(&[Program::Layers])?;
+        gpu.load(&[Program::Layers, Program::Rows])?;
         Ok(gpu)
     }
 
@@ -200,18 +201,46 @@ impl Gpu {
         unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(device)
     }
 
+    /// Queues a copy of `bytes` from one place to another.
+    #[expect(unsafe_code, reason = "an asynchronous copy")]
+    pub(super) fn copy_on_gpu(&self, from: Address, to: Address, bytes: usize) -> Result<(), KernelError> {
+        self.context.bind_to_thread().map_err(device)?;
+        // SAFETY: the callers in this module pass addresses of memory of at least that length, which is freed in the stream's
+        // order.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(device)
+    }
+
     /// Waits for all that was queued, and copies the beginning of `from` to `values`.
     ///
     /// # Errors
     /// The first failure since the last time.
     pub(super) fn read(&self, from: &CudaSlice<f32>, values: &mut [f32]) -> Result<(), KernelError> {
+        if values.len() > from.len() {
+            return Err(KernelError::Device(format!("{} numbers are read of {}", values.len(), from.len())));
+        }
+        let mut values = values.iter_mut();
+        self.fetch_with(&[(self.address(from), values.len())], |words| {
+            values.by_ref().zip(words).for_each(|(value, &bits)| *value = f32::from_bits(bits));
+        })
+    }
+
+    /// Waits for all that was queued, and appends to `words` the numbers of 32 bits that lie at `places`, so many at each.
+    ///
+    /// # Errors
+    /// The first failure since the last time.
+    pub(super) fn fetch(&self, places: &[(Address, usize)], words: &mut Vec<u32>) -> Result<(), KernelError> {
+        self.fetch_with(places, |fetched| words.extend_from_slice(fetched))
+    }
+
+    fn fetch_with(&self, places: &[(Address, usize)], take: impl FnOnce(&[u32])) -> Result<(), KernelError> {
+        let len = places.iter().map(|(_, len)| len).sum();
         let mut downloads = self.downloads.borrow_mut();
         let pinned = match downloads.take() {
-            Some(pinned) if pinned.len() >= values.len() => pinned,
-            _ => pinned(&self.context, values.len().next_power_of_two())?,
+            Some(pinned) if pinned.len() >= len => pinned,
+            _ => pinned(&self.context, len.next_power_of_two())?,
         };
         let pinned = downloads.insert(pinned);
-        let copied = self.copy_back(from, pinned, values.len());
+        let copied = self.copy_back(places, pinned);
         let waited = self.stream.synchronize().map_err(device);
         let mut uploads = self.uploads.borrow_mut();
         uploads.used = 0;
@@ -220,19 +249,27 @@ impl Gpu {
             return Err(failure);
         }
         copied.and(waited)?;
-        values.copy_from_slice(&pinned.as_slice().map_err(device)?[..values.len()]);
+        take(&pinned.as_slice().map_err(device)?[..len]);
         Ok(())
     }
 
     #[expect(unsafe_code, reason = "an asynchronous copy")]
-    fn copy_back(&self, from: &CudaSlice<f32>, to: &mut PinnedHostSlice<f32>, len: usize) -> Result<(), KernelError> {
-        if len > from.len() {
-            return Err(KernelError::Device(format!("{len} numbers are read of {}", from.len())));
-        }
-        let to = &mut to.as_mut_slice().map_err(device)?[..len];
+    fn copy_back(&self, places: &[(Address, usize)], to: &mut PinnedHostSlice<u32>) -> Result<(), KernelError> {
+        let mut to = to.as_mut_slice().map_err(device)?;
         self.context.bind_to_thread().map_err(device)?;
-        // SAFETY: both parts are so long, and the caller waits for the stream before it looks at the host's.
-        unsafe { result::memcpy_dtoh_async(to, self.address(from), self.stream.cu_stream()) }.map_err(device)
+        for &(from, len) in places.iter().filter(|&&(_, len)| len > 0) {
+            let (part, rest) = to.split_at_mut(len);
+            // SAFETY: the callers in this module say how long their memory is, and the caller here waits for the stream before
+            // it looks at the host's.
+            unsafe { result::memcpy_dtoh_async(part, from, self.stream.cu_stream()) }.map_err(device)?;
+            to = rest;
+        }
+        Ok(())
+    }
+
+    /// Notes when the GPU comes to what is queued from now on.
+    pub(super) fn mark(&self) -> Result<Mark, KernelError> {
+        self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map(Mark).map_err(device)
     }
 
     /// Keeps `failure` until somebody waits.
@@ -305,6 +342,17 @@ impl Gpu {
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Gpu").field(&self.name()).finish()
+    }
+}
+
+/// A moment of the GPU.
+pub(super) struct Mark(CudaEvent);
+
+impl Mark {
+    /// Waits for the moment `end`, and says how long it came after this one.
+    pub(super) fn until(&self, end: &Self) -> Result<Duration, KernelError> {
+        let milliseconds = self.0.elapsed_ms(&end.0).map_err(device)?;
+        Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
     }
 }
 

@@ -14,6 +14,7 @@ use crate::kernels::{CacheFormat, WeightFormat};
 const NUMBERS: &str = include_str!("numbers.cuh");
 const ELEMENTWISE: &str = include_str!("elementwise.cu");
 const ATTENTION: &str = include_str!("attention.cu");
+const DRAW: &str = include_str!("draw.cu");
 const LINEAR: &str = include_str!("linear.cu");
 
 /// A source file of its own, with what it needs of others.
@@ -23,16 +24,19 @@ pub enum Program {
     Layers,
     /// Attention over a cache of one format.
     Attention(CacheFormat),
+    /// What is wanted of rows of logits.
+    Rows,
     /// Products with weights of one format.
     Linear(WeightFormat),
 }
 
 /// Every program.
-pub const PROGRAMS: [Program; 9] = [
+pub const PROGRAMS: [Program; 10] = [
     Program::Layers,
     Program::Attention(CacheFormat::F32),
     Program::Attention(CacheFormat::F16),
     Program::Attention(CacheFormat::Bf16),
+    Program::Rows,
     Program::Linear(WeightFormat::F32),
     Program::Linear(WeightFormat::Bf16),
     Program::Linear(WeightFormat::F16),
@@ -52,6 +56,7 @@ impl Program {
                 };
                 format!("#define FORMAT_{format}\n{NUMBERS}{ATTENTION}")
             }
+            Self::Rows => DRAW.to_owned(),
             Self::Linear(format) => {
                 let format = match format {
                     WeightFormat::F32 => "F32",
