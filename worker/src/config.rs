@@ -115,7 +115,7 @@ pub struct Flags {
     #[arg(long, value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block_tokens: Option<usize>,
-    /// Most tokens of one forward pass [default: 512].
+    /// Most tokens of one forward pass [default: 512, on a GPU 2048].
     #[arg(long, value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_tokens: Option<usize>,
@@ -222,7 +222,7 @@ struct Settings {
     kv_memory_mib: Option<u64>,
     blocks: Option<usize>,
     block_tokens: usize,
-    step_tokens: usize,
+    step_tokens: Option<usize>,
     threads: usize,
     cpus: Option<CpuSet>,
     lease_seconds: u64,
@@ -252,7 +252,7 @@ impl Default for Settings {
             kv_memory_mib: None,
             blocks: None,
             block_tokens: 16,
-            step_tokens: 512,
+            step_tokens: None,
             threads: 0,
             cpus: None,
             lease_seconds: 60,
@@ -319,7 +319,7 @@ impl Settings {
             kv_dtype: self.kv_dtype,
             cache,
             block_tokens: within("block_tokens", self.block_tokens, 1, 1024)?,
-            step_tokens: within("step_tokens", self.step_tokens, 4, 1 << 16)?,
+            step_tokens: within("step_tokens", self.step_tokens.unwrap_or(self.device.step_tokens()), 4, 1 << 16)?,
             threads: match &self.cpus {
                 None => within("threads", self.threads, 0, 1024)?,
                 Some(cpus) => threads_on(cpus, self.threads)?,

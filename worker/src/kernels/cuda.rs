@@ -241,6 +241,17 @@ impl Kernels for Cuda {
         Ok(matrix)
     }
 
+    fn matrix_from_floats(
+        &self,
+        format: WeightFormat,
+        shape: [usize; 2],
+        bytes: Vec<u8>,
+    ) -> Result<Matrix, KernelError> {
+        let matrix = Matrix::from_floats(&self.gpu, format, shape, &bytes)?;
+        self.take_rounding(&matrix);
+        Ok(matrix)
+    }
+
     fn cache(&self, shape: CacheShape) -> Result<Cache, KernelError> {
         let elements = shape.elements().ok_or(KernelError::OutOfMemory { elements: usize::MAX })?;
         // Slots on the GPU have 32 bits.
@@ -321,11 +332,13 @@ impl Kernels for Cuda {
             self.overwritten(qkv),
             self.at(angles),
             heads.qkv_width() as u64,
+            (heads.query + heads.kv) as u64,
             heads.width as u64,
             rotary.width as u64,
             u64::from(rotary.pairs == Pairs::Neighbours),
         ];
-        self.gpu.launch("rotate", Size::heads(rows, heads.query + heads.kv, rotary.width), &arguments);
+        let pairs = (heads.query + heads.kv) * rotary.width / 2;
+        self.gpu.launch("rotate", Size::pairs(rows, pairs), &arguments);
     }
 
     fn append(&self, qkv: &Buffer, heads: Heads, places: &[Place<'_>], cache: &mut Cache, layer: usize) {
@@ -378,7 +391,7 @@ impl Kernels for Cuda {
     fn activate_gated(&self, activation: Activation, x: &Buffer, rows: usize, inner: usize, out: &mut Buffer) {
         let (rounded, rounding) = self.rounded(out);
         let arguments = [number(activation), self.at(x), self.at(out), rounded, rounding, inner as u64];
-        let columns = Size::elements(inner);
+        let columns = Size::elements(inner.div_ceil(4));
         let size = Size { blocks: [columns.blocks[0], rows as u32, 1], ..columns };
         self.gpu.launch("activate_gated", size, &arguments);
     }

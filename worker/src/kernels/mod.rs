@@ -10,7 +10,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::rows::{KeptRow, RowTask, Spare};
 
@@ -64,6 +64,22 @@ pub trait Kernels {
         shape: [usize; 2],
         blocks: &[u8],
     ) -> Result<Self::Matrix, KernelError>;
+
+    /// Brings a matrix `[outputs, inputs]` to the device whose `bytes` are floats of `format`, row by row.
+    ///
+    /// # Errors
+    /// [`KernelError`] when `format` has blocks, or `bytes` is not what such a matrix takes.
+    fn matrix_from_floats(
+        &self,
+        format: WeightFormat,
+        shape: [usize; 2],
+        bytes: Vec<u8>,
+    ) -> Result<Self::Matrix, KernelError> {
+        let floats = Tensor::from_raw_buffer(&bytes, format.dtype()?, &shape, &Device::Cpu);
+        let floats = floats.map_err(|error| KernelError::Device(error.to_string()))?;
+        drop(bytes);
+        self.matrix(&floats, format)
+    }
 
     /// An empty cache.
     ///
@@ -222,6 +238,19 @@ impl WeightFormat {
             DType::BF16 => Self::Bf16,
             DType::F16 => Self::F16,
             _ => Self::F32,
+        }
+    }
+
+    /// The type of its floats.
+    ///
+    /// # Errors
+    /// [`KernelError::Device`] for a format that has blocks.
+    pub fn dtype(self) -> Result<DType, KernelError> {
+        match self {
+            Self::F32 => Ok(DType::F32),
+            Self::Bf16 => Ok(DType::BF16),
+            Self::F16 => Ok(DType::F16),
+            Self::Q8_0 | Self::Q4K => Err(KernelError::Device(format!("{self:?} has blocks; expected floats"))),
         }
     }
 

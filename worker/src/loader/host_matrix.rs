@@ -113,12 +113,10 @@ impl HostMatrix {
     /// [`LoadError::Kernel`].
     pub fn upload<K: Kernels>(self, kernels: &K) -> Result<K::Matrix, LoadError> {
         let Self { format, shape, bytes } = self;
-        let Encoding::Floats(dtype) = encoding(format) else {
-            return Ok(kernels.matrix_from_blocks(format, shape, &bytes)?);
-        };
-        let floats = Tensor::from_raw_buffer(&bytes, dtype, &shape, &Device::Cpu).map_err(LoadError::Convert)?;
-        drop(bytes);
-        Ok(kernels.matrix(&floats, format)?)
+        Ok(match format.block().0 {
+            1 => kernels.matrix_from_floats(format, shape, bytes)?,
+            _ => kernels.matrix_from_blocks(format, shape, &bytes)?,
+        })
     }
 }
 

@@ -28,6 +28,15 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
+    /// Tokens of a forward pass that make good use of the device, and keep nobody waiting for long.
+    #[must_use]
+    pub fn step_tokens(self) -> usize {
+        match self {
+            Self::Cpu => 512,
+            Self::Cuda(_) => 2048,
+        }
+    }
+
     /// The devices whose results are alike.
     #[must_use]
     pub fn kind(self) -> &'static str {

@@ -159,8 +159,7 @@ impl Prepared {
             turning as u64,
             u64::from(pairs == Pairs::Neighbours),
         ];
-        let heads = if turning > 0 { query + 2 * kv } else { 2 * kv };
-        gpu.launch("append", Size::heads(self.rows, heads, width), &arguments);
+        gpu.launch("append", Size::pairs(self.rows, (query + 2 * kv) * width.div_ceil(2)), &arguments);
     }
 
     /// Queues attention. `out` and `rounded` are `[rows][heads][width]`.

@@ -69,54 +69,60 @@ extern "C" __global__ void __launch_bounds__(NORM_THREADS)
     });
 }
 
-// How the first `turning` elements of a head turn: by angles that are the cosines of their pairs, then the sines.
-struct Rotary {
-    const float *angles;
-    u32 turning;
-    int neighbours;
+// How the first `turning` elements of a head turn: by angles that are the cosines of their pairs, then the sines. The
+// elements behind them are pairs, too, that do not turn; the last one of an odd width has no other.
+struct Pair {
+    u32 first, second;
+    float cosine, sine;
 
-    // The pair that element `i` belongs to, and the other element of it.
-    __device__ __forceinline__ float turned(const float *head, u32 i) const {
-        if (i >= turning) return head[i];
-        u32 half = turning / 2, pair = neighbours ? i / 2 : i % half;
-        bool second = neighbours ? i % 2 : i >= half;
-        u32 other = neighbours ? i ^ 1 : (second ? i - half : i + half);
-        float cosine = angles[pair], sine = angles[half + pair];
-        return second ? head[i] * cosine + head[other] * sine : head[i] * cosine - head[other] * sine;
+    __device__ __forceinline__ Pair(const float *angles, u32 turning, int neighbours, u32 index) {
+        u32 half = turning / 2;
+        bool turns = index < half;
+        first = turns && !neighbours ? index : 2 * index;
+        second = turns && !neighbours ? index + half : first + 1;
+        cosine = turns ? angles[index] : 1.0f;
+        sine = turns ? angles[half + index] : 0.0f;
     }
 };
 
-// Rotates the heads of rows of `width` numbers in place. Blocks of at least `turning` threads, up to 1,024, are rows and
-// heads.
-extern "C" __global__ void rotate(float *qkv, const float *angles, u32 width, u32 head_width, u32 turning, int neighbours) {
-    Rotary rotary = {angles + u64(blockIdx.x) * turning, turning, neighbours};
-    float *head = qkv + u64(blockIdx.x) * width + blockIdx.y * head_width;
-    float turned = threadIdx.x < turning ? rotary.turned(head, threadIdx.x) : 0.0f;
-    __syncthreads();
-    if (threadIdx.x < turning) head[threadIdx.x] = turned;
+// Rotates the heads of rows of `width` numbers in place. Threads in the second dimension of blocks are pairs of heads.
+extern "C" __global__ void rotate(float *qkv, const float *angles, u32 width, u32 heads, u32 head_width, u32 turning,
+                                  int neighbours) {
+    u32 index = blockIdx.y * blockDim.x + threadIdx.x, half = turning / 2;
+    if (index >= heads * half) return;
+    Pair pair(angles + u64(blockIdx.x) * turning, turning, neighbours, index % half);
+    float *head = qkv + u64(blockIdx.x) * width + index / half * head_width;
+    float x = head[pair.first], y = head[pair.second];
+    head[pair.first] = x * pair.cosine - y * pair.sine;
+    head[pair.second] = y * pair.cosine + x * pair.sine;
 }
 
 // Stores the keys and values of rows at their slots. `keys` and `values` begin with the layer's. `format` is 0 for f32, 1
-// for bfloat16, 2 for f16. Where `turning` is not 0, keys are stored rotated, and queries are rotated in place. Blocks of at
-// least a head's width of threads are rows, and heads of queries, keys and values; those of queries are there only where
-// they turn.
+// for bfloat16, 2 for f16. Where `turning` is not 0, keys are stored rotated, and queries are rotated in place. Threads in
+// the second dimension of blocks are pairs of the heads of queries, keys and values.
 extern "C" __global__ void append(float *qkv, const u32 *slots, void *keys, void *values, int format, u32 heads,
                                   u32 kv_heads, u32 head_width, const float *angles, u32 turning, int neighbours) {
-    Rotary rotary = {angles + u64(blockIdx.x) * turning, turning, neighbours};
-    u32 index = blockIdx.y + (turning > 0 ? 0 : heads), i = threadIdx.x;
+    u32 pairs = (head_width + 1) / 2, at = blockIdx.y * blockDim.x + threadIdx.x, index = at / pairs;
+    if (index >= heads + 2 * kv_heads) return;
+    bool is_query = index < heads, is_value = index >= heads + kv_heads;
+    if (is_query && at % pairs >= turning / 2) return;
     float *head = qkv + (u64(blockIdx.x) * (heads + 2 * kv_heads) + index) * head_width;
-    bool is_value = index >= heads + kv_heads;
-    float value = i < head_width ? (is_value ? head[i] : rotary.turned(head, i)) : 0.0f;
-    __syncthreads();
-    if (i >= head_width) return;
-    if (index < heads) {
-        head[i] = value;
+    Pair pair(angles + u64(blockIdx.x) * turning, is_value ? 0 : turning, neighbours, at % pairs);
+    bool has_second = pair.second < head_width;
+    float x = head[pair.first], y = has_second ? head[pair.second] : 0.0f;
+    float first = x * pair.cosine - y * pair.sine, second = y * pair.cosine + x * pair.sine;
+    if (is_query) {
+        head[pair.first] = first;
+        head[pair.second] = second;
         return;
     }
     void *to = is_value ? values : keys;
-    u64 at = (u64(slots[blockIdx.x]) * kv_heads + (index - heads - (is_value ? kv_heads : 0))) * head_width + i;
-    if (format == 0) ((float *)to)[at] = value;
-    store_rounded((u16 *)to, format, at, value);
+    u64 slot = (u64(slots[blockIdx.x]) * kv_heads + (index - heads - (is_value ? kv_heads : 0))) * head_width;
+    if (format == 0) ((float *)to)[slot + pair.first] = first;
+    store_rounded((u16 *)to, format, slot + pair.first, first);
+    if (!has_second) return;
+    if (format == 0) ((float *)to)[slot + pair.second] = second;
+    store_rounded((u16 *)to, format, slot + pair.second, second);
 }
 
 // `activation` is 0 for SiLU, 1 for GELU, 2 for its tanh approximation (Hendrycks and Gimpel, 2016).
@@ -136,15 +142,28 @@ extern "C" __global__ void activate(int activation, float *x, u16 *rounded, int 
     store_rounded(rounded, rounding, at, value);
 }
 
-// Rows of 2 · inner: the gate, then what it is multiplied with.
+// Rows of 2 · inner: the gate, then what it is multiplied with. A thread has four columns that follow each other.
 extern "C" __global__ void activate_gated(int activation, const float *x, float *out, u16 *rounded, int rounding, u32 inner) {
-    u32 i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= inner) return;
+    u32 first = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
     const float *row = x + u64(blockIdx.y) * 2 * inner;
-    float value = activated(activation, row[i]) * row[inner + i];
-    u64 at = u64(blockIdx.y) * inner + i;
-    out[at] = value;
-    store_rounded(rounded, rounding, at, value);
+    u64 at = u64(blockIdx.y) * inner + first;
+    if (inner % 4 == 0 && first < inner) {
+        float4 gate = *(const float4 *)(row + first), up = *(const float4 *)(row + inner + first);
+        float4 value = make_float4(activated(activation, gate.x) * up.x, activated(activation, gate.y) * up.y,
+                                   activated(activation, gate.z) * up.z, activated(activation, gate.w) * up.w);
+        *(float4 *)(out + at) = value;
+        if (rounding == 1) {
+            *(uint2 *)(rounded + at) = make_uint2(Bf16::pack(value.x, value.y), Bf16::pack(value.z, value.w));
+        } else if (rounding == 2) {
+            *(uint2 *)(rounded + at) = make_uint2(F16::pack(value.x, value.y), F16::pack(value.z, value.w));
+        }
+        return;
+    }
+    for (u32 i = first; i < first + 4 && i < inner; i++) {
+        float value = activated(activation, row[i]) * row[inner + i];
+        out[at + i - first] = value;
+        store_rounded(rounded, rounding, at + i - first, value);
+    }
 }
 
 extern "C" __global__ void add(float *x, const float *y, u64 elements) {

@@ -370,9 +370,10 @@ impl Size {
         Self { blocks: [rows as u32, 1, 1], threads, shared_bytes: 0 }
     }
 
-    /// One block to a head of a row, one thread to an element of it.
-    pub(super) fn heads(rows: usize, heads: usize, width: usize) -> Self {
-        Self { blocks: [rows as u32, heads as u32, 1], threads: width.next_multiple_of(32) as u32, shared_bytes: 0 }
+    /// One thread to a pair of elements of a row.
+    pub(super) fn pairs(rows: usize, pairs: usize) -> Self {
+        let elements = Self::elements(pairs);
+        Self { blocks: [rows as u32, elements.blocks[0], 1], ..elements }
     }
 
     /// One thread to an element.

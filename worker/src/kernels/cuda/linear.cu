@@ -8,7 +8,7 @@
 // Matrices are stored as the tensor cores take them. A tile has 16 outputs and 32 inputs; lane 4g + t of a warp holds of
 // outputs g and g + 8 the inputs 8t to 8t + 7: for each half of four inputs (one multiply_add) two of g, two of g + 8,
 // the next two of g, of g + 8. So a lane reads 16 bytes at a time, of weights and, with the same inputs, of activations.
-// Outputs are filled up to 16, inputs to 64, with zeros.
+// Outputs are filled up to 16, inputs to 128, with zeros.
 
 // The host defines one of FORMAT_F32, FORMAT_BF16, FORMAT_F16, FORMAT_Q8_0 and FORMAT_Q4_K.
 
@@ -29,12 +29,13 @@ __device__ __forceinline__ u64 scale_at(u32 output, u32 input, u32 inputs) {
     return tile * TILE_OUTPUTS + output % TILE_OUTPUTS;
 }
 
-// Formats. `fragment` returns the weights of one multiply_add in the type `Number`; a stage is two tiles.
+// Formats. `fragments` returns the weights of a tile in the type `Number`, for one multiply_add each; a stage is four
+// tiles.
 
 template <class N>
 struct Floats {
     typedef N Number;
-    static const int STAGE_BYTES = 2048;
+    static const int STAGE_BYTES = 4096;
     static const int SCALE_BYTES = 0;
     static __device__ __forceinline__ void fragments(const u8 *tiles, const u8 *, int tile, int lane, uint4 &a, uint4 &b) {
         a = *(const uint4 *)(tiles + tile * 1024 + lane * 16);
@@ -45,25 +46,28 @@ struct Floats {
     }
 };
 
-__device__ __forceinline__ float q8_0_weight(int quant, u16 scale) { return float(quant) * F16::widen(scale); }
+// A number below 2^23 as a float, by its bits: conversions are slow.
+__device__ __forceinline__ float small_number(u32 number) { return __uint_as_float(0x4b000000 | number) - 8388608.0f; }
+
+// `offset` is the quant with its sign bit turned: 128 more.
+__device__ __forceinline__ float q8_0_weight(u32 offset, float scale) { return (small_number(offset) - 128.0f) * scale; }
 
 __device__ __forceinline__ float q4_k_weight(u32 quant, u32 scales) {
-    return fmaf(float(quant), F16::widen(u16(scales)), -F16::widen(u16(scales >> 16)));
+    return fmaf(small_number(quant), F16::widen(u16(scales)), -F16::widen(u16(scales >> 16)));
 }
 
 // A tile has its quants as a matrix of floats has its elements, and 16 scales in f16.
 struct Q8 {
     typedef Bf16 Number;
-    static const int STAGE_BYTES = 1024;
-    static const int SCALE_BYTES = 64;
+    static const int STAGE_BYTES = 2048;
+    static const int SCALE_BYTES = 128;
+    static __device__ __forceinline__ u32 pair(u32 offsets, int at, float scale) {
+        return Bf16::pack(q8_0_weight(offsets >> at & 255, scale), q8_0_weight(offsets >> (at + 8) & 255, scale));
+    }
     static __device__ __forceinline__ uint4 widened(uint2 quants, u16 lower, u16 upper) {
         float low = F16::widen(lower), high = F16::widen(upper);
-        uint4 a;
-        a.x = Bf16::pack(float(i8(quants.x)) * low, float(i8(quants.x >> 8)) * low);
-        a.y = Bf16::pack(float(i8(quants.x >> 16)) * high, float(i8(quants.x >> 24)) * high);
-        a.z = Bf16::pack(float(i8(quants.y)) * low, float(i8(quants.y >> 8)) * low);
-        a.w = Bf16::pack(float(i8(quants.y >> 16)) * high, float(i8(quants.y >> 24)) * high);
-        return a;
+        u32 first = quants.x ^ 0x80808080, second = quants.y ^ 0x80808080;
+        return make_uint4(pair(first, 0, low), pair(first, 16, high), pair(second, 0, low), pair(second, 16, high));
     }
     static __device__ __forceinline__ void fragments(const u8 *tiles, const u8 *scales, int tile, int lane, uint4 &a,
                                                      uint4 &b) {
@@ -73,15 +77,15 @@ struct Q8 {
         b = widened(*(const uint2 *)(tiles + tile * 512 + 256 + lane * 8), lower, upper);
     }
     static __device__ __forceinline__ float at(const u8 *tiles, const u8 *scales, u64 index, u64 scale) {
-        return q8_0_weight(i8(tiles[index]), ((const u16 *)scales)[scale]);
+        return q8_0_weight(tiles[index] ^ 0x80, F16::widen(((const u16 *)scales)[scale]));
     }
 };
 
 // As Q8 with 4 bits to a quant, the lower ones first, and 16 scales of which each has its minimum in the upper half.
 struct Q4K {
     typedef Bf16 Number;
-    static const int STAGE_BYTES = 512;
-    static const int SCALE_BYTES = 128;
+    static const int STAGE_BYTES = 1024;
+    static const int SCALE_BYTES = 256;
     static __device__ __forceinline__ uint4 widened(u32 quants, u32 lower, u32 upper) {
         uint4 a;
         a.x = Bf16::pack(q4_k_weight(quants & 15, lower), q4_k_weight(quants >> 4 & 15, lower));
@@ -152,18 +156,22 @@ extern "C" __global__ void pack_q4_k(const u8 *from, u8 *to, u32 *scales, u32 ou
     scales[scale_at(output, input, stored)] = F16::pack(step * float(scale), least * float(minimum));
 }
 
-// A quantised matrix in bfloat16, packed.
+// A quantised matrix in bfloat16, packed: a warp takes one tile after the other.
 template <class Format>
-__device__ void widen_matrix(const u8 *tiles, const u8 *scales, u16 *to, u64 elements) {
-    for (u64 index = u64(blockIdx.x) * blockDim.x + threadIdx.x; index < elements; index += u64(gridDim.x) * blockDim.x) {
-        // Element `index` of tile index / 512 belongs to output g or g + 8.
-        u32 row = index % 256 / 32 + index / 2 % 2 * 8;
-        to[index] = Bf16::round(Format::at(tiles, scales, index, index / 512 * 16 + row));
+__device__ void widen_matrix(const u8 *tiles, const u8 *scales, u16 *to, u64 count) {
+    u32 lane = threadIdx.x % 32;
+    u64 warps = u64(gridDim.x) * blockDim.x / 32;
+    for (u64 tile = (u64(blockIdx.x) * blockDim.x + threadIdx.x) / 32; tile < count; tile += warps) {
+        uint4 first, second;
+        const u8 *own = tiles + tile * (Format::STAGE_BYTES / 4), *own_scales = scales + tile * (Format::SCALE_BYTES / 4);
+        Format::fragments(own, own_scales, 0, lane, first, second);
+        ((uint4 *)to)[tile * 64 + lane] = first;
+        ((uint4 *)to)[tile * 64 + 32 + lane] = second;
     }
 }
 #define WIDEN(name, ...)                                                                                             \
-    extern "C" __global__ void name(const u8 *tiles, const u8 *scales, u16 *to, u64 elements) {                       \
-        widen_matrix<__VA_ARGS__>(tiles, scales, to, elements);                                                      \
+    extern "C" __global__ void name(const u8 *tiles, const u8 *scales, u16 *to, u64 count) {                          \
+        widen_matrix<__VA_ARGS__>(tiles, scales, to, count);                                                         \
     }
 
 // out[i] = table[ids[i]], a block of threads to a row.
@@ -185,110 +193,88 @@ __device__ void embed_rows(const u8 *tiles, const u8 *scales, const u32 *ids, fl
 __device__ __forceinline__ void write(float *out, float value, int add) { *out = add ? *out + value : value; }
 
 // Few rows: at most 8 · BLOCKS. A warp has 16 outputs and goes through all inputs; weights come to it through a ring of
-// STAGES stages of 64 inputs, of its own; activations through one that the warps of a block share.
+// STAGES stages of 128 inputs, of its own; activations through one that the warps of a block share.
 template <class Format, int BLOCKS, int WARPS, int STAGES>
 __device__ __forceinline__ void multiply_few(const u8 *tiles, const u8 *scales, const u16 *x, const float *bias, float *out,
                                              u32 rows, u32 outputs, u32 stored, int add) {
     typedef typename Format::Number Number;
-    const int WEIGHTS = Format::STAGE_BYTES + Format::SCALE_BYTES, ACTIVATIONS = BLOCKS * 1024;
+    const int WEIGHTS = Format::STAGE_BYTES + Format::SCALE_BYTES, ACTIVATIONS = BLOCKS * 2048;
     const int STAGE = WARPS * WEIGHTS + ACTIVATIONS;
+    // A row has 16 chunks of a stage's activations.
+    const int ROWS_AT_A_TIME = 2 * WARPS, TIMES = BLOCKS * 4 / WARPS > 0 ? BLOCKS * 4 / WARPS : 1;
     extern __shared__ __align__(128) u8 ring[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const u32 last_tile = (outputs + 15) / 16 - 1;
     const u32 own_tile = blockIdx.x * WARPS + warp;
     const u32 tile = own_tile < last_tile ? own_tile : last_tile;
-    const u32 stages = stored / 64;
-    const u8 *own_weights = tiles + u64(tile) * stages * Format::STAGE_BYTES;
-    const u8 *own_scales = scales + u64(tile) * stages * Format::SCALE_BYTES;
+    const u32 stages = stored / 128;
 
-    // The rows that are not there.
-    for (u32 index = threadIdx.x; index < STAGES * ACTIVATIONS / 16; index += WARPS * 32) {
-        u32 stage = index / (ACTIVATIONS / 16), chunk = index % (ACTIVATIONS / 16), row = chunk % (BLOCKS * 32) / 4;
-        if (row >= rows) {
-            *(uint4 *)(ring + stage * STAGE + WARPS * WEIGHTS + chunk * 16) = make_uint4(0, 0, 0, 0);
+    // Where this thread's copies come from and go to, a stage at a time.
+    const u8 *weights_from = tiles + u64(tile) * stages * Format::STAGE_BYTES + lane * 16;
+    const u8 *scales_from = scales + u64(tile) * stages * Format::SCALE_BYTES + lane * 16;
+    const u32 own_row = threadIdx.x / 16, own_chunk = threadIdx.x % 16;
+    const u16 *x_from = x + u64(own_row) * stored + own_chunk * 8;
+    u8 *const weights_to = ring + warp * WEIGHTS + lane * 16;
+    u8 *const x_to = ring + WARPS * WEIGHTS + own_chunk / 4 * (BLOCKS * 512) + own_row * 64 + own_chunk % 4 * 16;
+
+    // The rows that are not there are zeros.
+    for (int slot = 0; slot < STAGES; slot++) {
+#pragma unroll
+        for (int i = 0; i < TIMES; i++) {
+            u32 row = own_row + i * ROWS_AT_A_TIME;
+            if (row >= rows && row < 8 * BLOCKS) {
+                *(uint4 *)(x_to + slot * STAGE + i * ROWS_AT_A_TIME * 64) = make_uint4(0, 0, 0, 0);
+            }
         }
     }
 
-    auto fetch = [&](u32 stage) {
-        if (stage < stages) {
-            u8 *slot = ring + stage % STAGES * STAGE;
-            u8 *weights = slot + warp * WEIGHTS;
+    u32 fetched = 0, fetch_slot = 0;
+    auto fetch = [&]() {
+        if (fetched < stages) {
+            u8 *to = weights_to + fetch_slot;
 #pragma unroll
-            for (int i = 0; i < Format::STAGE_BYTES / 512; i++) {
-                int at = (i * 32 + lane) * 16;
-                copy_16_bytes(weights + at, own_weights + u64(stage) * Format::STAGE_BYTES + at, true);
-            }
+            for (int i = 0; i < Format::STAGE_BYTES / 512; i++) copy_16_bytes(to + i * 512, weights_from + i * 512, true);
             if (Format::SCALE_BYTES > 0 && lane < Format::SCALE_BYTES / 16) {
-                copy_16_bytes(weights + Format::STAGE_BYTES + lane * 16,
-                              own_scales + u64(stage) * Format::SCALE_BYTES + lane * 16, true);
+                copy_16_bytes(to + Format::STAGE_BYTES, scales_from, true);
             }
-            // A row's 64 inputs are 8 chunks: 4 of either tile.
-            for (u32 index = threadIdx.x; index < rows * 8; index += WARPS * 32) {
-                u32 row = index / 8, chunk = index % 8;
-                u8 *to = slot + WARPS * WEIGHTS + chunk / 4 * (BLOCKS * 512) + row * 64 + chunk % 4 * 16;
-                copy_16_bytes(to, x + u64(row) * stored + stage * 64 + chunk * 8, true);
+#pragma unroll
+            for (int i = 0; i < TIMES; i++) {
+                if (own_row + i * ROWS_AT_A_TIME < rows) {
+                    copy_16_bytes(x_to + fetch_slot + i * ROWS_AT_A_TIME * 64, x_from + u64(i * ROWS_AT_A_TIME) * stored, true);
+                }
             }
+            weights_from += Format::STAGE_BYTES;
+            scales_from += Format::SCALE_BYTES;
+            x_from += 128;
         }
+        fetched++;
+        fetch_slot = fetch_slot + STAGE == STAGES * STAGE ? 0 : fetch_slot + STAGE;
         end_copy_group();
     };
 
-    // A stage's weights, and its activations where there are few of them, come to registers while the one before is
-    // multiplied: a warp's own sums wait for each other, not for memory.
-    const bool AHEAD = BLOCKS <= 4;
-    struct Fragments {
-        uint4 weights[4], activations[AHEAD ? 2 * BLOCKS : 1];
-    };
-    auto activations_of = [&](u32 stage, int half, int block) {
-        const u8 *slot = ring + stage % STAGES * STAGE + WARPS * WEIGHTS;
-        return *(const uint4 *)(slot + half * (BLOCKS * 512) + block * 512 + lane * 16);
-    };
-    auto load = [&](u32 stage, Fragments &to) {
-        const u8 *weights = ring + stage % STAGES * STAGE + warp * WEIGHTS;
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            Format::fragments(weights, weights + Format::STAGE_BYTES, half, lane, to.weights[2 * half], to.weights[2 * half + 1]);
-#pragma unroll
-            for (int block = 0; AHEAD && block < BLOCKS; block++) {
-                to.activations[half * BLOCKS + block] = activations_of(stage, half, block);
-            }
-        }
-    };
     float sums[BLOCKS][4] = {};
-    auto multiply = [&](u32 stage, const Fragments &of) {
+    for (int stage = 0; stage < STAGES - 1; stage++) fetch();
+    const u8 *const own_weights = ring + warp * WEIGHTS;
+    const u8 *const activations = ring + WARPS * WEIGHTS + lane * 16;
+    u32 slot = 0;
+#pragma unroll 1
+    for (u32 stage = 0; stage < stages; stage++) {
+        await_copy_groups<STAGES - 2>();
+        __syncthreads();
+        fetch();
+        const u8 *weights = own_weights + slot, *b_from = activations + slot;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
+        for (int part = 0; part < 4; part++) {
+            uint4 first, second;
+            Format::fragments(weights, weights + Format::STAGE_BYTES, part, lane, first, second);
 #pragma unroll
             for (int block = 0; block < BLOCKS; block++) {
-                uint4 b = AHEAD ? of.activations[half * BLOCKS + block] : activations_of(stage, half, block);
-                Number::multiply_add(sums[block], of.weights[2 * half], b.x, b.y);
-                Number::multiply_add(sums[block], of.weights[2 * half + 1], b.z, b.w);
+                uint4 b = *(const uint4 *)(b_from + part * (BLOCKS * 512) + block * 512);
+                Number::multiply_add(sums[block], first, b.x, b.y);
+                Number::multiply_add(sums[block], second, b.z, b.w);
             }
         }
-    };
-#pragma unroll 1
-    for (u32 stage = 0; stage < STAGES - 1; stage++) fetch(stage);
-    await_copy_groups<STAGES - 2>();
-    __syncthreads();
-    Fragments now, next;
-    load(0, now);
-#pragma unroll 2
-    for (u32 stage = 0; stage < stages; stage++) {
-        if (AHEAD) {
-            // Into the slot of the stage before this one, which is in everybody's registers since the last barrier.
-            fetch(stage + STAGES - 1);
-            await_copy_groups<STAGES - 2>();
-            __syncthreads();
-            if (stage + 1 < stages) load(stage + 1, next);
-            multiply(stage, now);
-        } else {
-            // Activations are still read where they lie, so the slot before is free only behind the barrier.
-            await_copy_groups<STAGES - 3>();
-            __syncthreads();
-            fetch(stage + STAGES - 1);
-            if (stage + 1 < stages) load(stage + 1, next);
-            multiply(stage, now);
-        }
-        now = next;
+        slot = slot + STAGE == STAGES * STAGE ? 0 : slot + STAGE;
     }
     if (own_tile > last_tile) return;
 #pragma unroll
@@ -304,14 +290,15 @@ __device__ __forceinline__ void multiply_few(const u8 *tiles, const u8 *scales, 
     }
 }
 
-// Many rows: a block of threads has 64 · UP outputs and 64 · ACROSS rows, a warp 64 and 64 of them.
-template <class Number, int UP, int ACROSS, int STAGES>
+// Many rows: a warp has 16 · TALL outputs and 8 · WIDE rows, a block of threads UP x ACROSS warps.
+template <class Number, int TALL, int WIDE, int UP, int ACROSS, int STAGES>
 __device__ __forceinline__ void multiply_many(const u8 *tiles, const u16 *x, const float *bias, float *out, u32 rows,
                                               u32 outputs, u32 stored, int add) {
-    const int THREADS = UP * ACROSS * 32, WEIGHTS = UP * 4096, STAGE = WEIGHTS + ACROSS * 4096;
+    const int THREADS = UP * ACROSS * 32, WEIGHTS = UP * TALL * 1024, ACTIVATIONS = ACROSS * WIDE * 512;
+    const int STAGE = WEIGHTS + ACTIVATIONS;
     extern __shared__ __align__(128) u8 ring[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, up = warp % UP, across = warp / UP;
-    const u32 first_row = blockIdx.x * (64 * ACROSS), first_tile = blockIdx.y * (4 * UP);
+    const u32 first_row = blockIdx.x * (8 * WIDE * ACROSS), first_tile = blockIdx.y * (TALL * UP);
     const u32 last_tile = (outputs + 15) / 16 - 1, stages = stored / 32;
 
     auto fetch = [&](u32 stage) {
@@ -324,7 +311,7 @@ __device__ __forceinline__ void multiply_many(const u8 *tiles, const u16 *x, con
                 copy_16_bytes(slot + chunk * 16, tiles + (u64(tile) * stages + stage) * 1024 + chunk % 64 * 16, true);
             }
 #pragma unroll
-            for (int i = 0; i < ACROSS * 256 / THREADS; i++) {
+            for (int i = 0; i < ACTIVATIONS / 16 / THREADS; i++) {
                 u32 chunk = i * THREADS + threadIdx.x, row = first_row + chunk / 4;
                 bool exists = row < rows;
                 const u16 *from = x + u64(exists ? row : 0) * stored + stage * 32 + chunk % 4 * 8;
@@ -334,7 +321,7 @@ __device__ __forceinline__ void multiply_many(const u8 *tiles, const u16 *x, con
         end_copy_group();
     };
 
-    float sums[4][8][4] = {};
+    float sums[TALL][WIDE][4] = {};
 #pragma unroll 1
     for (u32 stage = 0; stage < STAGES - 1; stage++) fetch(stage);
 #pragma unroll 1
@@ -342,20 +329,20 @@ __device__ __forceinline__ void multiply_many(const u8 *tiles, const u16 *x, con
         await_copy_groups<STAGES - 2>();
         __syncthreads();
         fetch(stage + STAGES - 1);
-        const u8 *weights = ring + stage % STAGES * STAGE + up * 4096;
-        const u8 *activations = ring + stage % STAGES * STAGE + WEIGHTS + across * 4096;
-        uint4 b[8];
+        const u8 *weights = ring + stage % STAGES * STAGE + up * (TALL * 1024) + lane * 16;
+        const u8 *activations = ring + stage % STAGES * STAGE + WEIGHTS + across * (WIDE * 512) + lane * 16;
+        uint4 b[WIDE];
 #pragma unroll
-        for (int block = 0; block < 8; block++) b[block] = *(const uint4 *)(activations + block * 512 + lane * 16);
+        for (int block = 0; block < WIDE; block++) b[block] = *(const uint4 *)(activations + block * 512);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            uint4 a[4];
+            uint4 a[TALL];
 #pragma unroll
-            for (int i = 0; i < 4; i++) a[i] = *(const uint4 *)(weights + i * 1024 + half * 512 + lane * 16);
+            for (int i = 0; i < TALL; i++) a[i] = *(const uint4 *)(weights + i * 1024 + half * 512);
 #pragma unroll
-            for (int block = 0; block < 8; block++) {
+            for (int block = 0; block < WIDE; block++) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
+                for (int i = 0; i < TALL; i++) {
                     Number::multiply_add(sums[i][block], a[i], half ? b[block].z : b[block].x,
                                          half ? b[block].w : b[block].y);
                 }
@@ -363,15 +350,15 @@ __device__ __forceinline__ void multiply_many(const u8 *tiles, const u16 *x, con
         }
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < TALL; i++) {
 #pragma unroll
         for (int part = 0; part < 4; part++) {
-            u32 output = (first_tile + up * 4 + i) * 16 + lane / 4 + part / 2 * 8;
+            u32 output = (first_tile + up * TALL + i) * 16 + lane / 4 + part / 2 * 8;
             if (output >= outputs) continue;
             float shift = bias ? bias[output] : 0.0f;
 #pragma unroll
-            for (int block = 0; block < 8; block++) {
-                u32 row = first_row + across * 64 + block * 8 + lane % 4 * 2 + part % 2;
+            for (int block = 0; block < WIDE; block++) {
+                u32 row = first_row + (across * WIDE + block) * 8 + lane % 4 * 2 + part % 2;
                 if (row < rows) write(out + u64(row) * outputs + output, sums[i][block][part] + shift, add);
             }
         }
@@ -386,19 +373,26 @@ __device__ __forceinline__ void multiply_many(const u8 *tiles, const u16 *x, con
     }
 // Rows and warps of each; the host has a table of them.
 #define FEW_OF(format, ...)                                                                                          \
-    FEW(few_8_1_##format, 1, 1, 12, __VA_ARGS__)                                                                     \
-    FEW(few_8_4_##format, 1, 4, 8, __VA_ARGS__)                                                                      \
-    FEW(few_16_4_##format, 2, 4, 8, __VA_ARGS__)                                                                     \
-    FEW(few_32_4_##format, 4, 4, 8, __VA_ARGS__)                                                                     \
-    FEW(few_64_4_##format, 8, 4, 6, __VA_ARGS__)                                                                     \
-    FEW(few_128_4_##format, 16, 4, 6, __VA_ARGS__)
+    FEW(few_8_1_##format, 1, 1, 8, __VA_ARGS__)                                                                      \
+    FEW(few_8_4_##format, 1, 4, 5, __VA_ARGS__)                                                                      \
+    FEW(few_16_2_##format, 2, 2, 6, __VA_ARGS__)                                                                     \
+    FEW(few_16_4_##format, 2, 4, 4, __VA_ARGS__)                                                                     \
+    FEW(few_32_2_##format, 4, 2, 6, __VA_ARGS__)                                                                     \
+    FEW(few_32_4_##format, 4, 4, 4, __VA_ARGS__)                                                                     \
+    FEW(few_64_2_##format, 8, 2, 4, __VA_ARGS__)                                                                     \
+    FEW(few_64_4_##format, 8, 4, 3, __VA_ARGS__)
 
-#define MANY(name, up, across, stages, number)                                                                       \
-    extern "C" __global__ void __launch_bounds__(up *across * 32)                                                    \
+#define MANY(name, number, tall, wide, stages)                                                                       \
+    extern "C" __global__ void __launch_bounds__(128)                                                                \
         name(const u8 *tiles, const u8 *, const u16 *x, const float *bias, float *out, u32 rows, u32 outputs,         \
              u32 stored, int add) {                                                                                  \
-        multiply_many<number, up, across, stages>(tiles, x, bias, out, rows, outputs, stored, add);                  \
+        multiply_many<number, tall, wide, 2, 2, stages>(tiles, x, bias, out, rows, outputs, stored, add);            \
     }
+// Outputs and rows of each.
+#define MANY_OF(format, number)                                                                                      \
+    MANY(many_64_64_##format, number, 2, 4, 5)                                                                       \
+    MANY(many_128_64_##format, number, 4, 4, 4)                                                                      \
+    MANY(many_128_128_##format, number, 4, 8, 4)
 
 #define FORMAT(name, ...)                                                                                    \
     EMBED(embed_##name, __VA_ARGS__)                                                                                 \
@@ -417,11 +411,9 @@ WIDEN(widen_q4_k, Q4K)
 #endif
 
 #if defined(FORMAT_F16)
-MANY(many_64_f16, 2, 1, 4, F16)
-MANY(many_128_f16, 2, 2, 4, F16)
+MANY_OF(f16, F16)
 #elif !defined(FORMAT_F32)
-MANY(many_64_bf16, 2, 1, 4, Bf16)
-MANY(many_128_bf16, 2, 2, 4, Bf16)
+MANY_OF(bf16, Bf16)
 #endif
 
 #ifdef FORMAT_F32

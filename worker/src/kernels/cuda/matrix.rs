@@ -10,10 +10,10 @@ use crate::kernels::{KernelError, WeightFormat, blocks};
 
 /// Outputs and inputs that a matrix is filled up to multiples of.
 const OUTPUTS: usize = 16;
-const INPUTS: usize = 64;
+const INPUTS: usize = 128;
 
-/// Outputs of a block of threads that has many rows.
-const MANY_OUTPUTS: usize = 128;
+/// Inputs of a tile.
+const TILE_INPUTS: usize = 32;
 
 /// Weights `[outputs, inputs]`.
 #[derive(Debug)]
@@ -56,7 +56,8 @@ struct Functions {
     embed: &'static str,
     /// In the order of [`FEW`].
     few: [&'static str; FEW.len()],
-    many: [&'static str; 2],
+    /// In the order of [`MANY`].
+    many: [&'static str; MANY.len()],
 }
 
 /// A kernel for few rows.
@@ -68,13 +69,30 @@ struct Few {
 }
 
 /// By rows, then by warps.
-const FEW: [Few; 6] = [
-    Few { rows: 8, warps: 1, stages: 12 },
-    Few { rows: 8, warps: 4, stages: 8 },
-    Few { rows: 16, warps: 4, stages: 8 },
-    Few { rows: 32, warps: 4, stages: 8 },
-    Few { rows: 64, warps: 4, stages: 6 },
-    Few { rows: 128, warps: 4, stages: 6 },
+const FEW: [Few; 8] = [
+    Few { rows: 8, warps: 1, stages: 8 },
+    Few { rows: 8, warps: 4, stages: 5 },
+    Few { rows: 16, warps: 2, stages: 6 },
+    Few { rows: 16, warps: 4, stages: 4 },
+    Few { rows: 32, warps: 2, stages: 6 },
+    Few { rows: 32, warps: 4, stages: 4 },
+    Few { rows: 64, warps: 2, stages: 4 },
+    Few { rows: 64, warps: 4, stages: 3 },
+];
+
+/// A kernel for many rows: outputs and rows of a block of 128 threads.
+#[derive(Clone, Copy, Debug)]
+struct Many {
+    outputs: usize,
+    rows: usize,
+    stages: u32,
+}
+
+/// The larger, the fewer times weights and activations are read.
+const MANY: [Many; 3] = [
+    Many { outputs: 64, rows: 64, stages: 5 },
+    Many { outputs: 128, rows: 64, stages: 4 },
+    Many { outputs: 128, rows: 128, stages: 4 },
 ];
 
 macro_rules! functions {
@@ -84,12 +102,18 @@ macro_rules! functions {
             few: [
                 concat!("few_8_1_", $format),
                 concat!("few_8_4_", $format),
+                concat!("few_16_2_", $format),
                 concat!("few_16_4_", $format),
+                concat!("few_32_2_", $format),
                 concat!("few_32_4_", $format),
+                concat!("few_64_2_", $format),
                 concat!("few_64_4_", $format),
-                concat!("few_128_4_", $format),
             ],
-            many: [concat!("many_64_", $number), concat!("many_128_", $number)],
+            many: [
+                concat!("many_64_64_", $number),
+                concat!("many_128_64_", $number),
+                concat!("many_128_128_", $number),
+            ],
         }
     };
 }
@@ -113,24 +137,46 @@ pub(super) struct Product {
 impl Matrix {
     pub(super) fn upload(gpu: &Gpu, weights: &Tensor, format: WeightFormat) -> Result<Self, KernelError> {
         let (outputs, inputs) = weights.dims2().map_err(host)?;
-        gpu.load(&[Program::Linear(format)])?;
         let all = |dtype| weights.to_dtype(dtype).and_then(|weights| weights.flatten_all());
-        let weights = match format {
+        let bytes: Vec<u8> = match format {
             WeightFormat::F32 => {
-                let values: Vec<f32> = all(DType::F32).and_then(|all| all.to_vec1()).map_err(host)?;
-                Weights::F32(gpu.copy(&values)?)
+                let all: Vec<f32> = all(DType::F32).and_then(|all| all.to_vec1()).map_err(host)?;
+                all.into_iter().flat_map(f32::to_le_bytes).collect()
             }
             WeightFormat::Bf16 => {
-                let values: Vec<bf16> = all(DType::BF16).and_then(|all| all.to_vec1()).map_err(host)?;
-                packed(gpu, format, [outputs, inputs], &values)?
+                let all: Vec<bf16> = all(DType::BF16).and_then(|all| all.to_vec1()).map_err(host)?;
+                all.into_iter().flat_map(bf16::to_le_bytes).collect()
             }
             WeightFormat::F16 => {
-                let values: Vec<f16> = all(DType::F16).and_then(|all| all.to_vec1()).map_err(host)?;
-                packed(gpu, format, [outputs, inputs], &values)?
+                let all: Vec<f16> = all(DType::F16).and_then(|all| all.to_vec1()).map_err(host)?;
+                all.into_iter().flat_map(f16::to_le_bytes).collect()
             }
             WeightFormat::Q8_0 | WeightFormat::Q4K => {
                 return Self::from_blocks(gpu, format, [outputs, inputs], &blocks::quantise(weights, format)?);
             }
+        };
+        Self::from_floats(gpu, format, [outputs, inputs], &bytes)
+    }
+
+    pub(super) fn from_floats(
+        gpu: &Gpu,
+        format: WeightFormat,
+        [outputs, inputs]: [usize; 2],
+        bytes: &[u8],
+    ) -> Result<Self, KernelError> {
+        gpu.load(&[Program::Linear(format)])?;
+        let size = format.dtype()?.size_in_bytes();
+        if outputs.checked_mul(inputs).and_then(|elements| elements.checked_mul(size)) != Some(bytes.len()) {
+            let found = bytes.len();
+            return Err(KernelError::Device(format!("{found} bytes are no {format:?} matrix [{outputs}, {inputs}]")));
+        }
+        let weights = match format {
+            WeightFormat::F32 => {
+                let (values, _) = bytes.as_chunks();
+                let values: Vec<f32> = values.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+                Weights::F32(gpu.copy(&values)?)
+            }
+            _ => packed(gpu, format, [outputs, inputs], bytes)?,
         };
         Ok(Self { outputs, inputs, weights })
     }
@@ -205,14 +251,10 @@ impl Matrix {
 
     /// The kernel for few rows that takes so many, and its size.
     fn few(&self, gpu: &Gpu, format: WeightFormat, rows: usize) -> Option<(&'static str, Size)> {
-        // From there on a kernel for many rows has work for half of the processors.
-        if rows > 64 && 2 * self.outputs.div_ceil(MANY_OUTPUTS) >= gpu.processors as usize {
-            return None;
-        }
         let tiles = self.outputs.div_ceil(OUTPUTS) as u32;
         let sized = |few: &Few| {
             let (stage, scale) = stage_bytes(format);
-            let shared_bytes = few.stages * (few.warps * (stage + scale) + few.rows as u32 * 128);
+            let shared_bytes = few.stages * (few.warps * (stage + scale) + few.rows as u32 * 256);
             Size { blocks: [tiles.div_ceil(few.warps), 1, 1], threads: few.warps * 32, shared_bytes }
         };
         let takes = |few: &Few| few.rows >= rows && sized(few).shared_bytes <= gpu.shared_bytes;
@@ -224,16 +266,19 @@ impl Matrix {
     }
 
     fn multiply_many(&self, gpu: &Gpu, format: WeightFormat, tiles: Address, product: &Product, stored: usize) {
-        let tall = self.outputs.div_ceil(MANY_OUTPUTS);
-        // A block of 128 rows reads weights half as often, but there must be work for all processors.
-        let index = usize::from(product.rows.div_ceil(128) * tall >= 2 * gpu.processors as usize);
-        let across = [64, 128][index];
-        let size = Size {
-            blocks: [product.rows.div_ceil(across) as u32, tall as u32, 1],
-            threads: across as u32,
-            shared_bytes: 4 * (8192 + 64 * across as u32),
+        let sized = |many: &Many| Size {
+            blocks: [product.rows.div_ceil(many.rows) as u32, self.outputs.div_ceil(many.outputs) as u32, 1],
+            threads: 128,
+            shared_bytes: many.stages * (many.outputs + many.rows) as u32 * 64,
         };
-        gpu.launch(functions(format).many[index], size, &product.arguments(tiles, 0, self.outputs, stored));
+        // As large as leaves two blocks, nearly, to every processor.
+        let index = MANY.iter().rposition(|many| {
+            let [across, up, _] = sized(many).blocks;
+            2 * across * up >= 3 * gpu.processors + gpu.processors / 2
+        });
+        let index = index.unwrap_or(0);
+        let arguments = product.arguments(tiles, 0, self.outputs, stored);
+        gpu.launch(functions(format).many[index], sized(&MANY[index]), &arguments);
     }
 
     /// The tiles in 16 bits.
@@ -251,7 +296,8 @@ impl Matrix {
         };
         let widened = gpu.address(memory.insert(widened));
         let size = Size { blocks: [8 * gpu.processors, 1, 1], threads: 256, shared_bytes: 0 };
-        gpu.launch(name, size, &[gpu.address(tiles), gpu.address(scales), widened, elements as u64]);
+        let count = elements / (OUTPUTS * TILE_INPUTS);
+        gpu.launch(name, size, &[gpu.address(tiles), gpu.address(scales), widened, count as u64]);
         Ok(widened)
     }
 }
@@ -273,21 +319,21 @@ fn functions(format: WeightFormat) -> &'static Functions {
     }
 }
 
-/// Bytes of 64 inputs of 16 outputs, and of their scales.
+/// Bytes of 128 inputs of 16 outputs, and of their scales.
 fn stage_bytes(format: WeightFormat) -> (u32, u32) {
     match format {
-        WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::F16 => (2048, 0),
-        WeightFormat::Q8_0 => (1024, 64),
-        WeightFormat::Q4K => (512, 128),
+        WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::F16 => (4096, 0),
+        WeightFormat::Q8_0 => (2048, 128),
+        WeightFormat::Q4K => (1024, 256),
     }
 }
 
 /// Brings weights to the GPU as their format stores them, and packs them there.
-fn packed<T: cudarc::driver::DeviceRepr>(
+fn packed(
     gpu: &Gpu,
     format: WeightFormat,
     [outputs, inputs]: [usize; 2],
-    weights: &[T],
+    weights: &[u8],
 ) -> Result<Weights, KernelError> {
     let stored = inputs.next_multiple_of(INPUTS);
     let elements = outputs.next_multiple_of(OUTPUTS) * stored;
