@@ -6,12 +6,13 @@
 
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use cosec_worker::kernels::cuda::{Buffer, Cuda, Matrix};
 use cosec_worker::kernels::{
     Activation, CacheFormat, CacheShape, Heads, Kernels, NormKind, NormWeights, Pairs, Place, RotaryLayout,
     WeightFormat,
 };
+use half::bf16;
 
 /// Bytes of weights that go round.
 const WORKING_SET: usize = 400 << 20;
@@ -35,20 +36,33 @@ fn random(cuda: &Cuda, elements: usize) -> Buffer {
 }
 
 fn products(cuda: &Cuda, format: WeightFormat, bytes: f64, [outputs, inputs]: [usize; 2]) {
-    let weights = Tensor::rand(-0.02f32, 0.02, (outputs, inputs), &Device::Cpu).unwrap();
-    let weights = if bytes == 2.0 { weights.to_dtype(DType::BF16).unwrap() } else { weights };
     let size = (outputs * inputs) as f64 * bytes;
     let count = (WORKING_SET as f64 / size).ceil().max(2.0) as usize;
-    let first = cuda.matrix(&weights, format).unwrap();
-    let mut matrices: Vec<Matrix> = vec![first];
-    matrices.extend((1..count).map(|_| cuda.matrix(&weights, format).unwrap()));
+    let number = |i: usize| (i.wrapping_mul(0x9e37_79b9) >> 7) as u8;
+    let (weights, block_bytes) = format.block();
+    let matrices: Vec<Matrix> = if weights == 1 {
+        let small = |i| bf16::from_f32((f32::from(number(i)) - 127.5) / 6400.0);
+        let weights: Vec<bf16> = (0..outputs * inputs).map(small).collect();
+        let weights = Tensor::from_vec(weights, (outputs, inputs), &Device::Cpu).unwrap();
+        (0..count).map(|_| cuda.matrix(&weights, format).unwrap()).collect()
+    } else {
+        // Any quants, with scales that are numbers.
+        let mut blocks: Vec<u8> = (0..outputs * inputs / weights * block_bytes).map(number).collect();
+        blocks.chunks_mut(block_bytes).for_each(|block| block[..4].copy_from_slice(&[0, 16, 0, 16]));
+        (0..count).map(|_| cuda.matrix_from_blocks(format, [outputs, inputs], &blocks).unwrap()).collect()
+    };
     let mut out = cuda.buffer(4096 * outputs).unwrap();
     let x = random(cuda, 4096 * inputs);
     let normed = {
         let mut normed = cuda.buffer(4096 * inputs).unwrap();
         let weight = random(cuda, inputs);
         let kind = NormKind::RootMeanSquare;
-        cuda.norm(&x, 4096, NormWeights { kind, epsilon: 1e-6, width: inputs, weight: &weight, bias: None }, &mut normed);
+        cuda.norm(
+            &x,
+            4096,
+            NormWeights { kind, epsilon: 1e-6, width: inputs, weight: &weight, bias: None },
+            &mut normed,
+        );
         normed
     };
     for rows in [1, 8, 16, 32, 64, 128, 256, 512, 4096] {
@@ -69,11 +83,10 @@ fn attention(cuda: &Cuda, heads: Heads, (sequences, rows, context): (usize, usiz
     let format = CacheFormat::Bf16;
     let shape = CacheShape { layers, blocks: each * sequences, block_tokens, kv_width: heads.kv_width(), format };
     let mut cache = cuda.cache(shape).unwrap();
-    let tables: Vec<Vec<u32>> = (0..sequences).map(|s| (0..each).map(|b| (b * sequences + s) as u32).collect()).collect();
-    let places: Vec<Place<'_>> = tables
-        .iter()
-        .flat_map(|blocks| (0..rows).map(|row| Place { position: context + row, blocks }))
-        .collect();
+    let tables: Vec<Vec<u32>> =
+        (0..sequences).map(|s| (0..each).map(|b| (b * sequences + s) as u32).collect()).collect();
+    let places: Vec<Place<'_>> =
+        tables.iter().flat_map(|blocks| (0..rows).map(|row| Place { position: context + row, blocks })).collect();
     let qkv = random(cuda, places.len() * heads.qkv_width());
     let mut out = cuda.buffer(places.len() * heads.query_width()).unwrap();
     let append = seconds(cuda, 50, |i| cuda.append(&qkv, heads, &places, &mut cache, i % layers));
@@ -103,8 +116,7 @@ fn small(cuda: &Cuda, rows: usize) {
     let norm = seconds(cuda, 200, |_| cuda.norm(&x, rows, norm(), &mut normed));
     let add = seconds(cuda, 200, |_| cuda.add(&mut stream, &y, rows * hidden));
     let rotate = seconds(cuda, 200, |_| cuda.rotate(&mut qkv, rows, heads, layout, &angles));
-    let activate =
-        seconds(cuda, 200, |_| cuda.activate_gated(Activation::Silu, &projected, rows, inner, &mut gated));
+    let activate = seconds(cuda, 200, |_| cuda.activate_gated(Activation::Silu, &projected, rows, inner, &mut gated));
     println!(
         "{rows} rows, in us: norm {:.1}, add {:.1}, rotate {:.1}, gated activation {:.1}",
         1e6 * norm,
@@ -122,7 +134,16 @@ fn main() {
         small(&cuda, rows);
     }
     let of_7b = Heads { query: 32, kv: 32, width: 128 };
-    for shape in [(1, 1, 512), (1, 1, 4000), (32, 1, 512), (32, 1, 4000), (128, 1, 512), (8, 5, 1000), (1, 512, 0), (1, 4000, 0)] {
+    for shape in [
+        (1, 1, 512),
+        (1, 1, 4000),
+        (32, 1, 512),
+        (32, 1, 4000),
+        (128, 1, 512),
+        (8, 5, 1000),
+        (1, 512, 0),
+        (1, 4000, 0),
+    ] {
         attention(&cuda, of_7b, shape);
     }
     attention(&cuda, Heads { query: 12, kv: 2, width: 128 }, (32, 1, 1000));

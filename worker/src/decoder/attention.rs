@@ -1,7 +1,7 @@
 //! Grouped-query attention over the paged cache.
 
 use super::decoder::{Batch, Workspace};
-use super::linear::{Linear, Site};
+use super::linear::{Linear, Rows, Site};
 use crate::families::{DecoderSpec, Family, Positions, QkvNames};
 use crate::kernels::{Heads, KernelError, Kernels, RotaryLayout};
 use crate::loader::{LoadError, Weights};
@@ -36,8 +36,8 @@ impl<K: Kernels> Attention<K> {
         Ok(Self { qkv, output: Linear::load(kernels, weights, output)? })
     }
 
-    /// Reads `workspace.normed`, writes `workspace.attended`.
-    pub(super) fn forward(
+    /// Reads `workspace.normed`, writes `workspace.found`.
+    pub(super) fn attend(
         &self,
         kernels: &K,
         spec: &DecoderSpec,
@@ -45,16 +45,39 @@ impl<K: Kernels> Attention<K> {
         (cache, layer): (&mut K::Cache, usize),
         workspace: &mut Workspace<K>,
     ) -> Result<(), KernelError> {
-        let Workspace { normed, qkv, angles, found, attended, scratch, .. } = workspace;
+        let Workspace { normed, qkv, angles, found, scratch, .. } = workspace;
         let (rows, places) = (batch.rows(), batch.places.as_slice());
         self.qkv.forward(kernels, rows, normed, qkv, scratch)?;
         if let Positions::Rotary(rotary) = &spec.positions {
             let layout = RotaryLayout { width: rotary.width, pairs: rotary.pairs };
-            kernels.rotate(qkv, rows.count, spec.heads, layout, angles);
+            kernels.rotate_and_append(qkv, spec.heads, (layout, angles), places, cache, layer);
+        } else {
+            kernels.append(qkv, spec.heads, places, cache, layer);
         }
-        kernels.append(qkv, spec.heads, places, cache, layer);
         kernels.attend(qkv, spec.heads, spec.windows[layer], places, (&*cache, layer), found);
+        Ok(())
+    }
+
+    /// Reads `workspace.found`, writes `workspace.attended`.
+    pub(super) fn project(
+        &self,
+        kernels: &K,
+        rows: Rows<'_>,
+        workspace: &mut Workspace<K>,
+    ) -> Result<(), KernelError> {
+        let Workspace { found, attended, scratch, .. } = workspace;
         self.output.forward(kernels, rows, found, attended, scratch)
+    }
+
+    /// Reads `workspace.found`, adds to `workspace.stream`.
+    pub(super) fn project_add(
+        &self,
+        kernels: &K,
+        rows: Rows<'_>,
+        workspace: &mut Workspace<K>,
+    ) -> Result<(), KernelError> {
+        let Workspace { found, attended, stream, scratch, .. } = workspace;
+        self.output.forward_add(kernels, rows, found, (stream, attended), scratch)
     }
 }
 

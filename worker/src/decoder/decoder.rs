@@ -173,21 +173,23 @@ impl<K: Kernels> Decoder<K> {
         let Self { kernels, spec, cache, workspace, .. } = self;
         let block = &self.blocks[layer];
         let rows = batch.tokens.len();
-        let elements = rows * spec.hidden;
         block.attention_norm.forward(kernels, &workspace.stream, rows, &mut workspace.normed);
-        block.attention.forward(kernels, spec, batch, (cache, layer), workspace)?;
-        if spec.residual == Residual::Sequential {
-            kernels.add(&mut workspace.stream, &workspace.attended, elements);
+        block.attention.attend(kernels, spec, batch, (cache, layer), workspace)?;
+        match (spec.residual, &block.mlp_norm) {
+            // The MLP's norm reads the stream as it was before attention.
+            (Residual::Parallel, Some(norm)) => {
+                block.attention.project(kernels, batch.rows(), workspace)?;
+                norm.forward(kernels, &workspace.stream, rows, &mut workspace.normed);
+                kernels.add(&mut workspace.stream, &workspace.attended, rows * spec.hidden);
+            }
+            (_, norm) => {
+                block.attention.project_add(kernels, batch.rows(), workspace)?;
+                if let Some(norm) = norm {
+                    norm.forward(kernels, &workspace.stream, rows, &mut workspace.normed);
+                }
+            }
         }
-        if let Some(norm) = &block.mlp_norm {
-            norm.forward(kernels, &workspace.stream, rows, &mut workspace.normed);
-        }
-        block.mlp.forward(kernels, batch.rows(), workspace)?;
-        if spec.residual != Residual::Sequential {
-            kernels.add(&mut workspace.stream, &workspace.attended, elements);
-        }
-        kernels.add(&mut workspace.stream, &workspace.branch, elements);
-        Ok(())
+        block.mlp.forward(kernels, batch.rows(), workspace)
     }
 
     fn head(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<(), KernelError> {

@@ -96,6 +96,27 @@ impl<K: Kernels> Linear<K> {
     }
 }
 
+impl<K: Kernels> Linear<K> {
+    /// As [`Self::forward`], with the outputs added to `sum`; `product` is memory for them.
+    pub(super) fn forward_add(
+        &self,
+        kernels: &K,
+        rows: Rows<'_>,
+        x: &K::Buffer,
+        (sum, product): (&mut K::Buffer, &mut K::Buffer),
+        scratch: &mut Scratch<K>,
+    ) -> Result<(), KernelError> {
+        let outputs = self.updates.outputs();
+        if !self.updates.concern(rows) {
+            kernels.linear_add(x, rows.count, &self.weight, self.bias.as_ref(), (sum, outputs), product);
+            return Ok(());
+        }
+        self.forward(kernels, rows, x, product, scratch)?;
+        kernels.add(sum, product, rows.count * outputs);
+        Ok(())
+    }
+}
+
 impl Site<'_> {
     fn read(&self, weights: &mut Weights) -> Result<Stored, LoadError> {
         let weight = weights.matrix(self.module, self.shape)?;

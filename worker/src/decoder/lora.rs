@@ -29,6 +29,16 @@ impl<K: Kernels> Updates<K> {
         Self { inputs, outputs, adapters: Vec::new() }
     }
 
+    pub(super) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Whether one of the rows chose an adapter that changes the layer.
+    pub(super) fn concern(&self, rows: Rows<'_>) -> bool {
+        let changes = |rows: &AdaptedRows| self.adapters.get(rows.adapter).is_some_and(|updates| !updates.is_empty());
+        rows.adapted.iter().any(changes)
+    }
+
     /// Adds the factors of every adapter for the outputs from `first` on.
     pub(super) fn push(&mut self, kernels: &K, first: usize, factors: &[Option<Factors>]) -> Result<(), LoadError> {
         self.adapters.resize_with(factors.len(), Vec::new);

@@ -29,22 +29,22 @@ impl<K: Kernels> FeedForward<K> {
         Ok(Self { shape: spec.mlp, up, down })
     }
 
-    /// Reads `workspace.normed`, writes `workspace.branch`.
+    /// Reads `workspace.normed`, adds to `workspace.stream`.
     pub(super) fn forward(
         &self,
         kernels: &K,
         rows: Rows<'_>,
         workspace: &mut Workspace<K>,
     ) -> Result<(), KernelError> {
-        let Workspace { normed, projected, inner, branch, scratch, .. } = workspace;
+        let Workspace { normed, projected, inner, branch, stream, scratch, .. } = workspace;
         let Mlp { inner: width, activation, gated } = self.shape;
         self.up.forward(kernels, rows, normed, projected, scratch)?;
         if gated {
             kernels.activate_gated(activation, projected, rows.count, width, inner);
-            self.down.forward(kernels, rows, inner, branch, scratch)
+            self.down.forward_add(kernels, rows, inner, (stream, branch), scratch)
         } else {
             kernels.activate(activation, projected, rows.count * width);
-            self.down.forward(kernels, rows, projected, branch, scratch)
+            self.down.forward_add(kernels, rows, projected, (stream, branch), scratch)
         }
     }
 }

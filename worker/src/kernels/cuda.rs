@@ -19,6 +19,7 @@ use self::attention::{Layer, Prepared};
 use self::gpu::{Address, Gpu, Size};
 pub use self::matrix::Matrix;
 use self::matrix::{Product, Rounding};
+use self::program::Program;
 use super::{
     Activation, CacheFormat, CacheShape, Heads, KernelError, Kernels, NormKind, NormWeights, Pairs, Place,
     RotaryLayout, WeightFormat,
@@ -28,6 +29,9 @@ mod attention;
 mod gpu;
 mod matrix;
 pub mod program;
+
+/// As `elementwise.cu` has it.
+const NORM_THREADS: u32 = 512;
 
 /// A GPU.
 #[derive(Debug)]
@@ -229,6 +233,8 @@ impl Kernels for Cuda {
         if u32::try_from(shape.blocks * shape.block_tokens).is_err() {
             return Err(KernelError::OutOfMemory { elements });
         }
+        // Programs of f32 are also for heads that tensor cores do not take, and have the fold of tiles.
+        self.gpu.load(&[Program::Attention(CacheFormat::F32), Program::Attention(shape.format)])?;
         let bytes = elements.saturating_mul(shape.format.bytes());
         Ok(Cache { shape, keys: self.gpu.zeros(bytes)?, values: self.gpu.zeros(bytes)? })
     }
@@ -277,25 +283,23 @@ impl Kernels for Cuda {
             u64::from((epsilon as f32).to_bits()),
             u64::from(kind == NormKind::Layer),
         ];
-        self.gpu.launch("normalise", Size::rows(rows, 256), &arguments);
+        self.gpu.launch("normalise", Size::rows(rows, NORM_THREADS), &arguments);
     }
 
     fn linear(&self, x: &Buffer, rows: usize, weight: &Matrix, bias: Option<&Buffer>, out: &mut Buffer) {
-        if rows == 0 {
-            return;
-        }
-        self.keep(|| {
-            let mut scratch = self.scratch.borrow_mut();
-            let Scratch { rounded, widened, .. } = &mut *scratch;
-            let product = Product {
-                x: self.activations(x, rows, weight, rounded)?,
-                rows,
-                bias: bias.map_or(0, |bias| self.at(bias)),
-                out: self.overwritten(out),
-            };
-            weight.multiply(&self.gpu, &product, widened);
-            Ok(())
-        });
+        self.multiply((x, rows), weight, bias, (out, false));
+    }
+
+    fn linear_add(
+        &self,
+        x: &Buffer,
+        rows: usize,
+        weight: &Matrix,
+        bias: Option<&Buffer>,
+        (sum, _): (&mut Buffer, usize),
+        _product: &mut Buffer,
+    ) {
+        self.multiply((x, rows), weight, bias, (sum, true));
     }
 
     fn rotate(&self, qkv: &mut Buffer, rows: usize, heads: Heads, rotary: RotaryLayout, angles: &Buffer) {
@@ -303,18 +307,33 @@ impl Kernels for Cuda {
             self.overwritten(qkv),
             self.at(angles),
             heads.qkv_width() as u64,
-            (heads.query + heads.kv) as u64,
             heads.width as u64,
             rotary.width as u64,
             u64::from(rotary.pairs == Pairs::Neighbours),
         ];
-        self.gpu.launch("rotate", Size::rows(rows, 256), &arguments);
+        self.gpu.launch("rotate", Size::heads(rows, heads.query + heads.kv, rotary.width), &arguments);
     }
 
     fn append(&self, qkv: &Buffer, heads: Heads, places: &[Place<'_>], cache: &mut Cache, layer: usize) {
         let to = cache.layer(&self.gpu, layer);
         self.prepared(places, to.shape, heads, |prepared, _| {
-            prepared.append(&self.gpu, self.at(qkv), to);
+            prepared.append(&self.gpu, self.at(qkv), to, None);
+            Ok(())
+        });
+    }
+
+    fn rotate_and_append(
+        &self,
+        qkv: &mut Buffer,
+        heads: Heads,
+        (rotary, angles): (RotaryLayout, &Buffer),
+        places: &[Place<'_>],
+        cache: &mut Cache,
+        layer: usize,
+    ) {
+        let (qkv, angles, to) = (self.overwritten(qkv), self.at(angles), cache.layer(&self.gpu, layer));
+        self.prepared(places, to.shape, heads, |prepared, _| {
+            prepared.append(&self.gpu, qkv, to, Some((rotary, angles)));
             Ok(())
         });
     }
@@ -367,6 +386,31 @@ impl Kernels for Cuda {
 }
 
 impl Cuda {
+    fn multiply(
+        &self,
+        (x, rows): (&Buffer, usize),
+        weight: &Matrix,
+        bias: Option<&Buffer>,
+        (out, adds): (&mut Buffer, bool),
+    ) {
+        if rows == 0 {
+            return;
+        }
+        self.keep(|| {
+            let mut scratch = self.scratch.borrow_mut();
+            let Scratch { rounded, widened, .. } = &mut *scratch;
+            let product = Product {
+                x: self.activations(x, rows, weight, rounded)?,
+                rows,
+                bias: bias.map_or(0, |bias| self.at(bias)),
+                out: self.overwritten(out),
+                adds,
+            };
+            weight.multiply(&self.gpu, &product, widened);
+            Ok(())
+        });
+    }
+
     fn take_rounding(&self, matrix: &Matrix) {
         let rounding = matrix.rounding();
         if rounding != Rounding::None {

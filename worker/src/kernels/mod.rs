@@ -99,6 +99,20 @@ pub trait Kernels {
         out: &mut Self::Buffer,
     );
 
+    /// `sum += x · weightᵀ + bias` for `rows` rows of a sum of `width`; `product` is memory for the product.
+    fn linear_add(
+        &self,
+        x: &Self::Buffer,
+        rows: usize,
+        weight: &Self::Matrix,
+        bias: Option<&Self::Buffer>,
+        (sum, width): (&mut Self::Buffer, usize),
+        product: &mut Self::Buffer,
+    ) {
+        self.linear(x, rows, weight, bias, product);
+        self.add(sum, product, rows * width);
+    }
+
     /// Rotates the query and key heads of `qkv` in place.
     ///
     /// `angles` is `[rows][rotary.width]`: the cosines of a row's pairs, then their sines.
@@ -106,6 +120,20 @@ pub trait Kernels {
 
     /// Stores the keys and values of the rows of `qkv` at their places in the cache.
     fn append(&self, qkv: &Self::Buffer, heads: Heads, places: &[Place<'_>], cache: &mut Self::Cache, layer: usize);
+
+    /// [`Self::rotate`] for the rows of `places`, then [`Self::append`].
+    fn rotate_and_append(
+        &self,
+        qkv: &mut Self::Buffer,
+        heads: Heads,
+        (rotary, angles): (RotaryLayout, &Self::Buffer),
+        places: &[Place<'_>],
+        cache: &mut Self::Cache,
+        layer: usize,
+    ) {
+        self.rotate(qkv, places.len(), heads, rotary, angles);
+        self.append(qkv, heads, places, cache, layer);
+    }
 
     /// Causal attention of each row's queries over the cache up to the row's own position.
     ///
@@ -141,7 +169,7 @@ pub trait Kernels {
 }
 
 /// How a device stores weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightFormat {
     /// 32-bit floats.
     F32,
@@ -179,7 +207,7 @@ impl WeightFormat {
 }
 
 /// How a device stores keys and values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum CacheFormat {
     /// 32-bit floats.
     #[default]

@@ -1,7 +1,7 @@
 //! What only a GPU's kernels do: programs that are compiled at start, ragged batches side by side, failures that wait.
 
+use cosec_worker::kernels::cuda::program::{PROGRAMS, compiled};
 use cosec_worker::kernels::reference::Reference;
-use cosec_worker::kernels::cuda::program::{PROGRAMS, compile};
 use cosec_worker::kernels::{CacheFormat, CacheShape, Heads, Kernels, Place};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -119,8 +119,13 @@ fn programs_compile_for_every_gpu() {
     for capability in [(8, 0), (8, 9), (9, 0)] {
         for program in PROGRAMS {
             let began = std::time::Instant::now();
-            let code = compile(program, capability).unwrap_or_else(|error| panic!("{program:?} {capability:?}: {error}"));
-            println!("{program:?} for {capability:?}: {} bytes in {:.1} s", code.len(), began.elapsed().as_secs_f64());
+            let code =
+                compiled(program, capability).unwrap_or_else(|error| panic!("{program:?} {capability:?}: {error}"));
+            println!(
+                "{program:?} for {capability:?}: {} bytes in {:.1} s",
+                code.len(),
+                began.elapsed().as_secs_f64()
+            );
             assert!(code.starts_with(b"\x7fELF"));
         }
     }

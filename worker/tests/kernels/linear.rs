@@ -101,10 +101,13 @@ fn linear_rows_do_not_depend_on_their_company_on_a_gpu() {
         let rng = &mut StdRng::seed_from_u64(rand::random());
         for format in FORMATS {
             for (inputs, outputs) in [(256, 96), (100, 50), (2048, 1536), (5504, 2048)] {
-                let many = Linear::shaped(rng, format, (600, inputs, outputs));
+                let Linear { x, weight, bias, .. } = Linear::shaped(rng, format, (600, inputs, outputs));
+                let (x, weight) = (upload(cuda, &x), cuda.matrix(&weight, format).unwrap());
+                let bias = bias.as_ref().map(|bias| upload(cuda, bias));
                 let product = |rows: usize| {
-                    let x = many.x[..rows * inputs].to_vec();
-                    Linear { x, rows, weight: many.weight.clone(), format, bias: many.bias.clone() }.with(cuda)
+                    let mut out = cuda.buffer(rows * outputs).unwrap();
+                    cuda.linear(&x, rows, &weight, bias.as_ref(), &mut out);
+                    download(cuda, &out, rows * outputs)
                 };
                 let together = product(600);
                 for rows in [1, 2, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 300] {

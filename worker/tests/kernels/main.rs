@@ -1,6 +1,7 @@
 //! The fast kernels against the plain f64 ones, on fresh random shapes, and a row alone against the row in company.
 #![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
@@ -19,10 +20,10 @@ mod rows;
 mod threads;
 
 /// Runs `test` on fresh seeds and prints the one that fails.
-pub(crate) fn with_seeds(test: impl Fn(&mut StdRng) + std::panic::RefUnwindSafe) {
+pub(crate) fn with_seeds(test: impl Fn(&mut StdRng)) {
     for _ in 0..20 {
         let seed: u64 = rand::random();
-        let run = std::panic::catch_unwind(|| test(&mut StdRng::seed_from_u64(seed)));
+        let run = catch_unwind(AssertUnwindSafe(|| test(&mut StdRng::seed_from_u64(seed))));
         assert!(run.is_ok(), "seed {seed}");
     }
 }

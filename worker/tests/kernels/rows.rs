@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 use cosec_worker::kernels::cpu::Cpu;
+use cosec_worker::kernels::reference::Reference;
 use cosec_worker::kernels::{Kernels, WeightFormat};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
-use crate::{Compute, FORMATS, check, download, matrix, random, upload, with_seeds};
+use crate::{Compute, FORMATS, check, check_cpu, compare, download, matrix, on_gpu, random, upload, with_seeds};
 
 #[test]
 fn selected_and_embedded_rows_are_exact() {
@@ -41,7 +42,11 @@ fn embedded_rows_are_what_the_blocks_stand_for() {
         for format in FORMATS {
             let (rows, width) = (rng.random_range(1..40), rng.random_range(1..600));
             let ids = (0..5).map(|_| rng.random_range(0..rows as u32)).collect();
-            check(2e-7, Embedded(matrix(&random(rng, rows * width), rows), format, ids));
+            let embedded = Embedded(matrix(&random(rng, rows * width), rows), format, ids);
+            check_cpu(2e-7, &embedded);
+            // A GPU has the scales of Q4_K, multiplied with each other, in f16.
+            let tolerance = if format == WeightFormat::Q4K { 2e-3 } else { 2e-7 };
+            on_gpu(|cuda| compare("cuda", tolerance, &embedded.with(cuda), &embedded.with(&Reference)));
         }
     });
 }

@@ -5,6 +5,8 @@
 // ascending order. The kernels below differ in who computes which tile, not in what is computed: a row has the same bits
 // whatever is decoded beside it, in whatever chunks its sequence came, and however its blocks lie.
 
+// The host defines one of FORMAT_F32, FORMAT_F16 and FORMAT_BF16, that of the cache.
+
 #define TILE 64
 
 struct Cached {
@@ -80,6 +82,8 @@ struct WarpTile {
     uint4 queries[WIDTH / 16];
     // Of the lane's two slots.
     u32 positions[2], firsts[2];
+    // All of the warp's slots see the positions from one to the other.
+    u32 seen_from, seen_to;
     float max[2], sum[2];
     float values[WIDTH / 8][4];
 
@@ -96,6 +100,13 @@ struct WarpTile {
             // An empty slot sees nothing.
             firsts[i] = exists ? first_seen(positions[i], of.window) : 1;
             heads[i] = exists ? of.qkv + u64(row) * row_width + (kv_head * group + slot % group) * of.width : nullptr;
+        }
+        seen_from = firsts[0] > firsts[1] ? firsts[0] : firsts[1];
+        seen_to = positions[0] < positions[1] ? positions[0] : positions[1];
+        for (int distance = 4; distance < 32; distance *= 2) {
+            u32 from = __shfl_xor_sync(~0u, seen_from, distance), to = __shfl_xor_sync(~0u, seen_to, distance);
+            seen_from = from > seen_from ? from : seen_from;
+            seen_to = to < seen_to ? to : seen_to;
         }
 #pragma unroll
         for (int step = 0; step < WIDTH / 16; step++) {
@@ -128,12 +139,13 @@ struct WarpTile {
         }
         float factor = scale * 1.4426950408889634f;
         max[0] = max[1] = MINUS_INFINITY;
+        bool all = begin >= seen_from && begin + TILE <= seen_to + 1;
 #pragma unroll
         for (int block = 0; block < TILE / 8; block++) {
 #pragma unroll
             for (int part = 0; part < 4; part++) {
                 u32 position = begin + block * 8 + lane % 4 * 2 + part % 2;
-                bool seen = position >= firsts[part / 2] && position <= positions[part / 2];
+                bool seen = all || (position >= firsts[part / 2] && position <= positions[part / 2]);
                 scores[block][part] = seen ? __fmul_rn(scores[block][part], factor) : MINUS_INFINITY;
                 max[part / 2] = fmaxf(max[part / 2], scores[block][part]);
             }
@@ -191,18 +203,21 @@ struct WarpTile {
     }
 };
 
-// Fetches positions begin..begin + 64 of a sequence; those behind `last`, which may be another's, are zeros. `thread` of
-// `threads` does its share.
+#define NO_SLOT 0xffffffff
+
+// The slot of a position; NO_SLOT behind `last`, where there may be another's.
+__device__ __forceinline__ u32 slot_until(const Cached &cached, u32 table, u32 position, u32 last) {
+    return position <= last ? u32(slot_of(cached, table, position)) : NO_SLOT;
+}
+
+// Fetches 16 bytes of a position's keys and values; zeros where it has no slot or the head no such chunk.
 template <int WIDTH>
-__device__ __forceinline__ void fetch_tile(u8 *keys, u8 *values, const Cached &cached, u32 table, u32 kv_head, u32 width,
-                                           u32 begin, u32 last, u32 thread, u32 threads) {
-    for (u32 index = thread; index < TILE * WIDTH / 8; index += threads) {
-        u32 position = index / (WIDTH / 8), chunk = index % (WIDTH / 8);
-        bool exists = begin + position <= last && chunk * 8 < width;
-        u64 at = exists ? slot_of(cached, table, begin + position) * cached.kv_width + kv_head * width + chunk * 8 : 0;
-        copy_16_bytes(keys + chunk_at<WIDTH>(position, chunk), (const u16 *)cached.keys + at, exists);
-        copy_16_bytes(values + chunk_at<WIDTH>(position, chunk), (const u16 *)cached.values + at, exists);
-    }
+__device__ __forceinline__ void fetch_chunk(u8 *keys, u8 *values, const Cached &cached, u32 slot, u32 kv_head, u32 width,
+                                            u32 position, u32 chunk) {
+    bool exists = slot != NO_SLOT && chunk * 8 < width;
+    u64 at = exists ? u64(slot) * cached.kv_width + kv_head * width + chunk * 8 : 0;
+    copy_16_bytes(keys + chunk_at<WIDTH>(position, chunk), (const u16 *)cached.keys + at, exists);
+    copy_16_bytes(values + chunk_at<WIDTH>(position, chunk), (const u16 *)cached.values + at, exists);
 }
 
 // Some slots of rows that follow each other in one sequence: those from `first_slot` on that are below `slots`, counted
@@ -234,8 +249,17 @@ __device__ __forceinline__ void attend_tiles(const u32 *items, Queries of, Cache
     u32 tile = first_tile + blockIdx.z * (blockDim.x / 32) + warp;
     if (tile * TILE > item.last_position) return;
     u8 *keys = memory + warp * 2 * TILE_BYTES, *values = keys + TILE_BYTES;
-    fetch_tile<WIDTH>(keys, values, cached, of.tables[item.first_row], kv_head, of.width, tile * TILE, item.last_position,
-                      lane, 32);
+    u32 slots[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        slots[i] = slot_until(cached, of.tables[item.first_row], tile * TILE + lane + 32 * i, item.last_position);
+    }
+#pragma unroll 8
+    for (u32 index = lane; index < TILE * WIDTH / 8; index += 32) {
+        u32 position = index / (WIDTH / 8), chunk = index % (WIDTH / 8);
+        u32 slot = __shfl_sync(~0u, position < 32 ? slots[0] : slots[1], position % 32);
+        fetch_chunk<WIDTH>(keys, values, cached, slot, kv_head, of.width, position, chunk);
+    }
     end_copy_group();
     WarpTile<Number, WIDTH> own;
     own.load_queries(of, item.first_row, item.first_slot, item.slots, kv_head);
@@ -277,18 +301,32 @@ __device__ __forceinline__ void attend_slots(const u32 *items, Queries of, Cache
     Fold running[2] = {{MINUS_INFINITY, 0.0f}, {MINUS_INFINITY, 0.0f}};
     float values[WIDTH / 8][4] = {};
     u32 tile = first_seen(item.first_position, of.window) / TILE, end = item.last_position / TILE + 1;
+    // Slots are looked up a tile before they are needed.
+    __shared__ u32 slots[2][TILE];
+    auto find_slots = [&](u32 tile) {
+        u32 position = tile * TILE + threadIdx.x;
+        if (threadIdx.x < TILE) slots[tile % 2][threadIdx.x] = slot_until(cached, table, position, item.last_position);
+    };
     auto fetch = [&](u32 tile) {
         if (tile < end) {
             u8 *to = memory + tile % 2 * 2 * TILE_BYTES;
-            fetch_tile<WIDTH>(to, to + TILE_BYTES, cached, table, kv_head, of.width, tile * TILE, item.last_position,
-                              threadIdx.x, 128);
+#pragma unroll
+            for (u32 index = threadIdx.x; index < TILE * WIDTH / 8; index += 128) {
+                u32 position = index / (WIDTH / 8), chunk = index % (WIDTH / 8);
+                fetch_chunk<WIDTH>(to, to + TILE_BYTES, cached, slots[tile % 2][position], kv_head, of.width, position, chunk);
+            }
         }
         end_copy_group();
     };
+    find_slots(tile);
+    __syncthreads();
     fetch(tile);
+    find_slots(tile + 1);
+    __syncthreads();
 #pragma unroll 1
     for (; tile < end; tile++) {
         fetch(tile + 1);
+        find_slots(tile + 2);
         await_copy_groups<1>();
         __syncthreads();
         const u8 *from = memory + tile % 2 * 2 * TILE_BYTES;
@@ -340,10 +378,13 @@ __device__ __forceinline__ void attend_slots(const u32 *items, Queries of, Cache
         attend_slots_##WIDTH##_##format(const u32 *items, QUERIES, CACHED, float *out, u16 *rounded, int rounding) {   \
         attend_slots<number, WIDTH>(items, THE_QUERIES, THE_CACHED, out, rounded, rounding);                         \
     }
+#if defined(FORMAT_BF16)
 ATTEND(bf16, Bf16, 64)
 ATTEND(bf16, Bf16, 128)
+#elif defined(FORMAT_F16)
 ATTEND(f16, F16, 64)
 ATTEND(f16, F16, 128)
+#else
 
 // Without tensor cores, for what they do not take: a cache of f32, and heads of other widths. A warp computes the tile of
 // one row and head; blocks are heads of `rows`, and groups of four tiles. `format` is that of `append`.
@@ -401,13 +442,14 @@ extern "C" __global__ void __launch_bounds__(128)
 }
 
 // Folds the tiles of a row and head; blocks are heads of `rows`.
-extern "C" __global__ void combine_tiles(const u32 *rows, const float *partial, const u32 *positions, u32 heads, u32 width,
+extern "C" __global__ void combine_tiles(const u32 *rows, const float *__restrict__ partial, const u32 *positions, u32 heads, u32 width,
                                          u32 window, float *out, u16 *rounded, int rounding, u32 tiles) {
     u32 row = rows[blockIdx.x / heads], position = positions[row];
     u32 first = first_seen(position, window) / TILE, last = position / TILE;
     for (u32 d = threadIdx.x; d < width; d += blockDim.x) {
         Fold running = {MINUS_INFINITY, 0.0f};
         float value = 0.0f;
+#pragma unroll 8
         for (u32 tile = first; tile <= last; tile++) {
             const float *from = partial + partial_at(blockIdx.x, tile, tiles, width);
             Factors factors = fold(running, from[width], from[width + 1]);
@@ -419,3 +461,5 @@ extern "C" __global__ void combine_tiles(const u32 *rows, const float *partial, 
         store_rounded(rounded, rounding, to, value);
     }
 }
+
+#endif

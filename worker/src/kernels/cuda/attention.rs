@@ -5,7 +5,7 @@ use std::ops::Range;
 use cudarc::driver::CudaSlice;
 
 use super::gpu::{Address, Gpu, Size};
-use crate::kernels::{CacheFormat, CacheShape, Heads, KernelError, Place};
+use crate::kernels::{CacheFormat, CacheShape, Heads, KernelError, Pairs, Place, RotaryLayout};
 
 /// Keys of a tile, and slots of a warp: a slot is a row and one of the query heads that share a key head.
 const TILE: usize = 64;
@@ -30,8 +30,9 @@ const ITEM: usize = 6;
 pub(super) struct Prepared {
     shape: CacheShape,
     heads: Heads,
-    /// Position of each row, and where its blocks lie on the host: they stay while the batch runs.
-    places: Vec<(usize, usize)>,
+    rows: usize,
+    /// Where the places lie on the host, and what the last one is: they stay while the batch runs.
+    places: (usize, Option<(usize, usize)>),
     slots: Address,
     positions: Address,
     /// Of each row: where the blocks of its sequence begin in `tables`.
@@ -103,11 +104,13 @@ impl Prepared {
                 let rows = partial_row..few_rows.len();
                 take(&mut pieces, Piece { rows, items: 0..few.len() / ITEM, tiles: last / TILE + 1 }, heads);
             } else {
-                many.extend(numbers);
+                many.push(numbers.collect::<Vec<u32>>());
             }
         }
-        let (few_items, many_items) = (few.len() / ITEM, many.len() / ITEM);
-        few.extend(many);
+        // The last items of a sequence see most: they begin first.
+        let few_items = few.len() / ITEM;
+        few.extend(many.iter().flat_map(|items| items.chunks(ITEM).rev()).flatten());
+        let many_items = few.len() / ITEM - few_items;
         // One copy; the parts begin where 16 bytes do.
         let mut all: Vec<u32> = Vec::new();
         let mut part = |numbers: &[u32]| {
@@ -121,7 +124,8 @@ impl Prepared {
         Ok(Self {
             shape,
             heads,
-            places: places.iter().map(identity).collect(),
+            rows: places.len(),
+            places: identity(places),
             slots: base + slots,
             positions: base + positions,
             row_tables: base + row_tables,
@@ -134,24 +138,29 @@ impl Prepared {
     }
 
     pub(super) fn is_for(&self, places: &[Place<'_>], shape: CacheShape, heads: Heads) -> bool {
-        (self.shape, self.heads) == (shape, heads)
-            && self.places.len() == places.len()
-            && self.places.iter().copied().eq(places.iter().map(identity))
+        (self.shape, self.heads) == (shape, heads) && self.rows == places.len() && self.places == identity(places)
     }
 
-    /// Queues the storing of keys and values.
-    pub(super) fn append(&self, gpu: &Gpu, qkv: Address, layer: Layer) {
-        let Heads { query, width, .. } = self.heads;
+    /// Queues the storing of keys and values; queries and keys are rotated before where there are angles.
+    pub(super) fn append(&self, gpu: &Gpu, qkv: Address, layer: Layer, rotary: Option<(RotaryLayout, Address)>) {
+        let Heads { query, kv, width } = self.heads;
+        let (turning, pairs, angles) =
+            rotary.map_or((0, Pairs::Halves, 0), |(layout, angles)| (layout.width, layout.pairs, angles));
         let arguments = [
             qkv,
             self.slots,
             layer.keys,
             layer.values,
             number(self.shape.format),
-            (query * width) as u64,
-            self.shape.kv_width as u64,
+            query as u64,
+            kv as u64,
+            width as u64,
+            angles,
+            turning as u64,
+            u64::from(pairs == Pairs::Neighbours),
         ];
-        gpu.launch("append", Size::rows(self.places.len(), 256), &arguments);
+        let heads = if turning > 0 { query + 2 * kv } else { 2 * kv };
+        gpu.launch("append", Size::heads(self.rows, heads, width), &arguments);
     }
 
     /// Queues attention. `out` and `rounded` are `[rows][heads][width]`.
@@ -186,8 +195,8 @@ impl Prepared {
             let written = gpu.address(partial.insert(memory));
             let of_piece = self.few_rows + 4 * rows.start as u64;
             if takes_tensor_cores(self.shape, self.heads) {
-                // As many warps as have memory for their tiles.
-                let warps = (gpu.shared_bytes / tile_bytes).clamp(1, WARPS as u32);
+                // Several blocks to a processor, so that tiles are fetched while others are computed.
+                let warps = 2;
                 let first_item = self.items + (4 * ITEM * items.start) as u64;
                 let arguments =
                     [&[first_item], &queries[..], &cached, &[written, rows.start as u64, *tiles as u64]].concat();
@@ -234,8 +243,9 @@ fn take(pieces: &mut Vec<Piece>, run: Piece, heads: Heads) {
     pieces.push(Piece { items: first_item..run.items.end, ..run });
 }
 
-fn identity(place: &Place<'_>) -> (usize, usize) {
-    (place.position, place.blocks.as_ptr().addr())
+fn identity(places: &[Place<'_>]) -> (usize, Option<(usize, usize)>) {
+    let last = places.last().map(|place| (place.position, place.blocks.as_ptr().addr()));
+    (places.as_ptr().addr(), last)
 }
 
 /// The places as runs.

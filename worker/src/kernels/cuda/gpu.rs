@@ -4,18 +4,19 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, PinnedHostSlice,
-    result, sys,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError,
+    PinnedHostSlice, result, sys,
 };
 use cudarc::nvrtc::Ptx;
 
-use super::program::{Program, compile};
+use super::program::{Program, compiled};
 use crate::kernels::KernelError;
 
 /// Where something lies in the GPU's memory; 0 stands for nothing.
@@ -27,6 +28,12 @@ const OLDEST: (i32, i32) = (8, 0);
 /// Numbers of 32 bits that are on their way to the GPU at a time, at first.
 const UPLOADS: usize = 1 << 16;
 
+/// More bytes than these must be asked for.
+const FREELY_SHARED_BYTES: u32 = 48 << 10;
+
+/// Most arguments of a function.
+const MOST_ARGUMENTS: usize = 18;
+
 /// A GPU that is used by one thread at a time.
 pub(super) struct Gpu {
     context: Arc<CudaContext>,
@@ -35,7 +42,8 @@ pub(super) struct Gpu {
     pub(super) processors: u32,
     /// Most bytes that the threads of a block share.
     pub(super) shared_bytes: u32,
-    functions: RefCell<HashMap<&'static str, CudaFunction>>,
+    /// By name, with the most bytes that they may share.
+    functions: RefCell<HashMap<&'static str, (CudaFunction, u32)>>,
     modules: RefCell<Vec<(Program, Arc<CudaModule>)>>,
     uploads: RefCell<Uploads>,
     downloads: RefCell<Option<PinnedHostSlice<f32>>>,
@@ -109,8 +117,8 @@ impl Gpu {
                 continue;
             }
             let began = std::time::Instant::now();
-            let code = compile(program, self.capability).map_err(|error| KernelError::Device(error.to_string()))?;
-            let module = self.context.load_module(Ptx::from_binary(code)).map_err(device)?;
+            let code = compiled(program, self.capability).map_err(|error| KernelError::Device(error.to_string()))?;
+            let module = self.context.load_module(Ptx::from_binary(code.to_vec())).map_err(device)?;
             tracing::info!(?program, seconds = began.elapsed().as_secs_f64(), "compiled for the GPU");
             self.modules.borrow_mut().push((program, module));
         }
@@ -254,8 +262,10 @@ impl Gpu {
         let Size { blocks: [x, y, z], threads, shared_bytes } = size;
         self.context.bind_to_thread().map_err(device)?;
         let function = self.function(name, shared_bytes)?;
-        let mut values = arguments.to_vec();
-        let mut parameters: Vec<*mut c_void> = values.iter_mut().map(|value| std::ptr::from_mut(value).cast()).collect();
+        let mut parameters = [std::ptr::null_mut(); MOST_ARGUMENTS];
+        for (parameter, argument) in parameters.iter_mut().zip(arguments) {
+            *parameter = std::ptr::from_ref(argument).cast_mut().cast::<c_void>();
+        }
         // SAFETY: the callers in this module pass what the function's source declares, and addresses of memory that lives
         // until the stream has come there: slices are freed in the stream's order.
         unsafe {
@@ -272,20 +282,23 @@ impl Gpu {
     }
 
     fn function(&self, name: &'static str, shared_bytes: u32) -> Result<sys::CUfunction, KernelError> {
-        if let Some(function) = self.functions.borrow().get(name) {
-            return Ok(function.cu_function());
+        let mut functions = self.functions.borrow_mut();
+        let function = match functions.entry(name) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let modules = self.modules.borrow();
+                let loaded = modules.iter().find_map(|(_, module)| module.load_function(name).ok());
+                let loaded = loaded.ok_or_else(|| KernelError::Device("the function is in no program".to_owned()))?;
+                place.insert((loaded, FREELY_SHARED_BYTES))
+            }
+        };
+        let (function, most) = function;
+        if shared_bytes > *most {
+            let bytes = i32::try_from(shared_bytes).unwrap_or(i32::MAX);
+            function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes).map_err(device)?;
+            *most = shared_bytes;
         }
-        let modules = self.modules.borrow();
-        let function = modules.iter().find_map(|(_, module)| module.load_function(name).ok());
-        let function = function.ok_or_else(|| KernelError::Device("the function is in no program".to_owned()))?;
-        // More than 48 KiB must be asked for.
-        let most = self.shared_bytes.min(i32::MAX.unsigned_abs()).cast_signed();
-        if shared_bytes > 0 {
-            function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most).map_err(device)?;
-        }
-        let handle = function.cu_function();
-        self.functions.borrow_mut().insert(name, function);
-        Ok(handle)
+        Ok(function.cu_function())
     }
 }
 
@@ -309,6 +322,11 @@ impl Size {
         Self { blocks: [rows as u32, 1, 1], threads, shared_bytes: 0 }
     }
 
+    /// One block to a head of a row, one thread to an element of it.
+    pub(super) fn heads(rows: usize, heads: usize, width: usize) -> Self {
+        Self { blocks: [rows as u32, heads as u32, 1], threads: width.next_multiple_of(32) as u32, shared_bytes: 0 }
+    }
+
     /// One thread to an element.
     pub(super) fn elements(elements: usize) -> Self {
         const THREADS: u32 = 256;
@@ -326,7 +344,8 @@ impl Uploads {
 #[expect(unsafe_code, reason = "pinned memory comes as it is")]
 fn pinned<T: DeviceRepr>(context: &Arc<CudaContext>, elements: usize) -> Result<PinnedHostSlice<T>, KernelError> {
     // SAFETY: `T` is a plain number, of which every bit pattern is one.
-    unsafe { context.alloc_pinned_with_flags(elements.max(1), 0) }.map_err(|error| out_of_memory::<T>(elements, error))
+    unsafe { context.alloc_pinned_with_flags(elements.max(1), 0) }
+        .map_err(|error| out_of_memory::<T>(elements, error))
 }
 
 #[expect(unsafe_code, reason = "cudarc asks for a library's file so")]

@@ -181,11 +181,14 @@ __device__ void embed_rows(const u8 *tiles, const u8 *scales, const u32 *ids, fl
         embed_rows<__VA_ARGS__>(tiles, scales, ids, out, inputs, stored);                                            \
     }
 
+// What is there already stays where `add` is set.
+__device__ __forceinline__ void write(float *out, float value, int add) { *out = add ? *out + value : value; }
+
 // Few rows: at most 8 · BLOCKS. A warp has 16 outputs and goes through all inputs; weights come to it through a ring of
 // STAGES stages of 64 inputs, of its own; activations through one that the warps of a block share.
 template <class Format, int BLOCKS, int WARPS, int STAGES>
 __device__ __forceinline__ void multiply_few(const u8 *tiles, const u8 *scales, const u16 *x, const float *bias, float *out,
-                                             u32 rows, u32 outputs, u32 stored) {
+                                             u32 rows, u32 outputs, u32 stored, int add) {
     typedef typename Format::Number Number;
     const int WEIGHTS = Format::STAGE_BYTES + Format::SCALE_BYTES, ACTIVATIONS = BLOCKS * 1024;
     const int STAGE = WARPS * WEIGHTS + ACTIVATIONS;
@@ -229,27 +232,63 @@ __device__ __forceinline__ void multiply_few(const u8 *tiles, const u8 *scales, 
         end_copy_group();
     };
 
-    float sums[BLOCKS][4] = {};
-#pragma unroll 1
-    for (u32 stage = 0; stage < STAGES - 1; stage++) fetch(stage);
-#pragma unroll 1
-    for (u32 stage = 0; stage < stages; stage++) {
-        await_copy_groups<STAGES - 2>();
-        __syncthreads();
-        fetch(stage + STAGES - 1);
-        const u8 *slot = ring + stage % STAGES * STAGE;
-        const u8 *weights = slot + warp * WEIGHTS, *activations = slot + WARPS * WEIGHTS;
+    // A stage's weights, and its activations where there are few of them, come to registers while the one before is
+    // multiplied: a warp's own sums wait for each other, not for memory.
+    const bool AHEAD = BLOCKS <= 4;
+    struct Fragments {
+        uint4 weights[4], activations[AHEAD ? 2 * BLOCKS : 1];
+    };
+    auto activations_of = [&](u32 stage, int half, int block) {
+        const u8 *slot = ring + stage % STAGES * STAGE + WARPS * WEIGHTS;
+        return *(const uint4 *)(slot + half * (BLOCKS * 512) + block * 512 + lane * 16);
+    };
+    auto load = [&](u32 stage, Fragments &to) {
+        const u8 *weights = ring + stage % STAGES * STAGE + warp * WEIGHTS;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            uint4 first, second;
-            Format::fragments(weights, weights + Format::STAGE_BYTES, half, lane, first, second);
+            Format::fragments(weights, weights + Format::STAGE_BYTES, half, lane, to.weights[2 * half], to.weights[2 * half + 1]);
 #pragma unroll
-            for (int block = 0; block < BLOCKS; block++) {
-                uint4 b = *(const uint4 *)(activations + half * (BLOCKS * 512) + block * 512 + lane * 16);
-                Number::multiply_add(sums[block], first, b.x, b.y);
-                Number::multiply_add(sums[block], second, b.z, b.w);
+            for (int block = 0; AHEAD && block < BLOCKS; block++) {
+                to.activations[half * BLOCKS + block] = activations_of(stage, half, block);
             }
         }
+    };
+    float sums[BLOCKS][4] = {};
+    auto multiply = [&](u32 stage, const Fragments &of) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+#pragma unroll
+            for (int block = 0; block < BLOCKS; block++) {
+                uint4 b = AHEAD ? of.activations[half * BLOCKS + block] : activations_of(stage, half, block);
+                Number::multiply_add(sums[block], of.weights[2 * half], b.x, b.y);
+                Number::multiply_add(sums[block], of.weights[2 * half + 1], b.z, b.w);
+            }
+        }
+    };
+#pragma unroll 1
+    for (u32 stage = 0; stage < STAGES - 1; stage++) fetch(stage);
+    await_copy_groups<STAGES - 2>();
+    __syncthreads();
+    Fragments now, next;
+    load(0, now);
+#pragma unroll 2
+    for (u32 stage = 0; stage < stages; stage++) {
+        if (AHEAD) {
+            // Into the slot of the stage before this one, which is in everybody's registers since the last barrier.
+            fetch(stage + STAGES - 1);
+            await_copy_groups<STAGES - 2>();
+            __syncthreads();
+            if (stage + 1 < stages) load(stage + 1, next);
+            multiply(stage, now);
+        } else {
+            // Activations are still read where they lie, so the slot before is free only behind the barrier.
+            await_copy_groups<STAGES - 3>();
+            __syncthreads();
+            fetch(stage + STAGES - 1);
+            if (stage + 1 < stages) load(stage + 1, next);
+            multiply(stage, now);
+        }
+        now = next;
     }
     if (own_tile > last_tile) return;
 #pragma unroll
@@ -260,7 +299,7 @@ __device__ __forceinline__ void multiply_few(const u8 *tiles, const u8 *scales, 
 #pragma unroll
         for (int block = 0; block < BLOCKS; block++) {
             u32 row = block * 8 + lane % 4 * 2 + part % 2;
-            if (row < rows) out[u64(row) * outputs + output] = sums[block][part] + shift;
+            if (row < rows) write(out + u64(row) * outputs + output, sums[block][part] + shift, add);
         }
     }
 }
@@ -268,7 +307,7 @@ __device__ __forceinline__ void multiply_few(const u8 *tiles, const u8 *scales, 
 // Many rows: a block of threads has 64 · UP outputs and 64 · ACROSS rows, a warp 64 and 64 of them.
 template <class Number, int UP, int ACROSS, int STAGES>
 __device__ __forceinline__ void multiply_many(const u8 *tiles, const u16 *x, const float *bias, float *out, u32 rows,
-                                              u32 outputs, u32 stored) {
+                                              u32 outputs, u32 stored, int add) {
     const int THREADS = UP * ACROSS * 32, WEIGHTS = UP * 4096, STAGE = WEIGHTS + ACROSS * 4096;
     extern __shared__ __align__(128) u8 ring[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, up = warp % UP, across = warp / UP;
@@ -333,7 +372,7 @@ __device__ __forceinline__ void multiply_many(const u8 *tiles, const u16 *x, con
 #pragma unroll
             for (int block = 0; block < 8; block++) {
                 u32 row = first_row + across * 64 + block * 8 + lane % 4 * 2 + part % 2;
-                if (row < rows) out[u64(row) * outputs + output] = sums[i][block][part] + shift;
+                if (row < rows) write(out + u64(row) * outputs + output, sums[i][block][part] + shift, add);
             }
         }
     }
@@ -342,25 +381,23 @@ __device__ __forceinline__ void multiply_many(const u8 *tiles, const u16 *x, con
 #define FEW(name, blocks, warps, stages, ...)                                                                        \
     extern "C" __global__ void __launch_bounds__(warps * 32)                                                         \
         name(const u8 *tiles, const u8 *scales, const u16 *x, const float *bias, float *out, u32 rows, u32 outputs,   \
-             u32 stored) {                                                                                           \
-        multiply_few<__VA_ARGS__, blocks, warps, stages>(tiles, scales, x, bias, out, rows, outputs, stored);         \
+             u32 stored, int add) {                                                                                  \
+        multiply_few<__VA_ARGS__, blocks, warps, stages>(tiles, scales, x, bias, out, rows, outputs, stored, add);    \
     }
-// Rows, warps and stages of each: the host knows them from the name.
+// Rows and warps of each; the host has a table of them.
 #define FEW_OF(format, ...)                                                                                          \
-    FEW(few_8_1_12_##format, 1, 1, 12, __VA_ARGS__)                                                                  \
-    FEW(few_8_4_8_##format, 1, 4, 8, __VA_ARGS__)                                                                    \
-    FEW(few_16_2_8_##format, 2, 2, 8, __VA_ARGS__)                                                                   \
-    FEW(few_16_4_8_##format, 2, 4, 8, __VA_ARGS__)                                                                   \
-    FEW(few_32_2_8_##format, 4, 2, 8, __VA_ARGS__)                                                                   \
-    FEW(few_32_4_8_##format, 4, 4, 8, __VA_ARGS__)                                                                   \
-    FEW(few_64_2_8_##format, 8, 2, 8, __VA_ARGS__)                                                                   \
-    FEW(few_64_4_6_##format, 8, 4, 6, __VA_ARGS__)                                                                   \
-    FEW(few_128_4_6_##format, 16, 4, 6, __VA_ARGS__)
+    FEW(few_8_1_##format, 1, 1, 12, __VA_ARGS__)                                                                     \
+    FEW(few_8_4_##format, 1, 4, 8, __VA_ARGS__)                                                                      \
+    FEW(few_16_4_##format, 2, 4, 8, __VA_ARGS__)                                                                     \
+    FEW(few_32_4_##format, 4, 4, 8, __VA_ARGS__)                                                                     \
+    FEW(few_64_4_##format, 8, 4, 6, __VA_ARGS__)                                                                     \
+    FEW(few_128_4_##format, 16, 4, 6, __VA_ARGS__)
+
 #define MANY(name, up, across, stages, number)                                                                       \
     extern "C" __global__ void __launch_bounds__(up *across * 32)                                                    \
         name(const u8 *tiles, const u8 *, const u16 *x, const float *bias, float *out, u32 rows, u32 outputs,         \
-             u32 stored) {                                                                                           \
-        multiply_many<number, up, across, stages>(tiles, x, bias, out, rows, outputs, stored);                       \
+             u32 stored, int add) {                                                                                  \
+        multiply_many<number, up, across, stages>(tiles, x, bias, out, rows, outputs, stored, add);                  \
     }
 
 #define FORMAT(name, ...)                                                                                    \
@@ -380,11 +417,11 @@ WIDEN(widen_q4_k, Q4K)
 #endif
 
 #if defined(FORMAT_F16)
+MANY(many_64_f16, 2, 1, 4, F16)
 MANY(many_128_f16, 2, 2, 4, F16)
-MANY(many_256_f16, 2, 4, 4, F16)
 #elif !defined(FORMAT_F32)
+MANY(many_64_bf16, 2, 1, 4, Bf16)
 MANY(many_128_bf16, 2, 2, 4, Bf16)
-MANY(many_256_bf16, 2, 4, 4, Bf16)
 #endif
 
 #ifdef FORMAT_F32
@@ -397,7 +434,7 @@ extern "C" __global__ void embed_f32(const float *table, const u32 *ids, float *
 
 // Weights of 32 bits: a warp to an output, 32 inputs at a time, for each row the same whatever the others.
 extern "C" __global__ void multiply_f32(const float *weight, const float *x, const float *bias, float *out, u32 rows,
-                                        u32 outputs, u32 inputs) {
+                                        u32 outputs, u32 inputs, int add) {
     const int ROWS = 4;
     u32 output = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (output >= outputs) return;
@@ -414,7 +451,7 @@ extern "C" __global__ void multiply_f32(const float *weight, const float *x, con
     for (int i = 0; i < ROWS; i++) {
         for (int distance = 16; distance > 0; distance /= 2) sums[i] += __shfl_xor_sync(~0u, sums[i], distance);
         if (lane == 0 && first + i < rows) {
-            out[u64(first + i) * outputs + output] = sums[i] + (bias ? bias[output] : 0.0f);
+            write(out + u64(first + i) * outputs + output, sums[i] + (bias ? bias[output] : 0.0f), add);
         }
     }
 }

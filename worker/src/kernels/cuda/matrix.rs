@@ -12,6 +12,9 @@ use crate::kernels::{KernelError, WeightFormat, blocks};
 const OUTPUTS: usize = 16;
 const INPUTS: usize = 64;
 
+/// Outputs of a block of threads that has many rows.
+const MANY_OUTPUTS: usize = 128;
+
 /// Weights `[outputs, inputs]`.
 #[derive(Debug)]
 pub struct Matrix {
@@ -64,14 +67,12 @@ struct Few {
     stages: u32,
 }
 
-const FEW: [Few; 9] = [
+/// By rows, then by warps.
+const FEW: [Few; 6] = [
     Few { rows: 8, warps: 1, stages: 12 },
     Few { rows: 8, warps: 4, stages: 8 },
-    Few { rows: 16, warps: 2, stages: 8 },
     Few { rows: 16, warps: 4, stages: 8 },
-    Few { rows: 32, warps: 2, stages: 8 },
     Few { rows: 32, warps: 4, stages: 8 },
-    Few { rows: 64, warps: 2, stages: 8 },
     Few { rows: 64, warps: 4, stages: 6 },
     Few { rows: 128, warps: 4, stages: 6 },
 ];
@@ -81,17 +82,14 @@ macro_rules! functions {
         Functions {
             embed: concat!("embed_", $format),
             few: [
-                concat!("few_8_1_12_", $format),
-                concat!("few_8_4_8_", $format),
-                concat!("few_16_2_8_", $format),
-                concat!("few_16_4_8_", $format),
-                concat!("few_32_2_8_", $format),
-                concat!("few_32_4_8_", $format),
-                concat!("few_64_2_8_", $format),
-                concat!("few_64_4_6_", $format),
-                concat!("few_128_4_6_", $format),
+                concat!("few_8_1_", $format),
+                concat!("few_8_4_", $format),
+                concat!("few_16_4_", $format),
+                concat!("few_32_4_", $format),
+                concat!("few_64_4_", $format),
+                concat!("few_128_4_", $format),
             ],
-            many: [concat!("many_128_", $number), concat!("many_256_", $number)],
+            many: [concat!("many_64_", $number), concat!("many_128_", $number)],
         }
     };
 }
@@ -108,6 +106,8 @@ pub(super) struct Product {
     pub(super) rows: usize,
     pub(super) bias: Address,
     pub(super) out: Address,
+    /// Whether it is added to what `out` holds.
+    pub(super) adds: bool,
 }
 
 impl Matrix {
@@ -177,22 +177,22 @@ impl Matrix {
 
     /// Queues `product`. `widened` is memory for quantised weights beside many rows.
     pub(super) fn multiply(&self, gpu: &Gpu, product: &Product, widened: &mut Option<CudaSlice<u16>>) {
-        let (outputs, rows) = (self.outputs as u64, product.rows as u64);
         match &self.weights {
             Weights::F32(weights) => {
                 const WARPS: usize = 8;
                 const ROWS: usize = 4;
                 let blocks = [self.outputs.div_ceil(WARPS) as u32, product.rows.div_ceil(ROWS) as u32, 1];
                 let size = Size { blocks, threads: 32 * WARPS as u32, shared_bytes: 0 };
-                let Product { x, bias, out, .. } = *product;
-                let arguments = [gpu.address(weights), x, bias, out, rows, outputs, self.inputs as u64];
+                let &Product { x, rows, bias, out, adds } = product;
+                let (outputs, inputs) = (self.outputs as u64, self.inputs as u64);
+                let arguments = [gpu.address(weights), x, bias, out, rows as u64, outputs, inputs, u64::from(adds)];
                 gpu.launch("multiply_f32", size, &arguments);
             }
             Weights::Tiles { format, tiles, scales, stored } => {
                 let (tiles, scales) = (gpu.address(tiles), gpu.address(scales));
                 match self.few(gpu, *format, product.rows) {
                     Some((name, size)) => {
-                        gpu.launch(name, size, &product.arguments(tiles, scales, outputs, *stored));
+                        gpu.launch(name, size, &product.arguments(tiles, scales, self.outputs, *stored));
                     }
                     None => match self.widen(gpu, widened) {
                         Ok(tiles) => self.multiply_many(gpu, *format, tiles, product, *stored),
@@ -205,38 +205,35 @@ impl Matrix {
 
     /// The kernel for few rows that takes so many, and its size.
     fn few(&self, gpu: &Gpu, format: WeightFormat, rows: usize) -> Option<(&'static str, Size)> {
+        // From there on a kernel for many rows has work for half of the processors.
+        if rows > 64 && 2 * self.outputs.div_ceil(MANY_OUTPUTS) >= gpu.processors as usize {
+            return None;
+        }
         let tiles = self.outputs.div_ceil(OUTPUTS) as u32;
         let sized = |few: &Few| {
             let (stage, scale) = stage_bytes(format);
             let shared_bytes = few.stages * (few.warps * (stage + scale) + few.rows as u32 * 128);
             Size { blocks: [tiles.div_ceil(few.warps), 1, 1], threads: few.warps * 32, shared_bytes }
         };
-        let fits = |index: &usize| FEW[*index].rows >= rows && sized(&FEW[*index]).shared_bytes <= gpu.shared_bytes;
-        let first = (0..FEW.len()).find(fits)?;
+        let takes = |few: &Few| few.rows >= rows && sized(few).shared_bytes <= gpu.shared_bytes;
+        let first = FEW.iter().position(takes)?;
         // Larger blocks read activations fewer times, as long as there are blocks for all processors.
-        let larger = |index: &usize| {
-            FEW[*index].rows == FEW[first].rows && sized(&FEW[*index]).blocks[0] >= 2 * gpu.processors && fits(index)
-        };
-        let chosen = (first..FEW.len()).rev().find(larger).unwrap_or(first);
-        Some((functions(format).few[chosen], sized(&FEW[chosen])))
+        let larger = |few: &Few| few.rows == FEW[first].rows && sized(few).blocks[0] >= 2 * gpu.processors;
+        let index = FEW.iter().rposition(|few| takes(few) && larger(few)).unwrap_or(first);
+        Some((functions(format).few[index], sized(&FEW[index])))
     }
 
     fn multiply_many(&self, gpu: &Gpu, format: WeightFormat, tiles: Address, product: &Product, stored: usize) {
-        const OUTPUTS: usize = 128;
-        let tall = self.outputs.div_ceil(OUTPUTS);
-        // A block of 256 rows reads weights half as often, but there must be work for all processors.
-        let index = usize::from(product.rows.div_ceil(256) * tall >= 2 * gpu.processors as usize);
-        let across = [128, 256][index];
+        let tall = self.outputs.div_ceil(MANY_OUTPUTS);
+        // A block of 128 rows reads weights half as often, but there must be work for all processors.
+        let index = usize::from(product.rows.div_ceil(128) * tall >= 2 * gpu.processors as usize);
+        let across = [64, 128][index];
         let size = Size {
             blocks: [product.rows.div_ceil(across) as u32, tall as u32, 1],
             threads: across as u32,
             shared_bytes: 4 * (8192 + 64 * across as u32),
         };
-        gpu.launch(
-            functions(format).many[index],
-            size,
-            &product.arguments(tiles, 0, self.outputs as u64, stored),
-        );
+        gpu.launch(functions(format).many[index], size, &product.arguments(tiles, 0, self.outputs, stored));
     }
 
     /// The tiles in 16 bits.
@@ -260,8 +257,9 @@ impl Matrix {
 }
 
 impl Product {
-    fn arguments(&self, tiles: Address, scales: Address, outputs: u64, stored: usize) -> [u64; 8] {
-        [tiles, scales, self.x, self.bias, self.out, self.rows as u64, outputs, stored as u64]
+    fn arguments(&self, tiles: Address, scales: Address, outputs: usize, stored: usize) -> [u64; 9] {
+        let &Self { x, rows, bias, out, adds } = self;
+        [tiles, scales, x, bias, out, rows as u64, outputs as u64, stored as u64, u64::from(adds)]
     }
 }
 
@@ -305,7 +303,11 @@ fn packed<T: cudarc::driver::DeviceRepr>(
             gpu.launch("pack_q8_0", Size::elements(elements), &[&[from, to, scales_to], shape.as_slice()].concat());
         }
         WeightFormat::Q4K => {
-            gpu.launch("pack_q4_k", Size::elements(elements / 2), &[&[from, to, scales_to], shape.as_slice()].concat());
+            gpu.launch(
+                "pack_q4_k",
+                Size::elements(elements / 2),
+                &[&[from, to, scales_to], shape.as_slice()].concat(),
+            );
         }
         WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::F16 => {
             gpu.launch("pack_16_bits", Size::elements(elements), &[&[from, to], shape.as_slice()].concat());

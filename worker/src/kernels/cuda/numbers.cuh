@@ -49,6 +49,13 @@ struct F16 {
     }
 };
 
+// What a linear layer reads next is also written rounded to the type that it multiplies in: to bfloat16 where `rounding` is
+// 1, to f16 where it is 2, not at all where it is 0.
+__device__ __forceinline__ void store_rounded(u16 *rounded, int rounding, u64 at, float value) {
+    if (rounding == 1) rounded[at] = Bf16::round(value);
+    if (rounding == 2) rounded[at] = F16::round(value);
+}
+
 // Copies 16 bytes to shared memory in the background; zeros where `valid` is false, and then nothing is read.
 __device__ __forceinline__ void copy_16_bytes(void *shared, const void *global, bool valid) {
     u32 to = u32(__cvta_generic_to_shared(shared));

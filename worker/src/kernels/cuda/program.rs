@@ -2,11 +2,13 @@
 //!
 //! NVRTC compiles to machine code without a GPU, so that a machine that has none can check the programs.
 
+use std::collections::HashMap;
 use std::ffi::{CStr, CString};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::nvrtc::{result as nvrtc, sys};
 
-use crate::kernels::WeightFormat;
+use crate::kernels::{CacheFormat, WeightFormat};
 
 /// What every program begins with.
 const NUMBERS: &str = include_str!("numbers.cuh");
@@ -15,17 +17,22 @@ const ATTENTION: &str = include_str!("attention.cu");
 const LINEAR: &str = include_str!("linear.cu");
 
 /// A source file of its own, with what it needs of others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Program {
-    /// What lies between linear layers, attention included.
+    /// What lies between linear layers and attention.
     Layers,
+    /// Attention over a cache of one format.
+    Attention(CacheFormat),
     /// Products with weights of one format.
     Linear(WeightFormat),
 }
 
 /// Every program.
-pub const PROGRAMS: [Program; 6] = [
+pub const PROGRAMS: [Program; 9] = [
     Program::Layers,
+    Program::Attention(CacheFormat::F32),
+    Program::Attention(CacheFormat::F16),
+    Program::Attention(CacheFormat::Bf16),
     Program::Linear(WeightFormat::F32),
     Program::Linear(WeightFormat::Bf16),
     Program::Linear(WeightFormat::F16),
@@ -36,7 +43,15 @@ pub const PROGRAMS: [Program; 6] = [
 impl Program {
     fn source(self) -> String {
         match self {
-            Self::Layers => [NUMBERS, ELEMENTWISE, ATTENTION].concat(),
+            Self::Layers => [NUMBERS, ELEMENTWISE].concat(),
+            Self::Attention(format) => {
+                let format = match format {
+                    CacheFormat::F32 => "F32",
+                    CacheFormat::F16 => "F16",
+                    CacheFormat::Bf16 => "BF16",
+                };
+                format!("#define FORMAT_{format}\n{NUMBERS}{ATTENTION}")
+            }
             Self::Linear(format) => {
                 let format = match format {
                     WeightFormat::F32 => "F32",
@@ -51,18 +66,31 @@ impl Program {
     }
 }
 
-/// Compiles `program` to machine code for GPUs of a compute capability, 9.0 being (9, 0).
+/// `program` as machine code for GPUs of a compute capability, 9.0 being (9, 0); a process compiles it once.
 ///
 /// # Errors
 /// [`CompileError`].
+pub fn compiled(program: Program, capability: (i32, i32)) -> Result<Arc<[u8]>, CompileError> {
+    static KNOWN: Mutex<Option<HashMap<(Program, (i32, i32)), Arc<[u8]>>>> = Mutex::new(None);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = known.get_or_insert_default();
+    if let Some(code) = known.get(&(program, capability)) {
+        return Ok(Arc::clone(code));
+    }
+    let code: Arc<[u8]> = compile(program, capability)?.into();
+    known.insert((program, capability), Arc::clone(&code));
+    Ok(code)
+}
+
 #[expect(unsafe_code, reason = "NVRTC is a C library")]
-pub fn compile(program: Program, (major, minor): (i32, i32)) -> Result<Vec<u8>, CompileError> {
+fn compile(program: Program, (major, minor): (i32, i32)) -> Result<Vec<u8>, CompileError> {
     // SAFETY: it only looks for a file.
     if !unsafe { sys::is_culib_present() } {
         return Err(CompileError::NoCompiler);
     }
     let rejected = |error: nvrtc::NvrtcError| CompileError::Rejected { problem: error.to_string() };
-    let source = CString::new(program.source()).map_err(|error| CompileError::Rejected { problem: error.to_string() })?;
+    let source =
+        CString::new(program.source()).map_err(|error| CompileError::Rejected { problem: error.to_string() })?;
     let compiling = nvrtc::create_program(&source, None).map_err(rejected)?;
     let options = [format!("--gpu-architecture=sm_{major}{minor}"), "--std=c++17".to_owned()];
     // SAFETY: the program was just created, its source lives to the end of this function, and the buffer has the size that
@@ -90,7 +118,9 @@ pub fn compile(program: Program, (major, minor): (i32, i32)) -> Result<Vec<u8>, 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CompileError {
     /// NVRTC is not installed.
-    #[error("libnvrtc is not found; install CUDA's NVRTC 12 or 13 (Debian: cuda-nvrtc-13-0) or name its folder in LD_LIBRARY_PATH")]
+    #[error(
+        "libnvrtc is not found; install CUDA's NVRTC 12 or 13 (Debian: cuda-nvrtc-13-0) or name its folder in LD_LIBRARY_PATH"
+    )]
     NoCompiler,
     /// NVRTC does not know the GPU, or not the source.
     #[error("NVRTC: {problem}")]
