@@ -200,10 +200,12 @@ fn write_pieces(file: &File, pieces: &[Piece<'_>]) -> Result<()> {
         let (mut row, mut bytes) = (Vec::new(), Vec::new());
         while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
             row.resize(piece.weight.columns(), 0.0);
-            bytes.clear();
-            for index in piece.rows.clone() {
+            bytes.resize(piece.rows.len() * row.len() * ELEMENT_BYTES, 0);
+            for (index, bytes) in piece.rows.clone().zip(bytes.chunks_exact_mut(row.len() * ELEMENT_BYTES)) {
                 piece.weight.row(index, &mut row);
-                bytes.extend(row.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()));
+                for (&value, bytes) in row.iter().zip(bytes.chunks_exact_mut(ELEMENT_BYTES)) {
+                    bytes.copy_from_slice(&bf16::from_f32(value).to_le_bytes());
+                }
             }
             file.write_all_at(&bytes, piece.offset as u64)?;
         }

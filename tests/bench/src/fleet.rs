@@ -72,6 +72,16 @@ impl Replica {
         self.process.kill().await.with_context(|| format!("the {} had ended by itself", self.program.name))
     }
 
+    /// Waits until it ends by itself; what it died of.
+    pub async fn ended(&mut self) -> anyhow::Error {
+        // Its last words are in the log whatever the status.
+        let _ = self.process.wait().await;
+        match self.process.check_alive() {
+            Err(ended) => ended.into(),
+            Ok(()) => anyhow::anyhow!("the {} has ended", self.program.name),
+        }
+    }
+
     /// Starts it again at its address.
     ///
     /// # Errors

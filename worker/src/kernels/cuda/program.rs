@@ -71,12 +71,15 @@ impl Program {
     }
 }
 
+/// Machine code by program and compute capability.
+type Compiled = HashMap<(Program, (i32, i32)), Arc<[u8]>>;
+
 /// `program` as machine code for GPUs of a compute capability, 9.0 being (9, 0); a process compiles it once.
 ///
 /// # Errors
 /// [`CompileError`].
 pub fn compiled(program: Program, capability: (i32, i32)) -> Result<Arc<[u8]>, CompileError> {
-    static KNOWN: Mutex<Option<HashMap<(Program, (i32, i32)), Arc<[u8]>>>> = Mutex::new(None);
+    static KNOWN: Mutex<Option<Compiled>> = Mutex::new(None);
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     let known = known.get_or_insert_default();
     if let Some(code) = known.get(&(program, capability)) {

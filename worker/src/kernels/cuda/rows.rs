@@ -517,13 +517,16 @@ mod tests {
             [rng.random_range(0..4)]
     }
 
+    /// Views of a row by their indices, and a draw.
+    type Wanted = (Vec<(usize, View)>, Option<(Warp, f64)>);
+
     /// Compares some random rows; returns how many rows there were and how many the host had to read.
     fn compare(program: &mut Program, rng: &mut StdRng, most: usize) -> [usize; 2] {
         let most = most.min([5, 600, 5_000, most][rng.random_range(0..4)]);
         let vocabulary = rng.random_range(1..=most);
         let rows = rng.random_range(1..6);
         let logits: Vec<Vec<f32>> = (0..rows).map(|_| random_row(rng, vocabulary)).collect();
-        let wanted: Vec<(Vec<(usize, View)>, Option<(Warp, f64)>)> = (0..rows)
+        let wanted: Vec<Wanted> = (0..rows)
             .map(|_| {
                 let warps = [random_warp(rng), random_warp(rng)];
                 let count = rng.random_range(0..4);

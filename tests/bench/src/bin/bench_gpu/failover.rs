@@ -25,7 +25,7 @@ pub(crate) async fn run(place: &Place) -> Result<()> {
     let logs = cosec_bench::command::logs()?;
     let pair = Pair::demo(&place.root);
     let flags = ["--device", &place.device, "--kv-memory-mib", "512"];
-    let (mut first, mut second, expert) = tokio::try_join!(
+    let (mut first, mut second, mut expert) = tokio::try_join!(
         Replica::start(worker("base", &pair.base, &flags), "base-0", logs.path()),
         Replica::start(worker("base", &pair.base, &flags), "base-1", logs.path()),
         Replica::start(worker("expert", &pair.expert, &flags), "expert", logs.path()),
@@ -33,7 +33,12 @@ pub(crate) async fn run(place: &Place) -> Result<()> {
     let bases = [first.address.clone(), second.address.clone()];
     let program = coordinator(MODEL, &pair.base, [&bases, std::slice::from_ref(&expert.address)], Vec::new());
     let coordinator = Replica::start(program, "coordinator", logs.path()).await?;
-    until_up(&coordinator.address, 3).await?;
+    tokio::select! {
+        up = until_up(&coordinator.address, 3) => up?,
+        died = first.ended() => return Err(died),
+        died = second.ended() => return Err(died),
+        died = expert.ended() => return Err(died),
+    }
     let undisturbed = streams(&coordinator.address).await?;
     let longest = undisturbed.iter().map(Vec::len).max().unwrap_or(0);
     println!("- undisturbed: {STREAMS} streams of up to {longest} tokens on two base workers and an expert");
