@@ -711,7 +711,7 @@ mod tests {
             let of_chunk = 512 * chunk as u32..512 * (chunk as u32 + 1);
             let possible = tokens.range(of_chunk).filter(|&(_, &weight)| weight > 0.0);
             let mut candidates = possible.clone().skip_while(|&(_, weight)| { cumulative += weight; cumulative <= u * total });
-            let expected = candidates.next().or(possible.clone().last()).map(|(&id, _)| id);
+            let expected = candidates.next().or(possible.clone().next_back()).map(|(&id, _)| id);
             prop_assert_eq!(Some(inverse_cdf(tokens, u)), expected);
         }
 

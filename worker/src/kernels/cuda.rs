@@ -33,6 +33,7 @@ use crate::rows::{KeptRow, RowTask};
 mod attention;
 mod gpu;
 mod matrix;
+mod profile;
 pub mod program;
 mod reader;
 mod rows;

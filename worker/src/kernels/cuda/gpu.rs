@@ -17,6 +17,7 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 
+use super::profile::Profile;
 use super::program::{Program, compiled};
 use crate::kernels::KernelError;
 
@@ -50,6 +51,7 @@ pub(super) struct Gpu {
     downloads: RefCell<Option<PinnedHostSlice<u32>>>,
     /// The first failure since the last time that somebody waited.
     failure: Cell<Option<KernelError>>,
+    profile: RefCell<Option<Profile>>,
 }
 
 /// Small things on their way to the GPU: they are written behind each other until the stream has been waited for.
@@ -94,6 +96,7 @@ impl Gpu {
             uploads: RefCell::new(Uploads::new(&context, &stream, UPLOADS)?),
             downloads: RefCell::default(),
             failure: Cell::default(),
+            profile: RefCell::new(Profile::from_environment()),
             context,
             stream,
         };
@@ -249,6 +252,9 @@ impl Gpu {
             return Err(failure);
         }
         copied.and(waited)?;
+        if let Some(profile) = &mut *self.profile.borrow_mut() {
+            profile.settle()?;
+        }
         take(&pinned.as_slice().map_err(device)?[..len]);
         Ok(())
     }
@@ -286,7 +292,15 @@ impl Gpu {
         if blocks.contains(&0) {
             return;
         }
-        if let Err(error) = self.try_launch(name, size, arguments) {
+        let launched = match &mut *self.profile.borrow_mut() {
+            None => self.try_launch(name, size, arguments),
+            Some(profile) => self.mark().and_then(|began| {
+                self.try_launch(name, size, arguments)?;
+                profile.launched(name, began, self.mark()?);
+                Ok(())
+            }),
+        };
+        if let Err(error) = launched {
             self.keep(match error {
                 KernelError::Device(problem) => KernelError::Device(format!("{name}: {problem}")),
                 error => error,

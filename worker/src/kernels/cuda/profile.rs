@@ -1,0 +1,52 @@
+//! What the GPU's time goes to, kernel by kernel: for whoever makes them faster.
+//!
+//! `COSEC_KERNEL_TIMES=1` turns it on. Events around every launch cost time of their own, so only shares mean anything.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::gpu::Mark;
+use crate::kernels::KernelError;
+
+/// Waits after which the figures are logged.
+const WAITS: u32 = 64;
+
+/// Launches since the figures were last logged.
+#[derive(Default)]
+pub(super) struct Profile {
+    launched: Vec<(&'static str, Mark, Mark)>,
+    /// Launches and time, by kernel.
+    totals: BTreeMap<&'static str, (u32, Duration)>,
+    waits: u32,
+}
+
+impl Profile {
+    /// A profile where one is asked for.
+    pub(super) fn from_environment() -> Option<Self> {
+        std::env::var_os("COSEC_KERNEL_TIMES").map(|_| Self::default())
+    }
+
+    pub(super) fn launched(&mut self, name: &'static str, began: Mark, ended: Mark) {
+        self.launched.push((name, began, ended));
+    }
+
+    /// Takes up what was launched; the stream has been waited for.
+    pub(super) fn settle(&mut self) -> Result<(), KernelError> {
+        for (name, began, ended) in self.launched.drain(..) {
+            let (launches, time) = self.totals.entry(name).or_default();
+            *launches += 1;
+            *time += began.until(&ended)?;
+        }
+        self.waits += 1;
+        if self.waits == WAITS {
+            let all: Duration = self.totals.values().map(|(_, time)| *time).sum();
+            for (kernel, (launches, time)) in std::mem::take(&mut self.totals) {
+                let share = time.as_secs_f64() / all.as_secs_f64();
+                let microseconds = time.as_secs_f64() * 1e6 / f64::from(launches);
+                tracing::info!(kernel, launches, microseconds, share, waits = WAITS, "time on the GPU");
+            }
+            self.waits = 0;
+        }
+        Ok(())
+    }
+}
