@@ -18,7 +18,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 
 use super::profile::Profile;
-use super::program::{Program, compiled};
+use super::program::{self, Program, compiled};
 use crate::kernels::KernelError;
 
 /// Where something lies in the GPU's memory; 0 stands for nothing.
@@ -68,6 +68,14 @@ impl Gpu {
     pub(super) fn open(number: usize) -> Result<Self, KernelError> {
         if !driver_is_present() {
             return Err(KernelError::Device("libcuda is not found; install NVIDIA's driver".to_owned()));
+        }
+        let (driver, compiler) = (driver_version()?, program::version().map_err(text)?);
+        // A driver loads what compilers of its own version and older ones make.
+        if compiler.0 > driver.0 {
+            return Err(KernelError::Device(format!(
+                "the driver is made for CUDA {}.{}, libnvrtc is of CUDA {}.{}: install a newer driver, or NVRTC of CUDA {}",
+                driver.0, driver.1, compiler.0, compiler.1, driver.0
+            )));
         }
         let context = CudaContext::new(number).map_err(|error| match error.0 {
             sys::cudaError_enum::CUDA_ERROR_INVALID_DEVICE => {
@@ -121,7 +129,7 @@ impl Gpu {
                 continue;
             }
             let began = std::time::Instant::now();
-            let code = compiled(program, self.capability).map_err(|error| KernelError::Device(error.to_string()))?;
+            let code = compiled(program, self.capability).map_err(text)?;
             let module = self.context.load_module(Ptx::from_binary(code.to_vec())).map_err(device)?;
             tracing::info!(?program, seconds = began.elapsed().as_secs_f64(), "compiled for the GPU");
             self.modules.borrow_mut().push((program, module));
@@ -415,6 +423,19 @@ fn pinned<T: DeviceRepr>(context: &Arc<CudaContext>, elements: usize) -> Result<
 fn driver_is_present() -> bool {
     // SAFETY: it only looks for a file.
     unsafe { sys::is_culib_present() }
+}
+
+/// The version of CUDA, 13.0 being (13, 0), that the driver is made for.
+#[expect(unsafe_code, reason = "the driver is a C library")]
+fn driver_version() -> Result<(i32, i32), KernelError> {
+    let mut version = 0;
+    // SAFETY: the place is there to be written.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(device)?;
+    Ok((version / 1000, version % 1000 / 10))
+}
+
+fn text(error: program::CompileError) -> KernelError {
+    KernelError::Device(error.to_string())
 }
 
 #[expect(unsafe_code, reason = "events would cost as much as small kernels")]

@@ -90,6 +90,22 @@ pub fn compiled(program: Program, capability: (i32, i32)) -> Result<Arc<[u8]>, C
     Ok(code)
 }
 
+/// The version of CUDA, 13.0 being (13, 0), that NVRTC is of.
+///
+/// # Errors
+/// [`CompileError`].
+#[expect(unsafe_code, reason = "NVRTC is a C library")]
+pub(super) fn version() -> Result<(i32, i32), CompileError> {
+    // SAFETY: it only looks for a file.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(CompileError::NoCompiler);
+    }
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: both places are there to be written.
+    let asked = unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }.result();
+    asked.map(|()| (major, minor)).map_err(|error| CompileError::Rejected { problem: error.to_string() })
+}
+
 #[expect(unsafe_code, reason = "NVRTC is a C library")]
 fn compile(program: Program, (major, minor): (i32, i32)) -> Result<Vec<u8>, CompileError> {
     // SAFETY: it only looks for a file.
