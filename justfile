@@ -1,0 +1,79 @@
+# Names for the commands that the repository has; each can be run without just.
+
+# Lists the recipes.
+default:
+    @just --list
+
+# Builds and starts coordinator, base and expert on this machine; --exit ends after the prompts.
+demo *flags:
+    deploy/demo {{flags}}
+
+# Everything that continuous integration runs.
+test:
+    tests/run
+
+# Format and lints.
+lint:
+    cargo fmt --all --check
+    cargo clippy --release --locked --workspace --all-targets -- -D warnings
+
+# Tests inside the crates; needs nothing but Rust.
+unit *filter:
+    cargo test --release --locked --workspace --lib --bins {{filter}}
+
+# Tests of real processes; needs etcd, iproute2 and nftables, as root (tests/run installs them).
+end-to-end *filter:
+    cargo build --release --locked --workspace --bins
+    cargo test --release --locked --workspace --test '*' {{filter}}
+
+# The OpenAI client's view, the demo pair's judge, manifests and monitoring; tests/run prepares the environment.
+python *arguments:
+    tests/.venv/bin/python -m pytest -q -rs tests/openai deploy/demo-pair tests/deploy {{arguments}}
+
+# Licences, bans and sources of all dependencies; needs cargo-deny.
+deny:
+    cargo deny check licenses bans sources
+
+# Images, and a Pod of each; root on Debian.
+images *flags:
+    tests/images {{flags}}
+
+# Every fault of a worker in every phase, on real processes; root.
+faults:
+    tests/faults
+
+# Coordinators and fleets on virtual time under random schedules of faults.
+simulate *arguments:
+    tests/simulate {{arguments}}
+
+# The readers of checkpoints, some seconds each.
+fuzz *seconds:
+    tests/fuzz {{seconds}}
+
+# A worker beside llama.cpp.
+bench-worker *flags:
+    tests/bench-worker {{flags}}
+
+# Base alone, sequential and lookahead.
+bench-lookahead *flags:
+    tests/bench-lookahead {{flags}}
+
+# 1x and 4x of capacity, kills.
+bench-load *flags:
+    tests/bench-load {{flags}}
+
+# One coordinator before 200 mock workers.
+bench-scale *flags:
+    tests/bench-scale {{flags}}
+
+# Kernels inside one process.
+bench-kernels *arguments:
+    cargo bench --package cosec-worker --bench kernels {{arguments}}
+
+# Packs what tests/gpu needs; needs no GPU.
+cuda-build:
+    deploy/cuda-build
+
+# Checks and measures a GPU in five minutes.
+gpu *flags:
+    tests/gpu {{flags}}
