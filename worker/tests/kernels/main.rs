@@ -74,6 +74,11 @@ pub(crate) fn on_gpu(test: impl FnOnce(&Cuda)) {
     }
 }
 
+/// Whether the GPU is the one of `tests/gpu_stand_in`, which is slow.
+pub(crate) fn is_stand_in(cuda: &Cuda) -> bool {
+    cuda.name().starts_with("stand-in")
+}
+
 /// Within `tolerance`, relative to what is above 1.
 pub(crate) fn compare(name: &str, tolerance: f32, found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len());

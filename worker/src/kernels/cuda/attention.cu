@@ -33,13 +33,6 @@ __device__ __forceinline__ u32 first_seen(u32 position, u32 window) {
     return window > 0 && position + 1 > window ? position + 1 - window : 0;
 }
 
-// Two to the power of `x`; 0 for minus infinity.
-__device__ __forceinline__ float power_of_two(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 // The running result of a row and head.
 struct Fold {
     float max, sum;
@@ -189,18 +182,6 @@ struct WarpTile {
             }
         }
     }
-
-    template <bool TRANSPOSED>
-    static __device__ __forceinline__ void load_matrices(u32 (&b)[4], const u8 *row) {
-        u32 at = u32(__cvta_generic_to_shared(row));
-        if (TRANSPOSED) {
-            asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                         : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(at));
-        } else {
-            asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                         : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(at));
-        }
-    }
 };
 
 #define NO_SLOT 0xffffffff
@@ -241,7 +222,7 @@ __device__ __forceinline__ u64 partial_at(u64 row_and_head, u32 tile, u32 tiles,
 template <class Number, int WIDTH>
 __device__ __forceinline__ void attend_tiles(const u32 *items, Queries of, Cached cached, float *partial,
                                              u32 first_partial, u32 tiles) {
-    extern __shared__ __align__(128) u8 memory[];
+    SHARED_BYTES(memory);
     const int TILE_BYTES = TILE * WIDTH * 2;
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv_head = blockIdx.y, group = of.heads / of.kv_heads;
     Item item = item_of(items);
@@ -291,7 +272,7 @@ __device__ __forceinline__ void attend_tiles(const u32 *items, Queries of, Cache
 template <class Number, int WIDTH>
 __device__ __forceinline__ void attend_slots(const u32 *items, Queries of, Cached cached, float *out, u16 *rounded,
                                              int rounding) {
-    extern __shared__ __align__(128) u8 memory[];
+    SHARED_BYTES(memory);
     const int TILE_BYTES = TILE * WIDTH * 2;
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv_head = blockIdx.y, group = of.heads / of.kv_heads;
     Item item = item_of(items);

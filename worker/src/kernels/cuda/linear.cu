@@ -202,7 +202,7 @@ __device__ __forceinline__ void multiply_few(const u8 *tiles, const u8 *scales, 
     const int STAGE = WARPS * WEIGHTS + ACTIVATIONS;
     // A row has 16 chunks of a stage's activations.
     const int ROWS_AT_A_TIME = 2 * WARPS, TIMES = BLOCKS * 4 / WARPS > 0 ? BLOCKS * 4 / WARPS : 1;
-    extern __shared__ __align__(128) u8 ring[];
+    SHARED_BYTES(ring);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const u32 last_tile = (outputs + 15) / 16 - 1;
     const u32 own_tile = blockIdx.x * WARPS + warp;
@@ -296,7 +296,7 @@ __device__ __forceinline__ void multiply_many(const u8 *tiles, const u16 *x, con
                                               u32 outputs, u32 stored, int add) {
     const int THREADS = UP * ACROSS * 32, WEIGHTS = UP * TALL * 1024, ACTIVATIONS = ACROSS * WIDE * 512;
     const int STAGE = WEIGHTS + ACTIVATIONS;
-    extern __shared__ __align__(128) u8 ring[];
+    SHARED_BYTES(ring);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, up = warp % UP, across = warp / UP;
     const u32 first_row = blockIdx.x * (8 * WIDE * ACROSS), first_tile = blockIdx.y * (TALL * UP);
     const u32 last_tile = (outputs + 15) / 16 - 1, stages = stored / 32;

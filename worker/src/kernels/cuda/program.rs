@@ -11,7 +11,7 @@ use cudarc::nvrtc::{result as nvrtc, sys};
 use crate::kernels::{CacheFormat, WeightFormat};
 
 /// What every program begins with.
-const NUMBERS: &str = include_str!("numbers.cuh");
+const NUMBERS: &str = concat!(include_str!("instructions.cuh"), include_str!("numbers.cuh"));
 const ELEMENTWISE: &str = include_str!("elementwise.cu");
 const ATTENTION: &str = include_str!("attention.cu");
 const DRAW: &str = include_str!("draw.cu");

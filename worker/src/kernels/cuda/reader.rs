@@ -86,8 +86,9 @@ impl Reader {
     fn keep(&self, gpu: &Gpu, row: Address, vocabulary: usize) -> Result<Lent<Row>, KernelError> {
         let mut kept = self.spare.lend();
         let memory = match kept.take() {
-            Some(memory) => memory,
-            None => gpu.allocate(vocabulary)?,
+            // As long as the row: whoever reads it again takes its length for the vocabulary.
+            Some(memory) if memory.len() == vocabulary => memory,
+            _ => gpu.allocate(vocabulary)?,
         };
         gpu.copy_on_gpu(row, gpu.address(kept.insert(memory)), 4 * vocabulary)?;
         Ok(kept)
