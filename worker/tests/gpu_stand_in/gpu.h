@@ -20,8 +20,6 @@
 
 namespace stand_in {
 
-enum State { READY, AT_BARRIER, IN_WARP, DONE };
-
 // A copy that is under way.
 struct Copy {
     unsigned char *to;
@@ -35,7 +33,6 @@ const size_t STACK = 128 << 10, SHARED = 256 << 10, PAGE = 4096;
 
 struct Thread {
     Index index;
-    State state;
     void *stack_pointer;
     unsigned groups, first_copy;
     std::vector<Copy> copies;
@@ -43,21 +40,23 @@ struct Thread {
 
 typedef void (*Together)(void **of_lanes);
 
+// Lanes are bits.
 struct Warp {
     Thread *threads;
-    int size, live, ready, arrived;
-    // What the lanes that have arrived do together.
+    u32 live, ready, waiting, at_barrier;
+    // What those that wait do together.
     Together what;
     void *of_lanes[LANES];
-    // Who runs when.
-    int turn, stride, offset;
+    // Who runs first of those that are ready, and whether those above or those below come next.
+    int first;
+    bool upwards;
 };
 
 // The block that runs on a thread of the system.
 struct Block {
     Thread threads[MOST_THREADS];
     Warp warps[MOST_THREADS / LANES];
-    int warp_count, running_warp, live, at_barrier;
+    int warp_count, running_warp;
     Thread *running;
     const char *name;
     Index grid, size, index;
@@ -116,10 +115,9 @@ static void describe(char *to, size_t size) {
     fprintf(stderr, "stand-in for a GPU: %s: %s\n", place, problem);
     if (the_block) {
         for (int w = 0; w < block().warp_count; w++) {
-            int counts[4] = {};
-            for (int i = 0; i < block().warps[w].size; i++) counts[block().warps[w].threads[i].state]++;
-            fprintf(stderr, "  warp %d: %d can run, %d at the barrier, %d wait for their warp, %d have ended\n", w,
-                    counts[READY], counts[AT_BARRIER], counts[IN_WARP], counts[DONE]);
+            const Warp &warp = block().warps[w];
+            fprintf(stderr, "  warp %d: lanes %08x live, %08x can run, %08x at the barrier, %08x wait for their warp\n", w,
+                    warp.live, warp.ready, warp.at_barrier, warp.waiting);
         }
     }
     abort();
@@ -168,40 +166,37 @@ static inline void prepare(Thread &thread, unsigned char *stack) {
 }
 
 static inline void new_turn(Warp &warp) {
-    warp.turn = 0;
-    warp.stride = int(draw(LANES / 2)) * 2 + 1;
-    warp.offset = int(draw(LANES));
+    u32 drawn = draw(2 * LANES);
+    warp.first = int(drawn / 2);
+    warp.upwards = drawn % 2;
+}
+
+static inline Thread *first_of(const Warp &warp) {
+    u32 turned = warp.ready >> warp.first | u32(u64(warp.ready) << (LANES - warp.first));
+    int lane = warp.upwards ? __builtin_ctz(turned) : LANES - 1 - __builtin_clz(turned);
+    return warp.threads + (lane + warp.first) % LANES;
 }
 
 // Who runs next; nobody when all have ended.
 static Thread *next() {
     Block &b = block();
+    if (b.warps[b.running_warp].ready) return first_of(b.warps[b.running_warp]);
     for (;;) {
-        Warp &warp = b.warps[b.running_warp];
-        while (warp.ready > 0) {
-            if (warp.turn == LANES) new_turn(warp);
-            int lane = (warp.turn++ * warp.stride + warp.offset) & (LANES - 1);
-            if (lane < warp.size && warp.threads[lane].state == READY) return warp.threads + lane;
+        int first = int(draw(b.warp_count));
+        for (int i = 0; i < b.warp_count; i++) {
+            b.running_warp = (first + i) % b.warp_count;
+            if (b.warps[b.running_warp].ready) return first_of(b.warps[b.running_warp]);
         }
-        int first = int(draw(b.warp_count)), found = -1;
-        for (int i = 0; i < b.warp_count && found < 0; i++) {
-            int w = (first + i) % b.warp_count;
-            if (b.warps[w].ready > 0) found = w;
+        u32 live = 0;
+        for (int w = 0; w < b.warp_count; w++) {
+            Warp &warp = b.warps[w];
+            if (warp.waiting) fail("threads wait for others that do not come");
+            live |= warp.live;
+            warp.ready = warp.at_barrier;
+            warp.at_barrier = 0;
+            new_turn(warp);
         }
-        if (found < 0) {
-            if (b.live == 0) return nullptr;
-            if (b.at_barrier < b.live) fail("threads wait for others that do not come");
-            b.at_barrier = 0;
-            for (int w = 0; w < b.warp_count; w++) {
-                Warp &each = b.warps[w];
-                for (int i = 0; i < each.size; i++) {
-                    if (each.threads[i].state == AT_BARRIER) each.threads[i].state = READY, each.ready++;
-                }
-                new_turn(each);
-            }
-            continue;
-        }
-        b.running_warp = found;
+        if (!live) return nullptr;
     }
 }
 
@@ -214,12 +209,14 @@ static inline void go_on() {
 }
 
 static void all_have_arrived(Warp &warp) {
-    warp.what(warp.of_lanes);
-    warp.arrived = 0;
-    for (int i = 0; i < warp.size; i++) {
-        warp.of_lanes[i] = nullptr;
-        if (warp.threads[i].state == IN_WARP) warp.threads[i].state = READY, warp.ready++;
+    if (warp.waiting != ~0u) {
+        for (int i = 0; i < LANES; i++) {
+            if (!(warp.waiting >> i & 1)) warp.of_lanes[i] = nullptr;
+        }
     }
+    warp.what(warp.of_lanes);
+    warp.ready = warp.waiting;
+    warp.waiting = 0;
     new_turn(warp);
     Block &b = block();
     if (b.warp_count > 1 && draw(16) == 0) b.running_warp = int(draw(b.warp_count));
@@ -227,13 +224,11 @@ static void all_have_arrived(Warp &warp) {
 
 static void thread_main() {
     (*block().kernel)();
-    Thread &thread = self();
     Warp &warp = own_warp();
-    thread.state = DONE;
-    warp.live--;
-    warp.ready--;
-    block().live--;
-    if (warp.live > 0 && warp.arrived == warp.live) all_have_arrived(warp);
+    u32 own = 1u << self().index.x % LANES;
+    warp.live &= ~own;
+    warp.ready &= ~own;
+    if (warp.live && warp.waiting == warp.live) all_have_arrived(warp);
     go_on();
     abort();
 }
@@ -241,13 +236,14 @@ static void thread_main() {
 // Waits for the other lanes of the warp; the last one calls `what` with what each of them has, null where there is none.
 static inline void meet(Together what, void *own) {
     Warp &warp = own_warp();
-    if (warp.arrived > 0 && warp.what != what) fail("lanes of a warp do different things together");
+    if (warp.waiting && warp.what != what) fail("lanes of a warp do different things together");
+    u32 lane = self().index.x % LANES;
     warp.what = what;
-    warp.of_lanes[self().index.x % LANES] = own;
-    self().state = IN_WARP;
-    warp.ready--;
-    if (++warp.arrived == warp.live) all_have_arrived(warp);
+    warp.of_lanes[lane] = own;
+    warp.ready &= ~(1u << lane);
+    warp.waiting |= 1u << lane;
     asm volatile("" ::: "memory");
+    if (warp.waiting == warp.live) all_have_arrived(warp);
     go_on();
     asm volatile("" ::: "memory");
 }
@@ -255,22 +251,18 @@ static inline void meet(Together what, void *own) {
 static void run_block(const Launch &launch) {
     Block &b = block();
     int count = int(launch.block.x);
-    b.live = count;
-    b.at_barrier = 0;
     b.warp_count = (count + LANES - 1) / LANES;
     for (int w = 0; w < b.warp_count; w++) {
         Warp &warp = b.warps[w];
-        int size = count - w * LANES < LANES ? count - w * LANES : LANES;
+        int size = count - w * LANES;
         warp.threads = b.threads + w * LANES;
-        warp.size = warp.live = warp.ready = size;
-        warp.arrived = 0;
-        memset(warp.of_lanes, 0, sizeof warp.of_lanes);
+        warp.live = warp.ready = size < LANES ? (1u << size) - 1 : ~0u;
+        warp.waiting = warp.at_barrier = 0;
         new_turn(warp);
     }
     for (int i = 0; i < count; i++) {
         Thread &thread = b.threads[i];
         thread.index = {unsigned(i), 0, 0};
-        thread.state = READY;
         thread.groups = thread.first_copy = 0;
         thread.copies.clear();
         prepare(thread, b.stacks + i * STACK);
@@ -421,10 +413,10 @@ static inline double __ddiv_rn(double a, double b) { return a / b; }
 static inline unsigned atomicAdd(unsigned *at, unsigned value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
 
 static inline void __syncthreads() {
-    stand_in::Block &block = stand_in::block();
-    stand_in::self().state = stand_in::AT_BARRIER;
-    stand_in::own_warp().ready--;
-    block.at_barrier++;
+    stand_in::Warp &warp = stand_in::own_warp();
+    unsigned own = 1u << threadIdx.x % 32;
+    warp.ready &= ~own;
+    warp.at_barrier |= own;
     asm volatile("" ::: "memory");
     stand_in::go_on();
     asm volatile("" ::: "memory");
