@@ -427,3 +427,13 @@ pub enum KernelError {
     #[error("device: {0}")]
     Device(String),
 }
+
+/// What went wrong, for a sentence that names the device itself.
+impl From<KernelError> for String {
+    fn from(error: KernelError) -> Self {
+        match error {
+            KernelError::Device(problem) => problem,
+            error @ KernelError::OutOfMemory { .. } => error.to_string(),
+        }
+    }
+}

@@ -101,7 +101,7 @@ impl PlacedDecoder {
             return Ok((Self::Cpu(Box::new(decoder)), description));
         };
         let gpu = Cuda::open(number, host)
-            .map_err(|cause| LoadError::Device { device: options.device, cause: cause.to_string() })?;
+            .map_err(|error| LoadError::Device { device: options.device, cause: error.into() })?;
         tracing::info!(device = %options.device, name = gpu.name(), "GPU");
         let (mut decoder, description) = loader::load(path, options, gpu)?;
         // What the GPU cannot do shows now and not in the first request.

@@ -1,6 +1,6 @@
 //! A GPU: the same checkpoints within the same tolerance, and rows that do not depend on their batch.
 //!
-//! `tests/gpu` runs them.
+//! `tests/run` runs them on the stand-in, `tests/gpu` compares the same checkpoints on a GPU.
 
 use cosec_worker::check::{CheckArgs, Measure};
 use cosec_worker::model_runner::{BatchItem, DeviceChoice, DtypeChoice, LoadOptions, ModelRunner, Quantize};
@@ -23,7 +23,7 @@ fn load(name: &str, dtype: DtypeChoice, block_tokens: usize) -> ModelRunner {
 }
 
 #[test]
-#[ignore = "needs an NVIDIA GPU"]
+#[ignore = "needs a GPU, or the stand-in that tests/run gives it"]
 fn every_family_agrees() {
     for name in ALL {
         let report = check(&on_gpu(name, None));
@@ -32,7 +32,7 @@ fn every_family_agrees() {
 }
 
 #[test]
-#[ignore = "needs an NVIDIA GPU"]
+#[ignore = "needs a GPU, or the stand-in that tests/run gives it"]
 fn adapters() {
     check(&on_gpu("llama-linear-rope", Some("llama-lora")));
     check(&on_gpu("codegen", Some("codegen-lora")));
@@ -43,7 +43,7 @@ fn adapters() {
 }
 
 #[test]
-#[ignore = "needs an NVIDIA GPU"]
+#[ignore = "needs a GPU, or the stand-in that tests/run gives it"]
 fn rounded_weights_stay_close() {
     for name in ALL.into_iter().take(FAMILIES) {
         for (dtype, tolerance) in [(DtypeChoice::Bf16, 3e-2), (DtypeChoice::F16, 5e-3)] {
@@ -54,7 +54,7 @@ fn rounded_weights_stay_close() {
 
 /// Separate and tied embeddings; as with the CPU's own kernels, the bounds are those of tiny random models.
 #[test]
-#[ignore = "needs an NVIDIA GPU"]
+#[ignore = "needs a GPU, or the stand-in that tests/run gives it"]
 fn quantised_weights_stay_close() {
     for name in ["codegen", "llama-gqa-tied"] {
         for (quantize, tolerance) in [(Quantize::Q8_0, 0.1), (Quantize::Q4K, 0.7)] {
@@ -64,7 +64,7 @@ fn quantised_weights_stay_close() {
 }
 
 #[test]
-#[ignore = "needs an NVIDIA GPU"]
+#[ignore = "needs a GPU, or the stand-in that tests/run gives it"]
 fn chunks_company_and_blocks_change_nothing() {
     for name in ALL {
         for dtype in [DtypeChoice::F32, DtypeChoice::Bf16] {
@@ -82,7 +82,7 @@ fn chunks_company_and_blocks_change_nothing() {
 
 /// Adapted rows without logits, rows without logits, and no rows at all.
 #[test]
-#[ignore = "needs an NVIDIA GPU"]
+#[ignore = "needs a GPU, or the stand-in that tests/run gives it"]
 fn rows_may_be_left_out() {
     let lora = vec![named("a", &golden("llama-lora"))];
     let options = LoadOptions { device: DeviceChoice::Cuda(0), lora, ..options(4, 4) };
@@ -97,7 +97,7 @@ fn rows_may_be_left_out() {
 }
 
 #[test]
-#[ignore = "needs an NVIDIA GPU"]
+#[ignore = "needs a GPU, or the stand-in that tests/run gives it"]
 fn kinds_of_devices_have_fingerprints_of_their_own() {
     let fingerprint = |device| {
         let options = LoadOptions { device, ..options(4, 4) };

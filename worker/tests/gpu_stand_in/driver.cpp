@@ -224,7 +224,7 @@ int cuInit(unsigned) {
 }
 
 int cuDriverGetVersion(int *version) {
-    *version = 13000;
+    *version = int(setting("STAND_IN_DRIVER", 13000));
     return SUCCESS;
 }
 
@@ -254,8 +254,8 @@ int cuDeviceGetAttribute(int *value, int attribute, int) {
         case 8: *value = 48 << 10; break;                                   // bytes that a block shares without asking
         case 10: *value = 32; break;                                        // lanes of a warp
         case 16: *value = (int)setting("STAND_IN_PROCESSORS", 4); break;    // multiprocessors
-        case 75: *value = 9; break;                                         // compute capability
-        case 76: *value = 0; break;
+        case 75: *value = int(setting("STAND_IN_CAPABILITY", 90)) / 10; break;
+        case 76: *value = int(setting("STAND_IN_CAPABILITY", 90)) % 10; break;
         case 97: *value = (int)shared_limit(); break;                       // bytes that a block may ask for
         case 115: *value = 1; break;                                        // pools of memory
         default: *value = 0;

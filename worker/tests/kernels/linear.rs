@@ -9,7 +9,7 @@ use cosec_worker::kernels::{Kernels, WeightFormat};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::{Compute, FORMATS, check_cpu, download, is_stand_in, matrix, on_gpu, random, upload, with_seeds};
+use crate::{Compute, FORMATS, check_cpu, download, is_stand_in, matrix, random, upload, with_gpu, with_seeds};
 
 struct Linear {
     x: Vec<f32>,
@@ -70,8 +70,9 @@ fn linear_agrees() {
 /// In relative L2 to what products of this size usually are. Activations are what the weights' type can hold; quantised
 /// weights are rounded to bfloat16.
 #[test]
+#[ignore = "needs a GPU, or the stand-in that tests/run gives it"]
 fn linear_is_close_on_a_gpu() {
-    on_gpu(|cuda| {
+    with_gpu(|cuda| {
         with_seeds(|rng| {
             for (format, dtype, bound) in [
                 (WeightFormat::F32, DType::F32, 1e-5),
@@ -96,8 +97,9 @@ fn linear_is_close_on_a_gpu() {
 
 /// Every kernel that rows may come to: few and many, odd shapes and those of real layers.
 #[test]
+#[ignore = "needs a GPU, or the stand-in that tests/run gives it"]
 fn linear_rows_do_not_depend_on_their_company_on_a_gpu() {
-    on_gpu(|cuda| {
+    with_gpu(|cuda| {
         let rng = &mut StdRng::seed_from_u64(rand::random());
         let (most, shapes) = if is_stand_in(cuda) {
             (300, [(256, 96), (100, 50), (1152, 300), (640, 1040)])

@@ -16,6 +16,7 @@ mod attention;
 mod cuda;
 mod elementwise;
 mod linear;
+mod row_tasks;
 mod rows;
 mod threads;
 
@@ -65,13 +66,18 @@ pub(crate) fn check(tolerance: f32, compute: impl Compute) {
     on_gpu(|cuda| compare("cuda", tolerance, &compute.with(cuda), &compute.with(&Reference)));
 }
 
-/// Calls `test` with the first GPU where `COSEC_TEST_GPU` is set, as `tests/gpu` sets it, one test at a time.
+/// Calls `test` with the first GPU where `COSEC_TEST_GPU` is set: for tests that also say something without one.
 pub(crate) fn on_gpu(test: impl FnOnce(&Cuda)) {
-    static GPU: Mutex<Option<Cuda>> = Mutex::new(None);
     if std::env::var_os("COSEC_TEST_GPU").is_some() {
-        let mut gpu = GPU.lock().unwrap_or_else(PoisonError::into_inner);
-        test(gpu.get_or_insert_with(|| Cuda::open(0, Cpu::default()).unwrap()));
+        with_gpu(test);
     }
+}
+
+/// Calls `test` with the first GPU, one test at a time.
+pub(crate) fn with_gpu(test: impl FnOnce(&Cuda)) {
+    static GPU: Mutex<Option<Cuda>> = Mutex::new(None);
+    let mut gpu = GPU.lock().unwrap_or_else(PoisonError::into_inner);
+    test(gpu.get_or_insert_with(|| Cuda::open(0, Cpu::default()).unwrap()));
 }
 
 /// Whether the GPU is the one of `tests/gpu_stand_in`, which is slow.

@@ -2,8 +2,7 @@
 // proto/src/draw.rs and proto/src/exp.rs: the same operations in the same order, each rounded on its own. What the host can
 // finish from a few numbers is left to it.
 //
-// Blocks work on segments of a row, threads in loops that are right for any number of them, so that the same source runs
-// on a CPU, where it is held against the Rust code.
+// Blocks work on segments of a row, threads in loops that are right for any number of them.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
