@@ -8,10 +8,11 @@
 mod throughput;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cosec_proto::ErrorCode;
+use parking_lot::{Mutex, MutexGuard};
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -122,7 +123,7 @@ impl Admission {
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Whoever holds it changes counts only, in one go.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Takes a place for a session.

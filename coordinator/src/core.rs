@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use cosec_proto::worker::DescribeResponse;
 use cosec_proto::{ErrorCode, tokenizer_fingerprint, transport};
 use futures::Stream;
+use parking_lot::Mutex;
 use prometheus::IntGauge;
 use serde::Deserialize;
 use tokio::runtime::Handle;
@@ -356,7 +357,7 @@ impl Shared {
     fn facts(&self, model: &ModelConfig) -> Found {
         let Some(known) = self.known.get(&model.name) else { return self.find(model) };
         // What is kept is replaced as a whole.
-        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = known.lock();
         // Before the workers are looked at: a change that comes meanwhile is not missed.
         let changes = self.pool.changes();
         if let Some(found) = &known.found

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use figment::Figment;
 use figment::providers::{Format, Toml};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
@@ -61,7 +62,7 @@ impl Budget {
     /// Refills, adds `tokens` and returns what is left.
     fn change(&self, now: Instant, tokens: f64) -> f64 {
         // Two numbers are valid whatever a panicking holder left.
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = self.left.lock();
         let minutes = now.saturating_duration_since(left.1).as_secs_f64() / 60.0;
         *left = ((left.0 + minutes * self.per_minute).min(self.per_minute) + tokens, now.max(left.1));
         left.0

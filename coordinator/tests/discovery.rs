@@ -2,7 +2,9 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a failed assumption in a test is a failed test")]
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use std::time::Duration;
 
 use cosec_coordinator::discovery::{Announcer, Discovery, DiscoveryMetrics, Kubernetes, Member, MembersFile};
@@ -88,7 +90,7 @@ async fn serve_dns(pods: Pods) -> SocketAddr {
         let mut buffer = [0; 4096];
         loop {
             let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
-            let Some(pods) = pods.lock().unwrap().clone() else { continue };
+            let Some(pods) = pods.lock().clone() else { continue };
             let mut message = Message::from_vec(&buffer[..length]).unwrap();
             let query = message.queries[0].clone();
             message.metadata.message_type = MessageType::Response;
@@ -115,7 +117,7 @@ async fn serve_dns(pods: Pods) -> SocketAddr {
 async fn a_headless_service_is_resolved_again_and_again() {
     let pods = Pods::default();
     let server = serve_dns(Arc::clone(&pods)).await;
-    let set = |now: Option<Vec<(u8, u16)>>| *pods.lock().unwrap() = now;
+    let set = |now: Option<Vec<(u8, u16)>>| *pods.lock() = now;
     let (mut members, metrics) = follow(Kubernetes::new(vec![member(Role::Base, SERVICE)], Some(server)).unwrap());
     set(Some(vec![(1, 9001)]));
     until_members(&mut members, &[member(Role::Base, "10.0.0.1:9001")]).await;

@@ -5,8 +5,8 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cosec_proto::draw::{Distribution, Purpose, Randomness, Warp};
@@ -14,6 +14,7 @@ use cosec_proto::worker::worker_server::WorkerServer;
 use cosec_proto::worker::{self, step_request, step_response};
 use cosec_proto::{ErrorCode, row_runs, transport};
 use futures::Stream;
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -166,7 +167,7 @@ pub struct Disturbances {
 
 impl Conduct for Disturbances {
     fn time(&self) -> StepTime {
-        *lock(&self.time)
+        *self.time.lock()
     }
 
     async fn begin(&self, _: &worker::StepRequest) -> u64 {
@@ -175,7 +176,7 @@ impl Conduct for Disturbances {
 
     fn answer(&self, _: u64, answer: worker::StepResponse) -> Vec<worker::StepResponse> {
         self.operations.fetch_add(1, Ordering::SeqCst);
-        match &*lock(&self.fault) {
+        match &*self.fault.lock() {
             Some(fault) => fault(answer).into_iter().collect(),
             None => vec![answer],
         }
@@ -189,10 +190,6 @@ struct Cache {
     heard: Instant,
     /// Whether the row behind the last token is kept.
     kept: bool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl MockWorker {
@@ -256,12 +253,12 @@ impl MockWorker {
 
     /// Distorts every response from now on.
     pub fn set_fault(&self, fault: Option<Box<Fault>>) {
-        *lock(&self.service.conduct().fault) = fault;
+        *self.service.conduct().fault.lock() = fault;
     }
 
     /// Time that every pass takes from now on; operations go one behind the other.
     pub fn set_delay(&self, delay: Duration) {
-        *lock(&self.service.conduct().time) = StepTime { fixed: delay, ..StepTime::default() };
+        *self.service.conduct().time.lock() = StepTime { fixed: delay, ..StepTime::default() };
     }
 
     /// What the health service says.
@@ -398,7 +395,7 @@ impl<C: Conduct> worker::worker_server::Worker for Service<C> {
         tokio::spawn(async move {
             while let Ok(Some(request)) = requests.message().await {
                 if let Some(step_request::Operation::Cancel(cancel)) = request.operation {
-                    lock(&noted).insert(cancel.target);
+                    noted.lock().insert(cancel.target);
                 } else if queue.send((request, Instant::now())).await.is_err() {
                     return;
                 }
@@ -486,7 +483,7 @@ impl<C: Conduct> Passes<C> {
                 operation.tokens = 1;
                 operation.passes_left -= 1;
             }
-            let withdrawn = lock(&self.withdrawn).clone();
+            let withdrawn = self.withdrawn.lock().clone();
             let ends =
                 |operation: &mut UnderWay| operation.passes_left == 0 || withdrawn.contains(&operation.request.op);
             let ended: Vec<_> = self.batch.extract_if(.., ends).collect();
@@ -506,7 +503,7 @@ impl<C: Conduct> Passes<C> {
     async fn answer(&self, operation: UnderWay) -> Result<(), Gone> {
         let UnderWay { request, begun, queue, compute, passes, pass_tokens, pass_rows, .. } = operation;
         let (hosted, op) = (&self.hosted, request.op);
-        let outcome = if lock(&self.withdrawn).remove(&op) {
+        let outcome = if self.withdrawn.lock().remove(&op) {
             hosted.cancelled.fetch_add(1, Ordering::SeqCst);
             hosted.engine.begin(request);
             failure(ErrorCode::Cancelled, "withdrawn")
@@ -540,23 +537,23 @@ impl MockEngine {
     /// Sessions that hold a cache.
     #[must_use]
     pub fn sessions(&self) -> usize {
-        lock(&self.sessions).len()
+        self.sessions.lock().len()
     }
 
     /// Whether a session holds a cache.
     #[must_use]
     pub fn holds(&self, session: &[u8]) -> bool {
-        lock(&self.sessions).contains_key(session)
+        self.sessions.lock().contains_key(session)
     }
 
     /// Forgets all caches.
     pub fn evict(&self) {
-        lock(&self.sessions).clear();
+        self.sessions.lock().clear();
     }
 
     /// Forgets the caches of sessions that it has not heard of for `lease`.
     pub fn expire_leases(&self, lease: Duration) {
-        lock(&self.sessions).retain(|_, cache| cache.heard.elapsed() < lease);
+        self.sessions.lock().retain(|_, cache| cache.heard.elapsed() < lease);
     }
 
     /// Performs one operation.
@@ -566,7 +563,7 @@ impl MockEngine {
             Some(step_request::Operation::Extend(extend)) => self.extend(&extend),
             Some(step_request::Operation::Draft(draft)) => self.draft(&draft),
             Some(step_request::Operation::Release(release)) => {
-                lock(&self.sessions).remove(&release.session);
+                self.sessions.lock().remove(&release.session);
                 Ok(step_response::Outcome::Released(worker::Released {}))
             }
             Some(step_request::Operation::Cancel(_)) | None => {
@@ -583,7 +580,7 @@ impl MockEngine {
                 let _ = self.feed(&draft.session, draft.at, &draft.tokens, draft.tokens.is_empty());
             }
             Some(step_request::Operation::Release(release)) => {
-                lock(&self.sessions).remove(&release.session);
+                self.sessions.lock().remove(&release.session);
             }
             _ => {}
         }
@@ -607,7 +604,7 @@ impl MockEngine {
             return Err(failure(ErrorCode::ContextLengthExceeded, "too long"));
         }
         let need = |have: usize| step_response::Outcome::NeedPrefix(worker::NeedPrefix { have: have as u32 });
-        let mut sessions = lock(&self.sessions);
+        let mut sessions = self.sessions.lock();
         let at = at as usize;
         let have = sessions.get(session).map_or(0, |cache| cache.tokens.len());
         if have < at {
@@ -667,7 +664,7 @@ impl MockEngine {
         }
         history.pop();
         let length = history.len() as u32;
-        if let Some(cache) = lock(&self.sessions).get_mut(&draft.session) {
+        if let Some(cache) = self.sessions.lock().get_mut(&draft.session) {
             cache.tokens = history;
         }
         Ok(step_response::Outcome::Drafted(worker::Drafted { length, ids, probabilities, rows }))

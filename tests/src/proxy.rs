@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use cosec_proto::worker::worker_client::WorkerClient;
 use cosec_proto::worker::worker_server::{Worker, WorkerServer};
 use cosec_proto::{transport, worker};
 use futures::{Stream, StreamExt};
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::Channel;
@@ -202,7 +203,7 @@ impl Proxy {
 
     /// What becomes of the answers from now on.
     pub fn set_answers(&self, answers: Answers) {
-        *lock(&self.shared.answers) = answers;
+        *self.shared.answers.lock() = answers;
     }
 
     /// Answers that were late or false.
@@ -214,12 +215,12 @@ impl Proxy {
     /// The operations that came, in their order, whether they were held or not.
     #[must_use]
     pub fn received(&self) -> Vec<Kind> {
-        lock(&self.shared.received).clone()
+        self.shared.received.lock().clone()
     }
 
     /// Stands still, as a stopped process does: connections stay and nothing is answered, not even pings.
     pub async fn freeze(&self) {
-        *lock(&self.shared.frozen) = true;
+        *self.shared.frozen.lock() = true;
         self.shared.freeze.notify_one();
         while !self.shared.is_frozen.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -228,7 +229,7 @@ impl Proxy {
 
     /// Goes on.
     pub fn thaw(&self) {
-        *lock(&self.shared.frozen) = false;
+        *self.shared.frozen.lock() = false;
         self.shared.thawed.notify_all();
     }
 }
@@ -241,10 +242,6 @@ impl Drop for Proxy {
             let _ = thread.join();
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>) {
@@ -265,10 +262,10 @@ async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>) {
 async fn stand_still(shared: Arc<Shared>) {
     loop {
         shared.freeze.notified().await;
-        let mut frozen = lock(&shared.frozen);
+        let mut frozen = shared.frozen.lock();
         while *frozen {
             shared.is_frozen.store(true, Ordering::SeqCst);
-            frozen = shared.thawed.wait(frozen).unwrap_or_else(PoisonError::into_inner);
+            shared.thawed.wait(&mut frozen);
         }
         shared.is_frozen.store(false, Ordering::SeqCst);
     }
@@ -332,7 +329,7 @@ impl Worker for Service {
         let mut requests = request.into_inner();
         tokio::spawn(async move {
             while let Ok(Some(request)) = requests.message().await {
-                lock(&receiving.received).extend(Kind::of(&request));
+                receiving.received.lock().extend(Kind::of(&request));
                 if enqueue.send(request).await.is_err() {
                     return;
                 }
@@ -358,7 +355,7 @@ impl Worker for Service {
 
 impl Shared {
     async fn tamper(&self, mut answer: worker::StepResponse) -> worker::StepResponse {
-        let answers = *lock(&self.answers);
+        let answers = *self.answers.lock();
         let touch = || self.tampered.fetch_add(1, Ordering::SeqCst);
         match answers {
             Answers::True => {}

@@ -10,14 +10,15 @@ pub mod network;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::hash::{DefaultHasher, Hasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cosec_proto::worker::step_request::Operation;
 use cosec_proto::worker::step_response::Outcome;
 use cosec_proto::worker::{StepRequest, StepResponse};
 use cosec_proto::{SessionId, transport};
+use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -192,10 +193,6 @@ struct Awaited {
     came: oneshot::Sender<()>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Sim {
     /// A fleet without workers.
     #[must_use]
@@ -218,8 +215,8 @@ impl Sim {
 
     /// Adds a worker that is a member from now on.
     pub fn add(&self, place: &'static str, model: MockModel) {
-        let seed = lock(&self.shared.chance).random();
-        let mut hosts = lock(&self.shared.hosts);
+        let seed = self.shared.chance.lock().random();
+        let mut hosts = self.shared.hosts.lock();
         let host = Host::new(self, hosts.len(), place, model.clone(), seed);
         hosts.push(Arc::clone(&host));
         drop(hosts);
@@ -238,11 +235,11 @@ impl Sim {
     /// The workers, members or not.
     #[must_use]
     pub fn hosts(&self) -> Vec<Arc<Host>> {
-        lock(&self.shared.hosts).clone()
+        self.shared.hosts.lock().clone()
     }
 
     fn host(&self, index: usize) -> Arc<Host> {
-        Arc::clone(&lock(&self.shared.hosts)[index])
+        Arc::clone(&self.shared.hosts.lock()[index])
     }
 
     /// Names of those that are members, now and after every change.
@@ -263,19 +260,19 @@ impl Sim {
         if self.shared.tells {
             println!("{line}");
         }
-        lock(&self.shared.trace).write(line.as_bytes());
+        self.shared.trace.lock().write(line.as_bytes());
     }
 
     /// A number that stands for all events so far and their order.
     #[must_use]
     pub fn trace(&self) -> u64 {
-        lock(&self.shared.trace).finish()
+        self.shared.trace.lock().finish()
     }
 
     /// How often each fault took effect.
     #[must_use]
     pub fn effects(&self) -> Effects {
-        lock(&self.shared.effects).clone()
+        self.shared.effects.lock().clone()
     }
 
     /// Whether at every moment from `from` to `until` some worker of `place` had been well for at least `margin`.
@@ -306,7 +303,7 @@ impl Sim {
     // === what workers report ===
 
     fn begin(&self, host: &Host, request: &StepRequest) -> u64 {
-        let mut activity = lock(&self.shared.activity);
+        let mut activity = self.shared.activity.lock();
         let activity = &mut *activity;
         let (session, at, fed, drafts) = match &request.operation {
             Some(Operation::Extend(extend)) => (&extend.session, extend.at, extend.tokens.len(), None),
@@ -337,7 +334,7 @@ impl Sim {
 
     /// Returns what the session was about, nothing for a release.
     fn end(&self, host: &Host, begun: u64, answer: &StepResponse) -> BTreeSet<Phase> {
-        let mut activity = lock(&self.shared.activity);
+        let mut activity = self.shared.activity.lock();
         let Some(session) = activity.under_way.get(&begun).map(|under_way| under_way.session.clone()) else {
             return BTreeSet::new();
         };
@@ -360,14 +357,14 @@ impl Sim {
 
     /// A host's caches are gone.
     fn forget(&self, host: usize) {
-        let mut activity = lock(&self.shared.activity);
+        let mut activity = self.shared.activity.lock();
         activity.held.retain(|(of, _), _| *of != host);
         activity.under_way.retain(|_, under_way| under_way.host != host);
     }
 
     fn took_effect(&self, fault: Fault, host: &Host, phases: &BTreeSet<Phase>) {
         self.note(format_args!("{}: {fault:?} in {phases:?}", host.name));
-        let mut effects = lock(&self.shared.effects);
+        let mut effects = self.shared.effects.lock();
         for &phase in phases {
             *effects.entry((fault, host.place, phase)).or_default() += 1;
         }
@@ -391,7 +388,7 @@ impl Sim {
         if !planned.fault.is_harmless() {
             host.fell_ill();
         }
-        let phases = lock(&self.shared.activity).phases_at(host.index);
+        let phases = self.shared.activity.lock().phases_at(host.index);
         let phases = if host.link.connections() > 0 { phases } else { BTreeSet::new() };
         if planned.fault.spoils_answers() {
             self.spoil(&host, planned, &phases).await;
@@ -406,13 +403,13 @@ impl Sim {
     /// Waits until a session on the host is in the phase.
     async fn occasion(&self, host: &Host, phase: Phase) {
         if phase == Phase::Idle {
-            while !lock(&self.shared.activity).is_idle(host.index) {
+            while !self.shared.activity.lock().is_idle(host.index) {
                 tokio::time::sleep(IDLE_POLL).await;
             }
             return;
         }
         let (came, comes) = oneshot::channel();
-        lock(&self.shared.activity).awaited.push(Awaited { host: host.index, phase, came });
+        self.shared.activity.lock().awaited.push(Awaited { host: host.index, phase, came });
         let _ = comes.await;
     }
 
@@ -475,13 +472,13 @@ impl Sim {
                 host.link.mend();
             }
             Fault::Slow => {
-                let slowness = Duration::from_millis(lock(&self.shared.chance).random_range(20..3000));
+                let slowness = Duration::from_millis(self.shared.chance.lock().random_range(20..3000));
                 host.slow_down(slowness);
                 tokio::time::sleep(lasts).await;
                 host.slow_down(Duration::ZERO);
             }
             Fault::Corrupt => {
-                let noise: [u8; 32] = lock(&self.shared.chance).random();
+                let noise: [u8; 32] = self.shared.chance.lock().random();
                 host.link.corrupt(&noise);
                 // It may look like the beginning of something; pings find out.
                 tokio::time::sleep(transport::KEEPALIVE_INTERVAL + transport::KEEPALIVE_TIMEOUT).await;
@@ -511,7 +508,7 @@ impl Sim {
     /// Draws a fault, for the host and the phase where they are given.
     pub fn plan(&self, fault: Fault, place: Option<&str>, phase: Option<Phase>, within: Duration) -> Option<Planned> {
         let hosts = self.hosts();
-        let mut chance = lock(&self.shared.chance);
+        let mut chance = self.shared.chance.lock();
         let fitting: Vec<_> = hosts
             .iter()
             .filter(|host| place.is_none_or(|place| host.place == place))

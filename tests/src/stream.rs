@@ -1,9 +1,9 @@
 //! Streams of completions as clients read them.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
+use parking_lot::Mutex;
 use serde_json::Value;
 
 /// An event of a stream.
@@ -73,7 +73,7 @@ pub async fn read_from_any(coordinators: &Mutex<Vec<String>>, body: &Value) -> (
     let (mut events, mut resumed) = (Vec::<Event>::new(), 0);
     for turn in 0.. {
         let http = {
-            let known = coordinators.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = coordinators.lock();
             known[turn % known.len()].clone()
         };
         let last = events.last().and_then(|event| event.id.clone());

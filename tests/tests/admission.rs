@@ -2,7 +2,9 @@
 //! what a client that leaves gives back. A gate before the base holds all that is under way, so nothing here depends on time.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use cosec_proto::worker::Role;
 use cosec_tests::fleet::{Coordinator, Worker, coordinator, metric, metric_where, until, worker};
@@ -159,7 +161,7 @@ async fn turns_follow_the_weights_of_keys_and_their_limits_hold() {
             let (request, turns) = (stage.request(key, PROMPT, 8), turns.clone());
             waiting.push(tokio::spawn(async move {
                 let text = text(request.send().await.unwrap()).await;
-                turns.lock().unwrap().push(key);
+                turns.lock().push(key);
                 text
             }));
         }
@@ -171,7 +173,7 @@ async fn turns_follow_the_weights_of_keys_and_their_limits_hold() {
         assert_eq!(waiting.await.unwrap(), undisturbed);
     }
     // Three of four, whoever came first; equal shares would be four or five of eight.
-    let turns = turns.lock().unwrap().clone();
+    let turns = turns.lock().clone();
     let of_b = turns[..8].iter().filter(|&&key| key == "b").count();
     assert!((6..=7).contains(&of_b), "{turns:?}");
 

@@ -1,7 +1,9 @@
 //! SIGTERM: sessions move on, new ones go elsewhere, the process exits 0, and no client notices.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+
+use parking_lot::Mutex;
 use std::time::Duration;
 
 use cosec_tests::etcd::Etcd;
@@ -99,12 +101,12 @@ async fn a_rolling_restart_of_every_process_under_load_loses_nothing() {
     for name in ["coordinator-3", "coordinator-4"] {
         let comes = coordinator(name, &coordinating, logs).await;
         members(std::slice::from_ref(&comes), 4.0).await;
-        known.lock().unwrap().push(comes.http.clone());
+        known.lock().push(comes.http.clone());
         coordinators.push(comes);
         let mut goes = coordinators.remove(0);
         relocations += goes.metric("cosec_relocations_total").await;
         ends(&mut goes.process).await;
-        known.lock().unwrap().remove(0);
+        known.lock().remove(0);
         goes_on(2).await;
     }
     goes_on(3).await;

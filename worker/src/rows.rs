@@ -4,10 +4,11 @@
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use cosec_proto::draw::{Distribution, InvalidLogits, Warp, Warper, probabilities_of};
 use half::f16;
+use parking_lot::Mutex;
 
 use crate::kernels::cuda;
 
@@ -225,7 +226,7 @@ pub struct Spare<T>(Arc<Mutex<Vec<T>>>);
 impl<T: Default> Spare<T> {
     /// What came back from a loan before; else something new.
     pub(crate) fn lend(&self) -> Lent<T> {
-        let item = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let item = self.0.lock().pop().unwrap_or_default();
         Lent { item, owner: Arc::clone(&self.0) }
     }
 }
@@ -253,7 +254,7 @@ impl<T: Default> DerefMut for Lent<T> {
 
 impl<T: Default> Drop for Lent<T> {
     fn drop(&mut self) {
-        let mut spare = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spare = self.owner.lock();
         if spare.len() < SPARE {
             spare.push(std::mem::take(&mut self.item));
         }

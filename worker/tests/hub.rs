@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -51,7 +53,7 @@ impl Hub {
     }
 
     fn requests(&self) -> Vec<String> {
-        self.requests.lock().unwrap().clone()
+        self.requests.lock().clone()
     }
 
     /// Files that were asked for, each once.
@@ -68,7 +70,7 @@ impl Hub {
 
     async fn answer(State(hub): State<Arc<Self>>, request: Request) -> Response {
         let path = request.uri().path().to_owned();
-        hub.requests.lock().unwrap().push(path.clone());
+        hub.requests.lock().push(path.clone());
         let token = request.headers().get(header::AUTHORIZATION).map(|value| value.to_str().unwrap());
         if hub.gated && token != Some(&format!("Bearer {TOKEN}")) {
             return status(StatusCode::UNAUTHORIZED);
@@ -114,7 +116,7 @@ impl Hub {
             .header(header::ETAG, format!("\"{}\"", file.replace('.', "-")))
             .header(header::CONTENT_LENGTH, part.len())
             .header(header::CONTENT_RANGE, format!("bytes {first}-{last}/{}", content.len()));
-        let broken = self.broken.lock().unwrap().clone().filter(|(name, at)| name == file && *at < part.len());
+        let broken = self.broken.lock().clone().filter(|(name, at)| name == file && *at < part.len());
         let body = match broken {
             None => Body::from(part),
             Some((_, at)) => {
@@ -244,7 +246,7 @@ async fn what_cannot_be_had_is_said() {
     // A download that breaks off is no model, and goes on at the next start.
     machine.fails(&model, &known, &["tiny/llama@main", "model.safetensors was interrupted"]).await;
     machine.fails(&model, &[("HF_HUB_OFFLINE", "1")], &["not whole in the cache"]).await;
-    *hub.broken.lock().unwrap() = None;
+    *hub.broken.lock() = None;
     machine.passes(&model, &known, "llama-gqa-tied").await;
 
     let unreachable = Machine::new(TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap());

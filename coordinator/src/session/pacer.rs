@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::costs::{Costs, Work, crowding};
@@ -41,7 +42,7 @@ impl Pacers {
     /// The pacer of sessions with this model and plan.
     pub(crate) fn of(&self, model: &str, plan: &Plan) -> Arc<Pacer> {
         let kind = (model.to_owned(), plan.rule.name(), plan.transport());
-        let mut pacers = self.pacers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pacers = self.pacers.lock();
         let new = || Arc::new(Pacer::new(self.speculation, self.max_draft));
         Arc::clone(pacers.entry(kind).or_insert_with(new))
     }
@@ -106,7 +107,7 @@ impl Pacer {
     }
 
     fn measured(&self) -> MutexGuard<'_, Measured> {
-        self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+        self.measured.lock()
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use cosec_proto::{ErrorCode, worker};
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -41,7 +41,7 @@ impl Connection {
         f: impl FnOnce(&mut Option<BTreeMap<u64, oneshot::Sender<worker::StepResponse>>>) -> T,
     ) -> T {
         // A map of senders is valid whatever a panicking holder left.
-        f(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut self.waiting.lock())
     }
 
     /// Hands responses to their waiters until the stream ends, and says why it did.

@@ -12,12 +12,13 @@ pub mod tokenizers;
 mod worker;
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use cosec_proto::worker::DescribeResponse;
 use cosec_proto::{ErrorCode, SessionId, transport};
+use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -177,8 +178,8 @@ impl WorkerPool {
 
     fn reconcile(self: &Arc<Self>, members: &[Member]) {
         let places = members.iter().map(|member| (member.model.clone(), member.role));
-        self.places.write().unwrap_or_else(PoisonError::into_inner).extend(places);
-        let mut workers = self.workers.write().unwrap_or_else(PoisonError::into_inner);
+        self.places.write().extend(places);
+        let mut workers = self.workers.write();
         let mut before = std::mem::take(&mut *workers);
         for member in members {
             match before.iter().position(|connected| connected.worker.member == *member) {
@@ -202,7 +203,7 @@ impl WorkerPool {
 
     /// Says which workers' sessions should move. A worker that drains keeps its sessions where nobody else hosts its model.
     fn mark_handovers(&self) {
-        let workers = self.workers.read().unwrap_or_else(PoisonError::into_inner);
+        let workers = self.workers.read();
         let hosted = |worker: &Worker| match &*worker.state.borrow() {
             State::Up { description, serving, .. } => {
                 let goes = *worker.leaving.borrow() || !serving || description.draining;
@@ -234,7 +235,7 @@ impl WorkerPool {
                 () = tokio::time::sleep(PARTING_POLL) => {}
                 _ = leaving.wait_for(|leaving| !leaving) => return,
             }
-            let mut workers = self.workers.write().unwrap_or_else(PoisonError::into_inner);
+            let mut workers = self.workers.write();
             if *leaving.borrow() && worker.load.load(Ordering::Acquire) == 0 {
                 workers.retain(|connected| {
                     let is_it = Arc::ptr_eq(&connected.worker, &worker);
@@ -282,12 +283,12 @@ impl WorkerPool {
     /// Whether a model has, or had, workers of `role`, able or not.
     #[must_use]
     pub fn has(&self, model: &str, role: Role) -> bool {
-        self.places.read().unwrap_or_else(PoisonError::into_inner).contains(&(model.to_owned(), role))
+        self.places.read().contains(&(model.to_owned(), role))
     }
 
     /// The members, not those that leave.
     fn of(&self, model: &str, role: Role) -> Vec<Arc<Worker>> {
-        let workers = self.workers.read().unwrap_or_else(PoisonError::into_inner);
+        let workers = self.workers.read();
         let of_role = |worker: &&Arc<Worker>| {
             worker.member.model == model && worker.member.role == role && !*worker.leaving.borrow()
         };
@@ -426,7 +427,7 @@ impl WorkerPool {
             *counts.entry(matching::fingerprint(&able.description, adapter).ok()?).or_default() += 1;
         }
         // One entry replaces another in one go.
-        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut served = self.served.lock();
         let key = (model.to_owned(), role);
         let before = served.get(&key).map(String::as_str);
         let rank =

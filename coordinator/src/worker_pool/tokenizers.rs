@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cosec_proto::tokenizer_fingerprint::Content;
 use cosec_proto::transport;
 use cosec_proto::worker::TokenizerRequest;
 use cosec_proto::worker::worker_client::WorkerClient;
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -82,7 +83,7 @@ impl Comparisons {
             format!("its tokenizer ({}) is not that of the model ({})", found.fingerprint, expected.fingerprint);
         let pair = [expected.fingerprint.clone(), found.fingerprint.clone()];
         // A map of strings is valid whatever a panicking holder left.
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         match known.get(&pair) {
             Some(Some(differences)) => return format!("{what}: {differences}"),
             Some(None) => {}
@@ -108,7 +109,7 @@ impl Comparisons {
             Err(_) => format!("they could not be compared within {DEADLINE:?}"),
         };
         tracing::warn!(expected = %expected, found = %found, "tokenizers differ: {text}");
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(pair, Some(text));
+        self.known.lock().insert(pair, Some(text));
         self.changes.tell();
     }
 }

@@ -1,11 +1,12 @@
 //! One worker: its connection, kept up for as long as it is a member, and what it says of itself.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cosec_proto::worker::worker_client::WorkerClient;
 use cosec_proto::{ErrorCode, transport, worker};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -120,7 +121,7 @@ impl Worker {
         let passes = if let Ask::Draft { k, .. } = operation.ask { k } else { 1 };
         let short = operation.tokens.len() <= SHORT_TOKENS && !ends;
         let patience = match short {
-            true => lock(&self.short_operations).deadline(passes, LEAST_DEADLINE, deadline),
+            true => self.short_operations.lock().deadline(passes, LEAST_DEADLINE, deadline),
             false => deadline,
         };
         let began = Instant::now();
@@ -129,9 +130,9 @@ impl Worker {
         // One that was given up took so long at least: a worker that has become slow is soon given more time.
         let was_given_up = matches!(&outcome, Err(error) if error.code == ErrorCode::DeadlineExceeded);
         if short && (outcome.is_ok() || was_given_up) {
-            lock(&self.short_operations).measured((ended - began).as_secs_f64(), passes);
+            self.short_operations.lock().measured((ended - began).as_secs_f64(), passes);
         }
-        let mut circuit = lock(&self.circuit);
+        let mut circuit = self.circuit.lock();
         let was_open = circuit.is_open();
         circuit.ended(ended, outcome.as_ref());
         self.show_circuit(was_open, circuit.is_open());
@@ -141,12 +142,12 @@ impl Worker {
 
     /// Whether the worker failed so often that a session should rather go elsewhere.
     pub(super) fn is_avoided(&self) -> bool {
-        !lock(&self.circuit).lets_through(Instant::now())
+        !self.circuit.lock().lets_through(Instant::now())
     }
 
     /// A session takes its seat here.
     pub(super) fn chosen(&self) {
-        lock(&self.circuit).sent(Instant::now());
+        self.circuit.lock().sent(Instant::now());
     }
 
     fn show_circuit(&self, was_open: bool, is_open: bool) {
@@ -159,11 +160,6 @@ impl Worker {
         }
         self.metrics.circuit_open.with_label_values(&labels).set(i64::from(is_open));
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is kept here is valid whatever a panicking holder left.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Keeps a worker's connection up.

@@ -1,7 +1,9 @@
 //! A simulated machine with one mock worker on it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+
+use parking_lot::Mutex;
 use std::time::Duration;
 
 use cosec_proto::worker::step_response::Outcome;
@@ -16,7 +18,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Status;
 
 use super::network::Link;
-use super::{Fault, Phase, Sim, lock};
+use super::{Fault, Phase, Sim};
 use crate::mock_worker::{Answers, Conduct, MockModel, Service};
 
 /// Longest time of an operation of a worker that is well.
@@ -90,7 +92,7 @@ impl Host {
         let process = Process { host: Arc::clone(self), is_dead: AtomicBool::new(false), answers: Mutex::default() };
         let service = Service::new(model, process);
         let (health, health_service) = tonic_health::server::health_reporter();
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         (state.process, state.health, state.is_draining) = (Some(service.clone()), Some(health.clone()), false);
         drop(state);
         let accepted = UnboundedReceiverStream::new(self.link.listen());
@@ -103,7 +105,7 @@ impl Host {
 
     pub(super) fn kill(&self) {
         self.sim.note(format_args!("{} is killed", self.name));
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if let Some(process) = state.process.take() {
             process.conduct().is_dead.store(true, Ordering::SeqCst);
         }
@@ -116,7 +118,7 @@ impl Host {
     }
 
     pub(super) fn is_up(&self) -> bool {
-        lock(&self.state).process.is_some()
+        self.state.lock().process.is_some()
     }
 
     pub(super) fn stop(&self, stopped: bool) {
@@ -128,12 +130,12 @@ impl Host {
 
     pub(super) fn slow_down(&self, slowness: Duration) {
         self.sim.note(format_args!("{} takes {slowness:?} more", self.name));
-        lock(&self.state).slowness = slowness;
+        self.state.lock().slowness = slowness;
     }
 
     pub(super) fn evict(&self) {
         self.sim.note(format_args!("{} evicts", self.name));
-        if let Some(process) = &lock(&self.state).process {
+        if let Some(process) = &self.state.lock().process {
             process.engine().evict();
         }
         self.sim.forget(self.index);
@@ -142,7 +144,7 @@ impl Host {
     pub(super) async fn drain(&self) {
         self.sim.note(format_args!("{} drains", self.name));
         let health = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             state.is_draining = true;
             state.health.clone()
         };
@@ -153,13 +155,13 @@ impl Host {
 
     /// The next answer in this phase, or in any, is not what it should be.
     pub(super) fn spoil_answer(&self, fault: Fault, phase: Option<Phase>) {
-        lock(&self.state).answers.push((fault, phase));
+        self.state.lock().answers.push((fault, phase));
     }
 
     /// Something comes, or fails to come, that no operation under way asked for.
     pub(super) fn spoil_silence(&self, fault: Fault) {
         self.sim.note(format_args!("{}: {fault:?} while idle", self.name));
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let unasked = state.chance.random_bool(0.5);
         match (fault, &state.last_answer) {
             (Fault::Repeat, Some((answers, last))) => {
@@ -173,45 +175,45 @@ impl Host {
     }
 
     pub(super) fn is_spoilt(&self, fault: Fault) -> bool {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         state.description == Some(fault) || state.answers.iter().any(|&(pending, _)| pending == fault)
     }
 
     pub(super) fn unspoil(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         (state.answers, state.description) = (Vec::new(), None);
     }
 
     pub(super) fn fell_ill(&self) {
-        lock(&self.state).unwell.push((Instant::now(), None));
+        self.state.lock().unwell.push((Instant::now(), None));
     }
 
     pub(super) fn recovered(&self) {
-        if let Some((_, until)) = lock(&self.state).unwell.iter_mut().rev().find(|(_, until)| until.is_none()) {
+        if let Some((_, until)) = self.state.lock().unwell.iter_mut().rev().find(|(_, until)| until.is_none()) {
             *until = Some(Instant::now());
         }
     }
 
     /// Times in which something was wrong, each longer by `margin`.
     pub(super) fn unwell(&self, margin: Duration) -> Vec<(Instant, Option<Instant>)> {
-        lock(&self.state).unwell.iter().map(|&(from, until)| (from, until.map(|until| until + margin))).collect()
+        self.state.lock().unwell.iter().map(|&(from, until)| (from, until.map(|until| until + margin))).collect()
     }
 
     /// Sessions that hold a cache there.
     #[must_use]
     pub fn sessions(&self) -> usize {
-        lock(&self.state).process.as_ref().map_or(0, |process| process.engine().sessions())
+        self.state.lock().process.as_ref().map_or(0, |process| process.engine().sessions())
     }
 
     /// Forgets the sessions that its worker has not heard of for `lease`.
     pub fn expire_leases(&self, lease: Duration) {
-        if let Some(process) = &lock(&self.state).process {
+        if let Some(process) = &self.state.lock().process {
             process.engine().expire_leases(lease);
         }
     }
 
     fn takes(&self) -> Duration {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let micros = state.chance.random_range(200..=OPERATION.as_micros() as u64);
         let slowness = state.slowness.mul_f64(state.chance.random_range(0.3..1.0));
         Duration::from_micros(micros) + slowness
@@ -236,16 +238,16 @@ impl Process {
 
 impl Conduct for Process {
     fn opened(&self, answers: &Answers) {
-        *lock(&self.answers) = Some(answers.clone());
+        *self.answers.lock() = Some(answers.clone());
     }
 
     async fn describe(&self, truth: worker::DescribeResponse) -> Result<worker::DescribeResponse, Status> {
         self.running().await;
-        let slowness = lock(&self.host.state).slowness;
+        let slowness = self.host.state.lock().slowness;
         tokio::time::sleep(slowness).await;
         self.running().await;
         let (fault, draining) = {
-            let mut state = lock(&self.host.state);
+            let mut state = self.host.state.lock();
             (state.description.take(), state.is_draining)
         };
         match fault {
@@ -271,8 +273,8 @@ impl Conduct for Process {
         }
         let host = &self.host;
         let phases = host.sim.end(host, begun, &answer);
-        let mut state = lock(&host.state);
-        if let Some(answers) = &*lock(&self.answers) {
+        let mut state = host.state.lock();
+        if let Some(answers) = &*self.answers.lock() {
             state.last_answer = Some((answers.clone(), answer.clone()));
         }
         let fits = |(_, phase): &(Fault, Option<Phase>)| match phase {

@@ -6,12 +6,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use cosec_proto::transport;
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -94,10 +95,6 @@ pub struct End {
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Network {
     /// A network without hosts whose delays follow from `seed`.
     #[must_use]
@@ -108,7 +105,7 @@ impl Network {
     /// The line to `host`, laid at first use.
     #[must_use]
     pub fn link(&self, host: &str) -> Arc<Link> {
-        let mut hosts = lock(&self.hosts);
+        let mut hosts = self.hosts.lock();
         let ordinal = hosts.len() as u64;
         let lay = || Arc::new(Link::new(StdRng::seed_from_u64(self.seed ^ (ordinal + 1) << 32)));
         Arc::clone(hosts.entry(host.to_owned()).or_insert_with(lay))
@@ -143,44 +140,44 @@ impl Link {
     /// A process listens from now on; connections come out of the receiver.
     pub fn listen(&self) -> mpsc::UnboundedReceiver<io::Result<End>> {
         let (listener, accepted) = mpsc::unbounded_channel();
-        lock(&self.state).listener = Some(listener);
+        self.state.lock().listener = Some(listener);
         accepted
     }
 
     /// The process is killed: its kernel resets its connections.
     pub fn kill(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.listener = None;
         state.stopped = false;
         for connection in std::mem::take(&mut state.connections).iter().filter_map(Weak::upgrade) {
-            let mut there = lock(&connection.pipes[Way::There as usize]);
+            let mut there = connection.pipes[Way::There as usize].lock();
             there.chunks.clear();
             there.end = Some((Instant::now(), Ending::Reset));
             there.wake();
             drop(there);
-            lock(&connection.pipes[Way::Back as usize]).finish(Ending::Reset);
+            connection.pipes[Way::Back as usize].lock().finish(Ending::Reset);
         }
     }
 
     /// The process is stopped or goes on.
     pub fn stop(&self, stopped: bool) {
-        lock(&self.state).stopped = stopped;
+        self.state.lock().stopped = stopped;
         self.wake_readers();
     }
 
     /// Nothing passes on these ways until they are mended.
     pub fn cut(&self, ways: &[Way]) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         ways.iter().for_each(|&way| state.cut[way as usize] = true);
     }
 
     /// Everything passes again; what was on its way is sent again after a while.
     pub fn mend(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let cut = std::mem::take(&mut state.cut);
         for connection in state.connections.iter().filter_map(Weak::upgrade) {
             for (pipe, cut) in connection.pipes.iter().zip(cut) {
-                let mut pipe = lock(pipe);
+                let mut pipe = pipe.lock();
                 if cut {
                     pipe.retransmit();
                 }
@@ -193,38 +190,38 @@ impl Link {
 
     /// The worker's kernel is fine and its bytes are not.
     pub fn corrupt(&self, bytes: &[u8]) {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         for connection in state.connections.iter().filter_map(Weak::upgrade) {
-            lock(&connection.pipes[Way::Back as usize]).push(bytes);
+            connection.pipes[Way::Back as usize].lock().push(bytes);
         }
     }
 
     /// Connections that both ends hold.
     #[must_use]
     pub fn connections(&self) -> usize {
-        lock(&self.state).connections.iter().filter(|connection| connection.strong_count() > 1).count()
+        self.state.lock().connections.iter().filter(|connection| connection.strong_count() > 1).count()
     }
 
     /// Times that bytes or a handshake were held up.
     #[must_use]
     pub fn held(&self) -> u64 {
-        lock(&self.state).held
+        self.state.lock().held
     }
 
     fn wake_readers(&self) {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         for connection in state.connections.iter().filter_map(Weak::upgrade) {
-            connection.pipes.iter().for_each(|pipe| lock(pipe).wake());
+            connection.pipes.iter().for_each(|pipe| pipe.lock().wake());
         }
     }
 
     async fn connect(self: Arc<Self>) -> io::Result<End> {
-        let takes = latency(&mut lock(&self.state).chance);
+        let takes = latency(&mut self.state.lock().chance);
         tokio::time::sleep(takes).await;
         loop {
             let mended = self.mended.notified();
             {
-                let mut state = lock(&self.state);
+                let mut state = self.state.lock();
                 if state.cut == [false; 2] {
                     return self.accept(&mut state);
                 }
@@ -301,8 +298,8 @@ impl End {
 impl AsyncRead for End {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Self { connection, reads, sleep } = self.get_mut();
-        let mut link = lock(&connection.link.state);
-        let mut pipe = lock(&connection.pipes[*reads as usize]);
+        let mut link = connection.link.state.lock();
+        let mut pipe = connection.pipes[*reads as usize].lock();
         loop {
             // A kill is not held up by anything at the worker's own end.
             let is_dead = *reads == Way::There && matches!(pipe.end, Some((_, Ending::Reset)));
@@ -350,7 +347,7 @@ impl AsyncRead for End {
 impl AsyncWrite for End {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         // What a peer that is gone is told is lost; that it is gone, reading says.
-        lock(self.writes()).push(bytes);
+        self.writes().lock().push(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 
@@ -359,14 +356,14 @@ impl AsyncWrite for End {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        lock(self.writes()).finish(Ending::Closed);
+        self.writes().lock().finish(Ending::Closed);
         Poll::Ready(Ok(()))
     }
 }
 
 impl Drop for End {
     fn drop(&mut self) {
-        lock(self.writes()).finish(Ending::Closed);
+        self.writes().lock().finish(Ending::Closed);
     }
 }
 

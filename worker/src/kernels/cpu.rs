@@ -1,11 +1,11 @@
 //! The kernels on CPU cores: f32 activations, weights in any [`WeightFormat`].
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use half::{bf16, f16};
+use parking_lot::Mutex;
 
 use self::attention::Rows;
 use self::elementwise::{Activate, ActivateGated, Normalise, Rotate};
@@ -175,7 +175,7 @@ impl Kernels for Cpu {
     }
 
     fn linear(&self, x: &Vec<f32>, rows: usize, weight: &Matrix, bias: Option<&Vec<f32>>, out: &mut Vec<f32>) {
-        let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut words = self.words.lock();
         weight.linear((self.instructions, &self.threads), (x, rows), bias.map(Vec::as_slice), (out, &mut words));
     }
 

@@ -8,11 +8,12 @@ use std::error::Error;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hf_hub::api::tokio::{Api, ApiBuilder, ApiError, Progress as Watch};
 use hf_hub::{Cache, Repo, RepoType};
+use parking_lot::Mutex;
 use serde_json::Value;
 
 pub use self::error::HubError;
@@ -246,7 +247,7 @@ impl<'a> Download<'a> {
         let watch = Shown { progress: None, heard: Arc::new(Mutex::new(Instant::now())) };
         let heard = Arc::clone(&watch.heard);
         let silent = async {
-            while heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < PATIENCE {
+            while heard.lock().elapsed() < PATIENCE {
                 tokio::time::sleep(POLL).await;
             }
         };
@@ -302,7 +303,7 @@ impl Watch for Shown {
     }
 
     async fn update(&mut self, size: usize) {
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.heard.lock() = Instant::now();
         if let Some(progress) = &self.progress {
             progress.advance(size as u64);
         }

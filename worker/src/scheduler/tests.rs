@@ -1,6 +1,6 @@
 //! Whom the next pass waits for.
 
-use std::sync::Mutex;
+use parking_lot::Mutex;
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
@@ -23,7 +23,7 @@ impl Model for Flat {
 
     fn forward(&mut self, batch: &[BatchItem<'_>], tasks: &mut [RowTask<'_>]) -> Result<Duration, ForwardError> {
         std::thread::sleep(self.time);
-        self.passes.lock().unwrap().push(batch.len());
+        self.passes.lock().push(batch.len());
         tasks.iter_mut().for_each(|task| task.read(&[0.0; 8], &Spare::default()));
         Ok(Duration::ZERO)
     }
@@ -93,7 +93,7 @@ fn a_look_at_a_kept_row_waits_for_no_pass() {
     }
     let mut seconds = sessions.map(|session| submit(&mut scheduler, &mut model, session, 2, &[3]));
     assert!(scheduler.step(&mut model));
-    assert_eq!(*model.passes.lock().unwrap(), [4, 4]);
+    assert_eq!(*model.passes.lock(), [4, 4]);
     let effort = seconds[0].answer.try_recv().unwrap().effort;
     assert_eq!((effort.passes, effort.rows), (1, 4));
 }
@@ -135,7 +135,7 @@ fn halves_that_took_turns_ride_together_again() {
                 for at in 0..40 {
                     let ticket = engine.submit(request(session, at, &[1])).unwrap();
                     ticket.answer.blocking_recv().unwrap();
-                    if passes.lock().unwrap().ends_with(&[4, 4, 4]) {
+                    if passes.lock().ends_with(&[4, 4, 4]) {
                         return;
                     }
                     std::thread::sleep(Duration::from_millis(10));
@@ -143,5 +143,5 @@ fn halves_that_took_turns_ride_together_again() {
             });
         }
     });
-    assert!(passes.lock().unwrap().windows(3).any(|three| three == [4, 4, 4]), "{passes:?}");
+    assert!(passes.lock().windows(3).any(|three| three == [4, 4, 4]), "{passes:?}");
 }

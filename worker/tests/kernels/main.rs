@@ -2,13 +2,13 @@
 #![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 use cosec_worker::kernels::cpu::Cpu;
 use cosec_worker::kernels::cuda::Cuda;
 use cosec_worker::kernels::reference::Reference;
 use cosec_worker::kernels::{Heads, Kernels, WeightFormat};
+use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -76,7 +76,7 @@ pub(crate) fn on_gpu(test: impl FnOnce(&Cuda)) {
 /// Calls `test` with the first GPU, one test at a time.
 pub(crate) fn with_gpu(test: impl FnOnce(&Cuda)) {
     static GPU: Mutex<Option<Cuda>> = Mutex::new(None);
-    let mut gpu = GPU.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut gpu = GPU.lock();
     test(gpu.get_or_insert_with(|| Cuda::open(0, Cpu::default()).unwrap()));
 }
 

@@ -3,7 +3,9 @@
 //! Tokens live in paged memory of its own, so a block that is shared, lost or in the wrong place changes the logits.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
 use std::time::Duration;
 
 use cosec_worker::engine::Model;
@@ -66,17 +68,17 @@ struct GateState {
 
 impl Gate {
     pub(crate) fn close(&self) {
-        self.state.lock().unwrap().closed = true;
+        self.state.lock().closed = true;
     }
 
     pub(crate) fn open(&self) {
-        self.state.lock().unwrap().closed = false;
+        self.state.lock().closed = false;
         self.changed.notify_all();
     }
 
     /// Lets one pass through.
     pub(crate) fn open_once(&self) {
-        self.state.lock().unwrap().permits += 1;
+        self.state.lock().permits += 1;
         self.changed.notify_all();
     }
 
@@ -87,21 +89,21 @@ impl Gate {
 
     /// Tokens of each item of every pass so far.
     pub(crate) fn tokens(&self) -> Vec<Vec<Vec<u32>>> {
-        self.state.lock().unwrap().passes.clone()
+        self.state.lock().passes.clone()
     }
 
     /// Waits until so many passes have come.
     pub(crate) async fn reached(&self, passes: usize) {
-        while self.state.lock().unwrap().passes.len() < passes {
+        while self.state.lock().passes.len() < passes {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
     }
 
     fn pass(&self, tokens: Vec<Vec<u32>>) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state.lock();
         state.passes.push(tokens);
         while state.closed && state.permits == 0 {
-            state = self.changed.wait(state).unwrap();
+            self.changed.wait(&mut state);
         }
         if state.closed {
             state.permits -= 1;

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+
+use parking_lot::Mutex;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -76,7 +78,7 @@ impl Session for Played {
 
 impl Generator for Theatre {
     fn models(&self) -> Vec<ModelInfo> {
-        let trouble = self.trouble.lock().unwrap().clone();
+        let trouble = self.trouble.lock().clone();
         let model = |name: &str, vocabulary: u32, context_tokens: u32| ModelInfo {
             name: name.to_owned(),
             tokenizer: samples::codegen_directory(),
@@ -87,12 +89,12 @@ impl Generator for Theatre {
     }
 
     fn ready(&self) -> Result<(), String> {
-        self.trouble.lock().unwrap().clone().map_or(Ok(()), Err)
+        self.trouble.lock().clone().map_or(Ok(()), Err)
     }
 
     fn open(&self, request: TokenizedRequest) -> BoxFuture<'_, Result<SessionEvents, SessionError>> {
         let script = (self.script)(&request);
-        self.seen.lock().unwrap().push(request);
+        self.seen.lock().push(request);
         Box::pin(async move {
             self.live.fetch_add(1, Ordering::SeqCst);
             let live = Live(self.live.clone());
@@ -206,11 +208,11 @@ impl House {
     }
 
     pub(super) fn seen(&self) -> Vec<TokenizedRequest> {
-        self.theatre.seen.lock().unwrap().clone()
+        self.theatre.seen.lock().clone()
     }
 
     pub(super) fn trouble(&self, reason: &str) {
-        *self.theatre.trouble.lock().unwrap() = Some(reason.to_owned());
+        *self.theatre.trouble.lock() = Some(reason.to_owned());
     }
 
     /// Waits until so many sessions are alive.

@@ -8,12 +8,13 @@ use std::any::Any;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::cpu_set::CpuSet;
+use parking_lot::Mutex;
 
 /// How long a thread without work looks for more: longer than what lies between two matrices of a forward pass.
 const LOOK: Duration = Duration::from_micros(100);
@@ -78,7 +79,7 @@ impl Threads {
                 settle(place.as_ref());
                 shared.serve(index - 1);
             });
-            threads.workers.get_mut().unwrap_or_else(PoisonError::into_inner).push(worker?);
+            threads.workers.get_mut().push(worker?);
         }
         Ok(threads)
     }
@@ -111,7 +112,7 @@ impl Threads {
         if self.count == 1 || tasks == 1 {
             return (0..tasks).for_each(task);
         }
-        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let workers = self.workers.lock();
         let shared = &*self.shared;
         #[expect(unsafe_code, reason = "forgets how long the closure lives")]
         // SAFETY: `close` below returns only after every thread that took up this work has left it, and after it no
@@ -130,7 +131,7 @@ impl Threads {
         shared.take_part(task, tasks);
         shared.close();
         drop(workers);
-        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let panic = shared.panic.lock().take();
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
@@ -200,7 +201,7 @@ impl<'a, T> Shares<'a, T> {
 impl Drop for Threads {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::SeqCst);
-        for worker in self.workers.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        for worker in self.workers.get_mut().drain(..) {
             worker.thread().unpark();
             // A worker catches what its tasks throw.
             let _ = worker.join();
@@ -266,7 +267,7 @@ impl Shared {
             }
         });
         if let Err(panic) = catch_unwind(run) {
-            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            *self.panic.lock() = Some(panic);
         }
     }
 

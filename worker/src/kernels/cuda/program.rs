@@ -4,9 +4,10 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use cudarc::nvrtc::{result as nvrtc, sys};
+use parking_lot::Mutex;
 
 use crate::kernels::{CacheFormat, WeightFormat};
 
@@ -80,7 +81,7 @@ type Compiled = HashMap<(Program, (i32, i32)), Arc<[u8]>>;
 /// [`CompileError`].
 pub fn compiled(program: Program, capability: (i32, i32)) -> Result<Arc<[u8]>, CompileError> {
     static KNOWN: Mutex<Option<Compiled>> = Mutex::new(None);
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = KNOWN.lock();
     let known = known.get_or_insert_default();
     if let Some(code) = known.get(&(program, capability)) {
         return Ok(Arc::clone(code));
