@@ -1,0 +1,128 @@
+//! The gRPC service of a mock worker.
+
+use std::collections::HashSet;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use cosec_proto::transport;
+use cosec_proto::worker::worker_server::WorkerServer;
+use cosec_proto::worker::{self, step_request};
+use futures::Stream;
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+use tonic_health::pb::health_server::{Health, HealthServer};
+
+use super::batching::{Hosted, Passes};
+use super::faults::Conduct;
+use super::model::MockModel;
+use super::session_cache::MockEngine;
+
+/// The gRPC service of a mock worker.
+pub struct Service<C>(pub(super) Arc<Hosted<C>>);
+
+impl<C> Clone for Service<C> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<C: Conduct> Service<C> {
+    /// Without sessions.
+    #[must_use]
+    pub fn new(model: MockModel, conduct: C) -> Self {
+        let (engine, cancelled) = (MockEngine::new(model), AtomicU64::new(0));
+        Self(Arc::new(Hosted { engine, conduct, cancelled }))
+    }
+
+    /// What it computes with.
+    #[must_use]
+    pub fn engine(&self) -> &MockEngine {
+        &self.0.engine
+    }
+
+    /// How it goes about it.
+    #[must_use]
+    pub fn conduct(&self) -> &C {
+        &self.0.conduct
+    }
+
+    /// With the limits of a real worker.
+    #[must_use]
+    pub fn server(&self) -> WorkerServer<Self> {
+        WorkerServer::new(self.clone())
+            .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(transport::MAX_MESSAGE_BYTES)
+    }
+
+    pub(super) async fn serve(
+        &self,
+        health: HealthServer<impl Health>,
+        listener: TcpListener,
+    ) -> Result<(), tonic::transport::Error> {
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        transport::server().add_service(health).add_service(self.server()).serve_with_incoming(incoming).await
+    }
+}
+
+#[tonic::async_trait]
+impl<C: Conduct> worker::worker_server::Worker for Service<C> {
+    async fn describe(
+        &self,
+        _: Request<worker::DescribeRequest>,
+    ) -> Result<Response<worker::DescribeResponse>, Status> {
+        let model = &self.0.engine.model;
+        let truth = worker::DescribeResponse {
+            role: model.role.into(),
+            model: "mock".to_owned(),
+            fingerprint: model.fingerprint.clone(),
+            tokenizer_fingerprint: model.tokenizer_fingerprint.clone(),
+            vocabulary: model.vocabulary,
+            context_tokens: model.context_tokens,
+            end_token_ids: model.end_token_ids.clone(),
+            max_operation_tokens: model.max_operation_tokens,
+            sessions: self.0.engine.sessions() as u32,
+            ..worker::DescribeResponse::default()
+        };
+        Ok(Response::new(self.0.conduct.describe(truth).await?))
+    }
+
+    type TokenizerStream = Pin<Box<dyn Stream<Item = Result<worker::TokenizerResponse, Status>> + Send>>;
+
+    async fn tokenizer(
+        &self,
+        _: Request<worker::TokenizerRequest>,
+    ) -> Result<Response<Self::TokenizerStream>, Status> {
+        Err(Status::unimplemented("a mock worker has no tokenizer"))
+    }
+
+    type StepStream = Pin<Box<dyn Stream<Item = Result<worker::StepResponse, Status>> + Send>>;
+
+    async fn step(
+        &self,
+        request: Request<Streaming<worker::StepRequest>>,
+    ) -> Result<Response<Self::StepStream>, Status> {
+        let mut requests = request.into_inner();
+        let (queue, queued) = mpsc::channel(1024);
+        let (responses, answered) = mpsc::channel(1024);
+        self.0.conduct.opened(&responses);
+        let withdrawn = Arc::new(Mutex::new(HashSet::new()));
+        let noted = Arc::clone(&withdrawn);
+        tokio::spawn(async move {
+            while let Ok(Some(request)) = requests.message().await {
+                if let Some(step_request::Operation::Cancel(cancel)) = request.operation {
+                    noted.lock().insert(cancel.target);
+                } else if queue.send((request, Instant::now())).await.is_err() {
+                    return;
+                }
+            }
+        });
+        tokio::spawn(Passes { hosted: Arc::clone(&self.0), withdrawn, responses, batch: Vec::new() }.run(queued));
+        Ok(Response::new(Box::pin(ReceiverStream::new(answered))))
+    }
+}
