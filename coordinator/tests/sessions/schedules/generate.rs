@@ -1,0 +1,171 @@
+//! What is drawn from a seed: requests, limits, workers and the first fault.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cosec_coordinator::core::{CoreConfig, ExpertAbsent, ModelConfig};
+use cosec_coordinator::request::{Adjustments, RuleSettings, Settings, TokenizedRequest, Transport};
+use cosec_coordinator::role::Role;
+use cosec_coordinator::session::plan::Plan;
+use cosec_coordinator::session::speculation::Speculation;
+use cosec_coordinator::tenant::Tenant;
+use cosec_proto::draw::Warp;
+use cosec_tests::mock_worker::MockModel;
+use cosec_tests::sim::{Fault, Phase};
+use rand::Rng;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+
+use crate::cluster::{anti_expert, prompt, request, settings};
+
+pub(super) const NAME: &str = "mock";
+
+/// Time in which requests come and faults begin.
+pub(super) const OPENING: Duration = Duration::from_millis(1500);
+
+/// Longest time of a request that may wait.
+pub(super) const PATIENCE: Duration = Duration::from_secs(90);
+
+/// All that is done in one schedule.
+pub(super) struct Schedule {
+    pub(super) config: CoreConfig,
+    /// Workers by place.
+    pub(super) replicas: [usize; 3],
+    pub(super) requests: Vec<Asked>,
+    pub(super) faults: usize,
+}
+
+/// One choice of a request, and how its client behaves.
+#[derive(Clone)]
+pub(super) struct Asked {
+    pub(super) request: TokenizedRequest,
+    pub(super) after: Duration,
+    pub(super) patience: Duration,
+    /// Leaves after so many tokens.
+    pub(super) leaves_after: Option<usize>,
+    /// Reads nothing for so long after the first token.
+    pub(super) rests: Duration,
+}
+
+pub(super) fn model(model: MockModel) -> MockModel {
+    MockModel { vocabulary: 32, ..model }
+}
+
+pub(super) fn place(role: Role) -> &'static str {
+    role.name()
+}
+
+pub(super) fn model_at(place: &str) -> MockModel {
+    match place {
+        "base" => model(MockModel::base()),
+        "expert" => model(MockModel::expert()),
+        _ => model(anti_expert()),
+    }
+}
+
+pub(super) fn any_warp(chance: &mut StdRng) -> Warp {
+    let temperature = if chance.random_bool(0.2) { 0.0 } else { chance.random_range(0.3..1.3) };
+    let top_p = if chance.random_bool(0.4) { 1.0 } else { chance.random_range(0.4..1.0) };
+    let top_k = if chance.random_bool(0.8) { 0 } else { chance.random_range(1..8) };
+    Warp::new(temperature, top_p, top_k).unwrap()
+}
+
+pub(super) fn any_settings(chance: &mut StdRng) -> Settings {
+    let rule = match chance.random_range(0..10) {
+        0..5 => RuleSettings::Cosec { tau: *[0.0, 0.3, 0.3, 0.8].choose(chance).unwrap() },
+        5 | 6 => RuleSettings::Linear { lambda: chance.random_range(0.0..1.0) },
+        7 => RuleSettings::Product { alpha: chance.random_range(-0.5..1.5) },
+        8 => RuleSettings::BaseOnly,
+        _ => RuleSettings::ExpertOnly,
+    };
+    let is_adjusted = chance.random_bool(0.1);
+    let is_long = chance.random_bool(0.15);
+    let max_tokens = if is_long { chance.random_range(36..48) } else { chance.random_range(1..14) };
+    let mut settings = Settings {
+        seed: chance.random(),
+        n: *[1, 1, 1, 2, 3].choose(chance).unwrap(),
+        max_tokens: Some(max_tokens),
+        min_tokens: if is_adjusted { max_tokens / 2 } else { 0 },
+        base: any_warp(chance),
+        expert: any_warp(chance),
+        reference_code: chance.random_bool(0.1),
+        logprobs: chance.random_bool(0.1).then(|| chance.random_range(0..3)),
+        ..settings(rule)
+    };
+    if is_adjusted {
+        let logit_bias = BTreeMap::from([(0, 1.0), (5, -1.0)]);
+        settings.adjustments = Adjustments { presence_penalty: 0.5, logit_bias, ..Adjustments::default() };
+    }
+    let transports = [Transport::Auto, Transport::Gather, Transport::Nucleus, Transport::Sample, Transport::Full];
+    settings.transport = *transports.choose(chance).unwrap();
+    if Plan::new(&settings, true).is_err() {
+        settings.transport = Transport::Auto;
+    }
+    settings
+}
+
+pub(super) fn any_schedule(chance: &mut StdRng) -> Schedule {
+    let replicas = [chance.random_range(1..=3), chance.random_range(1..=3), chance.random_range(0..=1)];
+    let speculation = match chance.random_range(0..3) {
+        0 => Speculation::Off,
+        1 => Speculation::Fixed(chance.random_range(2..=6)),
+        _ => Speculation::Adaptive,
+    };
+    let absences = [ExpertAbsent::FailClosed, ExpertAbsent::FailClosed, ExpertAbsent::Wait, ExpertAbsent::Degrade];
+    let mut requests = Vec::new();
+    for number in 0..chance.random_range(2..=4) {
+        let settings = any_settings(chance);
+        let prompt: Vec<u32> = prompt(chance.random_range(1..60)).into_iter().map(|id| 1 + id % 31).collect();
+        let mut tenant = Tenant::default();
+        (tenant.name, tenant.id) = (format!("tenant {}", number % 2), number % 2);
+        let tenant = Arc::new(tenant);
+        let after = OPENING.mul_f64(chance.random_range(0.0..1.0));
+        let patience = match chance.random_bool(0.1) {
+            true => Duration::from_millis(chance.random_range(20..3000)),
+            false => PATIENCE,
+        };
+        let rests = match settings.max_tokens > Some(35) {
+            true => Duration::from_millis(chance.random_range(500..4000)),
+            false => Duration::from_millis(chance.random_range(0..5)),
+        };
+        let leaves_after = chance.random_bool(0.15).then(|| chance.random_range(0..10));
+        for sample in 0..settings.n {
+            let mut request = TokenizedRequest { sample, ..request(settings.clone(), &prompt) };
+            request.tenant = Arc::clone(&tenant);
+            requests.push(Asked { request, after, patience, leaves_after, rests });
+        }
+    }
+    let addresses = |role: Role| (0..replicas[role.index()]).map(|_| "host:9000".to_owned()).collect();
+    let config = CoreConfig {
+        models: vec![ModelConfig {
+            name: NAME.to_owned(),
+            tokenizer: "no such directory".into(),
+            base: addresses(Role::Base),
+            expert: addresses(Role::Expert),
+            anti_expert: Vec::new(),
+            base_adapter: None,
+            expert_adapter: None,
+        }],
+        max_sessions: chance.random_range(2..8),
+        max_queued_sessions: chance.random_range(2..8),
+        max_queued_tokens: if chance.random_bool(0.2) { 150 } else { 1_000_000 },
+        step_deadline_ms: *[500, 2_000, 5_000].choose(chance).unwrap(),
+        describe_interval_ms: *[2_000, 5_000].choose(chance).unwrap(),
+        expert_absent: *absences.choose(chance).unwrap(),
+        speculation,
+        max_draft: chance.random_range(1..=6),
+        ..CoreConfig::default()
+    };
+    Schedule { config, replicas, requests, faults: chance.random_range(1..=4) }
+}
+
+/// Every fault in every phase at every place comes first in one of so many schedules; those after it are drawn.
+pub(super) fn first_fault(seed: u64) -> (Fault, &'static str, Phase) {
+    let cells = || {
+        Fault::ALL.into_iter().flat_map(|fault| {
+            Phase::ALL.into_iter().flat_map(move |phase| ["base", "expert"].map(|place| (fault, place, phase)))
+        })
+    };
+    cells().nth(seed as usize % cells().count()).unwrap()
+}
