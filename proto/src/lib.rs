@@ -18,12 +18,15 @@ mod exp;
 
 pub mod row_runs;
 
+pub mod moving_average;
+
 pub mod tokenizer_fingerprint;
 
 pub mod registry;
 
 pub use error_code::ErrorCode;
 pub use ids::SessionId;
+pub use moving_average::MovingAverage;
 
 /// Messages and services of a worker.
 #[expect(missing_docs, reason = "generated; documented in the .proto file")]
