@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 
 use cosec_coordinator::merge::{Cosec, Evidence, Laws, MergeRule, Warps};
 use cosec_proto::draw::Warp;
-use cosec_worker::model_runner::{
-    BatchItem, CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner,
-};
+use cosec_worker::model::{BatchItem, CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
 use serde::Deserialize;
 
 /// The expert's temperature magnifies differences of logits of 1e-5.

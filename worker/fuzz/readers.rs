@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::LazyLock;
 
+use cosec_worker::checkpoint::config_section::JsonFile;
+use cosec_worker::checkpoint::{gguf, pickle, safetensors, tensor_files};
 use cosec_worker::families;
-use cosec_worker::loader::lora::Adapter;
-use cosec_worker::loader::model_config::JsonFile;
-use cosec_worker::loader::{gguf, gguf_config, pickle, safetensors, tensor_files};
+use cosec_worker::weights::lora::Adapter;
 use tempfile::TempDir;
 
 /// One folder for all adapters: making it takes longer than reading them.
@@ -39,7 +39,7 @@ pub(crate) fn pickle(data: &[u8]) {
 /// The header of a GGUF file.
 pub(crate) fn gguf(data: &[u8]) {
     if let Ok(header) = gguf::header(data) {
-        drop(gguf_config::describe(Path::new("model.gguf"), &header));
+        drop(families::gguf::describe(Path::new("model.gguf"), &header));
         within(data, Some(header.tensors));
     }
 }

@@ -5,11 +5,10 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use crate::loader::Checkpoint;
-use crate::loader::hub::{self, Content, HubError};
-use crate::model_runner::{
-    BatchItem, CacheSize, DeviceChoice, DtypeChoice, ForwardError, KvDtype, LoadError, LoadOptions, ModelRunner,
-    NamedAdapter, Quantize,
+use crate::checkpoint::hub::{self, Content, HubError};
+use crate::model::{
+    BatchItem, CacheSize, Checkpoint, DeviceChoice, DtypeChoice, ForwardError, KvDtype, LoadError, LoadOptions,
+    ModelRunner, NamedAdapter, Quantize,
 };
 
 /// Tokens of a cache block; small, so that the check crosses blocks.
@@ -130,7 +129,7 @@ pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
         cpus: None,
     };
     // Activations between quantised weights are rounded, by others to 8 bits.
-    let quantised = Checkpoint::open(&directory)?.is_quantised();
+    let quantised = Checkpoint::open(&directory).map_err(LoadError::from)?.is_quantised();
     let mut model = ModelRunner::load(&directory, &options)?;
     // The expectation was computed from the checkpoint's own weights, in f32. Devices other than the CPU round what is
     // multiplied with 16 bits.

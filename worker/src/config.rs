@@ -10,7 +10,7 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 
 use crate::cpu_set::CpuSet;
-use crate::model_runner::{CacheSize, DeviceChoice, DtypeChoice, KvDtype, NamedAdapter, Quantize};
+use crate::model::{CacheSize, DeviceChoice, DtypeChoice, KvDtype, NamedAdapter, Quantize};
 use crate::registration::{self, InvalidRegistration};
 
 /// Prefix of the environment variables: `COSEC_WORKER_STEP_TOKENS` sets `step_tokens`.

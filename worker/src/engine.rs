@@ -15,7 +15,7 @@ use cosec_proto::ErrorCode;
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
-use crate::model_runner::ModelDescription;
+use crate::model::ModelDescription;
 use crate::scheduler::Scheduler;
 use crate::scheduler::job::Job;
 

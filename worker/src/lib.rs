@@ -16,17 +16,19 @@ pub mod kv_cache;
 
 pub mod rows;
 
-pub mod model_runner;
+pub mod model;
 
 pub mod decoder;
 
+pub mod weights;
+
 pub mod families;
+
+pub mod checkpoint;
 
 pub mod kernels;
 
 pub mod cpu_set;
-
-pub mod loader;
 
 pub mod check;
 

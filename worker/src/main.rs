@@ -7,11 +7,10 @@ use std::time::Duration;
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 use cosec_worker::check::{self, CheckArgs};
+use cosec_worker::checkpoint::hub::{self, Content};
 use cosec_worker::config::{Config, Flags};
 use cosec_worker::engine::EngineOptions;
-use cosec_worker::loader::allocator;
-use cosec_worker::loader::hub::{self, Content};
-use cosec_worker::model_runner::{LoadOptions, ModelRunner};
+use cosec_worker::model::{self, LoadOptions, ModelRunner};
 use cosec_worker::server::Server;
 use cosec_worker::service::Identity;
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,7 +34,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    allocator::give_back_large_pieces();
+    model::allocator::give_back_large_pieces();
     let done = match Cli::parse().command {
         Command::Serve(flags) => serve(&flags),
         Command::Check(arguments) => check(&arguments),

@@ -19,7 +19,7 @@ use cosec_proto::draw::{Randomness, Warp};
 use cosec_worker::engine::operation::{Outcome, Request, RowRequest, Work};
 use cosec_worker::engine::{self, EngineHandle, EngineOptions};
 use cosec_worker::metrics::Metrics;
-use cosec_worker::model_runner::{CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
+use cosec_worker::model::{CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
 use cosec_worker::rows::View;
 
 thread_local! {

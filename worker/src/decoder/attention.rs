@@ -4,7 +4,7 @@ use super::decoder::{Batch, Workspace};
 use super::linear::{Linear, Rows, Site};
 use crate::families::{DecoderSpec, Family, Positions, QkvNames};
 use crate::kernels::{Heads, KernelError, Kernels, RotaryLayout};
-use crate::loader::{LoadError, Weights};
+use crate::weights::{Weights, WeightsError};
 
 pub(super) struct Attention<K: Kernels> {
     /// Queries, keys and values, each by head, whatever order the checkpoint has.
@@ -13,7 +13,12 @@ pub(super) struct Attention<K: Kernels> {
 }
 
 impl<K: Kernels> Attention<K> {
-    pub(super) fn load(kernels: &K, family: &Family, weights: &mut Weights, prefix: &str) -> Result<Self, LoadError> {
+    pub(super) fn load(
+        kernels: &K,
+        family: &Family,
+        weights: &mut Weights,
+        prefix: &str,
+    ) -> Result<Self, WeightsError> {
         let Family { spec, names, .. } = family;
         let heads = spec.heads;
         let site = |module, outputs| Site { module, shape: [outputs, spec.hidden], bias: spec.biases.qkv };

@@ -10,8 +10,8 @@ use super::mlp::FeedForward;
 use super::norm::Norm;
 use crate::families::{DecoderSpec, Family, Mlp, Positions, Residual};
 use crate::kernels::{CacheShape, KernelError, Kernels, Place};
-use crate::loader::{LoadError, Weights};
 use crate::rows::RowTask;
+use crate::weights::{Weights, WeightsError};
 
 /// Rows of several sequences, one behind the other.
 #[derive(Clone, Debug, Default)]
@@ -84,13 +84,13 @@ impl<K: Kernels> Decoder<K> {
     /// Brings the weights of `family` to the device and makes room for the cache.
     ///
     /// # Errors
-    /// [`LoadError`] when the checkpoint does not hold what the family's spec says, or memory runs out.
+    /// [`WeightsError`] when the checkpoint does not hold what the family's spec says, or memory runs out.
     pub fn load(
         kernels: K,
         family: &Family,
         weights: &mut Weights,
         cache_shape: CacheShape,
-    ) -> Result<Self, LoadError> {
+    ) -> Result<Self, WeightsError> {
         let Family { spec, names, .. } = family;
         let table = [spec.vocabulary, spec.hidden];
         // The largest ones first: while they are brought to the device there are two of them.
@@ -232,7 +232,7 @@ impl<K: Kernels> Decoder<K> {
 }
 
 impl<K: Kernels> Head<K> {
-    fn load(kernels: &K, family: &Family, weights: &mut Weights) -> Result<Self, LoadError> {
+    fn load(kernels: &K, family: &Family, weights: &mut Weights) -> Result<Self, WeightsError> {
         let Family { spec, names, .. } = family;
         let shape = [spec.vocabulary, spec.hidden];
         if !spec.tied {
@@ -252,7 +252,7 @@ impl<K: Kernels> Head<K> {
 }
 
 impl<K: Kernels> Block<K> {
-    fn load(kernels: &K, family: &Family, weights: &mut Weights, prefix: &str) -> Result<Self, LoadError> {
+    fn load(kernels: &K, family: &Family, weights: &mut Weights, prefix: &str) -> Result<Self, WeightsError> {
         let Family { spec, names, .. } = family;
         let norm = |weights: &mut Weights, name| Norm::load(kernels, spec, weights, &format!("{prefix}{name}"));
         Ok(Self {

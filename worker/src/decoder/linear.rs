@@ -2,9 +2,8 @@
 
 use super::lora::{AdaptedRows, Scratch, Updates};
 use crate::kernels::{KernelError, Kernels};
-use crate::loader::host_matrix::HostMatrix;
-use crate::loader::lora::Factors;
-use crate::loader::{LoadError, Weights};
+use crate::weights::lora::Factors;
+use crate::weights::{HostMatrix, Weights, WeightsError};
 
 /// `x · weightᵀ + bias`, and what the adapters of the rows add.
 pub(super) struct Linear<K: Kernels> {
@@ -40,12 +39,12 @@ pub(super) struct Stored {
 }
 
 impl<K: Kernels> Linear<K> {
-    pub(super) fn load(kernels: &K, weights: &mut Weights, site: Site<'_>) -> Result<Self, LoadError> {
+    pub(super) fn load(kernels: &K, weights: &mut Weights, site: Site<'_>) -> Result<Self, WeightsError> {
         Self::upload(kernels, site.read(weights)?)
     }
 
     /// Joins layers over the same inputs into one, whose outputs are theirs one behind the other.
-    pub(super) fn load_joined(kernels: &K, weights: &mut Weights, sites: &[Site<'_>]) -> Result<Self, LoadError> {
+    pub(super) fn load_joined(kernels: &K, weights: &mut Weights, sites: &[Site<'_>]) -> Result<Self, WeightsError> {
         let parts = sites.iter().map(|site| site.read(weights)).collect::<Result<Vec<_>, _>>()?;
         let biases: Option<Vec<&[f32]>> = parts.iter().map(|part| part.bias.as_deref()).collect();
         let bias = biases.map(|biases| biases.concat());
@@ -66,7 +65,7 @@ impl<K: Kernels> Linear<K> {
         weights: &mut Weights,
         site: Site<'_>,
         order: impl FnOnce() -> Vec<u32>,
-    ) -> Result<Self, LoadError> {
+    ) -> Result<Self, WeightsError> {
         let Stored { weight, bias, factors } = site.read(weights)?;
         let order = order();
         let factors = factors.into_iter().map(|some| some.map(|factors| factors.reordered(&order)).transpose());
@@ -75,7 +74,7 @@ impl<K: Kernels> Linear<K> {
         Self::upload(kernels, Stored { weight: weight.reordered(&order), bias, factors })
     }
 
-    pub(super) fn upload(kernels: &K, stored: Stored) -> Result<Self, LoadError> {
+    pub(super) fn upload(kernels: &K, stored: Stored) -> Result<Self, WeightsError> {
         let Stored { weight, bias, factors } = stored;
         let bias = bias.map(|bias| vector(kernels, &bias)).transpose()?;
         let mut updates = Updates::new(weight.shape());
@@ -118,7 +117,7 @@ impl<K: Kernels> Linear<K> {
 }
 
 impl Site<'_> {
-    fn read(&self, weights: &mut Weights) -> Result<Stored, LoadError> {
+    fn read(&self, weights: &mut Weights) -> Result<Stored, WeightsError> {
         let weight = weights.matrix(self.module, self.shape)?;
         let bias = match self.bias {
             true => Some(weights.vector(&format!("{}.bias", self.module), self.shape[0])?),
@@ -129,7 +128,7 @@ impl Site<'_> {
 }
 
 /// Brings a vector of weights to the device.
-pub(super) fn vector<K: Kernels>(kernels: &K, values: &[f32]) -> Result<K::Buffer, LoadError> {
+pub(super) fn vector<K: Kernels>(kernels: &K, values: &[f32]) -> Result<K::Buffer, WeightsError> {
     let mut buffer = kernels.buffer(values.len())?;
     kernels.write(values, &mut buffer)?;
     Ok(buffer)

@@ -3,8 +3,8 @@
 use super::growing::Growing;
 use super::linear::Rows;
 use crate::kernels::{KernelError, Kernels, WeightFormat};
-use crate::loader::LoadError;
-use crate::loader::lora::Factors;
+use crate::weights::WeightsError;
+use crate::weights::lora::Factors;
 
 /// What the adapters add to one linear layer.
 pub(super) struct Updates<K: Kernels> {
@@ -40,11 +40,16 @@ impl<K: Kernels> Updates<K> {
     }
 
     /// Adds the factors of every adapter for the outputs from `first` on.
-    pub(super) fn push(&mut self, kernels: &K, first: usize, factors: &[Option<Factors>]) -> Result<(), LoadError> {
+    pub(super) fn push(
+        &mut self,
+        kernels: &K,
+        first: usize,
+        factors: &[Option<Factors>],
+    ) -> Result<(), WeightsError> {
         self.adapters.resize_with(factors.len(), Vec::new);
         for (updates, factors) in self.adapters.iter_mut().zip(factors) {
             if let Some(Factors { down, up }) = factors {
-                let (outputs, rank) = up.dims2().map_err(LoadError::Convert)?;
+                let (outputs, rank) = up.dims2().map_err(WeightsError::Convert)?;
                 let [down, up] = [down, up].map(|factor| kernels.matrix(factor, WeightFormat::F32));
                 let (down, up) = (down?, up?);
                 updates.push(Update { down, up, rank, first, outputs });

@@ -4,7 +4,7 @@ use super::decoder::Workspace;
 use super::linear::{Linear, Rows, Site};
 use crate::families::{Family, Mlp};
 use crate::kernels::{KernelError, Kernels};
-use crate::loader::{LoadError, Weights};
+use crate::weights::{Weights, WeightsError};
 
 pub(super) struct FeedForward<K: Kernels> {
     shape: Mlp,
@@ -14,7 +14,12 @@ pub(super) struct FeedForward<K: Kernels> {
 }
 
 impl<K: Kernels> FeedForward<K> {
-    pub(super) fn load(kernels: &K, family: &Family, weights: &mut Weights, prefix: &str) -> Result<Self, LoadError> {
+    pub(super) fn load(
+        kernels: &K,
+        family: &Family,
+        weights: &mut Weights,
+        prefix: &str,
+    ) -> Result<Self, WeightsError> {
         let Family { spec, names, .. } = family;
         let module = |name: &str| format!("{prefix}{name}");
         let (gate, up, down) = (module(names.mlp_gate), module(names.mlp_up), module(names.mlp_down));

@@ -3,7 +3,7 @@
 use super::linear::vector;
 use crate::families::DecoderSpec;
 use crate::kernels::{Kernels, NormKind, NormWeights};
-use crate::loader::{LoadError, Weights};
+use crate::weights::{Weights, WeightsError};
 
 pub(super) struct Norm<K: Kernels> {
     kind: NormKind,
@@ -19,7 +19,7 @@ impl<K: Kernels> Norm<K> {
         spec: &DecoderSpec,
         weights: &mut Weights,
         module: &str,
-    ) -> Result<Self, LoadError> {
+    ) -> Result<Self, WeightsError> {
         let width = spec.hidden;
         let mut read = |part| vector(kernels, &weights.vector(&format!("{module}.{part}"), width)?);
         let weight = read("weight")?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::model_runner::{BatchItem, ForwardError, ModelDescription, ModelRunner};
+use crate::model::{BatchItem, ForwardError, ModelDescription, ModelRunner};
 use crate::rows::{KeptRow, RowTask};
 
 /// A model with a paged KV cache: one batch in, and out what is wanted of its logits.

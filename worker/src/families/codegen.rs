@@ -3,8 +3,8 @@
 use super::{
     ACTIVATIONS, Biases, DecoderSpec, Mlp, Positions, QkvNames, Residual, RopeScaling, Rotary, TensorNames, heads,
 };
+use crate::checkpoint::config_section::{ConfigError, Section};
 use crate::kernels::{NormKind, Pairs};
-use crate::loader::model_config::{ConfigError, Section};
 
 /// Accelerator cores that the models were trained on; the order of the fused rows keeps their trace.
 const GROUPS: usize = 4;

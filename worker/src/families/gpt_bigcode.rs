@@ -1,8 +1,8 @@
 //! GPTBigCode (Allal et al., 2023), StarCoder: GPT-2 with one key and value head for all queries.
 
 use super::{ACTIVATIONS, Biases, DecoderSpec, Mlp, Positions, QkvNames, Residual, TensorNames, heads};
+use crate::checkpoint::config_section::{ConfigError, Section};
 use crate::kernels::{Heads, NormKind};
-use crate::loader::model_config::{ConfigError, Section};
 
 pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
     let layers = config.size("n_layer")?;

@@ -1,8 +1,8 @@
 //! GPT-NeoX (Black et al., 2022): parallel branches with a norm each, heads partly rotated.
 
 use super::{ACTIVATIONS, Biases, DecoderSpec, Mlp, Positions, QkvNames, Residual, TensorNames, heads, rotary};
+use crate::checkpoint::config_section::{ConfigError, Section};
 use crate::kernels::NormKind;
-use crate::loader::model_config::{ConfigError, Section};
 
 pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
     let layers = config.size("num_hidden_layers")?;

@@ -1,8 +1,8 @@
 //! Llama (Touvron et al., 2023): DeepSeek-Coder, CodeLlama, Llama 3.
 
 use super::{ACTIVATIONS, Biases, DecoderSpec, Mlp, Positions, QkvNames, Residual, TensorNames, heads, rotary};
+use crate::checkpoint::config_section::{ConfigError, Section};
 use crate::kernels::NormKind;
-use crate::loader::model_config::{ConfigError, Section};
 
 /// Names of Llama's tensors, which several later families kept.
 pub(super) const NAMES: TensorNames = TensorNames {

@@ -3,10 +3,11 @@
 //! A family is a function from config.json to a [`Family`]. All of them go through the one decoder; if a family needs
 //! a branch there, the branch is a named field of [`DecoderSpec`].
 
+use crate::checkpoint::config_section::{ConfigError, Section};
 use crate::kernels::{Activation, CacheFormat, Heads, NormKind, Pairs};
-use crate::loader::model_config::{ConfigError, Section};
 
 mod codegen;
+pub mod gguf;
 mod gpt_bigcode;
 mod gpt_neox;
 mod llama;

@@ -1,7 +1,7 @@
 //! Qwen2 (Yang et al., 2024), Qwen2.5-Coder: Llama with biases on queries, keys and values, and a window in some layers.
 
 use super::{Biases, DecoderSpec, TensorNames, llama};
-use crate::loader::model_config::{ConfigError, Section};
+use crate::checkpoint::config_section::{ConfigError, Section};
 
 pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
     let biases = Biases { qkv: true, ..Biases::default() };

@@ -3,7 +3,7 @@
 use std::f64::consts::TAU;
 
 use super::{RopeScaling, Rotary};
-use crate::loader::model_config::{ConfigError, Section};
+use crate::checkpoint::config_section::{ConfigError, Section};
 
 /// Reads the scaling in `section` into `rotary`.
 pub(super) fn scaled(rotary: Rotary, config: &Section<'_>, section: &Section<'_>) -> Result<Rotary, ConfigError> {

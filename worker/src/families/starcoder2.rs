@@ -1,8 +1,8 @@
 //! StarCoder2 (Lozhkov et al., 2024): grouped queries and rotary positions with GPT-2's norms, biases and MLP.
 
 use super::{ACTIVATIONS, Biases, DecoderSpec, Mlp, Positions, Residual, TensorNames, heads, llama, rotary};
+use crate::checkpoint::config_section::{ConfigError, Section};
 use crate::kernels::NormKind;
-use crate::loader::model_config::{ConfigError, Section};
 
 pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
     let layers = config.size("num_hidden_layers")?;

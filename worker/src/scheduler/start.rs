@@ -11,7 +11,7 @@ use super::{Scheduler, Session};
 use crate::engine::Model;
 use crate::engine::operation::{Failure, Operation, Outcome, Work};
 use crate::kv_cache::{BlockTable, PrefixHash};
-use crate::model_runner::ForwardError;
+use crate::model::ForwardError;
 use crate::rows::{Found, RowTask};
 
 /// A session of which nothing was heard for so long gives way to any other that needs its blocks.

@@ -6,7 +6,7 @@ use super::Scheduler;
 use super::batch::Slice;
 use super::start::{failed_pass, impossible_row};
 use crate::engine::Model;
-use crate::model_runner::{BatchItem, ForwardError};
+use crate::model::{BatchItem, ForwardError};
 use crate::rows::{Found, RowTask};
 
 /// Memory of a forward pass, kept from one to the next.

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use super::*;
 use crate::engine::Model;
 use crate::engine::operation::{Operation, Place, Request, RowRequest, Ticket, Work};
-use crate::model_runner::{BatchItem, ForwardError, ModelDescription};
+use crate::model::{BatchItem, ForwardError, ModelDescription};
 use crate::rows::{Precision, RowTask, Spare, View};
 
 /// Every row is the same; notes how many sequences rode in each pass, which takes its time.

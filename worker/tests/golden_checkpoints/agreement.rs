@@ -1,7 +1,7 @@
 //! Logits and greedy continuations against those that transformers computed.
 
 use cosec_worker::check::{self, CheckArgs, CheckReport};
-use cosec_worker::model_runner::{DeviceChoice, DtypeChoice, KvDtype, ModelRunner, Quantize};
+use cosec_worker::model::{DeviceChoice, DtypeChoice, KvDtype, ModelRunner, Quantize};
 
 use crate::{ALL, FAMILIES, golden, options};
 

@@ -1,7 +1,7 @@
 //! A row of logits has the same bits however its sequence was chunked, whatever else is in the batch and wherever its
 //! blocks lie.
 
-use cosec_worker::model_runner::{BatchItem, ForwardError, ModelRunner};
+use cosec_worker::model::{BatchItem, ForwardError, ModelRunner};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};

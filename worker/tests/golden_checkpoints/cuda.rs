@@ -3,7 +3,7 @@
 //! `tests/run` runs them on the stand-in, `tests/gpu` compares the same checkpoints on a GPU.
 
 use cosec_worker::check::{CheckArgs, Measure};
-use cosec_worker::model_runner::{BatchItem, DeviceChoice, DtypeChoice, LoadOptions, ModelRunner, Quantize};
+use cosec_worker::model::{BatchItem, DeviceChoice, DtypeChoice, LoadOptions, ModelRunner, Quantize};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 

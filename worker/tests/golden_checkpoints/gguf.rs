@@ -8,7 +8,7 @@ use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use cosec_worker::check::CheckArgs;
-use cosec_worker::model_runner::{LoadOptions, ModelRunner};
+use cosec_worker::model::{LoadOptions, ModelRunner};
 use rand::Rng;
 use tempfile::TempDir;
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::quantized::GgmlDType;
 use candle_core::{Device, Tensor, safetensors};
 use cosec_worker::check::CheckArgs;
-use cosec_worker::model_runner::{BatchItem, LoadOptions, ModelRunner, NamedAdapter, Quantize};
+use cosec_worker::model::{BatchItem, LoadOptions, ModelRunner, NamedAdapter, Quantize};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;

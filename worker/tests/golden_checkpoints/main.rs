@@ -13,7 +13,7 @@ mod reference;
 
 use std::path::{Path, PathBuf};
 
-use cosec_worker::model_runner::{CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions};
+use cosec_worker::model::{CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions};
 
 /// One of every family and every way of storing queries, keys and values; then scaled rotary embeddings and windows.
 pub(crate) const ALL: [&str; 15] = [

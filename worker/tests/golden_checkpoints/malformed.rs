@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use cosec_worker::model_runner::{LoadOptions, ModelRunner, NamedAdapter};
+use cosec_worker::model::{LoadOptions, ModelRunner, NamedAdapter};
 use rand::Rng;
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -6,7 +6,7 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::llama;
-use cosec_worker::model_runner::{BatchItem, LoadOptions, ModelRunner, Quantize};
+use cosec_worker::model::{BatchItem, LoadOptions, ModelRunner, Quantize};
 use serde_json::json;
 
 use crate::reference::{BLOCKS, Numbers, logits, plain_logits, relative};

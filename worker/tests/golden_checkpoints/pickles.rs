@@ -6,7 +6,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use cosec_worker::check::CheckArgs;
-use cosec_worker::model_runner::{LoadOptions, ModelRunner};
+use cosec_worker::model::{LoadOptions, ModelRunner};
 use rand::Rng;
 use serde_json::json;
 use zip::write::SimpleFileOptions;

@@ -8,8 +8,7 @@ use candle_core::{DType, Device, Tensor, safetensors};
 use cosec_worker::decoder::Batch;
 use cosec_worker::kernels::Place;
 use cosec_worker::kernels::reference::Reference;
-use cosec_worker::loader;
-use cosec_worker::model_runner::{BatchItem, LoadOptions, ModelRunner};
+use cosec_worker::model::{self, BatchItem, LoadOptions, ModelRunner};
 use serde_json::Value;
 
 use crate::{golden, options};
@@ -26,7 +25,7 @@ pub(crate) fn logits(model: &mut ModelRunner, tokens: &[u32], adapter: Option<us
 
 /// The same, over the plain kernels.
 pub(crate) fn plain_logits(checkpoint: &Path, options: &LoadOptions, tokens: &[u32]) -> Vec<f32> {
-    let (mut plain, _) = loader::load(checkpoint, options, Reference).unwrap();
+    let (mut plain, _) = model::load(checkpoint, options, Reference).unwrap();
     let places = (0..tokens.len()).map(|position| Place { position, blocks: &BLOCKS }).collect();
     let batch = Batch { tokens: tokens.to_vec(), places, wanted: (0..tokens.len()).collect(), ..Batch::default() };
     let mut logits = Vec::new();

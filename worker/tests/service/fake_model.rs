@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use std::time::Duration;
 
 use cosec_worker::engine::Model;
-use cosec_worker::model_runner::{BatchItem, ForwardError, ModelDescription};
+use cosec_worker::model::{BatchItem, ForwardError, ModelDescription};
 use cosec_worker::rows::{KeptRow, RowTask, Spare};
 
 pub(crate) const VOCABULARY: usize = 300;

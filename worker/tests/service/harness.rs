@@ -17,7 +17,7 @@ use cosec_proto::worker::{
 };
 use cosec_proto::{SessionId, transport};
 use cosec_worker::engine::{EngineOptions, Model};
-use cosec_worker::model_runner::ModelRunner;
+use cosec_worker::model::ModelRunner;
 use cosec_worker::registration;
 use cosec_worker::server::{LoadError, ServeError, Server};
 use cosec_worker::service::Identity;

@@ -1,38 +1,104 @@
-//! From a directory to a decoder: config, tensors, adapter, fingerprints.
+//! From a path to a decoder: config, tensors, adapters, fingerprints.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cosec_proto::tokenizer_fingerprint;
-use sha2::{Digest, Sha256};
 
-pub use self::checkpoint::Checkpoint;
-use self::hub::{Content, HubError};
-use self::lora::{Adapter, AdapterError, NamedAdapter};
-use self::model_config::ConfigError;
-use self::plan::{Plan, PlanError};
-use self::tensor_files::TensorError;
-pub use self::weights::{Quantize, Weights};
+use super::checkpoint::{Checkpoint, CheckpointError};
+use super::device::DeviceChoice;
+use super::memory_plan::{self, CacheSize, Plan, PlanError};
+use crate::checkpoint::config_section::ConfigError;
+use crate::checkpoint::hub::{self, Content, HubError};
+use crate::checkpoint::tensor_files::TensorError;
+use crate::cpu_set::CpuSet;
 use crate::decoder::Decoder;
-use crate::kernels::{CacheShape, KernelError, Kernels};
-use crate::model_runner::{DeviceChoice, LoadOptions, ModelDescription};
+use crate::kernels::{CacheFormat, CacheShape, KernelError, Kernels};
+use crate::weights::lora::{Adapter, AdapterError, NamedAdapter};
+use crate::weights::{DtypeChoice, Quantize, Weights, WeightsError, digest};
 
-pub mod allocator;
-mod checkpoint;
-pub mod gguf;
-pub mod gguf_config;
-pub mod host_matrix;
-pub mod hub;
-pub mod lora;
-mod mapped_file;
-pub mod model_config;
-pub mod pickle;
-pub mod plan;
-pub mod progress;
-pub mod safetensors;
-pub mod tensor_files;
-mod weights;
+/// Element type of the KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvDtype {
+    /// That of the activations, which is f32; on a GPU that of the weights, bfloat16 where they are quantised.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
 
+impl KvDtype {
+    /// What the cache stores; `None` leaves it to the device.
+    #[must_use]
+    pub fn format(self) -> Option<CacheFormat> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(CacheFormat::F32),
+            Self::F16 => Some(CacheFormat::F16),
+            Self::Bf16 => Some(CacheFormat::Bf16),
+        }
+    }
+}
+
+/// How a model is brought into memory.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Where the model runs.
+    pub device: DeviceChoice,
+    /// Directory of a PEFT LoRA adapter, merged into the weights.
+    pub adapter: Option<PathBuf>,
+    /// Adapters that stay beside the weights, for batch items to choose from.
+    pub lora: Vec<NamedAdapter>,
+    /// Folder of tokenizer.json; `None` for the model's own.
+    pub tokenizer: Option<PathBuf>,
+    /// Element type of the weights.
+    pub dtype: DtypeChoice,
+    /// How they are quantised.
+    pub quantize: Option<Quantize>,
+    /// Element type of the KV cache.
+    pub kv_dtype: KvDtype,
+    /// Size of the KV cache.
+    pub cache: CacheSize,
+    /// Tokens of one block.
+    pub block_tokens: usize,
+    /// Threads of the forward pass, and of reading its logits; 0 takes one per core.
+    pub threads: usize,
+    /// CPUs that they are pinned to, one each; `None` pins nothing.
+    pub cpus: Option<CpuSet>,
+}
+
+/// What a loaded model is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelDescription {
+    /// `model_type` of config.json.
+    pub family: String,
+    /// Elements of all weights.
+    pub parameters: u64,
+    /// Length of a logits row.
+    pub vocabulary: usize,
+    /// Longest sequence, in tokens.
+    pub context_tokens: usize,
+    /// Ids that end a generation (generation_config.json, else config.json).
+    pub end_token_ids: Vec<u32>,
+    /// SHA-256 over weights, config, tokenizer, merged adapter, compute type and kind of device, in hex.
+    pub fingerprint: String,
+    /// SHA-256 over the content of the vocabulary, in hex: equal for models that may co-decode.
+    pub tokenizer_fingerprint: String,
+    /// Bytes that one cached token takes over all layers.
+    pub kv_bytes_per_token: usize,
+    /// Names of the unmerged adapters that a batch item may choose, by index.
+    pub adapters: Vec<String>,
+    /// SHA-256 over `fingerprint` and an adapter's content, in hex, in the order of `adapters`: equal where the same
+    /// adapter stands beside the same model, whatever it is called.
+    pub adapter_fingerprints: Vec<String>,
+    /// Content of tokenizer.json; `None` when the model came without one.
+    pub tokenizer: Option<Arc<[u8]>>,
+}
 /// Loads the checkpoint at `path` for the device of `kernels`.
 ///
 /// # Errors
@@ -67,7 +133,7 @@ pub fn load<K: Kernels>(
         cache: options.cache,
         block_tokens: options.block_tokens as u64,
         context_tokens: spec.context_tokens as u64,
-        available_bytes: kernels.free_bytes()?.or_else(plan::available_bytes),
+        available_bytes: kernels.free_bytes()?.or_else(memory_plan::available_bytes),
     };
     plan.log();
     plan.check()?;
@@ -86,7 +152,8 @@ pub fn load<K: Kernels>(
         Some(file) if file.root().has("eos_token_id") => file.root().token_ids("eos_token_id")?,
         _ => config.root().token_ids("eos_token_id")?,
     };
-    let fingerprint = weights.fingerprint(&config, &tokenizer_fingerprint, cache_format, options.device);
+    let device_kind = (options.device != DeviceChoice::Cpu).then(|| options.device.kind());
+    let fingerprint = weights.fingerprint(&config, &tokenizer_fingerprint, cache_format, device_kind);
     let description = ModelDescription {
         family: family.name.to_owned(),
         parameters: weights.tensors.elements(),
@@ -146,26 +213,19 @@ fn adapted(model: &str, adapter: &Adapter) -> String {
     digest([model.as_bytes(), adapter.config(), &adapter.tensors_digest()])
 }
 
-/// SHA-256, in hex, over some contents with their lengths.
-fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
-    let mut digest = Sha256::new();
-    for bytes in parts {
-        digest.update((bytes.len() as u64).to_le_bytes());
-        digest.update(bytes);
-    }
-    format!("{:x}", digest.finalize())
-}
-
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// A hub id.
     #[error(transparent)]
     Hub(#[from] HubError),
+    /// The files that say what the model is.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// A config file.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The weights.
+    /// The files of the weights.
     #[error(transparent)]
     Tensors(#[from] TensorError),
     /// An adapter that cannot be opened.
@@ -183,22 +243,22 @@ pub enum LoadError {
     #[error("{}: --adapter cannot be merged into a GGUF file; --lora NAME=DIR applies it beside the weights", file.display())]
     GgufAdapter {
         /// The model.
-        file: std::path::PathBuf,
+        file: PathBuf,
     },
     /// The tokenizer, whose content is part of the model's identity.
     #[error("{}: {problem}", file.display())]
     Tokenizer {
         /// Which file.
-        file: std::path::PathBuf,
+        file: PathBuf,
         /// What is wrong.
         problem: String,
     },
     /// Too little memory.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// Weights could not be converted.
-    #[error("converting weights: {0}")]
-    Convert(candle_core::Error),
+    /// The weights, on their way into memory.
+    #[error(transparent)]
+    Weights(Box<WeightsError>),
     /// The device, or its memory.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -223,4 +283,10 @@ pub enum LoadError {
     /// The threads of the forward pass could not be started.
     #[error("starting threads: {0}")]
     Threads(std::io::Error),
+}
+
+impl From<WeightsError> for LoadError {
+    fn from(error: WeightsError) -> Self {
+        Self::Weights(Box::new(error))
+    }
 }

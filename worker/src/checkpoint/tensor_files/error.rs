@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::loader::gguf::GgufError;
-use crate::loader::model_config::ConfigError;
-use crate::loader::pickle::PickleError;
-use crate::loader::safetensors::SafetensorsError;
+use crate::checkpoint::config_section::ConfigError;
+use crate::checkpoint::gguf::GgufError;
+use crate::checkpoint::pickle::PickleError;
+use crate::checkpoint::safetensors::SafetensorsError;
 
 /// What is wrong with the tensors of a checkpoint.
 #[derive(Debug, thiserror::Error)]

@@ -2,12 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::gguf::{self, Header};
-use super::gguf_config::Origin;
-use super::mapped_file::MappedFile;
-use super::model_config::JsonFile;
-use super::tensor_files::{self, Encoding, TensorError, TensorFiles};
-use super::{LoadError, gguf_config};
+use crate::checkpoint::config_section::{ConfigError, JsonFile};
+use crate::checkpoint::gguf::{self, Header};
+use crate::checkpoint::mapped_file::MappedFile;
+use crate::checkpoint::tensor_files::{self, Encoding, TensorError, TensorFiles};
+use crate::families::gguf::Origin;
 use crate::families::{self, Family};
 
 /// A model on disk.
@@ -30,8 +29,8 @@ impl Checkpoint {
     /// Opens the checkpoint at `path`: a directory in Hugging Face's layout, a GGUF file, or a directory with one.
     ///
     /// # Errors
-    /// [`LoadError`] names file and field.
-    pub fn open(path: &Path) -> Result<Self, LoadError> {
+    /// [`CheckpointError`] names file and field.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         if path.is_file() {
             return Self::open_gguf(path);
         }
@@ -46,11 +45,11 @@ impl Checkpoint {
         Ok(Self { family, config, generation, directory: path.to_owned(), gguf: None, origin: None })
     }
 
-    fn open_gguf(path: &Path) -> Result<Self, LoadError> {
+    fn open_gguf(path: &Path) -> Result<Self, CheckpointError> {
         let file = path.to_owned();
         let map = MappedFile::open(path).map_err(|source| TensorError::Unreadable { file: file.clone(), source })?;
         let header = gguf::header(map.bytes()).map_err(|source| TensorError::Gguf { file, source })?;
-        let (config, family, origin) = gguf_config::describe(path, &header)?;
+        let (config, family, origin) = families::gguf::describe(path, &header)?;
         let directory = path.parent().map_or_else(PathBuf::new, Path::to_owned);
         let (gguf, origin) = (Some((map, header)), Some(origin));
         Ok(Self { family, config, generation: None, directory, gguf, origin })
@@ -78,4 +77,15 @@ impl Checkpoint {
 fn gguf_files(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     entries.filter(|path| path.extension().is_some_and(|extension| extension == "gguf")).collect()
+}
+
+/// Why a checkpoint is not understood.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// A config file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A GGUF file.
+    #[error(transparent)]
+    Tensors(#[from] TensorError),
 }

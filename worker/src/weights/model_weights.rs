@@ -5,15 +5,31 @@ use std::collections::BTreeMap;
 use candle_core::DType;
 use candle_core::quantized::GgmlDType;
 
-use super::gguf_config::Origin;
+use sha2::{Digest, Sha256};
+
+use super::WeightsError;
 use super::host_matrix::{HostMatrix, row_bytes};
 use super::lora::{Adapter, Factors};
-use super::model_config::JsonFile;
-use super::tensor_files::{Encoding, TensorFiles};
-use super::{LoadError, digest};
+use crate::checkpoint::config_section::JsonFile;
+use crate::checkpoint::tensor_files::{Encoding, TensorFiles};
+use crate::families::gguf::Origin;
 use crate::families::{Family, TensorNames};
 use crate::kernels::{CacheFormat, WeightFormat};
-use crate::model_runner::{DeviceChoice, DtypeChoice};
+
+/// Element type of the weights in memory. Activations are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DtypeChoice {
+    /// As the checkpoint stores them.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
 
 /// How weights are quantised as they are loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
@@ -31,45 +47,45 @@ pub enum Quantize {
 /// The weights of a checkpoint with an adapter merged, in the formats they are to have in memory, and the adapters beside
 /// them.
 pub struct Weights {
-    pub(super) tensors: TensorFiles,
+    pub(crate) tensors: TensorFiles,
     /// Merged.
-    pub(super) adapter: Option<Adapter>,
+    pub(crate) adapter: Option<Adapter>,
     /// In the order of their indices.
-    pub(super) beside: Vec<Adapter>,
-    pub(super) names: TensorNames,
+    pub(crate) beside: Vec<Adapter>,
+    pub(crate) names: TensorNames,
     /// What adapters are made for, where that is not the checkpoint itself.
-    pub(super) origin: Option<Origin>,
-    pub(super) dtype: DtypeChoice,
-    pub(super) quantize: Option<Quantize>,
+    pub(crate) origin: Option<Origin>,
+    pub(crate) dtype: DtypeChoice,
+    pub(crate) quantize: Option<Quantize>,
 }
 
 impl Weights {
     /// The weight `[outputs, inputs]` of the linear layer `module`.
     ///
     /// # Errors
-    /// [`LoadError`].
-    pub fn matrix(&mut self, module: &str, shape: [usize; 2]) -> Result<HostMatrix, LoadError> {
+    /// [`WeightsError`].
+    pub fn matrix(&mut self, module: &str, shape: [usize; 2]) -> Result<HostMatrix, WeightsError> {
         self.merged(module, module, shape)
     }
 
     /// The matrix stored for `table`, which is no linear layer: adapters leave it alone.
     ///
     /// # Errors
-    /// [`LoadError`].
-    pub fn table(&mut self, table: &str, shape: [usize; 2]) -> Result<HostMatrix, LoadError> {
+    /// [`WeightsError`].
+    pub fn table(&mut self, table: &str, shape: [usize; 2]) -> Result<HostMatrix, WeightsError> {
         self.read(table, shape, None)
     }
 
     /// The matrix stored for `table`, with what the merged adapter adds to the linear layer `module`.
     ///
     /// # Errors
-    /// [`LoadError`].
-    pub fn merged(&mut self, table: &str, module: &str, shape: [usize; 2]) -> Result<HostMatrix, LoadError> {
+    /// [`WeightsError`].
+    pub fn merged(&mut self, table: &str, module: &str, shape: [usize; 2]) -> Result<HostMatrix, WeightsError> {
         let factors = self.adapter.as_mut().map(|adapter| adapter.factors(module, shape)).transpose()?.flatten();
         self.read(table, shape, factors.as_ref())
     }
 
-    fn read(&mut self, table: &str, shape: [usize; 2], update: Option<&Factors>) -> Result<HostMatrix, LoadError> {
+    fn read(&mut self, table: &str, shape: [usize; 2], update: Option<&Factors>) -> Result<HostMatrix, WeightsError> {
         let name = format!("{table}.weight");
         let format = self.format(table, &self.tensors.get(&name)?.encoding);
         let mut matrix = HostMatrix::new(format, shape);
@@ -86,8 +102,8 @@ impl Weights {
     /// What the adapters beside the weights add to the linear layer `module`, in the order of their indices.
     ///
     /// # Errors
-    /// [`LoadError::Adapter`].
-    pub fn factors(&mut self, module: &str, shape: [usize; 2]) -> Result<Vec<Option<Factors>>, LoadError> {
+    /// [`WeightsError::Adapter`].
+    pub fn factors(&mut self, module: &str, shape: [usize; 2]) -> Result<Vec<Option<Factors>>, WeightsError> {
         let Self { beside, origin, .. } = self;
         let Some(origin) = origin else {
             return beside.iter_mut().map(|adapter| Ok(adapter.factors(module, shape)?)).collect();
@@ -103,14 +119,14 @@ impl Weights {
     /// The vector called `name`, of `len` elements.
     ///
     /// # Errors
-    /// [`LoadError`].
-    pub fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+    /// [`WeightsError`].
+    pub fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, WeightsError> {
         let stored = self.tensors.read(name, &[len])?;
-        stored.to_dtype(DType::F32).and_then(|vector| vector.to_vec1()).map_err(LoadError::Convert)
+        stored.to_dtype(DType::F32).and_then(|vector| vector.to_vec1()).map_err(WeightsError::Convert)
     }
 
     /// Logs what is quantised in blocks that there are no kernels for.
-    pub(super) fn log_conversions(&self) {
+    pub(crate) fn log_conversions(&self) {
         let mut conversions = BTreeMap::new();
         for (name, stored) in self.tensors.stored() {
             if let Encoding::Blocks(dtype) = &stored.encoding
@@ -126,14 +142,14 @@ impl Weights {
     }
 
     /// Shows from now on how much of the weights has been read.
-    pub(super) fn show_progress(&mut self) {
+    pub(crate) fn show_progress(&mut self) {
         let stored = self.tensors.stored().filter_map(|(_, stored)| stored.extent.as_ref().ok());
         let total_bytes = stored.map(|extent| extent.len() as u64).sum();
         self.tensors.show_progress(total_bytes);
     }
 
     /// Bytes that the tensors take once they are loaded, by what the heads of the files say.
-    pub(super) fn memory_bytes(&self, family: &Family) -> u64 {
+    pub(crate) fn memory_bytes(&self, family: &Family) -> u64 {
         let tied = |module: &str| family.spec.tied && module == family.names.head;
         let bytes = self.tensors.stored().map(|(name, stored)| {
             let module = name.strip_suffix(".weight").unwrap_or(name);
@@ -166,7 +182,7 @@ impl Weights {
     }
 
     /// Format in memory of the embedding, which most matrices share.
-    pub(super) fn main_format(&self) -> WeightFormat {
+    pub(crate) fn main_format(&self) -> WeightFormat {
         let stored = self.tensors.get(&format!("{}.weight", self.names.embedding));
         stored.map_or(WeightFormat::F32, |stored| self.format(self.names.embedding, &stored.encoding))
     }
@@ -180,24 +196,33 @@ impl Weights {
         }
     }
 
-    /// Over everything that decides a logit of a session without an adapter, and the ids that it stands for.
-    pub(super) fn fingerprint(
+    /// Over everything that decides a logit of a session without an adapter, and the ids that it stands for;
+    /// `device_kind` is none on the CPU.
+    pub(crate) fn fingerprint(
         &self,
         config: &JsonFile,
         tokenizer: &str,
         cache: CacheFormat,
-        device: DeviceChoice,
+        device_kind: Option<&str>,
     ) -> String {
         let mut formats = format!("{:?} {:?} {cache:?}", self.dtype, self.quantize);
-        if device != DeviceChoice::Cpu {
-            formats.push_str(device.kind());
-        }
+        formats.push_str(device_kind.unwrap_or_default());
         let tensors = self.tensors.digest();
         let merged = self.adapter.as_ref().map(|adapter| (adapter.config(), adapter.tensors_digest()));
         let mut parts = vec![config.bytes(), tokenizer.as_bytes(), &tensors, formats.as_bytes()];
         parts.extend(merged.iter().flat_map(|(config, tensors)| [*config, tensors]));
         digest(parts)
     }
+}
+
+/// SHA-256, in hex, over some contents with their lengths.
+pub(crate) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut digest = Sha256::new();
+    for bytes in parts {
+        digest.update((bytes.len() as u64).to_le_bytes());
+        digest.update(bytes);
+    }
+    format!("{:x}", digest.finalize())
 }
 
 /// The format of a file's blocks if there are kernels for it.

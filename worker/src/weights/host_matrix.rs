@@ -5,9 +5,9 @@ use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::LoadError;
+use super::WeightsError;
 use super::lora::Factors;
-use super::tensor_files::{Encoding, Rows};
+use crate::checkpoint::tensor_files::{Encoding, Rows};
 use crate::kernels::{Kernels, WeightFormat, quantise};
 
 /// Rows that one thread quantises before it takes others.
@@ -35,7 +35,7 @@ impl HostMatrix {
     }
 
     /// Adds the next rows, with what an adapter adds to them.
-    pub(super) fn append(&mut self, rows: &Rows<'_>, update: Option<&Factors>) -> Result<(), LoadError> {
+    pub(super) fn append(&mut self, rows: &Rows<'_>, update: Option<&Factors>) -> Result<(), WeightsError> {
         if self.bytes.is_empty() {
             // The rows exist, so all of them are no more than a file holds.
             self.bytes.reserve_exact(self.shape[0].saturating_mul(row_bytes(self.format, self.shape[1])));
@@ -44,7 +44,7 @@ impl HostMatrix {
             self.bytes.extend_from_slice(rows.bytes);
             return Ok(());
         }
-        let stored = rows.floats().map_err(LoadError::Convert)?;
+        let stored = rows.floats().map_err(WeightsError::Convert)?;
         let floats = match update {
             None => stored,
             Some(update) => update.added_to(&stored, rows.range.start)?,
@@ -53,7 +53,7 @@ impl HostMatrix {
     }
 
     /// Adds rows of floats in this format.
-    fn encode(&mut self, floats: &Tensor) -> Result<(), LoadError> {
+    fn encode(&mut self, floats: &Tensor) -> Result<(), WeightsError> {
         let all = |dtype| floats.to_dtype(dtype)?.flatten_all();
         let bytes = &mut self.bytes;
         let done: candle_core::Result<()> = match self.format {
@@ -71,14 +71,14 @@ impl HostMatrix {
                 Ok(())
             }
         };
-        done.map_err(LoadError::Convert)
+        done.map_err(WeightsError::Convert)
     }
 
     /// Matrices over the same inputs as one, whose outputs are theirs one behind the other.
     ///
     /// # Errors
-    /// [`LoadError`] when they have to be converted to one format and cannot be.
-    pub fn stacked(parts: Vec<Self>) -> Result<Self, LoadError> {
+    /// [`WeightsError`] when they have to be converted to one format and cannot be.
+    pub fn stacked(parts: Vec<Self>) -> Result<Self, WeightsError> {
         let first = parts.first().map(|part| (part.format, part.shape[1]));
         let Some((format, inputs)) = first else { return Ok(Self::new(WeightFormat::F32, [0, 0])) };
         let same = parts.iter().all(|part| part.format == format);
@@ -110,8 +110,8 @@ impl HostMatrix {
     /// Brings the matrix to the device.
     ///
     /// # Errors
-    /// [`LoadError::Kernel`].
-    pub fn upload<K: Kernels>(self, kernels: &K) -> Result<K::Matrix, LoadError> {
+    /// [`WeightsError::Kernel`].
+    pub fn upload<K: Kernels>(self, kernels: &K) -> Result<K::Matrix, WeightsError> {
         let Self { format, shape, bytes } = self;
         Ok(match format.block().0 {
             1 => kernels.matrix_from_floats(format, shape, bytes)?,
@@ -124,29 +124,29 @@ impl Factors {
     /// The factors for a layer whose output `i` is this one's `order[i]`.
     ///
     /// # Errors
-    /// [`LoadError`] when there are not so many outputs.
-    pub fn reordered(self, order: &[u32]) -> Result<Self, LoadError> {
+    /// [`WeightsError`] when there are not so many outputs.
+    pub fn reordered(self, order: &[u32]) -> Result<Self, WeightsError> {
         let index = Tensor::from_slice(order, order.len(), &Device::Cpu);
-        let up = index.and_then(|index| self.up.index_select(&index, 0)).map_err(LoadError::Convert)?;
+        let up = index.and_then(|index| self.up.index_select(&index, 0)).map_err(WeightsError::Convert)?;
         Ok(Self { up, ..self })
     }
 
     /// `stored`, which are the rows of the weight from `first` on, with the rows of the product, in f32.
-    fn added_to(&self, stored: &Tensor, first: usize) -> Result<Tensor, LoadError> {
+    fn added_to(&self, stored: &Tensor, first: usize) -> Result<Tensor, WeightsError> {
         let product = self.up.narrow(0, first, stored.dims()[0]).and_then(|up| up.matmul(&self.down));
-        product.and_then(|product| stored.to_dtype(DType::F32)? + product).map_err(LoadError::Convert)
+        product.and_then(|product| stored.to_dtype(DType::F32)? + product).map_err(WeightsError::Convert)
     }
 }
 
 /// The blocks of rows of floats, by all threads: searching for the best scales takes longer than reading.
-fn quantised(floats: &Tensor, format: WeightFormat) -> Result<Vec<u8>, LoadError> {
+fn quantised(floats: &Tensor, format: WeightFormat) -> Result<Vec<u8>, WeightsError> {
     let rows = floats.dims()[0];
     let firsts: Vec<usize> = (0..rows).step_by(ROWS_AT_A_TIME).collect();
     let some = |&first: &usize| {
         let piece = floats.narrow(0, first, ROWS_AT_A_TIME.min(rows - first));
         // A copy: candle quantises what a view's storage begins with, wherever the view does.
-        let piece = piece.and_then(|piece| piece.force_contiguous()).map_err(LoadError::Convert)?;
-        Ok::<_, LoadError>(quantise(&piece, format)?)
+        let piece = piece.and_then(|piece| piece.force_contiguous()).map_err(WeightsError::Convert)?;
+        Ok::<_, WeightsError>(quantise(&piece, format)?)
     };
     Ok(firsts.par_iter().map(some).collect::<Result<Vec<_>, _>>()?.concat())
 }
@@ -172,8 +172,8 @@ pub(super) fn row_bytes(format: WeightFormat, inputs: usize) -> usize {
 mod tests {
     use candle_core::quantized::QTensor;
 
-    use super::super::tensor_files::dequantise;
     use super::*;
+    use crate::checkpoint::tensor_files::dequantise;
 
     const SHAPE: [usize; 2] = [3, 256];
 

@@ -12,8 +12,8 @@ use candle_core::{DType, Device, Tensor};
 use sha2::{Digest, Sha256};
 
 pub use self::error::TensorError;
+use super::config_section::{ConfigError, JsonFile};
 use super::mapped_file::MappedFile;
-use super::model_config::{ConfigError, JsonFile};
 use super::pickle;
 use super::progress::Progress;
 use super::safetensors;

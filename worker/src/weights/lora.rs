@@ -10,8 +10,8 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::model_config::{ConfigError, JsonFile, Section};
-use super::tensor_files::{self, TensorError, TensorFiles};
+use crate::checkpoint::config_section::{ConfigError, JsonFile, Section};
+use crate::checkpoint::tensor_files::{self, TensorError, TensorFiles};
 
 const CONFIG: &str = "adapter_config.json";
 const PREFIX: &str = "base_model.model.";

@@ -4,120 +4,15 @@
 //! which sequence is decided elsewhere; a batch says it in its block tables.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-pub use self::device::DeviceChoice;
-use self::device::PlacedDecoder;
-use crate::cpu_set::CpuSet;
+use super::load::{LoadError, LoadOptions, ModelDescription};
+use super::placed_decoder::PlacedDecoder;
 use crate::decoder::{AdaptedRows, Batch};
-use crate::kernels::{CacheFormat, KernelError, Place};
-pub use crate::loader::lora::NamedAdapter;
-pub use crate::loader::plan::CacheSize;
-pub use crate::loader::{LoadError, Quantize};
+use crate::kernels::{KernelError, Place};
 use crate::rows::{KeptRow, RowTask};
-
-mod device;
-
-/// Element type of the weights in memory. Activations are f32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DtypeChoice {
-    /// As the checkpoint stores them.
-    #[default]
-    Auto,
-    /// 32-bit floats.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// IEEE half precision.
-    F16,
-}
-
-/// Element type of the KV cache.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KvDtype {
-    /// That of the activations, which is f32; on a GPU that of the weights, bfloat16 where they are quantised.
-    #[default]
-    Auto,
-    /// 32-bit floats.
-    F32,
-    /// IEEE half precision.
-    F16,
-    /// bfloat16.
-    Bf16,
-}
-
-impl KvDtype {
-    /// What the cache stores; `None` leaves it to the device.
-    #[must_use]
-    pub fn format(self) -> Option<CacheFormat> {
-        match self {
-            Self::Auto => None,
-            Self::F32 => Some(CacheFormat::F32),
-            Self::F16 => Some(CacheFormat::F16),
-            Self::Bf16 => Some(CacheFormat::Bf16),
-        }
-    }
-}
-
-/// How a model is brought into memory.
-#[derive(Clone, Debug)]
-pub struct LoadOptions {
-    /// Where the model runs.
-    pub device: DeviceChoice,
-    /// Directory of a PEFT LoRA adapter, merged into the weights.
-    pub adapter: Option<PathBuf>,
-    /// Adapters that stay beside the weights, for batch items to choose from.
-    pub lora: Vec<NamedAdapter>,
-    /// Folder of tokenizer.json; `None` for the model's own.
-    pub tokenizer: Option<PathBuf>,
-    /// Element type of the weights.
-    pub dtype: DtypeChoice,
-    /// How they are quantised.
-    pub quantize: Option<Quantize>,
-    /// Element type of the KV cache.
-    pub kv_dtype: KvDtype,
-    /// Size of the KV cache.
-    pub cache: CacheSize,
-    /// Tokens of one block.
-    pub block_tokens: usize,
-    /// Threads of the forward pass, and of reading its logits; 0 takes one per core.
-    pub threads: usize,
-    /// CPUs that they are pinned to, one each; `None` pins nothing.
-    pub cpus: Option<CpuSet>,
-}
-
-/// What a loaded model is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModelDescription {
-    /// `model_type` of config.json.
-    pub family: String,
-    /// Elements of all weights.
-    pub parameters: u64,
-    /// Length of a logits row.
-    pub vocabulary: usize,
-    /// Longest sequence, in tokens.
-    pub context_tokens: usize,
-    /// Ids that end a generation (generation_config.json, else config.json).
-    pub end_token_ids: Vec<u32>,
-    /// SHA-256 over weights, config, tokenizer, merged adapter, compute type and kind of device, in hex.
-    pub fingerprint: String,
-    /// SHA-256 over the content of the vocabulary, in hex: equal for models that may co-decode.
-    pub tokenizer_fingerprint: String,
-    /// Bytes that one cached token takes over all layers.
-    pub kv_bytes_per_token: usize,
-    /// Names of the unmerged adapters that a batch item may choose, by index.
-    pub adapters: Vec<String>,
-    /// SHA-256 over `fingerprint` and an adapter's content, in hex, in the order of `adapters`: equal where the same
-    /// adapter stands beside the same model, whatever it is called.
-    pub adapter_fingerprints: Vec<String>,
-    /// Content of tokenizer.json; `None` when the model came without one.
-    pub tokenizer: Option<Arc<[u8]>>,
-}
 
 /// Tokens of one sequence in a batch.
 #[derive(Clone, Debug)]
@@ -192,7 +87,7 @@ pub struct ModelRunner {
 }
 
 impl ModelRunner {
-    /// Loads the checkpoint at a path: see [`loader::Checkpoint::open`].
+    /// Loads the checkpoint at a path: see [`Checkpoint::open`](super::Checkpoint::open).
     ///
     /// # Errors
     /// [`LoadError`] names file, field or tensor, what was found and what is allowed.

@@ -7,9 +7,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::gguf::Header;
-use super::model_config::{ConfigError, JsonFile};
-use crate::families::{self, Family, Positions, QkvNames, TensorNames};
+use super::{Family, Positions, QkvNames, TensorNames};
+use crate::checkpoint::config_section::{ConfigError, JsonFile};
+use crate::checkpoint::gguf::Header;
 use crate::kernels::Pairs;
 
 /// The architectures that are read, which are families by the same names.
@@ -93,7 +93,7 @@ pub fn describe(path: &Path, header: &Header) -> Result<(JsonFile, Family, Origi
         return Err(metadata.invalid("general.architecture", &format!("one of {}", ARCHITECTURES.join(", "))));
     };
     let config = JsonFile::of_fields(path, metadata.config(name)?);
-    let mut family = families::describe(&config.root())?;
+    let mut family = super::describe(&config.root())?;
     let mut origin = Origin { names: std::mem::replace(&mut family.names, NAMES), paired: None };
     if let (Positions::Rotary(rotary), "llama") = (&mut family.spec.positions, name) {
         rotary.pairs = Pairs::Neighbours;

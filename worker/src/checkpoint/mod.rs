@@ -1,0 +1,10 @@
+//! The files of a checkpoint, from the hub or the disk: what is stored in them and where. Knows no decoder.
+
+pub mod config_section;
+pub mod gguf;
+pub mod hub;
+pub mod mapped_file;
+pub mod pickle;
+pub mod progress;
+pub mod safetensors;
+pub mod tensor_files;
