@@ -24,6 +24,8 @@ pub mod tokenizer_fingerprint;
 
 pub mod registry;
 
+pub mod metrics;
+
 pub use error_code::ErrorCode;
 pub use ids::SessionId;
 pub use moving_average::MovingAverage;

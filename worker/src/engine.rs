@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use cosec_proto::ErrorCode;
 use tokio::sync::watch;
 
-use crate::metrics::Metrics;
+use crate::metrics::WorkerMetrics;
 use crate::model::ModelDescription;
 use crate::scheduler::Scheduler;
 use crate::scheduler::job::Job;
@@ -166,7 +166,7 @@ pub struct EngineHandle {
 ///
 /// # Errors
 /// When the system starts no thread.
-pub fn start(model: impl Model, options: EngineOptions, metrics: Arc<Metrics>) -> io::Result<EngineHandle> {
+pub fn start(model: impl Model, options: EngineOptions, metrics: Arc<WorkerMetrics>) -> io::Result<EngineHandle> {
     let (sender, inbox) = sync_channel(options.max_operations + SPARE_INBOX);
     let (alive_sender, alive) = watch::channel(());
     let status = Arc::new(Status::new(options.blocks));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cosec_proto::metrics::{MetricError, MetricRegistry};
 use cosec_proto::registry::Registration;
 use cosec_proto::transport;
 use cosec_proto::worker::Role;
@@ -20,7 +21,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 
 use crate::engine::{self, EngineHandle, EngineOptions, Model};
-use crate::metrics::Metrics;
+use crate::metrics::{self, WorkerMetrics};
 use crate::registration::{self, Registrar};
 use crate::service::{Identity, WorkerService};
 
@@ -86,7 +87,8 @@ impl Server {
         F: FnOnce() -> Result<(M, EngineOptions), LoadError> + Send + 'static,
     {
         let address = self.address;
-        let metrics = Arc::new(Metrics::new(role_label(identity.role)).map_err(ServeError::Metrics)?);
+        let registry = MetricRegistry::labelled("role", role_label(identity.role))?;
+        let metrics = Arc::new(WorkerMetrics::register(&registry)?);
         let tracker = TaskTracker::new();
         let closing = CancellationToken::new();
         let (health, health_service) = health_reporter();
@@ -99,7 +101,7 @@ impl Server {
         let closed = closing.clone().cancelled_owned();
         let mut grpc = tokio::spawn(async move { router.serve_with_incoming_shutdown(incoming, closed).await });
         if let Some(listener) = self.metrics_listener {
-            let router = Arc::clone(&metrics).router();
+            let router = metrics::router(registry);
             let closed = closing.clone().cancelled_owned();
             tokio::spawn(async move { axum::serve(listener, router).with_graceful_shutdown(closed).await });
         }
@@ -144,7 +146,12 @@ impl Server {
 }
 
 /// Tells etcd of a worker that is ready, where it is to.
-fn registrar(identity: Identity, engine: &EngineHandle, address: SocketAddr, figures: &Metrics) -> Option<Registrar> {
+fn registrar(
+    identity: Identity,
+    engine: &EngineHandle,
+    address: SocketAddr,
+    figures: &WorkerMetrics,
+) -> Option<Registrar> {
     if !identity.registration.is_wanted() {
         return None;
     }
@@ -257,7 +264,7 @@ pub enum ServeError {
     Thread(io::Error),
     /// Two figures have one name.
     #[error("the metrics cannot be registered: {0}")]
-    Metrics(prometheus::Error),
+    Metrics(#[from] MetricError),
     /// A panic in it: a defect.
     #[error("the engine's thread has ended by itself; the worker serves no more")]
     EngineStopped,

@@ -27,7 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::engine::EngineHandle;
 use crate::engine::operation::{Answer, Effort, Failure, Outcome};
-use crate::metrics::Metrics;
+use crate::metrics::WorkerMetrics;
 use crate::registration;
 use crate::rows::{Content, Precision};
 use parse::{invalid, parse};
@@ -66,7 +66,7 @@ pub struct WorkerService {
     identity: Identity,
     /// Empty while the model is loading.
     engine: Arc<OnceLock<EngineHandle>>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<WorkerMetrics>,
     tracker: TaskTracker,
     /// Ends all streams.
     closing: CancellationToken,
@@ -78,7 +78,12 @@ pub struct WorkerService {
 impl WorkerService {
     /// Answers `Unavailable` until [`Self::set_engine`]; its streams run on `tracker` and end with `closing`.
     #[must_use]
-    pub fn new(identity: Identity, metrics: Arc<Metrics>, tracker: TaskTracker, closing: CancellationToken) -> Self {
+    pub fn new(
+        identity: Identity,
+        metrics: Arc<WorkerMetrics>,
+        tracker: TaskTracker,
+        closing: CancellationToken,
+    ) -> Self {
         let streams = Arc::new(Semaphore::new(MAX_STREAMS));
         Self { identity, engine: Arc::default(), metrics, tracker, closing, streams, opened: Arc::default() }
     }
@@ -184,7 +189,7 @@ struct Answered {
 /// One stream of a coordinator.
 struct Connection {
     engine: EngineHandle,
-    metrics: Arc<Metrics>,
+    metrics: Arc<WorkerMetrics>,
     closing: CancellationToken,
     replies: mpsc::Sender<Result<StepResponse, Status>>,
     /// Tells the streams apart.
@@ -360,7 +365,7 @@ impl Connection {
             }
         };
         let row = wire::Row { offset: count(offset), content: Some(content) };
-        self.metrics.row_bytes.with_label_values(&[view]).inc_by(row.encoded_len() as u64);
+        self.metrics.logits_bytes.with_label_values(&[view]).inc_by(row.encoded_len() as u64);
         row
     }
 }

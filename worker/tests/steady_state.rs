@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 
 use cosec_proto::SessionId;
 use cosec_proto::draw::{Randomness, Warp};
+use cosec_proto::metrics::MetricRegistry;
 use cosec_worker::engine::operation::{Outcome, Request, RowRequest, Work};
 use cosec_worker::engine::{self, EngineHandle, EngineOptions};
-use cosec_worker::metrics::Metrics;
+use cosec_worker::metrics::WorkerMetrics;
 use cosec_worker::model::{CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
 use cosec_worker::rows::View;
 
@@ -85,7 +86,7 @@ fn start() -> EngineHandle {
     };
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/checkpoints/llama-gqa-tied");
     let model = ModelRunner::load(&directory, &load).unwrap();
-    engine::start(model, options, Arc::new(Metrics::new("base").unwrap())).unwrap()
+    engine::start(model, options, Arc::new(WorkerMetrics::register(&MetricRegistry::default()).unwrap())).unwrap()
 }
 
 /// Runs one operation on each session at once.

@@ -29,7 +29,7 @@ use cosec_proto::{ErrorCode, SessionId};
 use crate::engine::operation::{Answer, Effort, Failure, Outcome};
 use crate::engine::{EngineOptions, Limits, Model, Status};
 use crate::kv_cache::{BlockPool, BlockTable};
-use crate::metrics::Metrics;
+use crate::metrics::WorkerMetrics;
 use crate::rows::KeptRow;
 
 use batch::Plan;
@@ -80,11 +80,16 @@ pub(crate) struct Scheduler {
     plan: Plan,
     pass: Pass,
     status: Arc<Status>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<WorkerMetrics>,
 }
 
 impl Scheduler {
-    pub(crate) fn new(options: EngineOptions, limits: &Limits, status: Arc<Status>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(
+        options: EngineOptions,
+        limits: &Limits,
+        status: Arc<Status>,
+        metrics: Arc<WorkerMetrics>,
+    ) -> Self {
         let scheduler = Self {
             queue: RequestQueue::default(),
             sessions: HashMap::new(),

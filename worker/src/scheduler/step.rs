@@ -44,7 +44,7 @@ impl Scheduler {
         let tokens = slices.iter().map(|slice| slice.tokens).sum::<usize>();
         self.metrics.step_tokens.observe(tokens as f64);
         let rows = slices.iter().map(|slice| slice.rows.len()).sum::<usize>();
-        self.metrics.step_rows.observe(rows as f64);
+        self.metrics.step_logits.observe(rows as f64);
         self.gathering.passed(tokens, rows, elapsed);
         for slice in slices {
             if let Some(job) = self.queue.get_mut(slice.job) {
@@ -65,7 +65,7 @@ impl Scheduler {
             found = others;
         }
         match result {
-            Ok(rows_time) => self.metrics.rows_seconds.observe(rows_time.as_secs_f64()),
+            Ok(rows_time) => self.metrics.logits_seconds.observe(rows_time.as_secs_f64()),
             Err(error) => tracing::error!(%error, "a forward pass failed"),
         }
         self.pass = pass;

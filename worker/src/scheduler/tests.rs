@@ -8,6 +8,7 @@ use crate::engine::Model;
 use crate::engine::operation::{Operation, Place, Request, RowRequest, Ticket, Work};
 use crate::model::{BatchItem, ForwardError, ModelDescription};
 use crate::rows::{Precision, RowTask, Spare, View};
+use cosec_proto::metrics::MetricRegistry;
 
 /// Every row is the same; notes how many sequences rode in each pass, which takes its time.
 struct Flat {
@@ -73,7 +74,10 @@ fn stage() -> (Scheduler, Flat, [SessionId; 4]) {
         tokenizer: None,
     };
     let limits = Limits::new(&options, &description);
-    let (status, metrics) = (Arc::new(Status::new(options.blocks)), Arc::new(Metrics::new("base").unwrap()));
+    let (status, metrics) = (
+        Arc::new(Status::new(options.blocks)),
+        Arc::new(WorkerMetrics::register(&MetricRegistry::default()).unwrap()),
+    );
     let scheduler = Scheduler::new(options, &limits, status, metrics);
     (
         scheduler,
@@ -124,7 +128,7 @@ fn who_is_expected_soon_is_waited_for_until_it_comes_or_ends() {
 fn halves_that_took_turns_ride_together_again() {
     let (scheduler, model, sessions) = stage();
     let (options, passes) = (scheduler.options.clone(), Arc::clone(&model.passes));
-    let metrics = Arc::new(Metrics::new("base").unwrap());
+    let metrics = Arc::new(WorkerMetrics::register(&MetricRegistry::default()).unwrap());
     let model = Flat { time: Duration::from_millis(30), ..model };
     let engine = crate::engine::start(model, options, metrics).unwrap();
     std::thread::scope(|scope| {

@@ -116,7 +116,7 @@ async fn figures_are_scraped() {
         "cosec_worker_blocks_free{role=\"expert\"} 486",
         "cosec_worker_queued_tokens{role=\"expert\"} 0",
         "cosec_worker_queue_seconds_count{role=\"expert\"} 3",
-        "cosec_worker_row_bytes_total{view=\"full\",role=\"expert\"} 24",
+        "cosec_worker_logits_bytes_total{view=\"full\",role=\"expert\"} 24",
     ];
     for line in expected {
         assert!(text.contains(line), "{line:?} is not in {text}");

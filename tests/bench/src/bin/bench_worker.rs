@@ -212,7 +212,7 @@ struct Step {
 impl Step {
     fn of(added: &Scrape, decoded: &Decoded) -> Self {
         let seconds =
-            added.sum("cosec_worker_step_seconds_sum", &[]) - added.sum("cosec_worker_rows_seconds_sum", &[]);
+            added.sum("cosec_worker_step_seconds_sum", &[]) - added.sum("cosec_worker_logits_seconds_sum", &[]);
         let passes = added.sum("cosec_worker_step_seconds_count", &[]);
         Self {
             passes: passes * EXAMINED as f64 / decoded.tokens as f64,

@@ -207,7 +207,7 @@ struct Parts {
 impl Parts {
     fn of(added: &Scrape, steps: f64) -> Self {
         let sum = |name: &str| added.sum(name, &[]) / steps;
-        let rows = sum("cosec_worker_rows_seconds_sum");
+        let rows = sum("cosec_worker_logits_seconds_sum");
         Self {
             passes: sum("cosec_worker_step_seconds_count"),
             forward: sum("cosec_worker_step_seconds_sum") - rows,
