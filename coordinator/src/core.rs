@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use cosec_proto::worker::DescribeResponse;
+use cosec_proto::wire::worker::DescribeResponse;
 use cosec_proto::{ErrorCode, tokenizer_fingerprint, transport};
 use futures::Stream;
 use parking_lot::Mutex;
@@ -24,7 +24,6 @@ use tracing::Instrument;
 use crate::admission::{Admission, Demand, Limits, Place};
 use crate::discovery::{Discovery, DiscoveryConfig, Etcd, Kubernetes, Member, MembersFile, StaticList};
 use crate::request::{FinishReason, SessionError, SessionEvent, TokenizedRequest};
-use crate::role::Role;
 use crate::session::metrics::SessionMetrics;
 use crate::session::plan::Plan;
 use crate::session::speculation::{MOST_DRAFTED, Speculation};
@@ -33,6 +32,7 @@ use crate::tenant::Tenant;
 use crate::worker_pool::reply::OperationError;
 use crate::worker_pool::tokenizers::{Owner, Tokenizer};
 use crate::worker_pool::{Able, Fleet, PoolConfig, WorkerPool};
+use cosec_proto::WorkerRole;
 
 /// Settings of sessions and of the workers behind them.
 #[derive(Clone, Debug, Deserialize)]
@@ -109,11 +109,11 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// Name of the adapter that the workers of this role apply.
     #[must_use]
-    pub fn adapter(&self, role: Role) -> Option<&str> {
+    pub fn adapter(&self, role: WorkerRole) -> Option<&str> {
         match role {
-            Role::Base => self.base_adapter.as_deref(),
-            Role::Expert => self.expert_adapter.as_deref(),
-            Role::AntiExpert => None,
+            WorkerRole::Base => self.base_adapter.as_deref(),
+            WorkerRole::Expert => self.expert_adapter.as_deref(),
+            WorkerRole::AntiExpert => None,
         }
     }
 }
@@ -312,7 +312,7 @@ impl Core {
         let Some(model) = shared.config.models.iter().find(find) else {
             return Err(refusal(ErrorCode::NotFound, format!("there is no model {:?}", request.model)));
         };
-        let plan = Plan::new(&request.settings, shared.pool.has(&model.name, Role::AntiExpert))
+        let plan = Plan::new(&request.settings, shared.pool.has(&model.name, WorkerRole::AntiExpert))
             .map_err(|error| refusal(ErrorCode::InvalidArgument, error.to_string()))?;
         let facts = shared.able(model, &plan)?;
         fits(&request, &facts)?;
@@ -370,10 +370,10 @@ impl Shared {
     }
 
     fn find(&self, model: &ModelConfig) -> Found {
-        let bases = self.pool.able(&model.name, Role::Base)?;
-        let experts = self.pool.able(&model.name, Role::Expert);
-        let anti_experts = if self.pool.has(&model.name, Role::AntiExpert) {
-            self.pool.able(&model.name, Role::AntiExpert)
+        let bases = self.pool.able(&model.name, WorkerRole::Base)?;
+        let experts = self.pool.able(&model.name, WorkerRole::Expert);
+        let anti_experts = if self.pool.has(&model.name, WorkerRole::AntiExpert) {
+            self.pool.able(&model.name, WorkerRole::AntiExpert)
         } else {
             Ok(Vec::new())
         };
@@ -396,7 +396,7 @@ impl Shared {
         let (facts, _) = self.facts(model).map_err(session_error)?;
         if self.config.expert_absent == ExpertAbsent::FailClosed {
             // A rule without an anti-expert needs none.
-            for role in [Role::Expert, Role::AntiExpert].into_iter().filter(|&role| plan.reads(role)) {
+            for role in [WorkerRole::Expert, WorkerRole::AntiExpert].into_iter().filter(|&role| plan.reads(role)) {
                 self.pool.able(&model.name, role).map_err(session_error)?;
             }
         }
@@ -607,8 +607,11 @@ fn discovery(config: &CoreConfig) -> Result<Box<dyn Discovery>, StartError> {
 fn members(models: &[ModelConfig]) -> Vec<Member> {
     let mut members = Vec::new();
     for model in models {
-        let lists =
-            [(Role::Base, &model.base), (Role::Expert, &model.expert), (Role::AntiExpert, &model.anti_expert)];
+        let lists = [
+            (WorkerRole::Base, &model.base),
+            (WorkerRole::Expert, &model.expert),
+            (WorkerRole::AntiExpert, &model.anti_expert),
+        ];
         for (role, addresses) in lists {
             let member = |address: &String| Member { model: model.name.clone(), role, address: address.clone() };
             members.extend(addresses.iter().map(member));
@@ -617,9 +620,9 @@ fn members(models: &[ModelConfig]) -> Vec<Member> {
     members
 }
 
-fn adapters(models: &[ModelConfig]) -> HashMap<(String, Role), String> {
+fn adapters(models: &[ModelConfig]) -> HashMap<(String, WorkerRole), String> {
     let of = |model: &ModelConfig, role| Some(((model.name.clone(), role), model.adapter(role)?.to_owned()));
-    models.iter().flat_map(|model| Role::ALL.into_iter().filter_map(move |role| of(model, role))).collect()
+    models.iter().flat_map(|model| WorkerRole::ALL.into_iter().filter_map(move |role| of(model, role))).collect()
 }
 
 /// The tokenizers of those models that have one here.

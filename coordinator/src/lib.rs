@@ -12,8 +12,6 @@ pub mod preprocess;
 
 pub mod request;
 
-pub mod role;
-
 pub mod tenant;
 
 pub mod core;
@@ -23,8 +21,6 @@ mod admission;
 pub mod session;
 
 pub mod merge;
-
-pub mod sampler;
 
 pub mod router;
 

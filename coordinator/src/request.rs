@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cosec_proto::ErrorCode;
-use cosec_proto::draw::Warp;
+use cosec_proto::sampling::SamplingParams;
 use tokio::time::Instant;
 
 use crate::tenant::Tenant;
@@ -59,9 +59,9 @@ pub struct Settings {
     /// Strings that end the text and are not part of it.
     pub stop: Vec<String>,
     /// The base's `temperature`, `top_p`, `top_k` as the client sent them.
-    pub base: Warp,
+    pub base: SamplingParams,
     /// The expert's.
-    pub expert: Warp,
+    pub expert: SamplingParams,
     /// The published code's behaviour: the base judges and falls back by its raw softmax, whatever `base` says.
     pub reference_code: bool,
     /// How the two distributions become one.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::ListenerExt;
-use cosec_proto::coordinator::coordinator_server::CoordinatorServer;
 use cosec_proto::transport;
+use cosec_proto::wire::coordinator::coordinator_server::CoordinatorServer;
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::time::timeout;

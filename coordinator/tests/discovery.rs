@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use std::time::Duration;
 
 use cosec_coordinator::discovery::{Announcer, Discovery, DiscoveryMetrics, Kubernetes, Member, MembersFile};
-use cosec_coordinator::role::Role;
+use cosec_proto::WorkerRole;
 use hickory_resolver::proto::op::{Message, MessageType, ResponseCode};
 use hickory_resolver::proto::rr::rdata::{A, SRV};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
@@ -44,7 +44,7 @@ async fn until_up(metrics: &DiscoveryMetrics, up: i64) {
     assert!(waited.await.is_ok(), "cosec_discovery_up does not become {up}");
 }
 
-fn member(role: Role, address: &str) -> Member {
+fn member(role: WorkerRole, address: &str) -> Member {
     Member { model: "m".to_owned(), role, address: address.to_owned() }
 }
 
@@ -61,11 +61,11 @@ async fn a_members_file_is_followed() {
 
     std::fs::write(&path, entry("base", "a:1")).unwrap();
     let (mut members, metrics) = follow(MembersFile::open(&path).unwrap());
-    until_members(&mut members, &[member(Role::Base, "a:1")]).await;
+    until_members(&mut members, &[member(WorkerRole::Base, "a:1")]).await;
     assert_eq!(metrics.up.get(), 1);
     let both = entry("expert", "b:2") + &entry("base", "a:1") + &entry("base", "a:1");
     std::fs::write(&path, &both).unwrap();
-    let expected = [member(Role::Base, "a:1"), member(Role::Expert, "b:2")];
+    let expected = [member(WorkerRole::Base, "a:1"), member(WorkerRole::Expert, "b:2")];
     until_members(&mut members, &expected).await;
 
     // What cannot be read changes nothing.
@@ -73,7 +73,7 @@ async fn a_members_file_is_followed() {
     until_up(&metrics, 0).await;
     assert_eq!(*members.borrow(), expected);
     std::fs::write(&path, entry("base", "c:3")).unwrap();
-    until_members(&mut members, &[member(Role::Base, "c:3")]).await;
+    until_members(&mut members, &[member(WorkerRole::Base, "c:3")]).await;
     assert_eq!(metrics.up.get(), 1);
 }
 
@@ -118,11 +118,16 @@ async fn a_headless_service_is_resolved_again_and_again() {
     let pods = Pods::default();
     let server = serve_dns(Arc::clone(&pods)).await;
     let set = |now: Option<Vec<(u8, u16)>>| *pods.lock() = now;
-    let (mut members, metrics) = follow(Kubernetes::new(vec![member(Role::Base, SERVICE)], Some(server)).unwrap());
+    let (mut members, metrics) =
+        follow(Kubernetes::new(vec![member(WorkerRole::Base, SERVICE)], Some(server)).unwrap());
     set(Some(vec![(1, 9001)]));
-    until_members(&mut members, &[member(Role::Base, "10.0.0.1:9001")]).await;
+    until_members(&mut members, &[member(WorkerRole::Base, "10.0.0.1:9001")]).await;
     set(Some(vec![(2, 9002), (1, 9001)]));
-    until_members(&mut members, &[member(Role::Base, "10.0.0.1:9001"), member(Role::Base, "10.0.0.2:9002")]).await;
+    until_members(
+        &mut members,
+        &[member(WorkerRole::Base, "10.0.0.1:9001"), member(WorkerRole::Base, "10.0.0.2:9002")],
+    )
+    .await;
     assert_eq!(metrics.up.get(), 1);
 
     // A silent server changes nothing; one that says that there is no pod is believed.

@@ -4,12 +4,11 @@
 use std::time::Duration;
 
 use cosec_coordinator::core::ExpertAbsent;
-use cosec_coordinator::merge::{Drawn, Lacking};
+use cosec_coordinator::merge::Lacking;
 use cosec_coordinator::request::{
     Adjustments, ChosenBy, Decision, FinishReason, Rejected, RuleSettings, SessionError, SessionEvent, Settings,
     TokenEvent, Transport,
 };
-use cosec_coordinator::role::Role;
 use cosec_coordinator::session::event::{Action, Event, Phase, Task};
 use cosec_coordinator::session::pace::{Acceptance, Pace};
 use cosec_coordinator::session::plan::Plan;
@@ -17,7 +16,8 @@ use cosec_coordinator::session::state::Session;
 use cosec_coordinator::worker_pool::operation::{Ask, RowAsk, View};
 use cosec_coordinator::worker_pool::reply::{OperationError, Reply, RowView};
 use cosec_proto::ErrorCode;
-use cosec_proto::draw::Warp;
+use cosec_proto::WorkerRole;
+use cosec_proto::sampling::{SamplingParams, TokenProbability};
 use proptest::prelude::*;
 use tokio::time::Instant;
 
@@ -28,8 +28,8 @@ fn task(rule: RuleSettings, transport: Transport, prompt: Vec<u32>, now: Instant
         max_tokens: None,
         min_tokens: 0,
         stop: Vec::new(),
-        base: Warp::RAW,
-        expert: Warp::RAW,
+        base: SamplingParams::RAW,
+        expert: SamplingParams::RAW,
         reference_code: false,
         rule,
         adjustments: Adjustments::default(),
@@ -71,7 +71,7 @@ impl Script {
         let task = Task { pace, max_new_tokens, ..task(COSEC, transport, prompt, now) };
         let mut script = Self { session: Session::new(task), now };
         script.step(Event::Started);
-        script.step(located(Role::Base));
+        script.step(located(WorkerRole::Base));
         script
     }
 
@@ -121,20 +121,20 @@ fn view(view: &View) -> String {
     }
 }
 
-fn located(role: Role) -> Event {
+fn located(role: WorkerRole) -> Event {
     Event::Located { role, max_operation_tokens: 3, vocabulary: 10 }
 }
 
-fn answered(role: Role, ticket: u64, reply: Reply) -> Event {
+fn answered(role: WorkerRole, ticket: u64, reply: Reply) -> Event {
     Event::Answered { role, ticket, reply: Ok(reply) }
 }
 
-fn failed(role: Role, ticket: u64, code: ErrorCode) -> Event {
+fn failed(role: WorkerRole, ticket: u64, code: ErrorCode) -> Event {
     Event::Answered { role, ticket, reply: Err(OperationError { code, message: "no".to_owned() }) }
 }
 
-fn drawn(id: u32) -> Drawn {
-    Drawn { id, probability: 0.5 }
+fn drawn(id: u32) -> TokenProbability {
+    TokenProbability { id, probability: 0.5 }
 }
 
 fn drafted(ids: &[u32]) -> Reply {
@@ -165,17 +165,17 @@ const COSEC: RuleSettings = RuleSettings::Cosec { tau: 0.3 };
 fn cosec_asks_ahead_for_all_that_needs_no_id() {
     let mut script = Script::new(COSEC, Transport::Auto, vec![1, 2]);
     script.check(Event::Started, &["locate base after 0", "locate expert after 0"]);
-    script.check(located(Role::Expert), &[]);
-    script.check(located(Role::Base), &["base: at 0 feed [1, 2] sample@2", "expert: at 0 feed [1, 2] draft 1"]);
-    script.check(answered(Role::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &[]);
-    script.check(answered(Role::Expert, 0, drafted(&[5])), &["merge 2"]);
+    script.check(located(WorkerRole::Expert), &[]);
+    script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2] sample@2", "expert: at 0 feed [1, 2] draft 1"]);
+    script.check(answered(WorkerRole::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &[]);
+    script.check(answered(WorkerRole::Expert, 0, drafted(&[5])), &["merge 2"]);
     script.check(lacking(Lacking::Judgement(5)), &["base: at 2 feed [] gather [5]@0"]);
     assert_eq!(*script.session.phase(), Phase::Verifying);
-    script.check(answered(Role::Base, 1, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 2"]);
+    script.check(answered(WorkerRole::Base, 1, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 2"]);
     script.check(token(5), &["token 5"]);
     script.check(Event::Emitted, &["base: at 2 feed [5] sample@1", "expert: at 2 feed [5] draft 1"]);
-    script.check(answered(Role::Expert, 1, drafted(&[9])), &[]);
-    script.check(answered(Role::Base, 2, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &["merge 3"]);
+    script.check(answered(WorkerRole::Expert, 1, drafted(&[9])), &[]);
+    script.check(answered(WorkerRole::Base, 2, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &["merge 3"]);
     script.check(token(9), &["finished Stop"]);
     script.check(Event::Emitted, &[]);
     assert_eq!(*script.session.phase(), Phase::Finished);
@@ -185,14 +185,14 @@ fn cosec_asks_ahead_for_all_that_needs_no_id() {
 fn with_gather_the_base_is_fed_while_the_expert_drafts() {
     let mut script = Script::new(COSEC, Transport::Gather, vec![1]);
     script.check(Event::Started, &["locate base after 0", "locate expert after 0"]);
-    script.check(located(Role::Base), &[]);
-    script.check(located(Role::Expert), &["base: at 0 feed [1]", "expert: at 0 feed [1] draft 1"]);
-    script.check(answered(Role::Expert, 0, drafted(&[5])), &[]);
-    script.check(answered(Role::Base, 0, Reply::Rows(Vec::new())), &["merge 1"]);
+    script.check(located(WorkerRole::Base), &[]);
+    script.check(located(WorkerRole::Expert), &["base: at 0 feed [1]", "expert: at 0 feed [1] draft 1"]);
+    script.check(answered(WorkerRole::Expert, 0, drafted(&[5])), &[]);
+    script.check(answered(WorkerRole::Base, 0, Reply::Rows(Vec::new())), &["merge 1"]);
     script.check(lacking(Lacking::Judgement(5)), &["base: at 1 feed [] gather [5]@0"]);
-    script.check(answered(Role::Base, 1, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 1"]);
+    script.check(answered(WorkerRole::Base, 1, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 1"]);
     script.check(lacking(Lacking::Fallback), &["base: at 1 feed [] sample@0"]);
-    script.check(answered(Role::Base, 2, Reply::Rows(vec![RowView::Sampled(drawn(3))])), &["merge 1"]);
+    script.check(answered(WorkerRole::Base, 2, Reply::Rows(vec![RowView::Sampled(drawn(3))])), &["merge 1"]);
     script.check(token(3), &["token 3"]);
 }
 
@@ -200,39 +200,39 @@ fn with_gather_the_base_is_fed_while_the_expert_drafts() {
 fn a_long_prompt_goes_in_pieces_and_a_lost_cache_goes_again() {
     let mut script = Script::new(RuleSettings::BaseOnly, Transport::Full, vec![1, 2, 3, 4, 5, 6, 7]);
     script.check(Event::Started, &["locate base after 0"]);
-    script.check(located(Role::Base), &["base: at 0 feed [1, 2, 3]"]);
-    script.check(answered(Role::Base, 0, Reply::Rows(Vec::new())), &["base: at 3 feed [4, 5, 6]"]);
-    script.check(answered(Role::Base, 1, Reply::Rows(Vec::new())), &["base: at 6 feed [7] full@1"]);
-    script.check(answered(Role::Base, 2, Reply::NeedPrefix { have: 1 }), &["base: at 1 feed [2, 3, 4]"]);
-    script.check(answered(Role::Base, 3, Reply::Rows(Vec::new())), &["base: at 4 feed [5, 6, 7] full@3"]);
-    script.check(answered(Role::Base, 4, Reply::Rows(vec![RowView::Full(vec![0.0; 10])])), &["merge 7"]);
+    script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2, 3]"]);
+    script.check(answered(WorkerRole::Base, 0, Reply::Rows(Vec::new())), &["base: at 3 feed [4, 5, 6]"]);
+    script.check(answered(WorkerRole::Base, 1, Reply::Rows(Vec::new())), &["base: at 6 feed [7] full@1"]);
+    script.check(answered(WorkerRole::Base, 2, Reply::NeedPrefix { have: 1 }), &["base: at 1 feed [2, 3, 4]"]);
+    script.check(answered(WorkerRole::Base, 3, Reply::Rows(Vec::new())), &["base: at 4 feed [5, 6, 7] full@3"]);
+    script.check(answered(WorkerRole::Base, 4, Reply::Rows(vec![RowView::Full(vec![0.0; 10])])), &["merge 7"]);
 }
 
 #[test]
 fn a_worker_that_fails_is_replaced_and_the_sequence_goes_to_the_new_one() {
     let mut script = Script::new(RuleSettings::BaseOnly, Transport::Auto, vec![1, 2]);
     script.check(Event::Started, &["locate base after 0"]);
-    script.check(located(Role::Base), &["base: at 0 feed [1, 2] sample@2"]);
-    script.check(answered(Role::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &["merge 2"]);
+    script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2] sample@2"]);
+    script.check(answered(WorkerRole::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &["merge 2"]);
     script.check(token(4), &["token 4"]);
     script.check(Event::Emitted, &["base: at 2 feed [4] sample@1"]);
-    script.check(failed(Role::Base, 1, ErrorCode::Unavailable), &["locate base after 1"]);
-    script.check(located(Role::Base), &["base: at 0 feed [1, 2, 4] sample@3"]);
+    script.check(failed(WorkerRole::Base, 1, ErrorCode::Unavailable), &["locate base after 1"]);
+    script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2, 4] sample@3"]);
     for failures in 2..=4 {
         let expected = format!("locate base after {failures}");
-        script.check(failed(Role::Base, failures, ErrorCode::OutOfBlocks), &[expected.as_str()]);
-        script.check(located(Role::Base), &["base: at 0 feed [1, 2, 4] sample@3"]);
+        script.check(failed(WorkerRole::Base, failures, ErrorCode::OutOfBlocks), &[expected.as_str()]);
+        script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2, 4] sample@3"]);
     }
-    script.check(failed(Role::Base, 5, ErrorCode::OutOfBlocks), &["failed out_of_blocks"]);
+    script.check(failed(WorkerRole::Base, 5, ErrorCode::OutOfBlocks), &["failed out_of_blocks"]);
 }
 
 #[test]
 fn an_error_that_no_other_worker_can_mend_ends_the_session() {
     let mut script = Script::new(RuleSettings::BaseOnly, Transport::Auto, vec![1]);
     script.step(Event::Started);
-    script.step(located(Role::Base));
-    script.check(failed(Role::Base, 0, ErrorCode::InvalidArgument), &["failed invalid_argument"]);
-    script.check(answered(Role::Base, 0, Reply::NeedPrefix { have: 0 }), &[]);
+    script.step(located(WorkerRole::Base));
+    script.check(failed(WorkerRole::Base, 0, ErrorCode::InvalidArgument), &["failed invalid_argument"]);
+    script.check(answered(WorkerRole::Base, 0, Reply::NeedPrefix { have: 0 }), &[]);
 }
 
 #[test]
@@ -241,14 +241,14 @@ fn a_degraded_session_ignores_answers_to_what_it_asked_before() {
     let task = Task { expert_absent: ExpertAbsent::Degrade, ..task(COSEC, Transport::Auto, vec![1], now) };
     let mut script = Script { session: Session::new(task), now };
     script.step(Event::Started);
-    script.step(located(Role::Base));
-    script.step(located(Role::Expert));
-    script.check(failed(Role::Expert, 0, ErrorCode::Unavailable), &["locate expert after 1"]);
+    script.step(located(WorkerRole::Base));
+    script.step(located(WorkerRole::Expert));
+    script.check(failed(WorkerRole::Expert, 0, ErrorCode::Unavailable), &["locate expert after 1"]);
     let error = OperationError { code: ErrorCode::ExpertUnavailable, message: "none".to_owned() };
-    script.check(Event::Absent { role: Role::Expert, error }, &["withdraw base", "degraded"]);
-    script.check(answered(Role::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(3))])), &[]);
+    script.check(Event::Absent { role: WorkerRole::Expert, error }, &["withdraw base", "degraded"]);
+    script.check(answered(WorkerRole::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(3))])), &[]);
     script.check(Event::Emitted, &["base: at 0 feed [1] sample@1"]);
-    script.check(answered(Role::Base, 1, Reply::Rows(vec![RowView::Sampled(drawn(3))])), &["merge 1"]);
+    script.check(answered(WorkerRole::Base, 1, Reply::Rows(vec![RowView::Sampled(drawn(3))])), &["merge 1"]);
 }
 
 #[test]
@@ -256,7 +256,7 @@ fn without_leave_to_degrade_an_absent_expert_ends_the_session() {
     let mut script = Script::new(COSEC, Transport::Auto, vec![1]);
     script.step(Event::Started);
     let error = OperationError { code: ErrorCode::ExpertUnavailable, message: "none".to_owned() };
-    script.check(Event::Absent { role: Role::Expert, error }, &["failed expert_unavailable"]);
+    script.check(Event::Absent { role: WorkerRole::Expert, error }, &["failed expert_unavailable"]);
 }
 
 #[test]
@@ -265,20 +265,20 @@ fn the_deadline_ends_the_session_at_any_event() {
     script.step(Event::Started);
     script.now += Duration::from_secs(11);
     script.check(Event::Tick, &["failed deadline_exceeded"]);
-    script.check(located(Role::Base), &[]);
+    script.check(located(WorkerRole::Base), &[]);
 }
 
 #[test]
 fn a_token_that_a_model_does_not_have_is_a_fault_and_a_proposal_beyond_the_base_has_no_mass() {
     let mut script = Script::new(COSEC, Transport::Auto, vec![1]);
     script.step(Event::Started);
-    script.step(located(Role::Base));
-    script.step(located(Role::Expert));
-    script.step(answered(Role::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])));
-    script.step(answered(Role::Expert, 0, drafted(&[77])));
+    script.step(located(WorkerRole::Base));
+    script.step(located(WorkerRole::Expert));
+    script.step(answered(WorkerRole::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])));
+    script.step(answered(WorkerRole::Expert, 0, drafted(&[77])));
     let actions = script.session.step(script.now, lacking(Lacking::Judgement(77)));
     let [Action::Merge { evidence, .. }] = actions.as_slice() else { panic!("{actions:?}") };
-    assert_eq!(evidence[Role::Base.index()].looked_up, Some(Drawn { id: 77, probability: 0.0 }));
+    assert_eq!(evidence[WorkerRole::Base.index()].looked_up, Some(TokenProbability { id: 77, probability: 0.0 }));
     script.check(token(77), &["failed worker_fault"]);
 }
 
@@ -286,16 +286,16 @@ fn a_token_that_a_model_does_not_have_is_a_fault_and_a_proposal_beyond_the_base_
 fn a_block_of_drafts_is_verified_at_once_while_the_expert_runs_ahead() {
     let mut script = Script::lookahead(Transport::Auto, vec![1, 2], 20);
     // The base holds the prompt but its last token while it waits for drafts.
-    script.check(located(Role::Expert), &["base: at 0 feed [1]", "expert: at 0 feed [1, 2] draft 3"]);
-    script.check(answered(Role::Base, 0, Reply::Rows(Vec::new())), &[]);
+    script.check(located(WorkerRole::Expert), &["base: at 0 feed [1]", "expert: at 0 feed [1, 2] draft 3"]);
+    script.check(answered(WorkerRole::Base, 0, Reply::Rows(Vec::new())), &[]);
     let expected = [
         "base: at 1 feed [2, 5, 6] gather [5]@1 gather [6]@2 gather [7]@3 sample@1 sample@2 sample@3",
         "expert: at 4 feed [7] draft 3 ahead",
     ];
-    script.check(answered(Role::Expert, 0, drafted(&[5, 6, 7])), &expected);
+    script.check(answered(WorkerRole::Expert, 0, drafted(&[5, 6, 7])), &expected);
     // Answered first, but what it builds on is not decided.
-    script.check(answered(Role::Expert, 1, drafted(&[1, 2, 3])), &[]);
-    script.check(answered(Role::Base, 1, judged(&[5, 6, 7])), &["merge 2"]);
+    script.check(answered(WorkerRole::Expert, 1, drafted(&[1, 2, 3])), &[]);
+    script.check(answered(WorkerRole::Base, 1, judged(&[5, 6, 7])), &["merge 2"]);
     script.check(token(5), &["token 5"]);
     script.check(Event::Emitted, &["merge 3"]);
     script.check(token(6), &["token 6"]);
@@ -315,20 +315,20 @@ fn a_block_of_drafts_is_verified_at_once_while_the_expert_runs_ahead() {
 #[test]
 fn a_rejection_withdraws_what_was_drafted_ahead_and_cuts_the_caches_back() {
     let mut script = Script::lookahead(Transport::Auto, vec![1], 20);
-    script.check(located(Role::Expert), &["expert: at 0 feed [1] draft 3"]);
-    script.step(answered(Role::Expert, 0, drafted(&[5, 6, 7])));
-    script.check(answered(Role::Base, 0, judged(&[5, 6, 7])), &["merge 1"]);
+    script.check(located(WorkerRole::Expert), &["expert: at 0 feed [1] draft 3"]);
+    script.step(answered(WorkerRole::Expert, 0, drafted(&[5, 6, 7])));
+    script.check(answered(WorkerRole::Base, 0, judged(&[5, 6, 7])), &["merge 1"]);
     script.step(token(5));
     script.check(Event::Emitted, &["merge 2"]);
     script.check(rejected(8, 6), &["withdraw expert", "token 8"]);
     // One token of the block stands: the rest goes again from there.
     script.check(Event::Emitted, &["expert: at 2 feed [8] draft 3"]);
-    script.check(answered(Role::Expert, 1, drafted(&[1, 1, 1])), &[]);
+    script.check(answered(WorkerRole::Expert, 1, drafted(&[1, 1, 1])), &[]);
     let expected = [
         "base: at 2 feed [8, 3, 3] gather [3]@1 gather [3]@2 gather [3]@3 sample@1 sample@2 sample@3",
         "expert: at 5 feed [3] draft 3 ahead",
     ];
-    script.check(answered(Role::Expert, 2, drafted(&[3, 3, 3])), &expected);
+    script.check(answered(WorkerRole::Expert, 2, drafted(&[3, 3, 3])), &expected);
     let tally = script.session.take_tally();
     assert_eq!((tally.accepted, tally.rejected, tally.rollbacks, tally.withdrawn), (1, 1, 1, 1));
     assert_eq!(tally.accepted_lengths, [1]);
@@ -341,9 +341,9 @@ fn rejected(id: u32, proposal: u32) -> Event {
 #[test]
 fn a_fallback_that_is_the_drafted_token_discards_nothing() {
     let mut script = Script::lookahead(Transport::Auto, vec![1], 20);
-    script.step(located(Role::Expert));
-    script.step(answered(Role::Expert, 0, drafted(&[5, 6, 7])));
-    script.step(answered(Role::Base, 0, judged(&[5, 6, 7])));
+    script.step(located(WorkerRole::Expert));
+    script.step(answered(WorkerRole::Expert, 0, drafted(&[5, 6, 7])));
+    script.step(answered(WorkerRole::Base, 0, judged(&[5, 6, 7])));
     script.check(rejected(5, 5), &["token 5"]);
     script.check(Event::Emitted, &["merge 2"]);
 }
@@ -351,41 +351,44 @@ fn a_fallback_that_is_the_drafted_token_discards_nothing() {
 #[test]
 fn nothing_is_drafted_behind_an_end_token_or_the_last_token() {
     let mut script = Script::lookahead(Transport::Auto, vec![1], 5);
-    script.step(located(Role::Expert));
+    script.step(located(WorkerRole::Expert));
     // Token 9 ends the choice: what was drafted behind it is dropped.
     let expected = ["base: at 0 feed [1, 5] gather [5]@1 gather [9]@2 sample@1 sample@2"];
-    script.check(answered(Role::Expert, 0, drafted(&[5, 9, 7])), &expected);
-    script.step(answered(Role::Base, 0, judged(&[5, 9])));
+    script.check(answered(WorkerRole::Expert, 0, drafted(&[5, 9, 7])), &expected);
+    script.step(answered(WorkerRole::Base, 0, judged(&[5, 9])));
     script.step(token(5));
     script.check(Event::Emitted, &["merge 2"]);
     // It is rejected: two tokens are left to draft, then one.
     script.check(rejected(6, 9), &["token 6"]);
     script.check(Event::Emitted, &["expert: at 2 feed [6] draft 3"]);
     let expected = ["base: at 2 feed [6, 1, 2] gather [1]@1 gather [2]@2 gather [3]@3 sample@1 sample@2 sample@3"];
-    script.check(answered(Role::Expert, 1, drafted(&[1, 2, 3])), &expected);
+    script.check(answered(WorkerRole::Expert, 1, drafted(&[1, 2, 3])), &expected);
 }
 
 #[test]
 fn a_worker_lost_while_drafts_are_verified_is_fed_them_again() {
     let mut script = Script::lookahead(Transport::Gather, vec![1, 2, 3, 4], 20);
     let expected = ["base: at 0 feed [1, 2, 3]", "expert: at 0 feed [1, 2, 3]"];
-    script.check(located(Role::Expert), &expected);
-    script.check(answered(Role::Expert, 0, Reply::Rows(Vec::new())), &["expert: at 3 feed [4] draft 3"]);
-    script.check(failed(Role::Base, 0, ErrorCode::Unavailable), &["locate base after 1"]);
-    script.check(answered(Role::Expert, 1, drafted(&[5, 6, 7])), &[]);
+    script.check(located(WorkerRole::Expert), &expected);
+    script.check(answered(WorkerRole::Expert, 0, Reply::Rows(Vec::new())), &["expert: at 3 feed [4] draft 3"]);
+    script.check(failed(WorkerRole::Base, 0, ErrorCode::Unavailable), &["locate base after 1"]);
+    script.check(answered(WorkerRole::Expert, 1, drafted(&[5, 6, 7])), &[]);
     // Operations take three tokens: two of the drafts fit beside what the new base lacks.
-    script.check(located(Role::Base), &["base: at 0 feed [1, 2, 3]"]);
+    script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2, 3]"]);
     let expected =
         ["base: at 3 feed [4, 5, 6] gather [5]@1 gather [6]@2 gather [7]@3", "expert: at 6 feed [7] draft 3 ahead"];
-    script.check(answered(Role::Base, 1, Reply::Rows(Vec::new())), &expected);
-    script.check(answered(Role::Base, 2, Reply::NeedPrefix { have: 1 }), &["base: at 1 feed [2, 3, 4] gather [5]@3"]);
-    script.check(answered(Role::Base, 3, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 4"]);
+    script.check(answered(WorkerRole::Base, 1, Reply::Rows(Vec::new())), &expected);
+    script.check(
+        answered(WorkerRole::Base, 2, Reply::NeedPrefix { have: 1 }),
+        &["base: at 1 feed [2, 3, 4] gather [5]@3"],
+    );
+    script.check(answered(WorkerRole::Base, 3, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 4"]);
     // The rule needs the base's own token of a row that was kept: no forward pass.
     script.check(lacking(Lacking::Fallback), &["base: at 4 feed [] sample@0"]);
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
-    let role = prop_oneof![Just(Role::Base), Just(Role::Expert), Just(Role::AntiExpert)];
+    let role = prop_oneof![Just(WorkerRole::Base), Just(WorkerRole::Expert), Just(WorkerRole::AntiExpert)];
     let codes =
         [ErrorCode::Unavailable, ErrorCode::OutOfBlocks, ErrorCode::ModelMismatch, ErrorCode::DeadlineExceeded];
     let error =
@@ -405,7 +408,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         8 => (role, 0u64..20, reply).prop_map(|(role, ticket, reply)| Event::Answered { role, ticket, reply }),
         4 => (0u32..12).prop_map(token),
         2 => (0u32..12).prop_map(|id| lacking(Lacking::Judgement(id))),
-        2 => Just(lacking(Lacking::Row(Role::Expert))),
+        2 => Just(lacking(Lacking::Row(WorkerRole::Expert))),
         4 => Just(Event::Emitted),
         1 => Just(Event::MergeFailed(SessionError::new(ErrorCode::Internal, String::new()))),
         1 => Just(Event::Tick),

@@ -1,10 +1,12 @@
 //! What coordinator and worker agree on.
 //!
 //! The messages and services, the identity of a session, the error table, the limits of the transport, and the
-//! arithmetic of a draw. That arithmetic is part of the contract: a token must come out the same whether the
+//! arithmetic of sampling. That arithmetic is part of the contract: a token must come out the same whether the
 //! coordinator draws it from a full row or the worker draws it and sends twelve bytes.
 
 pub mod ids;
+
+mod role;
 
 pub mod error_code;
 
@@ -12,9 +14,7 @@ pub mod transport;
 
 pub mod kubernetes;
 
-pub mod draw;
-
-mod exp;
+pub mod sampling;
 
 pub mod row_runs;
 
@@ -29,17 +29,19 @@ pub mod metrics;
 pub use error_code::ErrorCode;
 pub use ids::SessionId;
 pub use moving_average::MovingAverage;
+pub use role::{UnknownRole, WorkerRole};
 
-/// Messages and services of a worker.
-#[expect(missing_docs, reason = "generated; documented in the .proto file")]
+/// The generated messages and services.
+#[expect(missing_docs, reason = "generated; documented in the .proto files")]
 #[expect(clippy::allow_attributes, clippy::allow_attributes_without_reason, reason = "generated")]
-pub mod worker {
-    tonic::include_proto!("cosec.worker.v1");
-}
+pub mod wire {
+    /// Of a worker.
+    pub mod worker {
+        tonic::include_proto!("cosec.worker.v1");
+    }
 
-/// Messages and services of the coordinator's gRPC door.
-#[expect(missing_docs, reason = "generated; documented in the .proto file")]
-#[expect(clippy::allow_attributes, clippy::allow_attributes_without_reason, reason = "generated")]
-pub mod coordinator {
-    tonic::include_proto!("cosec.coordinator.v1");
+    /// Of the coordinator's gRPC service.
+    pub mod coordinator {
+        tonic::include_proto!("cosec.coordinator.v1");
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::worker::Role;
+use crate::WorkerRole;
 
 /// Begins the keys of all workers; the id of one follows.
 pub const PREFIX: &str = "/cosec/v1/workers/";
@@ -29,8 +29,8 @@ pub struct Registration {
     pub endpoint: String,
     /// Names of the models that it takes part in, as clients spell them.
     pub models: Vec<String>,
-    /// As what.
-    pub role: RegisteredRole,
+    /// What its model is for.
+    pub role: WorkerRole,
     /// Of weights, config, tokenizer, adapter and dtype.
     pub fingerprint: String,
     /// Of the vocabulary.
@@ -43,29 +43,6 @@ pub struct Registration {
     pub zone: String,
     /// It shuts down: no new session should go there, and running ones should move.
     pub draining: bool,
-}
-
-/// [`Role`] by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RegisteredRole {
-    /// The large code model.
-    Base,
-    /// The model that steers it.
-    Expert,
-    /// What the expert is compared with.
-    AntiExpert,
-}
-
-impl From<Role> for RegisteredRole {
-    fn from(role: Role) -> Self {
-        match role {
-            // A worker that does not say what it is for is not taken for an expert.
-            Role::Unspecified | Role::Base => Self::Base,
-            Role::Expert => Self::Expert,
-            Role::AntiExpert => Self::AntiExpert,
-        }
-    }
 }
 
 /// How to reach etcd.

@@ -3,9 +3,9 @@
 //! A block of drafts is judged by one probability per row. Apart, each would take the warp again and the tags of a message
 //! of its own; as a run it takes the id and eight bytes.
 
-use crate::worker::row::Content;
-use crate::worker::row_request::View;
-use crate::worker::{Gather, Gathered, Row, RowRequest};
+use crate::wire::worker::row::Content;
+use crate::wire::worker::row_request::View;
+use crate::wire::worker::{Gather, Gathered, Row, RowRequest};
 
 /// Joins neighbouring lookups of one id each, under one warp in consecutive rows.
 #[must_use]
@@ -97,10 +97,10 @@ pub fn split_rows(rows: Vec<Row>, lengths: &[usize]) -> Vec<Row> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::{Full, Warp};
+    use crate::wire::worker::{Full, SamplingParams};
 
     fn gather(offset: u32, ids: &[u32], temperature: f64) -> RowRequest {
-        let warp = Some(Warp { temperature, top_p: 1.0, top_k: 0 });
+        let warp = Some(SamplingParams { temperature, top_p: 1.0, top_k: 0 });
         RowRequest { offset, view: Some(View::Gather(Gather { warp, ids: ids.to_vec(), each: false })) }
     }
 
@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(apart, requests);
         assert_eq!(lengths, [3, 1, 1, 1, 1, 1]);
 
-        let warp = Some(Warp { temperature: 1.0, top_p: 1.0, top_k: 0 });
+        let warp = Some(SamplingParams { temperature: 1.0, top_p: 1.0, top_k: 0 });
         let empty = RowRequest { offset: 1, view: Some(View::Gather(Gather { warp, ids: Vec::new(), each: true })) };
         assert_eq!(split_requests(vec![empty.clone()]), (vec![empty], vec![1]));
 

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cosec_proto::worker::step_request::Operation as Wire;
-use cosec_proto::worker::step_response::Outcome;
-use cosec_proto::worker::worker_client::WorkerClient;
-use cosec_proto::worker::worker_server::{Worker, WorkerServer};
-use cosec_proto::{transport, worker};
+use cosec_proto::wire::worker;
+use cosec_proto::wire::worker::step_request::Operation as Wire;
+use cosec_proto::wire::worker::step_response::Outcome;
+use cosec_proto::wire::worker::worker_client::WorkerClient;
+use cosec_proto::wire::worker::worker_server::{Worker, WorkerServer};
+use cosec_proto::{WorkerRole, transport};
 use futures::{Stream, StreamExt};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Notify, mpsc, watch};
@@ -62,13 +63,13 @@ enum Bar {
     Open,
     /// Closes at the next operation of this kind in this role, when `skip` others have passed.
     Waits {
-        role: worker::Role,
+        role: WorkerRole,
         kind: Kind,
         skip: u32,
     },
     /// Holds an operation on its way to the worker behind this address, and all that come after it to the role.
     Closed {
-        role: worker::Role,
+        role: WorkerRole,
         address: SocketAddr,
     },
 }
@@ -86,7 +87,7 @@ impl Default for Gate {
 
 impl Gate {
     /// Will hold the next operation of this kind behind `skip` others, and what comes after it to the role.
-    pub fn close(&self, role: worker::Role, kind: Kind, skip: u32) {
+    pub fn close(&self, role: WorkerRole, kind: Kind, skip: u32) {
         self.0.send_replace(Bar::Waits { role, kind, skip });
     }
 
@@ -105,7 +106,7 @@ impl Gate {
         self.0.send_replace(Bar::Open);
     }
 
-    async fn pass(&self, address: SocketAddr, own: worker::Role, operation: Kind) {
+    async fn pass(&self, address: SocketAddr, own: WorkerRole, operation: Kind) {
         let mut bar = self.0.subscribe();
         let closes = |bar: &mut Bar| match bar {
             Bar::Waits { role, kind, skip } if (*role, *kind) == (own, operation) => {
@@ -144,7 +145,7 @@ pub struct Proxy {
 
 struct Shared {
     address: SocketAddr,
-    role: worker::Role,
+    role: WorkerRole,
     gate: Gate,
     upstream: Channel,
     answers: Mutex<Answers>,
@@ -164,7 +165,7 @@ impl Proxy {
     /// # Panics
     /// When the port is taken.
     #[must_use]
-    pub fn start(listen: SocketAddr, role: worker::Role, upstream: &str, gate: &Gate) -> Self {
+    pub fn start(listen: SocketAddr, role: WorkerRole, upstream: &str, gate: &Gate) -> Self {
         let listener = std::net::TcpListener::bind(listen).unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();

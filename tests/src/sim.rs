@@ -14,9 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cosec_proto::worker::step_request::Operation;
-use cosec_proto::worker::step_response::Outcome;
-use cosec_proto::worker::{StepRequest, StepResponse};
+use cosec_proto::wire::worker::step_request::Operation;
+use cosec_proto::wire::worker::step_response::Outcome;
+use cosec_proto::wire::worker::{StepRequest, StepResponse};
 use cosec_proto::{SessionId, transport};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;

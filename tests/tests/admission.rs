@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use cosec_proto::worker::Role;
+use cosec_proto::WorkerRole;
 use cosec_tests::fleet::{Coordinator, Worker, coordinator, metric, metric_where, until, worker};
 use cosec_tests::proxy::{Gate, Kind, Proxy};
 use cosec_tests::stream::read;
@@ -42,7 +42,7 @@ impl Stage {
         ];
         let proxy =
             |role, worker: &Worker| Proxy::start(SocketAddr::from(([127, 0, 0, 1], 0)), role, &worker.address, &gate);
-        let proxies = [proxy(Role::Base, &workers[0]), proxy(Role::Expert, &workers[1])];
+        let proxies = [proxy(WorkerRole::Base, &workers[0]), proxy(WorkerRole::Expert, &workers[1])];
         let (file, keys_file) = (logs.path().join("coordinator.toml"), logs.path().join("keys.toml"));
         let key = |((name, sha256), limits): (&(&str, &str), &str)| {
             format!("[[keys]]\nname = \"{name}\"\nsha256 = \"{sha256}\"\n{limits}\n")
@@ -101,7 +101,7 @@ async fn what_does_not_fit_is_refused_at_once_and_what_was_admitted_goes_on() {
     let config = "max_sessions = 2\nmax_queued_sessions = 3\nmax_queued_tokens = 400";
     let stage = Stage::build(config, ["", "", "max_sessions = 1"], &[]).await;
     let undisturbed = stage.begin("a", PROMPT, 100).await.unwrap();
-    stage.gate.close(Role::Base, Kind::Verify, 3);
+    stage.gate.close(WorkerRole::Base, Kind::Verify, 3);
     let mut admitted = vec![stage.begin("a", PROMPT, 100), stage.begin("c", PROMPT, 100)];
     stage.gate.held().await;
     until("both decode", async || stage.coordinator.metric("cosec_active_sessions").await == 2.0).await;
@@ -131,7 +131,7 @@ async fn prompts_wait_until_the_workers_caches_have_room() {
     for number in 0..6 {
         undisturbed.push(stage.begin("a", &prompt(number), 20).await.unwrap());
     }
-    stage.gate.close(Role::Base, Kind::Verify, 3);
+    stage.gate.close(WorkerRole::Base, Kind::Verify, 3);
     let admitted: Vec<_> = (0..6).map(|number| stage.begin("a", &prompt(number), 20)).collect();
     stage.gate.held().await;
     until("all came", async || {
@@ -151,7 +151,7 @@ async fn prompts_wait_until_the_workers_caches_have_room() {
 async fn turns_follow_the_weights_of_keys_and_their_limits_hold() {
     let keys = ["weight = 1.0", "weight = 3.0", "tokens_per_minute = 60"];
     let stage = Stage::build("max_sessions = 1", keys, &[]).await;
-    stage.gate.close(Role::Base, Kind::Prefill, 0);
+    stage.gate.close(WorkerRole::Base, Kind::Prefill, 0);
     let first = stage.begin("a", PROMPT, 8);
     stage.gate.held().await;
     let turns = Arc::new(Mutex::new(Vec::new()));
@@ -189,7 +189,7 @@ async fn a_client_that_leaves_gives_both_workers_blocks_back_within_a_step() {
     let stage = Stage::build("", [""; 3], &[]).await;
     let free = async |worker: &Worker| metric(&worker.metrics, "cosec_worker_blocks_free").await;
     let before = [free(&stage.workers[0]).await, free(&stage.workers[1]).await];
-    stage.gate.close(Role::Base, Kind::Verify, 5);
+    stage.gate.close(WorkerRole::Base, Kind::Verify, 5);
     let client = {
         let http = stage.coordinator.http.clone();
         let body = json!({"model": "demo", "prompt": PROMPT, "max_tokens": 400, "seed": 3, "stream": true});

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cosec_launcher::{Cluster, ClusterConfig, StartError};
-use cosec_proto::coordinator::coordinator_client::CoordinatorClient;
-use cosec_proto::coordinator::generate_event::Event;
-use cosec_proto::coordinator::generate_request::Prompt;
-use cosec_proto::coordinator::{Cosec, GenerateRequest};
 use cosec_proto::transport;
+use cosec_proto::wire::coordinator::coordinator_client::CoordinatorClient;
+use cosec_proto::wire::coordinator::generate_event::Event;
+use cosec_proto::wire::coordinator::generate_request::Prompt;
+use cosec_proto::wire::coordinator::{Cosec, GenerateRequest};
 use cosec_tests::cluster::demo;
 use serde_json::json;
 use tempfile::TempDir;

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cosec_launcher::Cluster;
-use cosec_proto::worker::Role;
+use cosec_proto::WorkerRole;
 use cosec_tests::cluster::demo;
 use cosec_tests::fleet::{complete, coordinator, metric, model, signal, until, worker, worker_of};
 use cosec_tests::proxy::{Gate, Kind, Proxy};
@@ -113,7 +113,7 @@ async fn a_session_waits_for_its_own_model_and_takes_no_other() {
     let base = worker("base", "base", &[], logs).await;
     let mut expert = worker("expert", "expert", &[], logs).await;
     let gate = Gate::default();
-    let proxy = Proxy::start(([127, 0, 0, 1], 0).into(), Role::Expert, &expert.address, &gate);
+    let proxy = Proxy::start(([127, 0, 0, 1], 0).into(), WorkerRole::Expert, &expert.address, &gate);
     let address = proxy.address();
     let config = logs.join("coordinator.toml");
     std::fs::write(&config, "[core]\nexpert_absent = \"wait\"\n").unwrap();
@@ -126,7 +126,7 @@ async fn a_session_waits_for_its_own_model_and_takes_no_other() {
         until("it is noticed", async || coordinator.metric("cosec_worker_up").await == count).await;
     };
 
-    gate.close(Role::Expert, Kind::Verify, 10);
+    gate.close(WorkerRole::Expert, Kind::Verify, 10);
     let http = coordinator.http.clone();
     let disturbed = tokio::spawn(async move { complete(&http, 4, 60).await });
     gate.held().await;
@@ -135,7 +135,7 @@ async fn a_session_waits_for_its_own_model_and_takes_no_other() {
     up(1.0).await;
     gate.open();
     expert = worker_of("expert", "expert", &model("base"), &[], logs).await;
-    let proxy = Proxy::start(address, Role::Expert, &expert.address, &gate);
+    let proxy = Proxy::start(address, WorkerRole::Expert, &expert.address, &gate);
     up(2.0).await;
     until("the session looks for a worker", async || coordinator.metric("cosec_relocations_total").await > 0.0).await;
     assert!(!disturbed.is_finished());
@@ -143,6 +143,6 @@ async fn a_session_waits_for_its_own_model_and_takes_no_other() {
     drop(proxy);
     up(1.0).await;
     expert = worker("expert", "expert", &[], logs).await;
-    let _proxy = Proxy::start(address, Role::Expert, &expert.address, &gate);
+    let _proxy = Proxy::start(address, WorkerRole::Expert, &expert.address, &gate);
     assert_eq!(disturbed.await.unwrap(), undisturbed);
 }

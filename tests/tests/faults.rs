@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use cosec_proto::worker::Role;
+use cosec_proto::WorkerRole;
 use cosec_tests::fleet::{
     Coordinator, PATIENCE, Worker, coordinator, metric, metric_where, model, signal, until, worker_of,
 };
@@ -77,7 +77,7 @@ const PHASES: [Phase; 4] = [Phase::Prefill, Phase::Draft, Phase::Verify, Phase::
 #[derive(Clone, Copy)]
 struct Case {
     fault: Fault,
-    role: Role,
+    role: WorkerRole,
     phase: Phase,
     /// As the coordinator's flag has it.
     speculation: &'static str,
@@ -104,23 +104,23 @@ impl Case {
     }
 
     /// The operation that is held.
-    fn held(&self) -> (Role, Kind, u32) {
+    fn held(&self) -> (WorkerRole, Kind, u32) {
         match self.phase {
             Phase::Prefill | Phase::Idle => (self.role, Kind::Prefill, 0),
-            Phase::Draft => (Role::Expert, Kind::Draft, SKIPPED),
-            Phase::Verify => (Role::Base, Kind::Verify, SKIPPED),
+            Phase::Draft => (WorkerRole::Expert, Kind::Draft, SKIPPED),
+            Phase::Verify => (WorkerRole::Base, Kind::Verify, SKIPPED),
         }
     }
 }
 
-fn name(role: Role) -> &'static str {
-    if role == Role::Base { "base" } else { "expert" }
+fn name(role: WorkerRole) -> &'static str {
+    if role == WorkerRole::Base { "base" } else { "expert" }
 }
 
 /// A worker, and the proxy in front of it.
 struct Post {
     name: &'static str,
-    role: Role,
+    role: WorkerRole,
     address: SocketAddr,
     /// `None` while nobody answers at the address.
     proxy: Option<Proxy>,
@@ -154,7 +154,7 @@ struct Stage {
     logs: TempDir,
 }
 
-async fn hosting(name: &'static str, role: Role, directory: &str, logs: &TempDir) -> Worker {
+async fn hosting(name: &'static str, role: WorkerRole, directory: &str, logs: &TempDir) -> Worker {
     let flags = ["--lease-seconds", LEASE_SECONDS];
     worker_of(name, self::name(role), &model(directory), &flags, logs.path()).await
 }
@@ -164,9 +164,12 @@ impl Stage {
         let logs = TempDir::new().unwrap();
         let gate = Gate::default();
         let mut posts = Vec::new();
-        for (name, role) in
-            [("base-1", Role::Base), ("base-2", Role::Base), ("expert-1", Role::Expert), ("expert-2", Role::Expert)]
-        {
+        for (name, role) in [
+            ("base-1", WorkerRole::Base),
+            ("base-2", WorkerRole::Base),
+            ("expert-1", WorkerRole::Expert),
+            ("expert-2", WorkerRole::Expert),
+        ] {
             let worker = hosting(name, role, self::name(role), &logs).await;
             let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], 0)), role, &worker.address, &gate);
             posts.push(Post { name, role, address: proxy.address(), proxy: Some(proxy), worker });
@@ -179,7 +182,7 @@ impl Stage {
         let deadline = STEP_DEADLINE.as_millis();
         std::fs::write(&config, format!("[core]\nstep_deadline_ms = {deadline}\ndescribe_interval_ms = 1000\n"))
             .unwrap();
-        let (bases, experts) = (addresses(Role::Base), addresses(Role::Expert));
+        let (bases, experts) = (addresses(WorkerRole::Base), addresses(WorkerRole::Expert));
         let start = async |name, speculation| {
             let flags = ["--base", &bases, "--expert", &experts, "--config", config.to_str().unwrap()];
             let flags = [flags.as_slice(), &["--speculation", speculation]].concat();
@@ -225,7 +228,7 @@ impl Stage {
     }
 
     /// Whoever has most of the sessions in a role.
-    async fn busiest(&self, role: Role) -> usize {
+    async fn busiest(&self, role: WorkerRole) -> usize {
         let mut found = (0.0, None);
         for (at, post) in self.posts.iter().enumerate().filter(|(_, post)| post.role == role) {
             let sessions = post.sessions().await;
@@ -339,7 +342,7 @@ impl Stage {
     /// Another model comes to the address.
     async fn host_another_model(&mut self, victim: usize, metrics: &str) {
         let post = &mut self.posts[victim];
-        let other = if post.role == Role::Base { "expert" } else { "base" };
+        let other = if post.role == WorkerRole::Base { "expert" } else { "base" };
         post.worker = hosting(post.name, post.role, other, &self.logs).await;
         post.proxy = Some(Proxy::start(post.address, post.role, &post.worker.address, &self.gate));
         until("the other model is up", async || metric(metrics, "cosec_worker_up").await == 4.0).await;
@@ -437,15 +440,15 @@ fn selection() -> Vec<Case> {
     use Phase::{Draft, Idle, Prefill, Verify};
     let case = |(fault, role, phase, speculation)| Case { fault, role, phase, speculation };
     [
-        (Killed, Role::Base, Verify, "adaptive"),
-        (Killed, Role::Expert, Draft, "off"),
-        (Hangs, Role::Expert, Prefill, "adaptive"),
-        (CutOff, Role::Base, Draft, "adaptive"),
-        (CutOffForAWhile, Role::Expert, Verify, "off"),
-        (Slow, Role::Base, Idle, "adaptive"),
-        (Garbage, Role::Expert, Draft, "adaptive"),
-        (OtherModel, Role::Base, Prefill, "off"),
-        (OtherModel, Role::Expert, Idle, "adaptive"),
+        (Killed, WorkerRole::Base, Verify, "adaptive"),
+        (Killed, WorkerRole::Expert, Draft, "off"),
+        (Hangs, WorkerRole::Expert, Prefill, "adaptive"),
+        (CutOff, WorkerRole::Base, Draft, "adaptive"),
+        (CutOffForAWhile, WorkerRole::Expert, Verify, "off"),
+        (Slow, WorkerRole::Base, Idle, "adaptive"),
+        (Garbage, WorkerRole::Expert, Draft, "adaptive"),
+        (OtherModel, WorkerRole::Base, Prefill, "off"),
+        (OtherModel, WorkerRole::Expert, Idle, "adaptive"),
     ]
     .map(case)
     .into()
@@ -455,7 +458,7 @@ fn matrix() -> Vec<Case> {
     let mut cases = Vec::new();
     for speculation in ["adaptive", "off"] {
         for fault in FAULTS {
-            for role in [Role::Base, Role::Expert] {
+            for role in [WorkerRole::Base, WorkerRole::Expert] {
                 cases.extend(PHASES.map(|phase| Case { fault, role, phase, speculation }));
             }
         }

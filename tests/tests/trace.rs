@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use cosec_coordinator::merge::{Cosec, Evidence, Laws, MergeRule, Warps};
-use cosec_proto::draw::Warp;
+use cosec_proto::sampling::SamplingParams;
 use cosec_worker::model::{BatchItem, CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
 use serde::Deserialize;
 
@@ -102,8 +102,9 @@ fn check(trace: &Trace, checkpoints: &Path) {
     let mut base = Cached::load(&directory, None);
     let mut expert = Cached::load(&directory, Some(checkpoints.join(&trace.expert_adapter)));
     let params = &trace.params;
-    let of_base = Warp::new(params.base_temperature.unwrap_or(1.0), params.base_top_p.unwrap_or(1.0), 0).unwrap();
-    let of_expert = Warp::new(params.expert_temperature, params.expert_top_p, 0).unwrap();
+    let of_base =
+        SamplingParams::new(params.base_temperature.unwrap_or(1.0), params.base_top_p.unwrap_or(1.0), 0).unwrap();
+    let of_expert = SamplingParams::new(params.expert_temperature, params.expert_top_p, 0).unwrap();
     let warps = Warps { judged: of_base, fallback: of_base, expert: of_expert };
     let rule = Cosec { tau: params.tau };
     let mut fed = trace.prompt.clone();

@@ -4,15 +4,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use cosec_launcher::{Cluster, Process};
-use cosec_proto::draw::{Distribution, Purpose, Randomness};
-use cosec_proto::worker::row::Content;
-use cosec_proto::worker::row_request::View;
-use cosec_proto::worker::step_request::Operation;
-use cosec_proto::worker::step_response::Outcome;
-use cosec_proto::worker::worker_client::WorkerClient;
-use cosec_proto::worker::{
+use cosec_proto::sampling::{Distribution, DrawPurpose, SamplingSeed};
+use cosec_proto::wire::worker::row::Content;
+use cosec_proto::wire::worker::row_request::View;
+use cosec_proto::wire::worker::step_request::Operation;
+use cosec_proto::wire::worker::step_response::Outcome;
+use cosec_proto::wire::worker::worker_client::WorkerClient;
+use cosec_proto::wire::worker::{
     DescribeRequest, Draft, Extend, Full, Gather, NeedPrefix, Nucleus, Precision, Release, Role, RowRequest, Sample,
-    StepRequest, StepResponse, Warp,
+    SamplingParams, StepRequest, StepResponse,
 };
 use cosec_proto::{SessionId, transport};
 use cosec_worker::cpu_set::CpuSet;
@@ -75,8 +75,8 @@ fn logits(content: &Content) -> Vec<f32> {
     }
 }
 
-fn warp() -> Warp {
-    Warp { temperature: 0.7, top_p: 0.9, top_k: 0 }
+fn warp() -> SamplingParams {
+    SamplingParams { temperature: 0.7, top_p: 0.9, top_k: 0 }
 }
 
 #[tokio::test]
@@ -104,7 +104,7 @@ async fn malformed_operations_are_refused_by_name_and_the_stream_goes_on() {
     let session = SessionId::random().to_wire();
     let extend = Extend { session: session.clone(), at: 0, tokens: vec![5, 6], rows: vec![], ..Extend::default() };
     let view = |view| Extend { rows: vec![RowRequest { offset: 1, view: Some(view) }], ..extend.clone() };
-    let bad_warp = |temperature, top_p| Some(Warp { temperature, top_p, top_k: 0 });
+    let bad_warp = |temperature, top_p| Some(SamplingParams { temperature, top_p, top_k: 0 });
     let draft = Draft {
         session,
         at: 0,
@@ -176,7 +176,7 @@ async fn a_rollback_is_as_if_it_had_never_been() {
     };
     wire.rows(open(&fresh)).await;
     wire.rows(open(&rolled)).await;
-    let randomness = Randomness { seed: 5, sample: 0 };
+    let randomness = SamplingSeed { seed: 5, sample: 0 };
     let draft = Draft {
         session: rolled.clone(),
         at: 30,
@@ -208,7 +208,7 @@ async fn every_view_is_of_one_distribution() {
     let logs = TempDir::new().unwrap();
     let cluster = cluster(&logs).await;
     let mut wire = Wire::open(transport::channel(&cluster.base_address).unwrap()).await;
-    let u = Randomness { seed: 3, sample: 1 }.uniform(Purpose::Fallback, 4);
+    let u = SamplingSeed { seed: 3, sample: 1 }.uniform(DrawPurpose::Fallback, 4);
     let views = [
         View::Full(Full { precision: Precision::F32 as i32 }),
         View::Nucleus(Nucleus { warp: Some(warp()), cap: 0 }),
@@ -224,7 +224,7 @@ async fn every_view_is_of_one_distribution() {
         ..Extend::default()
     };
     let rows = wire.rows(extend).await;
-    let expected = Distribution::warped(&logits(&rows[0]), &warp().try_into().unwrap()).unwrap();
+    let expected = Distribution::from_logits(&logits(&rows[0]), &warp().try_into().unwrap()).unwrap();
     match &rows[1..] {
         [Content::Nucleus(nucleus), Content::Sampled(sampled), Content::Gathered(gathered)] => {
             assert!(nucleus.complete);

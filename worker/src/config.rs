@@ -3,8 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
-use cosec_proto::{kubernetes, worker as wire};
+use cosec_proto::{WorkerRole, kubernetes};
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
@@ -15,28 +14,6 @@ use crate::registration::{self, InvalidRegistration};
 
 /// Prefix of the environment variables: `COSEC_WORKER_STEP_TOKENS` sets `step_tokens`.
 const ENVIRONMENT: &str = "COSEC_WORKER_";
-
-/// What the model of a worker is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    /// The large code model.
-    Base,
-    /// The model that steers it.
-    Expert,
-    /// What the expert is compared with by the rule `product`.
-    AntiExpert,
-}
-
-impl From<Role> for wire::Role {
-    fn from(role: Role) -> Self {
-        match role {
-            Role::Base => Self::Base,
-            Role::Expert => Self::Expert,
-            Role::AntiExpert => Self::AntiExpert,
-        }
-    }
-}
 
 /// Flags of `serve`. What is not given here comes from the environment, the file or the defaults.
 #[derive(Clone, Debug, Default, clap::Args, Serialize)]
@@ -54,10 +31,10 @@ pub struct Flags {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
-    /// What the model is for. Required.
+    /// What the model is for: base, expert or anti_expert. Required.
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub role: Option<Role>,
+    pub role: Option<WorkerRole>,
     /// Address of the gRPC service; port 0 takes any [default: 127.0.0.1:9001].
     #[arg(long, value_name = "HOST:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -156,7 +133,7 @@ pub struct Config {
     /// Branch, tag or commit of a hub id.
     pub revision: Option<String>,
     /// What the model is for.
-    pub role: Role,
+    pub role: WorkerRole,
     /// Name that the worker gives its model.
     pub name: String,
     /// Where the worker stands; empty when that was not said.
@@ -207,7 +184,7 @@ pub struct Config {
 struct Settings {
     model: Option<PathBuf>,
     revision: Option<String>,
-    role: Option<Role>,
+    role: Option<WorkerRole>,
     name: Option<String>,
     zone: String,
     listen: String,
@@ -293,7 +270,7 @@ impl Settings {
     fn checked(self) -> Result<Config, ConfigError> {
         let model = self.model.ok_or(ConfigError::Missing { key: "model", flag: "--model" })?;
         let role =
-            self.role.ok_or(ConfigError::Missing { key: "role", flag: "--role base, expert or anti-expert" })?;
+            self.role.ok_or(ConfigError::Missing { key: "role", flag: "--role base, expert or anti_expert" })?;
         let name = self.name.unwrap_or_else(|| model_name(&model));
         let cache = match (self.kv_memory_mib, self.blocks) {
             (Some(_), Some(_)) => return Err(ConfigError::TwoCacheSizes),
@@ -459,7 +436,7 @@ mod tests {
     use super::*;
 
     fn flags() -> Flags {
-        Flags { model: Some("models/a".into()), role: Some(Role::Expert), ..Flags::default() }
+        Flags { model: Some("models/a".into()), role: Some(WorkerRole::Expert), ..Flags::default() }
     }
 
     /// Waits for tests that set variables.
@@ -493,6 +470,7 @@ mod tests {
         check("step_tokens = \"many\"", &flags(), Err("step_tokens"));
         check("step_tokens = 0", &flags(), Err("step_tokens is 0"));
         check("role = \"judge\"", &Flags { role: None, ..flags() }, Err("judge"));
+        check("role = \"anti-expert\"", &Flags { role: None, ..flags() }, Err("anti_expert"));
         check("lease_seconds = -1", &flags(), Err("lease_seconds"));
         check("blocks = 3\nkv_memory_mib = 4", &flags(), Err("both set"));
         check("lora = [\"a=x\", \"b-1.0=x\"]", &flags(), Ok(()));

@@ -92,7 +92,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
     tracing::info!(address = %server.address(), model = %config.model.display(), "loading");
     let identity = Identity {
-        role: config.role.into(),
+        role: config.role,
         model: config.name.clone(),
         zone: config.zone.clone(),
         registration: config.registration.clone(),

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use cosec_proto::draw::{Distribution, InvalidLogits, Warp, Warper, probabilities_of};
+use cosec_proto::sampling::{Distribution, InvalidLogits, LogitsProcessor, SamplingParams, probabilities_of};
 use half::f16;
 use parking_lot::Mutex;
 
@@ -18,21 +18,21 @@ pub enum View {
     /// Probabilities of given ids.
     Gather {
         /// Logits to distribution.
-        warp: Warp,
+        warp: SamplingParams,
         /// Below the vocabulary.
         ids: Vec<u32>,
     },
     /// The survivors of the warp.
     Nucleus {
         /// Logits to distribution.
-        warp: Warp,
+        warp: SamplingParams,
         /// Most survivors to return, at least 1.
         cap: usize,
     },
     /// One draw.
     Sample {
         /// Logits to distribution.
-        warp: Warp,
+        warp: SamplingParams,
         /// In [0, 1).
         u: f64,
     },
@@ -95,7 +95,7 @@ pub enum Content {
 impl View {
     /// How logits become the distribution that it is a view of; `None` for raw logits.
     #[must_use]
-    pub fn warp(&self) -> Option<&Warp> {
+    pub fn warp(&self) -> Option<&SamplingParams> {
         match self {
             Self::Gather { warp, .. } | Self::Nucleus { warp, .. } | Self::Sample { warp, .. } => Some(warp),
             Self::Full(_) => None,
@@ -122,7 +122,7 @@ pub struct RowTask<'a> {
     /// With the index under which each is answered.
     pub views: &'a [(usize, View)],
     /// A draw: from logits to a distribution, and the number in [0, 1) that it is drawn with.
-    pub draw: Option<(Warp, f64)>,
+    pub draw: Option<(SamplingParams, f64)>,
     /// Whether the row is to stay.
     pub keep: bool,
     /// Where the answer goes; holds the one before.
@@ -159,12 +159,12 @@ impl RowTask<'_> {
 
     fn try_read(&mut self, logits: &[f32], spare: &Spare<Vec<f32>>) -> Result<(), InvalidLogits> {
         let Self { views, draw, keep, found } = self;
-        let same = |warp: &Warp| {
+        let same = |warp: &SamplingParams| {
             let drawn = draw.is_some_and(|(of_draw, _)| of_draw == *warp);
             views.iter().filter(|(_, view)| view.warp() == Some(warp)).count() + usize::from(drawn)
         };
-        WARPER.with_borrow_mut(|warper| {
-            let row = &mut Row { logits, warper, warped: None, views: &same };
+        PROCESSOR.with_borrow_mut(|processor| {
+            let row = &mut Row { logits, processor, warped: None, views: &same };
             for (index, view) in *views {
                 found.contents.push((*index, view.of(row)?));
             }
@@ -264,29 +264,29 @@ impl<T: Default> Drop for Lent<T> {
 /// A row of logits `[vocabulary]` and the distribution that was last made of it.
 struct Row<'a> {
     logits: &'a [f32],
-    warper: &'a mut Warper,
-    warped: Option<Warp>,
+    processor: &'a mut LogitsProcessor,
+    warped: Option<SamplingParams>,
     /// How many views each distribution serves: one that serves a single gather is not worth making.
-    views: &'a dyn Fn(&Warp) -> usize,
+    views: &'a dyn Fn(&SamplingParams) -> usize,
 }
 
 thread_local! {
     /// Memory of the rows that this thread reads.
-    static WARPER: RefCell<Warper> = RefCell::default();
+    static PROCESSOR: RefCell<LogitsProcessor> = RefCell::default();
 }
 
 impl Row<'_> {
     /// The row under `warp`; made once for views of the same warp in a row.
-    fn distribution(&mut self, warp: &Warp) -> Result<&Distribution, InvalidLogits> {
+    fn distribution(&mut self, warp: &SamplingParams) -> Result<&Distribution, InvalidLogits> {
         if self.warped != Some(*warp) {
             self.warped = None;
-            self.warper.warp(self.logits, warp)?;
+            self.processor.process(self.logits, warp)?;
             self.warped = Some(*warp);
         }
-        Ok(self.warper.distribution())
+        Ok(self.processor.distribution())
     }
 
-    fn gather(&mut self, ids: &[u32], warp: &Warp) -> Result<Vec<f64>, InvalidLogits> {
+    fn gather(&mut self, ids: &[u32], warp: &SamplingParams) -> Result<Vec<f64>, InvalidLogits> {
         if !warp.cuts() && self.warped != Some(*warp) && (self.views)(warp) < 2 {
             return probabilities_of(ids, self.logits, warp);
         }
@@ -295,7 +295,7 @@ impl Row<'_> {
     }
 
     /// The token that belongs to `u`, and its probability.
-    fn draw(&mut self, warp: &Warp, u: f64) -> Result<(u32, f64), InvalidLogits> {
+    fn draw(&mut self, warp: &SamplingParams, u: f64) -> Result<(u32, f64), InvalidLogits> {
         let distribution = self.distribution(warp)?;
         let id = distribution.sample(u);
         Ok((id, distribution.probability(id)))
@@ -346,8 +346,8 @@ mod tests {
 
     #[test]
     fn nucleus_is_complete_under_its_cap_and_says_when_it_is_not() {
-        let distribution = Distribution::warped(&LOGITS, &Warp::RAW).unwrap();
-        let view = |cap| of(&View::Nucleus { warp: Warp::RAW, cap }, &LOGITS).unwrap();
+        let distribution = Distribution::from_logits(&LOGITS, &SamplingParams::RAW).unwrap();
+        let view = |cap| of(&View::Nucleus { warp: SamplingParams::RAW, cap }, &LOGITS).unwrap();
         let Content::Nucleus { ids, probabilities, complete, log_normaliser } = view(5) else { panic!("view") };
         assert!(complete);
         assert_eq!((ids.as_slice(), probabilities.as_slice()), (distribution.ids(), distribution.probabilities()));
@@ -364,8 +364,8 @@ mod tests {
 
     #[test]
     fn gather_and_sample_read_the_same_distribution() {
-        let warp = Warp::new(0.7, 0.9, 0).unwrap();
-        let distribution = Distribution::warped(&LOGITS, &warp).unwrap();
+        let warp = SamplingParams::new(0.7, 0.9, 0).unwrap();
+        let distribution = Distribution::from_logits(&LOGITS, &warp).unwrap();
         let Content::Gathered(probabilities) = of(&View::Gather { warp, ids: vec![3, 4, 1, 3] }, &LOGITS).unwrap()
         else {
             panic!("view")
@@ -380,8 +380,8 @@ mod tests {
 
     #[test]
     fn a_row_is_drawn_from_and_kept_and_its_memory_comes_back() {
-        let (spare, warp) = (Spare::default(), Warp::new(0.7, 0.9, 0).unwrap());
-        let distribution = Distribution::warped(&LOGITS, &warp).unwrap();
+        let (spare, warp) = (Spare::default(), SamplingParams::new(0.7, 0.9, 0).unwrap());
+        let distribution = Distribution::from_logits(&LOGITS, &warp).unwrap();
         let (mut first, mut again) = (Found::default(), Found::default());
         RowTask { views: &[], draw: Some((warp, 0.4)), keep: true, found: &mut first }.read(&LOGITS, &spare);
         let id = distribution.sample(0.4);
@@ -410,9 +410,9 @@ mod tests {
     #[test]
     fn every_view_refuses_a_row_that_makes_no_distribution() {
         let views = [
-            View::Gather { warp: Warp::RAW, ids: vec![0] },
-            View::Nucleus { warp: Warp::GREEDY, cap: 1 },
-            View::Sample { warp: Warp::RAW, u: 0.0 },
+            View::Gather { warp: SamplingParams::RAW, ids: vec![0] },
+            View::Nucleus { warp: SamplingParams::GREEDY, cap: 1 },
+            View::Sample { warp: SamplingParams::RAW, u: 0.0 },
             View::Full(Precision::F32),
             View::Full(Precision::F16),
         ];

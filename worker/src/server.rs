@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 use cosec_proto::metrics::{MetricError, MetricRegistry};
 use cosec_proto::registry::Registration;
 use cosec_proto::transport;
-use cosec_proto::worker::Role;
-use cosec_proto::worker::worker_server::WorkerServer;
+use cosec_proto::wire::worker::worker_server::WorkerServer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
@@ -87,7 +86,7 @@ impl Server {
         F: FnOnce() -> Result<(M, EngineOptions), LoadError> + Send + 'static,
     {
         let address = self.address;
-        let registry = MetricRegistry::labelled("role", role_label(identity.role))?;
+        let registry = MetricRegistry::labelled("role", identity.role.name())?;
         let metrics = Arc::new(WorkerMetrics::register(&registry)?);
         let tracker = TaskTracker::new();
         let closing = CancellationToken::new();
@@ -160,7 +159,7 @@ fn registrar(
     let entry = Registration {
         endpoint: advertise.unwrap_or_else(|| address.to_string()),
         models,
-        role: identity.role.into(),
+        role: identity.role,
         fingerprint: description.fingerprint.clone(),
         tokenizer_fingerprint: description.tokenizer_fingerprint.clone(),
         capacity_tokens: (options.blocks * options.block_tokens) as u64,
@@ -177,15 +176,6 @@ async fn bind(key: &'static str, listen: &str) -> Result<(TcpListener, SocketAdd
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
-}
-
-fn role_label(role: Role) -> &'static str {
-    match role {
-        Role::Unspecified => "unspecified",
-        Role::Base => "base",
-        Role::Expert => "expert",
-        Role::AntiExpert => "anti-expert",
-    }
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {

@@ -8,14 +8,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use cosec_proto::transport::MAX_MESSAGE_BYTES;
-use cosec_proto::worker::row::Content as WireContent;
-use cosec_proto::worker::step_request::Operation as WireOperation;
-use cosec_proto::worker::step_response::Outcome as WireOutcome;
-use cosec_proto::worker::worker_server::{Worker, WorkerServer};
-use cosec_proto::worker::{
+use cosec_proto::wire::worker::row::Content as WireContent;
+use cosec_proto::wire::worker::step_request::Operation as WireOperation;
+use cosec_proto::wire::worker::step_response::Outcome as WireOutcome;
+use cosec_proto::wire::worker::worker_server::{Worker, WorkerServer};
+use cosec_proto::wire::worker::{
     self as wire, DescribeRequest, DescribeResponse, StepRequest, StepResponse, TokenizerRequest, TokenizerResponse,
 };
-use cosec_proto::{ErrorCode, row_runs};
+use cosec_proto::{ErrorCode, WorkerRole, row_runs};
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, FuturesUnordered, StreamExt};
 use prost::Message;
@@ -51,7 +51,7 @@ const REPLY_QUEUE: usize = 4;
 #[derive(Clone, Debug)]
 pub struct Identity {
     /// What the worker is for.
-    pub role: wire::Role,
+    pub role: WorkerRole,
     /// Name of the model; not unique.
     pub model: String,
     /// Where the worker stands; empty for nowhere in particular.
@@ -118,7 +118,7 @@ impl Worker for WorkerService {
         let engine = self.engine()?;
         let (model, limits, status) = (engine.description(), engine.limits(), engine.status());
         Ok(Response::new(DescribeResponse {
-            role: self.identity.role.into(),
+            role: wire::Role::from(self.identity.role).into(),
             model: self.identity.model.clone(),
             fingerprint: model.fingerprint.clone(),
             tokenizer_fingerprint: model.tokenizer_fingerprint.clone(),

@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use cosec_proto::SessionId;
-use cosec_proto::draw::{Randomness, Warp};
 use cosec_proto::metrics::MetricRegistry;
+use cosec_proto::sampling::{SamplingParams, SamplingSeed};
 use cosec_worker::engine::operation::{Outcome, Request, RowRequest, Work};
 use cosec_worker::engine::{self, EngineHandle, EngineOptions};
 use cosec_worker::metrics::WorkerMetrics;
@@ -110,12 +110,12 @@ fn run(engine: &EngineHandle, runtime: &tokio::runtime::Runtime, sessions: &[Ses
 
 /// Drafts, verifications and samples behind `at`; each is rolled back by the next round.
 fn round(at: usize) -> [(Work, usize); 4] {
-    let warp = Warp::new(0.8, 0.95, 0).unwrap();
-    let randomness = Randomness { seed: 5, sample: 0 };
+    let warp = SamplingParams::new(0.8, 0.95, 0).unwrap();
+    let randomness = SamplingSeed { seed: 5, sample: 0 };
     let draft = |at, tokens: Vec<u32>, k| Work::Draft { at, tokens, k, warp, randomness, rows: Vec::new() };
     let row = |offset, view| RowRequest { offset, view };
     let gathers: Vec<RowRequest> =
-        (1..4).map(|offset| row(offset, View::Gather { warp: Warp::RAW, ids: vec![1, 2] })).collect();
+        (1..4).map(|offset| row(offset, View::Gather { warp: SamplingParams::RAW, ids: vec![1, 2] })).collect();
     let sample = vec![row(1, View::Sample { warp, u: 0.5 })];
     [
         (draft(at, vec![3], 1), 0),

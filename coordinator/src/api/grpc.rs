@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use cosec_proto::coordinator::coordinator_server::{Coordinator, CoordinatorServer};
-use cosec_proto::coordinator::{self as wire, generate_event, generate_request};
+use cosec_proto::wire::coordinator::coordinator_server::{Coordinator, CoordinatorServer};
+use cosec_proto::wire::coordinator::{self as wire, generate_event, generate_request};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tonic::{Request, Response, Status};

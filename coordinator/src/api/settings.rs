@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cosec_proto::draw::{InvalidWarp, Warp};
+use cosec_proto::sampling::{InvalidSamplingParams, SamplingParams};
 use serde::Deserialize;
 use tokio::time::Instant;
 
@@ -271,7 +271,7 @@ impl RawSettings {
 
     /// The base gets the client's settings, the expert its own. The rule `expert_only` has no base, so there the expert
     /// takes the client's where it has none of its own.
-    fn warps(&self, rule: RuleName, defaults: &Defaults) -> Result<(Warp, Warp), ApiError> {
+    fn warps(&self, rule: RuleName, defaults: &Defaults) -> Result<(SamplingParams, SamplingParams), ApiError> {
         let base = warp(
             ["temperature", "top_p"],
             self.temperature.unwrap_or(1.0),
@@ -364,14 +364,16 @@ impl RawCosec {
     }
 }
 
-fn expert_warp(temperature: f64, top_p: f64, top_k: u32) -> Result<Warp, ApiError> {
+fn expert_warp(temperature: f64, top_p: f64, top_k: u32) -> Result<SamplingParams, ApiError> {
     warp(["cosec.expert_temperature", "cosec.expert_top_p"], temperature, top_p, top_k)
 }
 
-fn warp(names: [&str; 2], temperature: f64, top_p: f64, top_k: u32) -> Result<Warp, ApiError> {
-    Warp::new(temperature, top_p, top_k).map_err(|invalid| match invalid {
-        InvalidWarp::Temperature(value) => ApiError::value(names[0], value, "a finite number of at least 0"),
-        InvalidWarp::TopP(value) => ApiError::value(names[1], value, "greater than 0 and at most 1"),
+fn warp(names: [&str; 2], temperature: f64, top_p: f64, top_k: u32) -> Result<SamplingParams, ApiError> {
+    SamplingParams::new(temperature, top_p, top_k).map_err(|invalid| match invalid {
+        InvalidSamplingParams::Temperature(value) => {
+            ApiError::value(names[0], value, "a finite number of at least 0")
+        }
+        InvalidSamplingParams::TopP(value) => ApiError::value(names[1], value, "greater than 0 and at most 1"),
     })
 }
 

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use cosec_proto::registry::{EtcdConfig, LEASE, PREFIX, RegisteredRole, Registration};
+use cosec_proto::registry::{EtcdConfig, LEASE, PREFIX, Registration};
 use etcd_client::{Client, EventType, GetOptions, KeyValue, WatchOptions, WatchResponse};
 use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Announcer, Backoff, Discovery, Member};
-use crate::role::Role;
 
 /// For one call to etcd.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -136,12 +135,7 @@ impl Entries {
     fn members(&self) -> impl Iterator<Item = Member> + '_ {
         let staying = self.0.values().map(|entry| &entry.registration).filter(|registration| !registration.draining);
         staying.flat_map(|registration| {
-            let role = match registration.role {
-                RegisteredRole::Base => Role::Base,
-                RegisteredRole::Expert => Role::Expert,
-                RegisteredRole::AntiExpert => Role::AntiExpert,
-            };
-            let address = &registration.endpoint;
+            let (address, role) = (&registration.endpoint, registration.role);
             registration.models.iter().map(move |model| Member {
                 model: model.clone(),
                 role,

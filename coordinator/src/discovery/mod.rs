@@ -19,7 +19,7 @@ use rand::Rng;
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use crate::role::Role;
+use cosec_proto::WorkerRole;
 
 pub use etcd::Etcd;
 pub use kubernetes::Kubernetes;
@@ -33,7 +33,7 @@ pub struct Member {
     /// Name of the model that it takes part in.
     pub model: String,
     /// As what.
-    pub role: Role,
+    pub role: WorkerRole,
     /// `host:port`.
     pub address: String,
 }

@@ -1,6 +1,6 @@
 //! The weighted sum of two distributions.
 
-use cosec_proto::draw::{Distribution, InvalidSupport};
+use cosec_proto::sampling::{Distribution, InvalidSupport};
 
 /// `first(id, x) + second(id, y)` over the union of both supports, where x and y are the probabilities of `id` there;
 /// only ids with mass stay.

@@ -1,11 +1,11 @@
 //! Supervised co-decoding (Li et al. 2024, section 3): the expert proposes, the base lets pass or replaces.
 
-use cosec_proto::draw::Distribution;
+use cosec_proto::sampling::Distribution;
 
 use super::blend::blend;
 use super::{Laws, MergeError, MergeRule};
 use crate::request::{ChosenBy, Decision, Rejected};
-use crate::sampler::Draws;
+use cosec_proto::sampling::PositionRandom;
 
 /// Draft x ~ q; keep it when `min(1, p(x) / q(x)) > tau`; else take x' ~ p, from the whole of p.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,7 @@ impl MergeRule for Cosec {
         Ok(blend((expert, accepted), (fallback, |_, p| rejected * p))?)
     }
 
-    fn decide(&self, laws: &Laws, draws: &Draws) -> Result<Decision, MergeError> {
+    fn decide(&self, laws: &Laws, draws: &PositionRandom) -> Result<Decision, MergeError> {
         let proposal = laws.proposal(draws.draft())?;
         let p = laws.judged(proposal.id)?;
         if self.accepts(p, proposal.probability) {

@@ -1,10 +1,10 @@
 //! The expert alone, for comparison.
 
-use cosec_proto::draw::Distribution;
+use cosec_proto::sampling::Distribution;
 
 use super::{Laws, MergeError, MergeRule};
 use crate::request::{ChosenBy, Decision};
-use crate::sampler::Draws;
+use cosec_proto::sampling::PositionRandom;
 
 /// q, drawn with the numbers that a proposal takes.
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +15,7 @@ impl MergeRule for ExpertOnly {
         laws.expert_law().cloned()
     }
 
-    fn decide(&self, laws: &Laws, draws: &Draws) -> Result<Decision, MergeError> {
+    fn decide(&self, laws: &Laws, draws: &PositionRandom) -> Result<Decision, MergeError> {
         let proposal = laws.proposal(draws.draft())?;
         Ok(Decision {
             id: proposal.id,

@@ -2,21 +2,21 @@
 
 use std::cell::OnceCell;
 
-use cosec_proto::draw::{Distribution, Warp};
+use cosec_proto::sampling::{Distribution, SamplingParams, TokenProbability};
 
 use super::{Lacking, MergeError};
 use crate::request::Settings;
-use crate::role::Role;
+use cosec_proto::WorkerRole;
 
 /// How the logits of base and expert become the laws of a rule.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Warps {
     /// p in the acceptance test.
-    pub judged: Warp,
+    pub judged: SamplingParams,
     /// p where the base's own token is drawn.
-    pub fallback: Warp,
+    pub fallback: SamplingParams,
     /// q.
-    pub expert: Warp,
+    pub expert: SamplingParams,
 }
 
 impl Warps {
@@ -27,23 +27,14 @@ impl Warps {
     #[must_use]
     pub fn of(settings: &Settings) -> Self {
         let (judged, fallback) = if settings.reference_code {
-            (Warp::RAW, Warp::RAW)
+            (SamplingParams::RAW, SamplingParams::RAW)
         } else if settings.base.temperature() == 0.0 {
-            (Warp::RAW, Warp::GREEDY)
+            (SamplingParams::RAW, SamplingParams::GREEDY)
         } else {
             (settings.base, settings.base)
         };
         Self { judged, fallback, expert: settings.expert }
     }
-}
-
-/// A token with its probability under the law it was drawn from or looked up in.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Drawn {
-    /// Token id.
-    pub id: u32,
-    /// In [0, 1].
-    pub probability: f64,
 }
 
 /// What is known of one model at one position.
@@ -52,17 +43,17 @@ pub struct Evidence {
     /// Raw logits.
     pub row: Option<Vec<f32>>,
     /// Complete distributions by their warp.
-    pub nuclei: Vec<(Warp, Distribution)>,
+    pub nuclei: Vec<(SamplingParams, Distribution)>,
     /// The worker's draw: the expert's proposal, the base's fallback.
-    pub drawn: Option<Drawn>,
+    pub drawn: Option<TokenProbability>,
     /// A probability that the worker looked up (under [`Warps::judged`] for the base).
-    pub looked_up: Option<Drawn>,
+    pub looked_up: Option<TokenProbability>,
 }
 
 impl Evidence {
     fn whole<'a>(
         &'a self,
-        warp: &Warp,
+        warp: &SamplingParams,
         computed: &'a OnceCell<Distribution>,
         lacking: Lacking,
     ) -> Result<&'a Distribution, MergeError> {
@@ -73,7 +64,7 @@ impl Evidence {
             return Ok(distribution);
         }
         let row = self.row.as_deref().ok_or(lacking)?;
-        let distribution = Distribution::warped(row, warp)?;
+        let distribution = Distribution::from_logits(row, warp)?;
         Ok(computed.get_or_init(|| distribution))
     }
 }
@@ -89,7 +80,7 @@ pub struct Laws {
 }
 
 impl Laws {
-    /// Reads `evidence`, in the order of [`Role::ALL`], through `warps`.
+    /// Reads `evidence`, in the order of [`WorkerRole::ALL`], through `warps`.
     #[must_use]
     pub fn new(evidence: Box<[Evidence; 3]>, warps: Warps) -> Self {
         Self { evidence, warps, judged: OnceCell::new(), fallback: OnceCell::new(), expert: OnceCell::new() }
@@ -101,7 +92,7 @@ impl Laws {
         self.evidence
     }
 
-    fn of(&self, role: Role) -> &Evidence {
+    fn of(&self, role: WorkerRole) -> &Evidence {
         &self.evidence[role.index()]
     }
 
@@ -113,7 +104,7 @@ impl Laws {
 
     /// Raw logits, where they are known.
     #[must_use]
-    pub fn row(&self, role: Role) -> Option<&[f32]> {
+    pub fn row(&self, role: WorkerRole) -> Option<&[f32]> {
         self.of(role).row.as_deref()
     }
 
@@ -125,7 +116,7 @@ impl Laws {
         if self.warps.judged == self.warps.fallback {
             return self.fallback_law();
         }
-        self.of(Role::Base).whole(&self.warps.judged, &self.judged, Lacking::Row(Role::Base))
+        self.of(WorkerRole::Base).whole(&self.warps.judged, &self.judged, Lacking::Row(WorkerRole::Base))
     }
 
     /// p as the base's own token is drawn from.
@@ -133,7 +124,7 @@ impl Laws {
     /// # Errors
     /// Unless the row or nucleus is known.
     pub fn fallback_law(&self) -> Result<&Distribution, MergeError> {
-        self.of(Role::Base).whole(&self.warps.fallback, &self.fallback, Lacking::Row(Role::Base))
+        self.of(WorkerRole::Base).whole(&self.warps.fallback, &self.fallback, Lacking::Row(WorkerRole::Base))
     }
 
     /// q.
@@ -141,15 +132,15 @@ impl Laws {
     /// # Errors
     /// Unless the row or nucleus is known.
     pub fn expert_law(&self) -> Result<&Distribution, MergeError> {
-        self.of(Role::Expert).whole(&self.warps.expert, &self.expert, Lacking::Row(Role::Expert))
+        self.of(WorkerRole::Expert).whole(&self.warps.expert, &self.expert, Lacking::Row(WorkerRole::Expert))
     }
 
     /// The expert's token for `u`.
     ///
     /// # Errors
     /// Unless it was drawn or the expert's law is known.
-    pub fn proposal(&self, u: f64) -> Result<Drawn, MergeError> {
-        match self.of(Role::Expert).drawn {
+    pub fn proposal(&self, u: f64) -> Result<TokenProbability, MergeError> {
+        match self.of(WorkerRole::Expert).drawn {
             Some(drawn) => Ok(drawn),
             None => Ok(draw(or(self.expert_law(), Lacking::Proposal)?, u)),
         }
@@ -159,8 +150,8 @@ impl Laws {
     ///
     /// # Errors
     /// Unless it was drawn or the base's law is known.
-    pub fn fallback(&self, u: f64) -> Result<Drawn, MergeError> {
-        match self.of(Role::Base).drawn {
+    pub fn fallback(&self, u: f64) -> Result<TokenProbability, MergeError> {
+        match self.of(WorkerRole::Base).drawn {
             Some(drawn) => Ok(drawn),
             None => Ok(draw(or(self.fallback_law(), Lacking::Fallback)?, u)),
         }
@@ -171,16 +162,16 @@ impl Laws {
     /// # Errors
     /// Unless it was looked up or the base's law is known.
     pub fn judged(&self, id: u32) -> Result<f64, MergeError> {
-        match self.of(Role::Base).looked_up {
+        match self.of(WorkerRole::Base).looked_up {
             Some(looked_up) if looked_up.id == id => Ok(looked_up.probability),
             _ => Ok(or(self.judged_law(), Lacking::Judgement(id))?.probability(id)),
         }
     }
 }
 
-fn draw(law: &Distribution, u: f64) -> Drawn {
+fn draw(law: &Distribution, u: f64) -> TokenProbability {
     let id = law.sample(u);
-    Drawn { id, probability: law.probability(id) }
+    TokenProbability { id, probability: law.probability(id) }
 }
 
 /// Where a whole row is lacking, a point of it would do.

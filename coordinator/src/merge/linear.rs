@@ -1,11 +1,11 @@
 //! The mixture of both distributions.
 
-use cosec_proto::draw::Distribution;
+use cosec_proto::sampling::Distribution;
 
 use super::blend::blend;
 use super::{Laws, MergeError, MergeRule, rejection};
 use crate::request::Decision;
-use crate::sampler::Draws;
+use cosec_proto::sampling::PositionRandom;
 
 /// `lambda q + (1 - lambda) p`.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +21,7 @@ impl MergeRule for Linear {
         Ok(blend((laws.expert_law()?, of_expert), (laws.fallback_law()?, of_base))?)
     }
 
-    fn decide(&self, laws: &Laws, draws: &Draws) -> Result<Decision, MergeError> {
+    fn decide(&self, laws: &Laws, draws: &PositionRandom) -> Result<Decision, MergeError> {
         rejection::decide(&self.law(laws)?, laws, draws)
     }
 }

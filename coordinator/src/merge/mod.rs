@@ -15,17 +15,17 @@ mod product;
 mod rejection;
 mod score;
 
-use cosec_proto::draw::{Distribution, InvalidLogits, InvalidSupport};
+use cosec_proto::sampling::{Distribution, InvalidLogits, InvalidSupport};
 
 use crate::request::{Decision, RuleSettings};
-use crate::role::Role;
-use crate::sampler::Draws;
+use cosec_proto::WorkerRole;
+use cosec_proto::sampling::PositionRandom;
 
 pub use adjustments::{Adjuster, OverAdjusted};
 pub use base_only::BaseOnly;
 pub use cosec::Cosec;
 pub use expert_only::ExpertOnly;
-pub use laws::{Drawn, Evidence, Laws, Warps};
+pub use laws::{Evidence, Laws, Warps};
 pub use linear::Linear;
 pub use product::Product;
 pub use score::score;
@@ -42,7 +42,7 @@ pub trait MergeRule {
     ///
     /// # Errors
     /// [`MergeError::Lacking`] says what to find out before asking again.
-    fn decide(&self, laws: &Laws, draws: &Draws) -> Result<Decision, MergeError>;
+    fn decide(&self, laws: &Laws, draws: &PositionRandom) -> Result<Decision, MergeError>;
 }
 
 impl RuleSettings {
@@ -73,7 +73,7 @@ pub enum Lacking {
     Fallback,
     /// A whole row.
     #[error("the row of the {} is not known", .0.name())]
-    Row(Role),
+    Row(WorkerRole),
 }
 
 /// Why there is no token yet.

@@ -1,11 +1,11 @@
 //! The product of experts on raw logits: `DExperts` (Liu et al. 2021), proxy-tuning (Liu et al. 2024).
 
-use cosec_proto::draw::Distribution;
+use cosec_proto::sampling::Distribution;
 
 use super::{Lacking, Laws, MergeError, MergeRule, rejection};
 use crate::request::Decision;
-use crate::role::Role;
-use crate::sampler::Draws;
+use cosec_proto::WorkerRole;
+use cosec_proto::sampling::PositionRandom;
 
 /// `softmax(base + alpha (expert - anti-expert))` through the base's warp; without an anti-expert, `base + alpha expert`.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +34,8 @@ impl Product {
 impl MergeRule for Product {
     fn law(&self, laws: &Laws) -> Result<Distribution, MergeError> {
         let row = |role| laws.row(role).ok_or(Lacking::Row(role));
-        let (base, expert) = (row(Role::Base)?, row(Role::Expert)?);
-        let anti = laws.row(Role::AntiExpert);
+        let (base, expert) = (row(WorkerRole::Base)?, row(WorkerRole::Expert)?);
+        let anti = laws.row(WorkerRole::AntiExpert);
         // Rows differ in length by padding: an id that a model does not know is ruled out by it.
         let at = |row: &[f32], id| row.get(id).copied().unwrap_or(f32::NEG_INFINITY);
         let blended: Vec<f32> = base
@@ -43,10 +43,10 @@ impl MergeRule for Product {
             .enumerate()
             .map(|(id, &logit)| self.logit(logit, at(expert, id), anti.map_or(0.0, |row| at(row, id))))
             .collect();
-        Ok(Distribution::warped(&blended, &laws.warps().fallback)?)
+        Ok(Distribution::from_logits(&blended, &laws.warps().fallback)?)
     }
 
-    fn decide(&self, laws: &Laws, draws: &Draws) -> Result<Decision, MergeError> {
+    fn decide(&self, laws: &Laws, draws: &PositionRandom) -> Result<Decision, MergeError> {
         rejection::decide(&self.law(laws)?, laws, draws)
     }
 }

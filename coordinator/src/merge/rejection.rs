@@ -5,18 +5,18 @@
 //! L whatever q is. All three numbers belong to the position, and no token beyond the drafts is ever taken, so that the same
 //! seed gives the same tokens however many are drafted at a time.
 
-use cosec_proto::draw::Distribution;
+use cosec_proto::sampling::Distribution;
 
 use super::blend::blend;
 use super::{Laws, MergeError};
 use crate::request::{ChosenBy, Decision, Rejected};
-use crate::sampler::Draws;
+use cosec_proto::sampling::PositionRandom;
 
 /// Draws from `law`.
 ///
 /// # Errors
 /// Unless the laws of base and expert are known.
-pub(super) fn decide(law: &Distribution, laws: &Laws, draws: &Draws) -> Result<Decision, MergeError> {
+pub(super) fn decide(law: &Distribution, laws: &Laws, draws: &PositionRandom) -> Result<Decision, MergeError> {
     let (base, expert) = (laws.fallback_law()?, laws.expert_law()?);
     let proposal = laws.proposal(draws.draft())?;
     let merged = |id, rejected| Decision {

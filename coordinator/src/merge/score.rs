@@ -1,6 +1,6 @@
 //! Log-probabilities of a token and of its most probable rivals.
 
-use cosec_proto::draw::Distribution;
+use cosec_proto::sampling::Distribution;
 
 use crate::request::Score;
 

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cosec_proto::draw::Randomness;
+use cosec_proto::sampling::SamplingSeed;
 use cosec_proto::{ErrorCode, SessionId};
 use futures::StreamExt;
 use futures::future::{AbortHandle, Abortable};
@@ -24,11 +24,11 @@ use crate::admission::Turn;
 use crate::core::ExpertAbsent;
 use crate::merge::{Adjuster, Evidence, Laws, MergeError, OverAdjusted, score};
 use crate::request::{RuleSettings, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
-use crate::role::Role;
-use crate::sampler::Draws;
 use crate::worker_pool::operation::Ask;
 use crate::worker_pool::reply::{Answer, OperationError, Reply, RowView};
 use crate::worker_pool::{Seat, Wanted, WorkerPool};
+use cosec_proto::WorkerRole;
+use cosec_proto::sampling::PositionRandom;
 
 /// How long a session looks for another worker after a failure; a worker that restarts is back by then.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -57,11 +57,11 @@ pub(crate) struct Opening {
 enum Done {
     Event(Event),
     Seated {
-        role: Role,
+        role: WorkerRole,
         seat: Arc<Seat>,
     },
     Performed {
-        role: Role,
+        role: WorkerRole,
         ticket: u64,
         answer: Result<Answer, OperationError>,
         asked: Asked,
@@ -241,12 +241,12 @@ impl Driver {
     // === workers ===
 
     /// Finds a worker. At the beginning an absent worker is absent; in mid-decode it gets time to come back.
-    fn locate(&mut self, role: Role, failures: u32) -> impl Future<Output = Done> + Send + use<> {
+    fn locate(&mut self, role: WorkerRole, failures: u32) -> impl Future<Output = Done> + Send + use<> {
         // The cache of the old one is given back, whatever it holds: what may still arrive there would change it.
         let seat = self.seats[role.index()].take();
         self.paced.interrupt();
         let deadline = self.opening.request.settings.deadline;
-        let waits = role != Role::Base && self.opening.expert_absent == ExpertAbsent::Wait;
+        let waits = role != WorkerRole::Base && self.opening.expert_absent == ExpertAbsent::Wait;
         let until = match (waits, failures) {
             (true, _) => deadline,
             (false, 0) => Instant::now(),
@@ -280,7 +280,7 @@ impl Driver {
 
     fn send(
         &self,
-        role: Role,
+        role: WorkerRole,
         ticket: u64,
         at: u32,
         tokens: Vec<u32>,
@@ -290,8 +290,8 @@ impl Driver {
         let pace = self.session.pace();
         let beside = match role {
             _ if pace.drafted == 1 => true,
-            Role::Expert => is_ahead,
-            Role::Base | Role::AntiExpert => pace.runs_ahead,
+            WorkerRole::Expert => is_ahead,
+            WorkerRole::Base | WorkerRole::AntiExpert => pace.runs_ahead,
         };
         let asked = Asked { work: self.work(role, tokens.len(), &ask), beside };
         let (tenant, randomness) = (self.opening.request.tenant.id, self.randomness());
@@ -320,15 +320,15 @@ impl Driver {
     }
 
     /// What a round's costs are to know an operation as; `None` for prompts, lookups and single rows of either model.
-    fn work(&self, role: Role, tokens: usize, ask: &Ask) -> Option<Work> {
+    fn work(&self, role: WorkerRole, tokens: usize, ask: &Ask) -> Option<Work> {
         match (role, ask) {
             _ if !self.session.plan().drafts() => None,
-            (Role::Expert, Ask::Draft { .. }) => Some(Work::Draft),
+            (WorkerRole::Expert, Ask::Draft { .. }) => Some(Work::Draft),
             // One token is a whole round only where positions are decoded one by one; its row may be asked for behind it.
-            (Role::Base, Ask::Rows(_)) if tokens == 1 => {
+            (WorkerRole::Base, Ask::Rows(_)) if tokens == 1 => {
                 (self.session.pace().drafted == 1).then_some(Work::Verify(1))
             }
-            (Role::Base, Ask::Rows(rows)) if tokens > 1 => {
+            (WorkerRole::Base, Ask::Rows(rows)) if tokens > 1 => {
                 let mut offsets: Vec<u32> = rows.iter().map(|row| row.offset).collect();
                 offsets.sort_unstable();
                 offsets.dedup();
@@ -353,9 +353,9 @@ impl Driver {
         Ok(reply)
     }
 
-    fn randomness(&self) -> Randomness {
+    fn randomness(&self) -> SamplingSeed {
         let request = &self.opening.request;
-        Randomness { seed: request.settings.seed, sample: request.sample }
+        SamplingSeed { seed: request.settings.seed, sample: request.sample }
     }
 
     // === tokens ===
@@ -367,7 +367,7 @@ impl Driver {
         let job = Merge {
             rule: plan.rule,
             laws: Laws::new(evidence, plan.warps),
-            draws: Draws { randomness: self.randomness(), position },
+            draws: PositionRandom { seed: self.randomness(), position },
             alternatives: self.opening.request.settings.logprobs,
         };
         async move {
@@ -432,7 +432,7 @@ impl Driver {
 struct Merge {
     rule: RuleSettings,
     laws: Laws,
-    draws: Draws,
+    draws: PositionRandom,
     /// Most probable others to score.
     alternatives: Option<u32>,
 }

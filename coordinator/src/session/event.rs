@@ -7,9 +7,9 @@ use super::plan::Plan;
 use crate::core::ExpertAbsent;
 use crate::merge::{Evidence, Lacking};
 use crate::request::{Score, SessionError, SessionEvent, TokenEvent};
-use crate::role::Role;
 use crate::worker_pool::operation::Ask;
 use crate::worker_pool::reply::{OperationError, Reply};
+use cosec_proto::WorkerRole;
 
 /// What happened.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub enum Event {
     /// A worker was found for a role. It has nothing of the session yet.
     Located {
         /// Which.
-        role: Role,
+        role: WorkerRole,
         /// Largest operation of the worker, in tokens.
         max_operation_tokens: u32,
         /// Length of its rows.
@@ -28,14 +28,14 @@ pub enum Event {
     /// No worker was found for a role in the time that the driver allows.
     Absent {
         /// Which.
-        role: Role,
+        role: WorkerRole,
         /// Why.
         error: OperationError,
     },
     /// A worker answered.
     Answered {
         /// Which.
-        role: Role,
+        role: WorkerRole,
         /// Of the action.
         ticket: u64,
         /// What.
@@ -64,14 +64,14 @@ pub enum Action {
     /// Find a worker; answered by `Located` or `Absent`.
     Locate {
         /// As what.
-        role: Role,
+        role: WorkerRole,
         /// Failures in a row of the worker before it; 0 at the beginning.
         failures: u32,
     },
     /// Have a worker perform an operation; answered by `Answered`.
     Send {
         /// Whom.
-        role: Role,
+        role: WorkerRole,
         /// To be named in the answer.
         ticket: u64,
         /// Cached tokens that the operation assumes.
@@ -86,7 +86,7 @@ pub enum Action {
     /// Take an operation back; its answer is of no interest any more.
     Withdraw {
         /// Whose.
-        role: Role,
+        role: WorkerRole,
         /// Of the action that sent it.
         ticket: u64,
     },
@@ -94,7 +94,7 @@ pub enum Action {
     Merge {
         /// Of the token to decide.
         position: u32,
-        /// In the order of [`Role::ALL`].
+        /// In the order of [`WorkerRole::ALL`].
         evidence: Box<[Evidence; 3]>,
     },
     /// Hand an event to the client; answered by `Emitted`.

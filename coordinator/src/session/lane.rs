@@ -1,13 +1,13 @@
 //! What a session has under way with the worker of one role: one operation at a time.
 
-use cosec_proto::draw::Warp;
+use cosec_proto::sampling::SamplingParams;
 
 use super::event::Action;
 use crate::merge::score;
 use crate::request::Score;
-use crate::role::Role;
 use crate::worker_pool::operation::{Ask, RowAsk, View};
 use crate::worker_pool::reply::RowView;
+use cosec_proto::WorkerRole;
 
 /// Failures in a row, without any answer between them, after which a session gives up.
 const MAX_FAILURES: u32 = 4;
@@ -33,7 +33,7 @@ pub(super) enum Aim {
     /// Tokens behind the last, drawn by the model, and views of the row of each.
     Draft {
         k: u32,
-        warp: Warp,
+        warp: SamplingParams,
         views: Vec<View>,
         /// Whether the tokens before it may yet be rejected.
         is_ahead: bool,
@@ -57,7 +57,7 @@ pub(super) struct Sent {
 
 #[derive(Debug)]
 pub(super) struct Lane {
-    role: Role,
+    role: WorkerRole,
     is_placed: bool,
     max_operation_tokens: usize,
     vocabulary: u32,
@@ -72,7 +72,7 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(role: Role) -> Self {
+    pub(super) fn new(role: WorkerRole) -> Self {
         Self {
             role,
             is_placed: false,
@@ -228,10 +228,10 @@ fn row_asks(offset: usize, views: Vec<View>) -> impl Iterator<Item = RowAsk> {
 fn score_rows(next: &[u32], alternatives: u32) -> Vec<RowAsk> {
     let mut rows = Vec::new();
     for (offset, &id) in (1u32..).zip(next) {
-        rows.push(RowAsk { offset, view: View::Gather { warp: Warp::RAW, ids: vec![id] } });
+        rows.push(RowAsk { offset, view: View::Gather { warp: SamplingParams::RAW, ids: vec![id] } });
         if alternatives > 0 {
             // A capped nucleus is the most probable ids with their exact probabilities.
-            rows.push(RowAsk { offset, view: View::Nucleus { warp: Warp::RAW, cap: alternatives } });
+            rows.push(RowAsk { offset, view: View::Nucleus { warp: SamplingParams::RAW, cap: alternatives } });
         }
     }
     rows

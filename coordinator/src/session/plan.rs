@@ -1,11 +1,11 @@
 //! Which workers a rule reads, and as what their rows travel.
 
-use cosec_proto::draw::{Purpose, Warp};
+use cosec_proto::sampling::{DrawPurpose, SamplingParams};
 
 use crate::merge::{Lacking, Warps};
 use crate::request::{Adjustments, RuleSettings, Settings, Transport};
-use crate::role::Role;
 use crate::worker_pool::operation::{NUCLEUS_CAP, View};
+use cosec_proto::WorkerRole;
 
 /// How a session decodes. Pure: made once from the settings.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,11 +62,11 @@ impl Plan {
 
     /// Whether the rule reads the workers of this role.
     #[must_use]
-    pub fn reads(&self, role: Role) -> bool {
+    pub fn reads(&self, role: WorkerRole) -> bool {
         match role {
-            Role::Base => self.rule != RuleSettings::ExpertOnly,
-            Role::Expert => self.rule != RuleSettings::BaseOnly,
-            Role::AntiExpert => self.has_anti_expert,
+            WorkerRole::Base => self.rule != RuleSettings::ExpertOnly,
+            WorkerRole::Expert => self.rule != RuleSettings::BaseOnly,
+            WorkerRole::AntiExpert => self.has_anti_expert,
         }
     }
 
@@ -74,7 +74,7 @@ impl Plan {
     /// base's is, one position at a time.
     #[must_use]
     pub fn drafts(&self) -> bool {
-        self.reads(Role::Expert) && !self.is_adjusted
+        self.reads(WorkerRole::Expert) && !self.is_adjusted
     }
 
     /// Whether logits are changed before they make laws.
@@ -96,14 +96,16 @@ impl Plan {
 
     /// What to ask a worker of the row at a position, with the proposal for it where that is known.
     #[must_use]
-    pub fn views(&self, role: Role, proposal: Option<u32>) -> Vec<View> {
+    pub fn views(&self, role: WorkerRole, proposal: Option<u32>) -> Vec<View> {
         let nucleus = |warp| View::Nucleus { warp, cap: NUCLEUS_CAP };
         match (self.travel, role) {
             (Travel::Full, _) => vec![View::Full],
-            (Travel::Nucleus, Role::Expert) => vec![nucleus(self.warps.expert)],
-            (Travel::Nucleus, Role::Base | Role::AntiExpert) => self.base_warps().into_iter().map(nucleus).collect(),
-            (Travel::Points { .. }, Role::Expert | Role::AntiExpert) => Vec::new(),
-            (Travel::Points { ahead }, Role::Base) => {
+            (Travel::Nucleus, WorkerRole::Expert) => vec![nucleus(self.warps.expert)],
+            (Travel::Nucleus, WorkerRole::Base | WorkerRole::AntiExpert) => {
+                self.base_warps().into_iter().map(nucleus).collect()
+            }
+            (Travel::Points { .. }, WorkerRole::Expert | WorkerRole::AntiExpert) => Vec::new(),
+            (Travel::Points { ahead }, WorkerRole::Base) => {
                 let judged = proposal.map(|id| self.judgement(id));
                 let needed = ahead || self.rule == RuleSettings::BaseOnly;
                 judged.into_iter().chain(needed.then(|| self.fallback())).collect()
@@ -112,7 +114,7 @@ impl Plan {
     }
 
     /// The laws that the base is read under.
-    fn base_warps(&self) -> Vec<Warp> {
+    fn base_warps(&self) -> Vec<SamplingParams> {
         let judges_apart =
             matches!(self.rule, RuleSettings::Cosec { .. }) && self.warps.judged != self.warps.fallback;
         if judges_apart { vec![self.warps.judged, self.warps.fallback] } else { vec![self.warps.fallback] }
@@ -120,13 +122,15 @@ impl Plan {
 
     /// What to ask of whom for what a rule still lacks.
     #[must_use]
-    pub fn supply(&self, lacking: Lacking) -> (Role, View) {
+    pub fn supply(&self, lacking: Lacking) -> (WorkerRole, View) {
         match (lacking, self.travel) {
-            (Lacking::Judgement(id), Travel::Points { .. }) => (Role::Base, self.judgement(id)),
-            (Lacking::Fallback, Travel::Points { .. }) => (Role::Base, self.fallback()),
+            (Lacking::Judgement(id), Travel::Points { .. }) => (WorkerRole::Base, self.judgement(id)),
+            (Lacking::Fallback, Travel::Points { .. }) => (WorkerRole::Base, self.fallback()),
             // A nucleus was cut short.
-            (Lacking::Judgement(_) | Lacking::Fallback, Travel::Nucleus | Travel::Full) => (Role::Base, View::Full),
-            (Lacking::Proposal, _) => (Role::Expert, View::Full),
+            (Lacking::Judgement(_) | Lacking::Fallback, Travel::Nucleus | Travel::Full) => {
+                (WorkerRole::Base, View::Full)
+            }
+            (Lacking::Proposal, _) => (WorkerRole::Expert, View::Full),
             (Lacking::Row(role), _) => (role, View::Full),
         }
     }
@@ -136,7 +140,7 @@ impl Plan {
     }
 
     fn fallback(&self) -> View {
-        View::Sample { warp: self.warps.fallback, purpose: Purpose::Fallback }
+        View::Sample { warp: self.warps.fallback, purpose: DrawPurpose::Fallback }
     }
 }
 
@@ -190,7 +194,7 @@ fn needs_rows(settings: &Settings) -> Option<&'static str> {
 }
 
 /// Whether a nucleus is likely to hold all survivors.
-fn is_bounded(warp: &Warp) -> bool {
+fn is_bounded(warp: &SamplingParams) -> bool {
     let few = 1..=NUCLEUS_CAP;
     warp.temperature() == 0.0 || warp.top_p() < 1.0 || few.contains(&warp.top_k())
 }

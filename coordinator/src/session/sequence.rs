@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 
-use crate::merge::{Drawn, Evidence};
-use crate::role::Role;
+use crate::merge::Evidence;
 use crate::worker_pool::operation::View;
 use crate::worker_pool::reply::RowView;
+use cosec_proto::WorkerRole;
+use cosec_proto::sampling::TokenProbability;
 
-/// What is known of one position, in the order of [`Role::ALL`].
+/// What is known of one position, in the order of [`WorkerRole::ALL`].
 type Known = Box<[Evidence; 3]>;
 
 #[derive(Debug)]
@@ -62,24 +63,24 @@ impl Sequence {
     }
 
     /// Appends the expert's draws.
-    pub(super) fn draft(&mut self, drawn: &[Drawn]) {
+    pub(super) fn draft(&mut self, drawn: &[TokenProbability]) {
         for &draw in drawn {
             if let Some(known) = self.at(self.tokens.len()) {
-                known[Role::Expert.index()].drawn = Some(draw);
+                known[WorkerRole::Expert.index()].drawn = Some(draw);
             }
             self.tokens.push(draw.id);
         }
     }
 
     /// Enters the probability of the proposal at the next position.
-    pub(super) fn look_up(&mut self, role: Role, looked_up: Drawn) {
+    pub(super) fn look_up(&mut self, role: WorkerRole, looked_up: TokenProbability) {
         if let Some(known) = self.at(self.decided) {
             known[role.index()].looked_up = Some(looked_up);
         }
     }
 
     /// Enters what a worker said of the row at `position`.
-    pub(super) fn note(&mut self, role: Role, position: usize, view: &View, row: RowView) {
+    pub(super) fn note(&mut self, role: WorkerRole, position: usize, view: &View, row: RowView) {
         let Some(known) = self.at(position) else { return };
         let evidence = &mut known[role.index()];
         match (row, view) {

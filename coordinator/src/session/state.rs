@@ -24,11 +24,12 @@ use super::plan::Plan;
 use super::sequence::Sequence;
 use super::tally::Tally;
 use crate::core::ExpertAbsent;
-use crate::merge::{Drawn, Evidence, Lacking};
+use crate::merge::{Evidence, Lacking};
 use crate::request::{FinishReason, RuleSettings, SessionError, SessionEvent, TokenEvent};
-use crate::role::Role;
 use crate::worker_pool::operation::View;
 use crate::worker_pool::reply::{OperationError, Reply};
+use cosec_proto::WorkerRole;
+use cosec_proto::sampling::TokenProbability;
 
 /// See the module.
 #[derive(Debug)]
@@ -38,16 +39,16 @@ pub struct Session {
     phase: Phase,
     lanes: [Lane; 3],
     /// What the rule lacks at the next position.
-    lookup: Option<(Role, View)>,
+    lookup: Option<(WorkerRole, View)>,
     /// A worker that cannot be found, not dealt with yet.
-    absent: Option<(Role, OperationError)>,
+    absent: Option<(WorkerRole, OperationError)>,
     pace: Pace,
     acceptance: Acceptance,
     tally: Tally,
 }
 
 /// Readers go first: what the expert drafts ahead depends on what they were asked.
-const SENDING_ORDER: [Role; 3] = [Role::Base, Role::AntiExpert, Role::Expert];
+const SENDING_ORDER: [WorkerRole; 3] = [WorkerRole::Base, WorkerRole::AntiExpert, WorkerRole::Expert];
 
 impl Session {
     /// A session that waits for `Started`.
@@ -56,7 +57,7 @@ impl Session {
         Self {
             sequence: Sequence::new(task.prompt.clone()),
             phase: Phase::Placing,
-            lanes: Role::ALL.map(Lane::new),
+            lanes: WorkerRole::ALL.map(Lane::new),
             lookup: None,
             absent: None,
             pace: task.pace,
@@ -136,20 +137,21 @@ impl Session {
     // === placing ===
 
     fn place(&mut self) -> Vec<Action> {
-        let roles = Role::ALL.into_iter().filter(|&role| self.needs(role));
+        let roles = WorkerRole::ALL.into_iter().filter(|&role| self.needs(role));
         let actions: Vec<_> = roles.map(|role| Action::Locate { role, failures: 0 }).collect();
         // A prompt of no interest to anybody: nothing to place.
         if actions.is_empty() { self.begin() } else { actions }
     }
 
     /// Scores of the prompt are the base's, whatever the rule reads.
-    fn needs(&self, role: Role) -> bool {
-        let scores = role == Role::Base && self.task.prompt_scores.is_some();
+    fn needs(&self, role: WorkerRole) -> bool {
+        let scores = role == WorkerRole::Base && self.task.prompt_scores.is_some();
         scores || (self.task.max_new_tokens > 0 && self.task.plan.reads(role))
     }
 
     fn begin_when_placed(&mut self) -> Vec<Action> {
-        let missing = Role::ALL.into_iter().any(|role| self.needs(role) && !self.lanes[role.index()].is_placed());
+        let missing =
+            WorkerRole::ALL.into_iter().any(|role| self.needs(role) && !self.lanes[role.index()].is_placed());
         if missing { Vec::new() } else { self.begin() }
     }
 
@@ -163,10 +165,10 @@ impl Session {
     }
 
     /// Goes on without a worker, or not at all.
-    fn do_without(&mut self, role: Role, error: OperationError) -> Vec<Action> {
+    fn do_without(&mut self, role: WorkerRole, error: OperationError) -> Vec<Action> {
         // Without its expert, `expert_only` is nothing that could go on.
         let is_expert_only = self.task.plan.rule == RuleSettings::ExpertOnly;
-        if role == Role::Base || self.task.expert_absent != ExpertAbsent::Degrade || is_expert_only {
+        if role == WorkerRole::Base || self.task.expert_absent != ExpertAbsent::Degrade || is_expert_only {
             return self.fail(error.code, error.message);
         }
         self.task.plan = self.task.plan.degraded();
@@ -190,7 +192,7 @@ impl Session {
         {
             return self.do_without(role, error);
         }
-        let is_scored = self.lanes[Role::Base.index()].cached() + 1 >= self.sequence.prompt_tokens();
+        let is_scored = self.lanes[WorkerRole::Base.index()].cached() + 1 >= self.sequence.prompt_tokens();
         match &mut self.phase {
             Phase::Placing => return Vec::new(),
             Phase::Scoring { scores } if is_scored => {
@@ -233,9 +235,11 @@ impl Session {
     fn is_ready(&self) -> bool {
         let position = self.sequence.decided();
         self.lookup.is_none()
-            && Role::ALL.into_iter().filter(|&role| self.task.plan.reads(role)).all(|role| match role {
-                Role::Expert if self.task.plan.drafts() => !self.sequence.drafts().is_empty(),
-                Role::Base | Role::Expert | Role::AntiExpert => self.lanes[role.index()].known() > position,
+            && WorkerRole::ALL.into_iter().filter(|&role| self.task.plan.reads(role)).all(|role| match role {
+                WorkerRole::Expert if self.task.plan.drafts() => !self.sequence.drafts().is_empty(),
+                WorkerRole::Base | WorkerRole::Expert | WorkerRole::AntiExpert => {
+                    self.lanes[role.index()].known() > position
+                }
             })
     }
 
@@ -253,26 +257,26 @@ impl Session {
     }
 
     /// What to find out next from a worker that has nothing to do.
-    fn aim(&self, role: Role) -> Option<Aim> {
+    fn aim(&self, role: WorkerRole) -> Option<Aim> {
         let lane = &self.lanes[role.index()];
         match (&self.phase, &self.lookup) {
             (Phase::Placing | Phase::Emitting { then: Then::Begin | Then::End } | Phase::Finished, _) => None,
             (Phase::Scoring { .. }, _) => {
                 let alternatives = self.task.prompt_scores?;
                 let is_scored = lane.cached() + 1 >= self.sequence.prompt_tokens();
-                (role == Role::Base && !is_scored).then_some(Aim::Scores { alternatives })
+                (role == WorkerRole::Base && !is_scored).then_some(Aim::Scores { alternatives })
             }
             (_, Some((of, view))) if *of == role => {
                 Some(Aim::Rows { from: self.sequence.decided(), views: vec![vec![view.clone()]] })
             }
             _ if !self.task.plan.reads(role) || self.new_tokens() >= self.task.max_new_tokens => None,
-            _ if role == Role::Expert && self.task.plan.drafts() => self.draft_aim(),
+            _ if role == WorkerRole::Expert && self.task.plan.drafts() => self.draft_aim(),
             _ => self.rows_aim(role),
         }
     }
 
     /// The rows that judge the drafts, once all that are known have been judged.
-    fn rows_aim(&self, role: Role) -> Option<Aim> {
+    fn rows_aim(&self, role: WorkerRole) -> Option<Aim> {
         let lane = &self.lanes[role.index()];
         let from = self.sequence.decided();
         if lane.known() > from {
@@ -300,13 +304,13 @@ impl Session {
         let is_last = drafts.last().is_some_and(|&id| self.is_last(id));
         let are_asked_for = SENDING_ORDER
             .into_iter()
-            .filter(|&role| role != Role::Expert && self.task.plan.reads(role))
+            .filter(|&role| role != WorkerRole::Expert && self.task.plan.reads(role))
             .all(|role| self.lanes[role.index()].asked() >= self.sequence.len());
         let runs_ahead = self.pace.runs_ahead && drafts.len() <= k as usize && are_asked_for;
         if k == 0 || is_last || !(drafts.is_empty() || runs_ahead) {
             return None;
         }
-        let views = self.task.plan.views(Role::Expert, None);
+        let views = self.task.plan.views(WorkerRole::Expert, None);
         Some(Aim::Draft { k, warp: self.task.plan.warps.expert, views, is_ahead: !drafts.is_empty() })
     }
 
@@ -315,16 +319,16 @@ impl Session {
         self.task.end_tokens.contains(&id) || self.unknown_to(id).is_some()
     }
 
-    fn unknown_to(&self, id: u32) -> Option<Role> {
-        let reads = |role: &Role| self.task.plan.reads(*role);
-        Role::ALL.into_iter().filter(reads).find(|role| self.lanes[role.index()].vocabulary() <= id)
+    fn unknown_to(&self, id: u32) -> Option<WorkerRole> {
+        let reads = |role: &WorkerRole| self.task.plan.reads(*role);
+        WorkerRole::ALL.into_iter().filter(reads).find(|role| self.lanes[role.index()].vocabulary() <= id)
     }
 
     fn look_up(&mut self, lacking: Lacking, evidence: Box<[Evidence; 3]>) -> Vec<Action> {
         self.sequence.give_back(evidence);
         match lacking {
-            Lacking::Judgement(id) if self.lanes[Role::Base.index()].vocabulary() <= id => {
-                self.sequence.look_up(Role::Base, Drawn { id, probability: 0.0 });
+            Lacking::Judgement(id) if self.lanes[WorkerRole::Base.index()].vocabulary() <= id => {
+                self.sequence.look_up(WorkerRole::Base, TokenProbability { id, probability: 0.0 });
             }
             Lacking::Judgement(_) | Lacking::Proposal | Lacking::Fallback | Lacking::Row(_) => {
                 self.lookup = Some(self.task.plan.supply(lacking));
@@ -336,7 +340,7 @@ impl Session {
 
     fn decided(&mut self, token: TokenEvent) -> Vec<Action> {
         let id = token.decision.id;
-        if let (Some(&proposal), true) = (self.sequence.drafts().first(), self.task.plan.reads(Role::Base)) {
+        if let (Some(&proposal), true) = (self.sequence.drafts().first(), self.task.plan.reads(WorkerRole::Base)) {
             self.acceptance.note(proposal == id);
             self.tally.judged(token.decision.rejected.is_none());
         }
@@ -354,7 +358,7 @@ impl Session {
             actions = self.roll_back(position);
             self.tally.rolled_back(discarded, actions.len());
         }
-        if self.task.plan.drafts() && self.lanes[Role::Base.index()].known() == self.sequence.decided() {
+        if self.task.plan.drafts() && self.lanes[WorkerRole::Base.index()].known() == self.sequence.decided() {
             self.tally.end_block();
         }
         actions.extend(self.emit(SessionEvent::Token(token), Then::Round));
@@ -376,7 +380,7 @@ impl Session {
 
     // === workers ===
 
-    fn answered(&mut self, role: Role, ticket: u64, reply: Result<Reply, OperationError>) -> Vec<Action> {
+    fn answered(&mut self, role: WorkerRole, ticket: u64, reply: Result<Reply, OperationError>) -> Vec<Action> {
         let Some(sent) = self.lanes[role.index()].answered(ticket) else {
             // The question is no longer of interest.
             return Vec::new();
@@ -404,7 +408,7 @@ impl Session {
         }
     }
 
-    fn absorb(&mut self, role: Role, sent: &Sent, reply: Reply) {
+    fn absorb(&mut self, role: WorkerRole, sent: &Sent, reply: Reply) {
         let (rows, drafted) = match reply {
             Reply::Rows(rows) => (rows, 0),
             Reply::Drafted { tokens, rows } => {

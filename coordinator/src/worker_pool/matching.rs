@@ -1,8 +1,8 @@
 //! Whether workers belong together.
 
-use cosec_proto::worker::{DescribeResponse, Role as WireRole};
+use cosec_proto::wire::worker::{DescribeResponse, Role as WireRole};
 
-use crate::role::Role;
+use cosec_proto::WorkerRole;
 
 /// Holds a worker against its place in a model.
 ///
@@ -10,13 +10,13 @@ use crate::role::Role;
 ///
 /// # Errors
 /// Says what does not match.
-pub(super) fn check(role: Role, adapter: Option<&str>, description: &DescribeResponse) -> Result<(), String> {
+pub(super) fn check(role: WorkerRole, adapter: Option<&str>, description: &DescribeResponse) -> Result<(), String> {
     let hosts = description.role();
     let fits = match role {
-        Role::Base => hosts == WireRole::Base,
-        Role::Expert => hosts == WireRole::Expert,
+        WorkerRole::Base => hosts == WireRole::Base,
+        WorkerRole::Expert => hosts == WireRole::Expert,
         // Any network can be what the expert is compared with.
-        Role::AntiExpert => true,
+        WorkerRole::AntiExpert => true,
     };
     if !fits {
         return Err(format!("it is configured as {} and hosts a model as {}", role.name(), hosts.as_str_name()));
@@ -56,7 +56,7 @@ mod tests {
         let fingerprint = |adapter| fingerprint(&description, adapter);
         assert_eq!([None, Some("sql"), Some("c")].map(fingerprint), [Ok("0"), Ok("1"), Ok("2")]);
         assert_eq!(fingerprint(Some("java")), Err("it has no adapter \"java\"; it has sql, c".to_owned()));
-        let check = |adapter| check(Role::Expert, adapter, &description);
+        let check = |adapter| check(WorkerRole::Expert, adapter, &description);
         assert_eq!(check(Some("c")), Ok(()));
         assert!(check(Some("java")).is_err());
     }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cosec_proto::worker::DescribeResponse;
+use cosec_proto::wire::worker::DescribeResponse;
 use cosec_proto::{ErrorCode, SessionId, transport};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
@@ -25,10 +25,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::discovery::{Announcer, Discovery, Member};
-use crate::role::Role;
 use crate::router::{Candidate, choose};
 use crate::session::metrics::SessionMetrics;
 use changes::Changes;
+use cosec_proto::WorkerRole;
 use reply::OperationError;
 use tokenizers::{Comparisons, Owner, Tokenizer};
 use worker::{Keeper, State};
@@ -45,7 +45,7 @@ pub struct PoolConfig {
     /// The coordinator's own tokenizer by model, where it has one.
     pub tokenizers: HashMap<String, Tokenizer>,
     /// Name of the adapter that sessions apply by model and role, where there is one.
-    pub adapters: HashMap<(String, Role), String>,
+    pub adapters: HashMap<(String, WorkerRole), String>,
     /// Zone of the coordinator; empty where that does not matter.
     pub zone: String,
     /// For one operation.
@@ -73,11 +73,11 @@ pub struct WorkerPool {
     /// In the order of the membership.
     workers: RwLock<Vec<Connected>>,
     /// Models and roles that ever had a member: that the last one left is an absence, and makes no other rule.
-    places: RwLock<BTreeSet<(String, Role)>>,
+    places: RwLock<BTreeSet<(String, WorkerRole)>>,
     changes: Arc<Changes>,
     comparisons: Arc<Comparisons>,
     /// What new sessions compute with, by model and role.
-    served: Mutex<HashMap<(String, Role), String>>,
+    served: Mutex<HashMap<(String, WorkerRole), String>>,
 }
 
 struct Connected {
@@ -100,7 +100,7 @@ pub struct Wanted {
     /// As configured.
     pub model: String,
     /// As what.
-    pub role: Role,
+    pub role: WorkerRole,
     /// The very model that the session began on.
     pub fingerprint: Option<String>,
     /// Addresses of workers that failed, the latest last.
@@ -282,12 +282,12 @@ impl WorkerPool {
 
     /// Whether a model has, or had, workers of `role`, able or not.
     #[must_use]
-    pub fn has(&self, model: &str, role: Role) -> bool {
+    pub fn has(&self, model: &str, role: WorkerRole) -> bool {
         self.places.read().contains(&(model.to_owned(), role))
     }
 
     /// The members, not those that leave.
-    fn of(&self, model: &str, role: Role) -> Vec<Arc<Worker>> {
+    fn of(&self, model: &str, role: WorkerRole) -> Vec<Arc<Worker>> {
         let workers = self.workers.read();
         let of_role = |worker: &&Arc<Worker>| {
             worker.member.model == model && worker.member.role == role && !*worker.leaving.borrow()
@@ -300,7 +300,7 @@ impl WorkerPool {
     /// # Errors
     /// When there is none: `ModelMismatch` if one is connected that does not belong here, else `Unavailable` or
     /// `ExpertUnavailable`, each with the reasons.
-    pub fn able(&self, model: &str, role: Role) -> Result<Vec<Able>, OperationError> {
+    pub fn able(&self, model: &str, role: WorkerRole) -> Result<Vec<Able>, OperationError> {
         let (tokenizer, adapter) = (self.tokenizer(model), self.adapter(model, role));
         let mut able = Vec::new();
         let mut reasons = Vec::new();
@@ -331,21 +331,21 @@ impl WorkerPool {
         }
         let code = match role {
             _ if mismatch => ErrorCode::ModelMismatch,
-            Role::Base => ErrorCode::Unavailable,
-            Role::Expert | Role::AntiExpert => ErrorCode::ExpertUnavailable,
+            WorkerRole::Base => ErrorCode::Unavailable,
+            WorkerRole::Expert | WorkerRole::AntiExpert => ErrorCode::ExpertUnavailable,
         };
         let reasons = if reasons.is_empty() { "none is known".to_owned() } else { reasons.join("; ") };
         Err(OperationError::new(code, format!("model {model} has no {} that can serve: {reasons}", role.name())))
     }
 
-    fn adapter(&self, model: &str, role: Role) -> Option<&str> {
+    fn adapter(&self, model: &str, role: WorkerRole) -> Option<&str> {
         self.config.adapters.get(&(model.to_owned(), role)).map(String::as_str)
     }
 
     /// Holds a worker against its place in a model.
     fn matches(
         &self,
-        role: Role,
+        role: WorkerRole,
         tokenizer: Option<&Tokenizer>,
         adapter: Option<&str>,
         worker: &Worker,
@@ -363,7 +363,7 @@ impl WorkerPool {
     /// The tokenizer that all workers of a model must have: the coordinator's, else the first connected base's.
     fn tokenizer(&self, model: &str) -> Option<Tokenizer> {
         self.config.tokenizers.get(model).cloned().or_else(|| {
-            self.of(model, Role::Base).iter().find_map(|worker| match &*worker.state.borrow() {
+            self.of(model, WorkerRole::Base).iter().find_map(|worker| match &*worker.state.borrow() {
                 State::Up { description, .. } => Some(tokenizer_of(worker, description)),
                 State::Down(_) => None,
             })
@@ -420,7 +420,7 @@ impl WorkerPool {
 
     /// The fingerprint that most workers host, and among equals the one that is served already: so a worker that came
     /// back with another model gets no session, and an upgrade of all of them switches once.
-    fn served(&self, model: &str, role: Role, able: &[Able]) -> Option<String> {
+    fn served(&self, model: &str, role: WorkerRole, able: &[Able]) -> Option<String> {
         let adapter = self.adapter(model, role);
         let mut counts = HashMap::<&str, usize>::new();
         for able in able {
@@ -471,7 +471,7 @@ impl WorkerPool {
             }
             able.iter().map(of_worker).sum()
         };
-        Role::ALL.into_iter().map(of_role).min().unwrap_or(u64::MAX)
+        WorkerRole::ALL.into_iter().map(of_role).min().unwrap_or(u64::MAX)
     }
 
     /// Deadline of one operation.

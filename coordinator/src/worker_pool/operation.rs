@@ -1,7 +1,8 @@
 //! One operation of a worker, as a session asks for it.
 
-use cosec_proto::draw::{Purpose, Randomness, Warp};
-use cosec_proto::{SessionId, row_runs, worker};
+use cosec_proto::sampling::{DrawPurpose, SamplingParams, SamplingSeed};
+use cosec_proto::wire::worker;
+use cosec_proto::{SessionId, row_runs};
 
 /// Most survivors of a nucleus to ask for: 48 KiB at 12 bytes each, less than any full row of a code model.
 pub const NUCLEUS_CAP: u32 = 4096;
@@ -16,7 +17,7 @@ pub struct Operation {
     /// Whose session it is.
     pub tenant: u64,
     /// Names the session's draws.
-    pub randomness: Randomness,
+    pub randomness: SamplingSeed,
     /// Cached tokens that the operation assumes.
     pub at: u32,
     /// To feed.
@@ -35,7 +36,7 @@ pub enum Ask {
         /// How many.
         k: u32,
         /// From what.
-        warp: Warp,
+        warp: SamplingParams,
         /// Views of the rows that they are drawn from; row `offset`, below `k`, is that of the token so numbered.
         rows: Vec<RowAsk>,
     },
@@ -80,23 +81,23 @@ pub enum View {
     /// Probabilities of these ids.
     Gather {
         /// Under which law.
-        warp: Warp,
+        warp: SamplingParams,
         /// At least one.
         ids: Vec<u32>,
     },
     /// The most probable survivors of the warp.
     Nucleus {
         /// Under which law.
-        warp: Warp,
+        warp: SamplingParams,
         /// Most survivors to return.
         cap: u32,
     },
     /// A draw, with the number for `purpose` at the row's position.
     Sample {
         /// From what.
-        warp: Warp,
+        warp: SamplingParams,
         /// Which number.
-        purpose: Purpose,
+        purpose: DrawPurpose,
     },
     /// All raw logits in f32.
     Full,
@@ -106,7 +107,7 @@ impl Operation {
     /// Gives the session's cache back.
     #[must_use]
     pub fn release(session: SessionId) -> Self {
-        let randomness = Randomness { seed: 0, sample: 0 };
+        let randomness = SamplingSeed { seed: 0, sample: 0 };
         Self { session, adapter: String::new(), tenant: 0, randomness, at: 0, tokens: Vec::new(), ask: Ask::Release }
     }
 

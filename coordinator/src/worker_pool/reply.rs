@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use cosec_proto::draw::Distribution;
-use cosec_proto::{ErrorCode, row_runs, worker};
+use cosec_proto::sampling::{Distribution, TokenProbability};
+use cosec_proto::wire::worker;
+use cosec_proto::{ErrorCode, row_runs};
 
 use super::operation::{Ask, Operation, RowAsk, View};
-use crate::merge::Drawn;
 
 /// How far the sum of a complete nucleus may be from 1.
 const MASS_TOLERANCE: f64 = 1e-6;
@@ -52,7 +52,7 @@ pub enum Reply {
     /// What the model drew.
     Drafted {
         /// As many as were asked for, each with its probability under the law that it was drawn from.
-        tokens: Vec<Drawn>,
+        tokens: Vec<TokenProbability>,
         /// In the order of the views asked for.
         rows: Vec<RowView>,
     },
@@ -69,7 +69,7 @@ pub enum Reply {
 #[derive(Clone, Debug, PartialEq)]
 pub enum RowView {
     /// In the order of the ids asked for.
-    Gathered(Vec<Drawn>),
+    Gathered(Vec<TokenProbability>),
     /// The survivors, all of them if `complete`, else the most probable.
     Nucleus {
         /// With their exact probabilities in either case.
@@ -78,7 +78,7 @@ pub enum RowView {
         complete: bool,
     },
     /// The worker's draw.
-    Sampled(Drawn),
+    Sampled(TokenProbability),
     /// Raw logits.
     Full(Vec<f32>),
 }
@@ -234,7 +234,7 @@ fn check_draft(
     Ok(Reply::Drafted { tokens, rows: check_rows(operation, asked, vocabulary, drafted.rows)? })
 }
 
-fn pair(ids: &[u32], probabilities: &[f64], vocabulary: u32) -> Result<Vec<Drawn>, OperationError> {
+fn pair(ids: &[u32], probabilities: &[f64], vocabulary: u32) -> Result<Vec<TokenProbability>, OperationError> {
     if ids.len() != probabilities.len() {
         let counts = format!("{} probabilities for {} ids", probabilities.len(), ids.len());
         return Err(OperationError::fault(counts));
@@ -242,12 +242,12 @@ fn pair(ids: &[u32], probabilities: &[f64], vocabulary: u32) -> Result<Vec<Drawn
     ids.iter().zip(probabilities).map(|(&id, &probability)| drawn(id, probability, vocabulary)).collect()
 }
 
-fn drawn(id: u32, probability: f64, vocabulary: u32) -> Result<Drawn, OperationError> {
+fn drawn(id: u32, probability: f64, vocabulary: u32) -> Result<TokenProbability, OperationError> {
     if id >= vocabulary {
         return Err(OperationError::fault(format!("token {id} of a vocabulary of {vocabulary}")));
     }
     if !(0.0..=1.0).contains(&probability) {
         return Err(OperationError::fault(format!("a probability of {probability}")));
     }
-    Ok(Drawn { id, probability })
+    Ok(TokenProbability { id, probability })
 }

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cosec_proto::SessionId;
-use cosec_proto::draw::Randomness;
-use cosec_proto::worker::DescribeResponse;
+use cosec_proto::sampling::SamplingSeed;
+use cosec_proto::wire::worker::DescribeResponse;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
@@ -56,7 +56,7 @@ impl Seat {
     pub fn operation(
         &self,
         tenant: u64,
-        randomness: Randomness,
+        randomness: SamplingSeed,
         (at, tokens): (u32, Vec<u32>),
         ask: Ask,
     ) -> Operation {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use cosec_proto::tokenizer_fingerprint::Content;
 use cosec_proto::transport;
-use cosec_proto::worker::TokenizerRequest;
-use cosec_proto::worker::worker_client::WorkerClient;
+use cosec_proto::wire::worker::TokenizerRequest;
+use cosec_proto::wire::worker::worker_client::WorkerClient;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;

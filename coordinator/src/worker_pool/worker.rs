@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use cosec_proto::worker::worker_client::WorkerClient;
-use cosec_proto::{ErrorCode, transport, worker};
+use cosec_proto::wire::worker;
+use cosec_proto::wire::worker::worker_client::WorkerClient;
+use cosec_proto::{ErrorCode, transport};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;

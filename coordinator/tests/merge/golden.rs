@@ -2,7 +2,7 @@
 
 use crate::vectors::{Case, cases};
 use cosec_coordinator::merge::{Cosec, MergeRule};
-use cosec_proto::draw::Distribution;
+use cosec_proto::sampling::Distribution;
 
 const TOLERANCE: f64 = 1e-9;
 

@@ -2,9 +2,9 @@
 
 use crate::vectors::cases;
 use cosec_coordinator::merge::{BaseOnly, Cosec, Evidence, ExpertOnly, Laws, Linear, MergeRule, Product, Warps};
-use cosec_coordinator::role::Role;
-use cosec_coordinator::sampler::Draws;
-use cosec_proto::draw::{Distribution, Randomness, Warp};
+use cosec_proto::WorkerRole;
+use cosec_proto::sampling::PositionRandom;
+use cosec_proto::sampling::{Distribution, SamplingParams, SamplingSeed};
 use statrs::distribution::{ChiSquared, ContinuousCDF};
 
 const SAMPLES: u32 = 200_000;
@@ -16,7 +16,7 @@ const FALSE_ALARM: f64 = 1e-7;
 fn p_value(name: &str, rule: &dyn MergeRule, laws: &Laws, law: &Distribution) -> f64 {
     let mut counts = vec![0u32; law.ids().len()];
     for position in 0..SAMPLES {
-        let draws = Draws { randomness: Randomness { seed: SEED, sample: 0 }, position };
+        let draws = PositionRandom { seed: SamplingSeed { seed: SEED, sample: 0 }, position };
         let id = rule.decide(laws, &draws).unwrap().id;
         let at = law.ids().binary_search(&id);
         counts[at.unwrap_or_else(|_| panic!("{name}: drew {id}, which has no mass"))] += 1;
@@ -85,9 +85,9 @@ fn product_subtracts_the_anti_expert() {
         row([1.0, 0.0, f32::NEG_INFINITY, 5.0]),
         row([0.5, f32::NEG_INFINITY, 0.0, 0.0]),
     ];
-    let warps = Warps { judged: Warp::RAW, fallback: Warp::RAW, expert: Warp::RAW };
+    let warps = Warps { judged: SamplingParams::RAW, fallback: SamplingParams::RAW, expert: SamplingParams::RAW };
     let laws = Laws::new(Box::new(evidence), warps);
-    assert!(laws.row(Role::AntiExpert).is_some());
+    assert!(laws.row(WorkerRole::AntiExpert).is_some());
     let law = Product { alpha: 2.0 }.law(&laws).unwrap();
     // Blended logits: 0 + 2 (1 - 0.5) = 1, 1 + 2 (0 - 0) = 1, ruled out, ruled out.
     assert_eq!(law.ids(), [0, 1]);
@@ -98,10 +98,11 @@ fn product_subtracts_the_anti_expert() {
 #[test]
 fn a_greedy_base_judges_by_its_raw_softmax_and_falls_back_to_its_arg_max() {
     let row = |logits: [f32; 3]| Evidence { row: Some(logits.to_vec()), ..Evidence::default() };
-    let warps = Warps { judged: Warp::RAW, fallback: Warp::GREEDY, expert: Warp::GREEDY };
+    let warps =
+        Warps { judged: SamplingParams::RAW, fallback: SamplingParams::GREEDY, expert: SamplingParams::GREEDY };
     let decide = |tau: f64, base: [f32; 3]| {
         let laws = Laws::new(Box::new([row(base), row([0.0, 1.0, 2.0]), Evidence::default()]), warps);
-        let draws = Draws { randomness: Randomness { seed: 1, sample: 0 }, position: 9 };
+        let draws = PositionRandom { seed: SamplingSeed { seed: 1, sample: 0 }, position: 9 };
         Cosec { tau }.decide(&laws, &draws).unwrap()
     };
     // The expert's arg max has 0.25 of the base's raw mass.

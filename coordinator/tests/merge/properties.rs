@@ -1,8 +1,8 @@
 //! What must hold of the rules for all rows and settings.
 
 use cosec_coordinator::merge::{BaseOnly, Cosec, Evidence, ExpertOnly, Laws, Linear, MergeRule, Product, Warps};
-use cosec_coordinator::sampler::Draws;
-use cosec_proto::draw::{Randomness, Warp};
+use cosec_proto::sampling::PositionRandom;
+use cosec_proto::sampling::{SamplingParams, SamplingSeed};
 use proptest::prelude::*;
 
 fn logits() -> impl Strategy<Value = Vec<f32>> {
@@ -18,15 +18,15 @@ fn logits() -> impl Strategy<Value = Vec<f32>> {
     )
 }
 
-fn warp() -> impl Strategy<Value = Warp> {
+fn warp() -> impl Strategy<Value = SamplingParams> {
     (prop_oneof![Just(0.0), Just(1.0), 0.05f64..3.0], prop_oneof![Just(1.0), 0.01f64..1.0], 0u32..6)
-        .prop_map(|(temperature, top_p, top_k)| Warp::new(temperature, top_p, top_k).unwrap())
+        .prop_map(|(temperature, top_p, top_k)| SamplingParams::new(temperature, top_p, top_k).unwrap())
 }
 
 fn laws() -> impl Strategy<Value = Laws> {
     (logits(), logits(), warp(), warp()).prop_map(|(base, expert, fallback, of_expert)| {
         let row = |row| Evidence { row: Some(row), ..Evidence::default() };
-        let judged = if fallback.temperature() == 0.0 { Warp::RAW } else { fallback };
+        let judged = if fallback.temperature() == 0.0 { SamplingParams::RAW } else { fallback };
         let warps = Warps { judged, fallback, expert: of_expert };
         Laws::new(Box::new([row(base), row(expert), Evidence::default()]), warps)
     })
@@ -52,7 +52,7 @@ proptest! {
             let mass: f64 = law.probabilities().iter().sum();
             prop_assert!((mass - 1.0).abs() < 1e-9, "mass {mass}");
             for position in 0..20 {
-                let draws = Draws { randomness: Randomness { seed, sample: 3 }, position };
+                let draws = PositionRandom { seed: SamplingSeed { seed, sample: 3 }, position };
                 let id = rule.decide(&laws, &draws).unwrap().id;
                 prop_assert!(law.probability(id) > 0.0, "drew {id}");
             }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use cosec_coordinator::merge::{Evidence, Laws, Warps};
-use cosec_proto::draw::Warp;
+use cosec_proto::sampling::SamplingParams;
 use serde::Deserialize;
 
 /// One case of merge_golden.json; its README states the fields.
@@ -53,8 +53,9 @@ impl Case {
     /// The models' laws as the case warps them.
     pub(crate) fn laws(&self) -> Laws {
         let params = &self.params;
-        let base = Warp::new(params.base_temperature.unwrap_or(1.0), params.base_top_p.unwrap_or(1.0), 0).unwrap();
-        let expert = Warp::new(params.expert_temperature, params.expert_top_p, 0).unwrap();
+        let base =
+            SamplingParams::new(params.base_temperature.unwrap_or(1.0), params.base_top_p.unwrap_or(1.0), 0).unwrap();
+        let expert = SamplingParams::new(params.expert_temperature, params.expert_top_p, 0).unwrap();
         let evidence = |logits: &[Option<f32>]| Evidence {
             row: Some(logits.iter().map(|logit| logit.unwrap_or(f32::NEG_INFINITY)).collect()),
             ..Evidence::default()

@@ -9,7 +9,7 @@ use cosec_coordinator::request::{
     Transport,
 };
 use cosec_coordinator::session::metrics::SessionMetrics;
-use cosec_proto::draw::Warp;
+use cosec_proto::sampling::SamplingParams;
 use cosec_tests::mock_worker::{MockModel, MockWorker};
 use futures::StreamExt;
 use prometheus::Registry;
@@ -95,8 +95,8 @@ pub(crate) fn settings(rule: RuleSettings) -> Settings {
         max_tokens: Some(40),
         min_tokens: 0,
         stop: Vec::new(),
-        base: Warp::new(0.8, 0.95, 0).unwrap(),
-        expert: Warp::new(0.6, 0.9, 0).unwrap(),
+        base: SamplingParams::new(0.8, 0.95, 0).unwrap(),
+        expert: SamplingParams::new(0.6, 0.9, 0).unwrap(),
         reference_code: false,
         rule,
         adjustments: Adjustments::default(),

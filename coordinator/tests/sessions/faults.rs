@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use cosec_coordinator::core::ExpertAbsent;
 use cosec_coordinator::request::{ChosenBy, RuleSettings, SessionEvent, Settings, Transport};
-use cosec_proto::worker::step_response::Outcome;
-use cosec_proto::worker::{Role, StepResponse, row};
-use cosec_proto::{ErrorCode, worker};
+use cosec_proto::ErrorCode;
+use cosec_proto::wire::worker;
+use cosec_proto::wire::worker::step_response::Outcome;
+use cosec_proto::wire::worker::{StepResponse, row};
 use cosec_tests::mock_worker::{MockModel, MockWorker};
 use futures::StreamExt;
 use tokio::time::Instant;
@@ -331,7 +332,7 @@ async fn a_session_may_wait_for_its_expert() {
 async fn workers_that_do_not_belong_together_serve_nothing() {
     let cases = [
         ("tokenizer", MockModel { tokenizer_fingerprint: "another".to_owned(), ..MockModel::expert() }),
-        ("configured as expert", MockModel { role: Role::Base, ..MockModel::expert() }),
+        ("configured as expert", MockModel { role: cosec_proto::WorkerRole::Base, ..MockModel::expert() }),
     ];
     for (what, expert) in cases {
         let (base, expert) = (MockWorker::start(MockModel::base()).unwrap(), MockWorker::start(expert).unwrap());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use cosec_coordinator::request::{Adjustments, ChosenBy, RuleSettings, Settings, TokenizedRequest, Transport};
 use cosec_coordinator::session::pace::Pace;
 use cosec_coordinator::session::speculation::Speculation;
-use cosec_proto::draw::{Distribution, Warp};
+use cosec_proto::sampling::{Distribution, SamplingParams};
 use cosec_tests::mock_worker::MockModel;
 use proptest::prelude::*;
 use statrs::distribution::{ChiSquared, ContinuousCDF};
@@ -24,11 +24,11 @@ fn rule() -> impl Strategy<Value = RuleSettings> {
     ]
 }
 
-fn warp() -> impl Strategy<Value = Warp> {
+fn warp() -> impl Strategy<Value = SamplingParams> {
     let temperature = prop_oneof![1 => Just(0.0), 4 => 0.2f64..1.5];
     let top_p = prop_oneof![Just(1.0), 0.3f64..1.0];
     let top_k = prop_oneof![3 => Just(0), 1 => 1u32..8];
-    (temperature, top_p, top_k).prop_map(|(t, p, k)| Warp::new(t, p, k).unwrap())
+    (temperature, top_p, top_k).prop_map(|(t, p, k)| SamplingParams::new(t, p, k).unwrap())
 }
 
 /// What the rule allows, and needs.
@@ -115,7 +115,7 @@ fn a_round_of_k_drafts_feeds_the_base_k_tokens() {
     let models = Models { base: MockModel::base(), expert: MockModel::expert(), anti_expert: None };
     // Whatever the base gives mass is accepted, and it gives mass to everything.
     let rule = RuleSettings::Cosec { tau: 0.0 };
-    let settings = Settings { base: Warp::RAW, min_tokens: 0, max_tokens: Some(60), ..settings(rule) };
+    let settings = Settings { base: SamplingParams::RAW, min_tokens: 0, max_tokens: Some(60), ..settings(rule) };
     let base = MockModel { end_token_ids: Vec::new(), ..models.base.clone() };
     let models = Models { base, ..models };
     for k in [2, 4, 5] {
@@ -153,8 +153,8 @@ fn samples_under_lookahead_follow_the_closed_form_of_every_rule() {
     ];
     for rule in rules {
         let settings = Settings {
-            base: Warp::new(1.2, 1.0, 0).unwrap(),
-            expert: Warp::new(0.7, 0.9, 0).unwrap(),
+            base: SamplingParams::new(1.2, 1.0, 0).unwrap(),
+            expert: SamplingParams::new(0.7, 0.9, 0).unwrap(),
             max_tokens: Some(200),
             ..settings(rule)
         };
@@ -189,8 +189,8 @@ fn samples_under_lookahead_follow_the_closed_form_of_every_rule() {
 /// The law of a token, written out from the rows.
 fn closed_form(models: &Models, settings: &Settings) -> Vec<f64> {
     let (base, expert) = (models.base.row(&[]), models.expert.row(&[]));
-    let p = Distribution::warped(&base, &settings.base).unwrap();
-    let q = Distribution::warped(&expert, &settings.expert).unwrap();
+    let p = Distribution::from_logits(&base, &settings.base).unwrap();
+    let q = Distribution::from_logits(&expert, &settings.expert).unwrap();
     let ids = 0..models.base.vocabulary;
     match settings.rule {
         RuleSettings::Cosec { tau } => {

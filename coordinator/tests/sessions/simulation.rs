@@ -1,7 +1,7 @@
 //! The rules written out straight, in one process, from the mock models' rows: what sessions must reproduce.
 
 use cosec_coordinator::request::{ChosenBy, RuleSettings, TokenizedRequest};
-use cosec_proto::draw::{Distribution, Purpose, Randomness, Warp, inverse_cdf};
+use cosec_proto::sampling::{Distribution, DrawPurpose, SamplingParams, SamplingSeed};
 use cosec_tests::mock_worker::MockModel;
 
 #[derive(Clone, Debug)]
@@ -53,12 +53,14 @@ fn adjusted(models: &Models, model: &MockModel, request: &TokenizedRequest, hist
 }
 
 /// Modified rejection sampling from `law` with q as the proposal.
-fn by_rejection(q: &Distribution, law: impl Fn(u32) -> f64, vocabulary: u32, u: impl Fn(Purpose) -> f64) -> u32 {
-    let x = q.sample(u(Purpose::Draft));
-    if u(Purpose::Acceptance) < law(x) / q.probability(x) {
+fn by_rejection(q: &Distribution, law: impl Fn(u32) -> f64, vocabulary: u32, u: impl Fn(DrawPurpose) -> f64) -> u32 {
+    let x = q.sample(u(DrawPurpose::Draft));
+    if u(DrawPurpose::Acceptance) < law(x) / q.probability(x) {
         return x;
     }
-    inverse_cdf((0..vocabulary).map(|id| (id, (law(id) - q.probability(id)).max(0.0))), u(Purpose::Fallback))
+    let residual = (0..vocabulary).map(|id| (law(id) - q.probability(id)).max(0.0)).collect();
+    let residual = Distribution::from_support((0..vocabulary).collect(), residual, 0.0).unwrap();
+    residual.sample(u(DrawPurpose::Fallback))
 }
 
 fn next(
@@ -70,22 +72,22 @@ fn next(
 ) -> (u32, ChosenBy) {
     let settings = &request.settings;
     let u =
-        |purpose| Randomness { seed: settings.seed, sample: request.sample }.uniform(purpose, history.len() as u32);
+        |purpose| SamplingSeed { seed: settings.seed, sample: request.sample }.uniform(purpose, history.len() as u32);
     let base_row = adjusted(models, &models.base, request, history, new);
     let expert_row = adjusted(models, &models.expert, request, history, new);
     let raw = settings.reference_code;
-    let fallback_warp = if raw { Warp::RAW } else { settings.base };
-    let judging_warp = if raw || settings.base.temperature() == 0.0 { Warp::RAW } else { settings.base };
-    let p = Distribution::warped(&base_row, &fallback_warp).unwrap();
-    let judged = Distribution::warped(&base_row, &judging_warp).unwrap();
-    let q = Distribution::warped(&expert_row, &settings.expert).unwrap();
+    let fallback_warp = if raw { SamplingParams::RAW } else { settings.base };
+    let judging_warp = if raw || settings.base.temperature() == 0.0 { SamplingParams::RAW } else { settings.base };
+    let p = Distribution::from_logits(&base_row, &fallback_warp).unwrap();
+    let judged = Distribution::from_logits(&base_row, &judging_warp).unwrap();
+    let q = Distribution::from_logits(&expert_row, &settings.expert).unwrap();
     match rule {
         RuleSettings::Cosec { tau } => {
-            let x = q.sample(u(Purpose::Draft));
+            let x = q.sample(u(DrawPurpose::Draft));
             if (judged.probability(x) / q.probability(x)).min(1.0) > tau {
                 (x, ChosenBy::Expert)
             } else {
-                (p.sample(u(Purpose::Fallback)), ChosenBy::Base)
+                (p.sample(u(DrawPurpose::Fallback)), ChosenBy::Base)
             }
         }
         RuleSettings::Linear { lambda } => {
@@ -106,10 +108,10 @@ fn next(
                     }
                 })
                 .collect();
-            let law = Distribution::warped(&blended, &fallback_warp).unwrap();
+            let law = Distribution::from_logits(&blended, &fallback_warp).unwrap();
             (by_rejection(&q, |id| law.probability(id), models.base.vocabulary, u), ChosenBy::Merged)
         }
-        RuleSettings::BaseOnly => (p.sample(u(Purpose::Fallback)), ChosenBy::Base),
-        RuleSettings::ExpertOnly => (q.sample(u(Purpose::Draft)), ChosenBy::Expert),
+        RuleSettings::BaseOnly => (p.sample(u(DrawPurpose::Fallback)), ChosenBy::Base),
+        RuleSettings::ExpertOnly => (q.sample(u(DrawPurpose::Draft)), ChosenBy::Expert),
     }
 }

@@ -4,7 +4,7 @@ use cosec_coordinator::request::{
     Adjustments, ChosenBy, FinishReason, RuleSettings, SessionEvent, Settings, TokenizedRequest, Transport,
 };
 use cosec_proto::ErrorCode;
-use cosec_proto::draw::{Distribution, Warp};
+use cosec_proto::sampling::{Distribution, SamplingParams};
 use cosec_tests::mock_worker::MockModel;
 use futures::StreamExt;
 use futures::future::join_all;
@@ -74,7 +74,12 @@ async fn every_rule_on_every_transport_gives_the_tokens_of_the_simulation() {
 #[tokio::test]
 async fn warps_of_all_kinds_give_the_tokens_of_the_simulation() {
     let cluster = Cluster::start().await;
-    let warps = [Warp::GREEDY, Warp::RAW, Warp::new(0.4, 0.95, 0).unwrap(), Warp::new(1.3, 1.0, 3).unwrap()];
+    let warps = [
+        SamplingParams::GREEDY,
+        SamplingParams::RAW,
+        SamplingParams::new(0.4, 0.95, 0).unwrap(),
+        SamplingParams::new(1.3, 1.0, 3).unwrap(),
+    ];
     for rule in [COSEC, RuleSettings::Linear { lambda: 0.5 }, RuleSettings::BaseOnly] {
         for transport in TRANSPORTS.into_iter().filter(|&transport| allowed(rule, transport)) {
             for base in warps {
@@ -106,8 +111,8 @@ async fn a_capped_nucleus_is_read_again_in_full() {
     for rule in [COSEC, RuleSettings::Linear { lambda: 0.5 }] {
         let raw = Settings {
             transport: Transport::Nucleus,
-            base: Warp::RAW,
-            expert: Warp::RAW,
+            base: SamplingParams::RAW,
+            expert: SamplingParams::RAW,
             max_tokens: Some(8),
             ..settings(rule)
         };
@@ -187,7 +192,8 @@ async fn scores_are_those_of_the_law_that_tokens_are_drawn_from() {
     assert_eq!(scores.len(), history.len());
     assert_eq!(scores[0], None);
     for (position, score) in scores.iter().enumerate().skip(1) {
-        let law = Distribution::warped(&MockModel::base().row(&history[..position]), &Warp::RAW).unwrap();
+        let law =
+            Distribution::from_logits(&MockModel::base().row(&history[..position]), &SamplingParams::RAW).unwrap();
         let score = score.as_ref().unwrap();
         assert_eq!(score.log_probability, law.probability(history[position]).ln());
         assert_eq!(score.alternatives.len(), 3);
@@ -201,8 +207,10 @@ async fn scores_are_those_of_the_law_that_tokens_are_drawn_from() {
         let Some(SessionEvent::Token(token)) = stream.next().await else { panic!("a token") };
         assert_eq!(token.decision.id, id);
         let row = |model: MockModel| model.row(&history);
-        let p = Distribution::warped(&row(MockModel::base()), &Warp::new(0.8, 0.95, 0).unwrap()).unwrap();
-        let q = Distribution::warped(&row(MockModel::expert()), &Warp::new(0.6, 0.9, 0).unwrap()).unwrap();
+        let p =
+            Distribution::from_logits(&row(MockModel::base()), &SamplingParams::new(0.8, 0.95, 0).unwrap()).unwrap();
+        let q =
+            Distribution::from_logits(&row(MockModel::expert()), &SamplingParams::new(0.6, 0.9, 0).unwrap()).unwrap();
         let accepted = |x: u32| q.probability(x) > 0.0 && (p.probability(x) / q.probability(x)).min(1.0) > 0.3;
         let rejected: f64 = q.iter().filter(|&(x, _)| !accepted(x)).map(|(_, mass)| mass).sum();
         let law = f64::from(u8::from(accepted(id))) * q.probability(id) + rejected * p.probability(id);

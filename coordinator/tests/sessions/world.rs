@@ -6,16 +6,16 @@ use std::time::Duration;
 use cosec_coordinator::core::ExpertAbsent;
 use cosec_coordinator::merge::{Adjuster, Evidence, Laws, MergeError, score};
 use cosec_coordinator::request::{FinishReason, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
-use cosec_coordinator::role::Role;
-use cosec_coordinator::sampler::Draws;
 use cosec_coordinator::session::event::{Action, Event, Phase, Task};
 use cosec_coordinator::session::pace::{Acceptance, Pace};
 use cosec_coordinator::session::plan::Plan;
 use cosec_coordinator::session::state::Session;
 use cosec_coordinator::worker_pool::operation::Operation;
 use cosec_coordinator::worker_pool::reply::{OperationError, Reply, RowView, check};
-use cosec_proto::draw::Randomness;
-use cosec_proto::worker::StepResponse;
+use cosec_proto::WorkerRole;
+use cosec_proto::sampling::PositionRandom;
+use cosec_proto::sampling::SamplingSeed;
+use cosec_proto::wire::worker::StepResponse;
 use cosec_proto::{ErrorCode, SessionId};
 use cosec_tests::mock_worker::{MockEngine, MockModel};
 use rand::rngs::StdRng;
@@ -40,8 +40,8 @@ pub(crate) struct Fate {
 
 /// Under way.
 enum Pending {
-    Locate(Role),
-    Send { role: Role, ticket: u64, operation: Operation },
+    Locate(WorkerRole),
+    Send { role: WorkerRole, ticket: u64, operation: Operation },
     Merge { position: u32, evidence: Box<[Evidence; 3]> },
     Emit(SessionEvent),
 }
@@ -132,7 +132,7 @@ impl World {
         self.pending.push(match action {
             Action::Locate { role, .. } => Pending::Locate(role),
             Action::Send { role, ticket, at, tokens, ask, .. } => {
-                self.base_tokens += if role == Role::Base { tokens.len() } else { 0 };
+                self.base_tokens += if role == WorkerRole::Base { tokens.len() } else { 0 };
                 let operation = Operation {
                     session: SessionId::from_wire(&[7; 16]).unwrap(),
                     adapter: String::new(),
@@ -150,17 +150,17 @@ impl World {
         });
     }
 
-    fn randomness(&self) -> Randomness {
-        Randomness { seed: self.request.settings.seed, sample: self.request.sample }
+    fn randomness(&self) -> SamplingSeed {
+        SamplingSeed { seed: self.request.settings.seed, sample: self.request.sample }
     }
 
-    fn located(&mut self, role: Role) -> Event {
+    fn located(&mut self, role: WorkerRole) -> Event {
         self.engines[role.index()].evict();
         let MockModel { max_operation_tokens, vocabulary, .. } = self.models[role.index()];
         Event::Located { role, max_operation_tokens, vocabulary }
     }
 
-    fn perform(&mut self, role: Role, operation: &Operation) -> Result<Reply, OperationError> {
+    fn perform(&mut self, role: WorkerRole, operation: &Operation) -> Result<Reply, OperationError> {
         let engine = &self.engines[role.index()];
         match self.chance.next_u32() as u8 {
             lot if lot < self.fate.faults => {
@@ -183,7 +183,7 @@ impl World {
     }
 
     /// A withdrawn operation has done nothing yet, has begun, or is done.
-    fn withdraw(&mut self, role: Role, ticket: u64) {
+    fn withdraw(&mut self, role: WorkerRole, ticket: u64) {
         self.withdrawn += 1;
         let is_it = |pending: &Pending| matches!(pending, Pending::Send { role: r, ticket: t, .. } if (*r, *t) == (role, ticket));
         let at = self.pending.iter().position(is_it).expect("only what is under way is withdrawn");
@@ -200,7 +200,7 @@ impl World {
     fn merge(&self, position: u32, evidence: Box<[Evidence; 3]>) -> Event {
         let plan = self.session.plan();
         let (laws, rule) = (Laws::new(evidence, plan.warps), plan.rule.rule());
-        let draws = Draws { randomness: self.randomness(), position };
+        let draws = PositionRandom { seed: self.randomness(), position };
         match rule.decide(&laws, &draws) {
             Ok(decision) => {
                 let alternatives = self.request.settings.logprobs;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use cosec_launcher::{Cluster, ClusterConfig, EVERY_RULE, Process};
-use cosec_proto::coordinator::coordinator_client::CoordinatorClient;
 use cosec_proto::transport;
+use cosec_proto::wire::coordinator::coordinator_client::CoordinatorClient;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 use tonic::transport::Channel;

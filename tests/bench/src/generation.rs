@@ -1,8 +1,8 @@
 //! Whole completions over a coordinator's gRPC door.
 
 use anyhow::{Context, Result};
-use cosec_proto::coordinator::GenerateRequest;
-use cosec_proto::coordinator::generate_event::Event;
+use cosec_proto::wire::coordinator::GenerateRequest;
+use cosec_proto::wire::coordinator::generate_event::Event;
 use tokio::task::JoinSet;
 
 use crate::cluster::Coordinator;

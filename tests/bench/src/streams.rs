@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use cosec_proto::coordinator::GenerateRequest;
-use cosec_proto::coordinator::generate_event::Event;
+use cosec_proto::wire::coordinator::GenerateRequest;
+use cosec_proto::wire::coordinator::generate_event::Event;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};

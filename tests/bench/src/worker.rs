@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use cosec_launcher::Process;
-use cosec_proto::worker::row::Content;
-use cosec_proto::worker::row_request::View;
-use cosec_proto::worker::step_request::Operation;
-use cosec_proto::worker::step_response::Outcome;
-use cosec_proto::worker::worker_client::WorkerClient;
-use cosec_proto::worker::{
-    DescribeRequest, DescribeResponse, Extend, Release, RowRequest, Sample, StepRequest, StepResponse, Warp,
+use cosec_proto::wire::worker::row::Content;
+use cosec_proto::wire::worker::row_request::View;
+use cosec_proto::wire::worker::step_request::Operation;
+use cosec_proto::wire::worker::step_response::Outcome;
+use cosec_proto::wire::worker::worker_client::WorkerClient;
+use cosec_proto::wire::worker::{
+    DescribeRequest, DescribeResponse, Extend, Release, RowRequest, Sample, SamplingParams, StepRequest, StepResponse,
 };
 use cosec_proto::{SessionId, transport};
 use tokio::process::Command;
@@ -137,7 +137,7 @@ impl Worker {
 
 /// Feeds `tokens` and asks for one draw under `temperature` behind the last of them.
 fn extend(session: &[u8], at: u32, tokens: Vec<u32>, temperature: f64) -> Operation {
-    let warp = Some(Warp { temperature, top_p: 1.0, top_k: 0 });
+    let warp = Some(SamplingParams { temperature, top_p: 1.0, top_k: 0 });
     let rows = vec![RowRequest { offset: tokens.len() as u32, view: Some(View::Sample(Sample { warp, u: 0.5 })) }];
     Operation::Extend(Extend { session: session.to_vec(), at, tokens, rows, ..Extend::default() })
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cosec_proto::ErrorCode;
-use cosec_proto::worker::{self, step_request};
+use cosec_proto::wire::worker::{self, step_request};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;

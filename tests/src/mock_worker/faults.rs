@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use cosec_proto::worker;
+use cosec_proto::wire::worker;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tonic::Status;

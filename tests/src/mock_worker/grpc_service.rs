@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use cosec_proto::transport;
-use cosec_proto::worker::worker_server::WorkerServer;
-use cosec_proto::worker::{self, step_request};
+use cosec_proto::wire::worker::worker_server::WorkerServer;
+use cosec_proto::wire::worker::{self, step_request};
 use futures::Stream;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
@@ -78,7 +78,7 @@ impl<C: Conduct> worker::worker_server::Worker for Service<C> {
     ) -> Result<Response<worker::DescribeResponse>, Status> {
         let model = &self.0.engine.model;
         let truth = worker::DescribeResponse {
-            role: model.role.into(),
+            role: worker::Role::from(model.role).into(),
             model: "mock".to_owned(),
             fingerprint: model.fingerprint.clone(),
             tokenizer_fingerprint: model.tokenizer_fingerprint.clone(),

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cosec_proto::worker::worker_server::WorkerServer;
+use cosec_proto::wire::worker::worker_server::WorkerServer;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;

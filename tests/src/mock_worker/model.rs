@@ -1,12 +1,12 @@
 //! A model whose logits are a hash of the whole history.
 
-use cosec_proto::worker;
+use cosec_proto::WorkerRole;
 
 /// The model and the manners of a mock worker.
 #[derive(Clone, Debug)]
 pub struct MockModel {
     /// What it says it hosts.
-    pub role: worker::Role,
+    pub role: WorkerRole,
     /// Length of a row.
     pub vocabulary: u32,
     /// Keeps its rows apart from other models'.
@@ -32,7 +32,7 @@ impl MockModel {
     #[must_use]
     pub fn base() -> Self {
         Self {
-            role: worker::Role::Base,
+            role: WorkerRole::Base,
             vocabulary: 64,
             salt: 1,
             agreement: 3.0,
@@ -48,7 +48,7 @@ impl MockModel {
     /// An expert that agrees with [`Self::base`] now and then.
     #[must_use]
     pub fn expert() -> Self {
-        let (role, fingerprint) = (worker::Role::Expert, "expert".to_owned());
+        let (role, fingerprint) = (WorkerRole::Expert, "expert".to_owned());
         Self { role, salt: 2, fingerprint, max_operation_tokens: 24, ..Self::base() }
     }
 

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use cosec_proto::draw::{Purpose, Randomness};
-use cosec_proto::worker::{self, step_request, step_response};
+use cosec_proto::sampling::{DrawPurpose, SamplingSeed};
+use cosec_proto::wire::worker::{self, step_request, step_response};
 use cosec_proto::{ErrorCode, row_runs};
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -150,7 +150,7 @@ impl MockEngine {
         }
         let mut history = self.feed(&draft.session, draft.at, &draft.tokens, draft.tokens.is_empty())?;
         let warp = warp(draft.warp)?;
-        let randomness = draft.randomness.map_or(Randomness { seed: 0, sample: 0 }, Randomness::from);
+        let randomness = draft.randomness.map_or(SamplingSeed { seed: 0, sample: 0 }, SamplingSeed::from);
         let (mut ids, mut probabilities, mut rows) = (Vec::new(), Vec::new(), Vec::new());
         for offset in 0..draft.k {
             let logits = self.model.row(&history);
@@ -158,7 +158,7 @@ impl MockEngine {
                 rows.push(worker::Row { offset, content: Some(view(ask, &logits)?) });
             }
             let law = law(&logits, &warp)?;
-            let id = law.sample(randomness.uniform(Purpose::Draft, history.len() as u32));
+            let id = law.sample(randomness.uniform(DrawPurpose::Draft, history.len() as u32));
             ids.push(id);
             probabilities.push(law.probability(id));
             history.push(id);

@@ -1,20 +1,20 @@
 //! What is told of logits, and why not.
 
 use cosec_proto::ErrorCode;
-use cosec_proto::draw::{Distribution, Warp};
-use cosec_proto::worker::{self, step_response};
+use cosec_proto::sampling::{Distribution, SamplingParams};
+use cosec_proto::wire::worker::{self, step_response};
 
 pub(super) fn failure(code: ErrorCode, message: &str) -> step_response::Outcome {
     step_response::Outcome::Failure(worker::Failure { code: code.name().to_owned(), message: message.to_owned() })
 }
 
-pub(super) fn warp(wire: Option<worker::Warp>) -> Result<Warp, step_response::Outcome> {
+pub(super) fn warp(wire: Option<worker::SamplingParams>) -> Result<SamplingParams, step_response::Outcome> {
     let wire = wire.ok_or_else(|| failure(ErrorCode::InvalidArgument, "no warp"))?;
-    Warp::try_from(wire).map_err(|error| failure(ErrorCode::InvalidArgument, &error.to_string()))
+    SamplingParams::try_from(wire).map_err(|error| failure(ErrorCode::InvalidArgument, &error.to_string()))
 }
 
-pub(super) fn law(logits: &[f32], warp: &Warp) -> Result<Distribution, step_response::Outcome> {
-    Distribution::warped(logits, warp).map_err(|error| failure(ErrorCode::Internal, &error.to_string()))
+pub(super) fn law(logits: &[f32], warp: &SamplingParams) -> Result<Distribution, step_response::Outcome> {
+    Distribution::from_logits(logits, warp).map_err(|error| failure(ErrorCode::Internal, &error.to_string()))
 }
 
 pub(super) fn view(ask: &worker::RowRequest, logits: &[f32]) -> Result<worker::row::Content, step_response::Outcome> {

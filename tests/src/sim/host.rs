@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use std::time::Duration;
 
-use cosec_proto::worker::step_response::Outcome;
-use cosec_proto::worker::worker_server::WorkerServer;
-use cosec_proto::worker::{self, row};
+use cosec_proto::wire::worker::step_response::Outcome;
+use cosec_proto::wire::worker::worker_server::WorkerServer;
+use cosec_proto::wire::worker::{self, row};
 use cosec_proto::{ErrorCode, transport};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

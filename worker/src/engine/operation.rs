@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use cosec_proto::draw::{Randomness, Warp};
+use cosec_proto::sampling::{SamplingParams, SamplingSeed};
 use cosec_proto::{ErrorCode, SessionId};
 use tokio::sync::oneshot;
 
@@ -50,9 +50,9 @@ pub enum Work {
         /// At least 1.
         k: usize,
         /// Logits to distribution.
-        warp: Warp,
+        warp: SamplingParams,
         /// Names the random numbers.
-        randomness: Randomness,
+        randomness: SamplingSeed,
         /// Views of the rows that the tokens are drawn from, to answer in this order; offset i is the i-th token's.
         rows: Vec<RowRequest>,
     },

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use cosec_proto::draw::Warp;
+use cosec_proto::sampling::SamplingParams;
 
 use super::device::DeviceChoice;
 use super::load::{self, LoadError, LoadOptions, ModelDescription};
@@ -34,7 +34,7 @@ impl PlacedDecoder {
         let place = Place { position: 0, blocks: &[0] };
         let batch = Batch { tokens: vec![0], places: vec![place], wanted: vec![0], ..Batch::default() };
         let mut found = Found::default();
-        let draw = Some((Warp::RAW, 0.5));
+        let draw = Some((SamplingParams::RAW, 0.5));
         decoder.forward_rows(&batch, &mut [RowTask { views: &[], draw, keep: true, found: &mut found }])?;
         Ok((Self::Cuda(Box::new(decoder)), description))
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use cosec_proto::SessionId;
-use cosec_proto::draw::Purpose;
+use cosec_proto::sampling::DrawPurpose;
 
 use super::fairness::Party;
 use super::request_queue::JobId;
@@ -224,7 +224,7 @@ impl Job {
             Work::Draft { at, warp, randomness, .. } if is_last => {
                 // Positions fit: the context is a u32 on the wire.
                 let position = u32::try_from(at + offset).unwrap_or(u32::MAX);
-                Some((*warp, randomness.uniform(Purpose::Draft, position)))
+                Some((*warp, randomness.uniform(DrawPurpose::Draft, position)))
             }
             _ => None,
         };

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cosec_proto::draw::InvalidLogits;
+use cosec_proto::sampling::InvalidLogits;
 use cosec_proto::{ErrorCode, SessionId};
 
 use super::job::{Job, Stage};

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use cosec_proto::draw::Warp;
+use cosec_proto::sampling::SamplingParams;
 use cosec_proto::transport::MAX_MESSAGE_BYTES;
-use cosec_proto::worker::row_request::View as WireView;
-use cosec_proto::worker::step_request::Operation as WireOperation;
-use cosec_proto::worker::{self as wire};
+use cosec_proto::wire::worker::row_request::View as WireView;
+use cosec_proto::wire::worker::step_request::Operation as WireOperation;
+use cosec_proto::wire::worker::{self as wire};
 use cosec_proto::{ErrorCode, SessionId, row_runs};
 
 use crate::engine::Limits;
@@ -138,9 +138,9 @@ fn ids(field: &str, ids: &[u32], limits: &Limits) -> Result<(), Failure> {
     }
 }
 
-fn warp(field: &str, warp: Option<wire::Warp>) -> Result<Warp, Failure> {
+fn warp(field: &str, warp: Option<wire::SamplingParams>) -> Result<SamplingParams, Failure> {
     let warp = warp.ok_or_else(|| invalid(format!("{field} is missing; it is required")))?;
-    Warp::try_from(warp).map_err(|error| invalid(format!("{field}.{error}")))
+    SamplingParams::try_from(warp).map_err(|error| invalid(format!("{field}.{error}")))
 }
 
 /// Index of the adapter called `name`.

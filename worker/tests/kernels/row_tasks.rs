@@ -1,6 +1,6 @@
 //! What is wanted of rows of logits: found on a GPU with the bits of the host.
 
-use cosec_proto::draw::Warp;
+use cosec_proto::sampling::SamplingParams;
 use cosec_worker::kernels::Kernels;
 use cosec_worker::kernels::cpu::Cpu;
 use cosec_worker::rows::{Found, Precision, RowTask, View};
@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use crate::{upload, with_gpu, with_seeds};
 
 /// Views of a row by their indices, and a draw.
-type Wanted = (Vec<(usize, View)>, Option<(Warp, f64)>);
+type Wanted = (Vec<(usize, View)>, Option<(SamplingParams, f64)>);
 
 fn task<'a>((views, draw): &'a Wanted, found: &'a mut Found) -> RowTask<'a> {
     RowTask { views, draw: *draw, keep: true, found }
@@ -48,14 +48,14 @@ fn random_row(rng: &mut StdRng, vocabulary: usize) -> Vec<f32> {
     row
 }
 
-fn random_warp(rng: &mut StdRng) -> Warp {
+fn random_warp(rng: &mut StdRng) -> SamplingParams {
     let temperature = [0.0, 1.0, 1.0, 0.4, rng.random_range(0.01..2.0), 1e-300, 1e300][rng.random_range(0..7)];
     let top_p = [1.0, 1.0, 0.95, 0.5, rng.random_range(0.001..1.0), 1.0 - 1e-12][rng.random_range(0..6)];
     let top_k = [0, 0, 0, 1, 40, rng.random_range(1..10_000)][rng.random_range(0..6)];
-    Warp::new(temperature, top_p, top_k).unwrap()
+    SamplingParams::new(temperature, top_p, top_k).unwrap()
 }
 
-fn random_view(rng: &mut StdRng, vocabulary: usize, warp: Warp) -> View {
+fn random_view(rng: &mut StdRng, vocabulary: usize, warp: SamplingParams) -> View {
     match rng.random_range(0..16) {
         0 => View::Full(Precision::F32),
         1..6 => {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use cosec_proto::SessionId;
-use cosec_proto::worker::step_response::Outcome;
+use cosec_proto::wire::worker::step_response::Outcome;
 use cosec_worker::engine::EngineOptions;
 use cosec_worker::model::ModelRunner;
 use futures::future::join_all;

@@ -1,8 +1,8 @@
 //! Who gets how many tokens: coordinators (streams) and tenants.
 
 use cosec_proto::SessionId;
-use cosec_proto::worker::step_request::Operation;
-use cosec_proto::worker::{Draft, Extend};
+use cosec_proto::wire::worker::step_request::Operation;
+use cosec_proto::wire::worker::{Draft, Extend};
 use cosec_worker::engine::EngineOptions;
 use tokio::time::sleep;
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use cosec_proto::SessionId;
-use cosec_proto::worker::step_response::Outcome;
+use cosec_proto::wire::worker::step_response::Outcome;
 use cosec_worker::engine::EngineOptions;
 use cosec_worker::model::{CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
 use rand::rngs::StdRng;

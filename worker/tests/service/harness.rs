@@ -5,15 +5,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cosec_proto::draw::Warp;
-use cosec_proto::worker::row::Content;
-use cosec_proto::worker::row_request::View;
-use cosec_proto::worker::step_request::Operation;
-use cosec_proto::worker::step_response::Outcome;
-use cosec_proto::worker::worker_client::WorkerClient;
-use cosec_proto::worker::{
-    Cancel, DescribeRequest, DescribeResponse, Draft, Extend, Full, Precision, Release, Role, RowRequest,
-    StepRequest, StepResponse,
+use cosec_proto::sampling::SamplingParams;
+use cosec_proto::wire::worker::row::Content;
+use cosec_proto::wire::worker::row_request::View;
+use cosec_proto::wire::worker::step_request::Operation;
+use cosec_proto::wire::worker::step_response::Outcome;
+use cosec_proto::wire::worker::worker_client::WorkerClient;
+use cosec_proto::wire::worker::{
+    Cancel, DescribeRequest, DescribeResponse, Draft, Extend, Full, Precision, Release, RowRequest, StepRequest,
+    StepResponse,
 };
 use cosec_proto::{SessionId, transport};
 use cosec_worker::engine::{EngineOptions, Model};
@@ -99,7 +99,7 @@ impl Harness {
         let (address, metrics_address) = (server.address(), server.metrics_address().unwrap());
         let shutdown = CancellationToken::new();
         let identity = Identity {
-            role: Role::Expert,
+            role: cosec_proto::WorkerRole::Expert,
             model: "fake".to_owned(),
             zone: "here".to_owned(),
             registration: registration::Config::default(),
@@ -247,12 +247,12 @@ pub(crate) fn extend(session: SessionId, at: u32, tokens: &[u32], offsets: &[u32
     Operation::Extend(Extend { session: session.to_wire(), at, tokens: tokens.to_vec(), rows, ..Extend::default() })
 }
 
-pub(crate) fn warp() -> Warp {
-    Warp::new(0.8, 0.95, 0).unwrap()
+pub(crate) fn warp() -> SamplingParams {
+    SamplingParams::new(0.8, 0.95, 0).unwrap()
 }
 
 pub(crate) fn draft(session: SessionId, at: u32, tokens: &[u32], k: u32) -> Operation {
-    let randomness = Some(cosec_proto::draw::Randomness { seed: SEED, sample: 1 }.into());
+    let randomness = Some(cosec_proto::sampling::SamplingSeed { seed: SEED, sample: 1 }.into());
     let warp = Some(warp().into());
     Operation::Draft(Draft {
         session: session.to_wire(),

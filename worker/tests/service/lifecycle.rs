@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cosec_proto::SessionId;
-use cosec_proto::worker::DescribeRequest;
+use cosec_proto::wire::worker::DescribeRequest;
 use cosec_worker::engine::EngineOptions;
 use cosec_worker::server::Server;
 use tokio::time::sleep;

@@ -1,9 +1,9 @@
 //! Operations that are refused by name while the stream goes on.
 
 use cosec_proto::SessionId;
-use cosec_proto::worker::row_request::View;
-use cosec_proto::worker::step_request::Operation;
-use cosec_proto::worker::{Draft, Extend, Full, Gather, Nucleus, Release, RowRequest, Sample, Warp};
+use cosec_proto::wire::worker::row_request::View;
+use cosec_proto::wire::worker::step_request::Operation;
+use cosec_proto::wire::worker::{Draft, Extend, Full, Gather, Nucleus, Release, RowRequest, Sample, SamplingParams};
 
 use crate::fake_model::{CONTEXT_TOKENS, VOCABULARY, logits};
 use crate::harness::{Harness, draft, extend, failure, options, warp};
@@ -25,8 +25,8 @@ fn draft_with(change: impl FnOnce(&mut Draft)) -> Option<Operation> {
     Some(Operation::Draft(draft))
 }
 
-fn wire_warp(temperature: f64, top_p: f64) -> Option<Warp> {
-    Some(Warp { temperature, top_p, top_k: 0 })
+fn wire_warp(temperature: f64, top_p: f64) -> Option<SamplingParams> {
+    Some(SamplingParams { temperature, top_p, top_k: 0 })
 }
 
 /// Operation, and the words that the refusal must hold.

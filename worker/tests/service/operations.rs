@@ -1,12 +1,12 @@
 //! What Extend, Draft and Release mean.
 
 use cosec_proto::SessionId;
-use cosec_proto::draw::{Distribution, Purpose, Randomness};
-use cosec_proto::worker::row::Content;
-use cosec_proto::worker::row_request::View;
-use cosec_proto::worker::step_request::Operation;
-use cosec_proto::worker::step_response::Outcome;
-use cosec_proto::worker::{
+use cosec_proto::sampling::{Distribution, DrawPurpose, SamplingSeed};
+use cosec_proto::wire::worker::row::Content;
+use cosec_proto::wire::worker::row_request::View;
+use cosec_proto::wire::worker::step_request::Operation;
+use cosec_proto::wire::worker::step_response::Outcome;
+use cosec_proto::wire::worker::{
     Extend, Full, Gather, Nucleus, Precision, Role, RowRequest, Sample, TokenizerRequest, TokenizerResponse,
 };
 
@@ -71,7 +71,7 @@ async fn a_run_looks_one_id_up_in_row_after_row() {
     let Outcome::Rows(rows) = wire.run(Operation::Extend(extend)).await else { panic!("no rows") };
     assert_eq!((rows.rows.len(), rows.rows[0].offset), (1, 1));
     let Some(Content::Gathered(gathered)) = &rows.rows[0].content else { panic!("{rows:?}") };
-    let of = |history: &[u32], id| Distribution::warped(&logits(history), &warp()).unwrap().probability(id);
+    let of = |history: &[u32], id| Distribution::from_logits(&logits(history), &warp()).unwrap().probability(id);
     assert_eq!(gathered.probabilities, [of(&[9], 4), of(&[9, 9], 299)]);
 }
 
@@ -79,7 +79,7 @@ async fn a_run_looks_one_id_up_in_row_after_row() {
 async fn every_view_is_of_the_same_row() {
     let harness = Harness::start(options()).await;
     let mut wire = harness.wire().await;
-    let distribution = Distribution::warped(&logits(&[9, 9]), &warp()).unwrap();
+    let distribution = Distribution::from_logits(&logits(&[9, 9]), &warp()).unwrap();
     let views = [
         View::Gather(Gather { warp: Some(warp().into()), ids: vec![4, 299, 4], each: false }),
         View::Nucleus(Nucleus { warp: Some(warp().into()), cap: 0 }),
@@ -179,14 +179,14 @@ async fn a_draft_is_what_one_would_sample_step_by_step() {
     }
 
     let from_rows = SessionId::random();
-    let randomness = Randomness { seed: SEED, sample: 1 };
+    let randomness = SamplingSeed { seed: SEED, sample: 1 };
     let mut fed: Vec<u32> = prompt.to_vec();
     let mut at = 0;
     for index in 0..k as usize {
         let rows = wire.rows(from_rows, at, &fed, &[fed.len() as u32]).await;
         at += fed.len() as u32;
-        let distribution = Distribution::warped(&rows[0], &warp()).unwrap();
-        let id = distribution.sample(randomness.uniform(Purpose::Draft, at));
+        let distribution = Distribution::from_logits(&rows[0], &warp()).unwrap();
+        let id = distribution.sample(randomness.uniform(DrawPurpose::Draft, at));
         assert_eq!((id, distribution.probability(id)), (ids[index], probabilities[index]));
         fed = vec![id];
     }
@@ -228,7 +228,7 @@ async fn a_draft_shows_the_rows_that_it_drew_from() {
             let Some(Content::Full(full)) = &pair[0].content else { panic!("{pair:?}") };
             let values: Vec<f32> = full.logits.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
             assert_eq!(values, row);
-            let distribution = Distribution::warped(&row, &warp()).unwrap();
+            let distribution = Distribution::from_logits(&row, &warp()).unwrap();
             let Some(Content::Gathered(gathered)) = &pair[1].content else { panic!("{pair:?}") };
             assert_eq!(gathered.probabilities, [distribution.probability(3)]);
         }

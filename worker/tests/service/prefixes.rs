@@ -1,8 +1,8 @@
 //! Sessions that begin alike: what is computed once, and what is never shared.
 
 use cosec_proto::SessionId;
-use cosec_proto::worker::Extend;
-use cosec_proto::worker::step_request::Operation;
+use cosec_proto::wire::worker::Extend;
+use cosec_proto::wire::worker::step_request::Operation;
 use tokio::time::sleep;
 
 use crate::fake_model::{adapted, logits};

@@ -1,8 +1,8 @@
 //! Random operations on many sessions at once against the simplest bookkeeping that could be right.
 
 use cosec_proto::SessionId;
-use cosec_proto::draw::{Distribution, Purpose, Randomness};
-use cosec_proto::worker::step_response::Outcome;
+use cosec_proto::sampling::{Distribution, DrawPurpose, SamplingSeed};
+use cosec_proto::wire::worker::step_response::Outcome;
 use cosec_worker::engine::EngineOptions;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -67,8 +67,8 @@ impl Expected {
         let mut ids = Vec::new();
         for index in 0..k {
             let position = self.tokens.len() as u32;
-            let u = Randomness { seed: SEED, sample: 1 }.uniform(Purpose::Draft, position);
-            ids.push(Distribution::warped(&logits(&self.tokens), &warp()).unwrap().sample(u));
+            let u = SamplingSeed { seed: SEED, sample: 1 }.uniform(DrawPurpose::Draft, position);
+            ids.push(Distribution::from_logits(&logits(&self.tokens), &warp()).unwrap().sample(u));
             if index + 1 < k {
                 self.tokens.push(ids[index]);
             }

@@ -1,8 +1,8 @@
 //! Who waits for whom: batches, deadlines, cancellation, blocks.
 
 use cosec_proto::SessionId;
-use cosec_proto::draw::{Distribution, Purpose, Randomness};
-use cosec_proto::worker::step_response::Outcome;
+use cosec_proto::sampling::{Distribution, DrawPurpose, SamplingSeed};
+use cosec_proto::wire::worker::step_response::Outcome;
 use cosec_worker::engine::EngineOptions;
 use tokio::time::sleep;
 
@@ -100,8 +100,8 @@ async fn what_is_cancelled_under_way_ends_before_its_next_pass_and_keeps_what_it
     assert_eq!(need_prefix(&wire.run(extend(prompting, 190, &[], &[0])).await), Some(189));
     assert_eq!(wire.rows(prompting, 190, &prompt[190..], &[10]).await, [logits(&prompt)]);
     // The row behind what was drafted is kept, as behind a draft that ended.
-    let u = Randomness { seed: SEED, sample: 1 }.uniform(Purpose::Draft, 3);
-    let drawn = Distribution::warped(&logits(&[1, 2, 3]), &warp()).unwrap().sample(u);
+    let u = SamplingSeed { seed: SEED, sample: 1 }.uniform(DrawPurpose::Draft, 3);
+    let drawn = Distribution::from_logits(&logits(&[1, 2, 3]), &warp()).unwrap().sample(u);
     assert_eq!(wire.rows(drafting, 4, &[], &[0]).await, [logits(&[1, 2, 3, drawn])]);
 }
 

@@ -4,9 +4,9 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use cosec_proto::worker::step_response::Outcome;
-use cosec_proto::worker::worker_client::WorkerClient;
-use cosec_proto::worker::{DescribeRequest, DescribeResponse};
+use cosec_proto::wire::worker::step_response::Outcome;
+use cosec_proto::wire::worker::worker_client::WorkerClient;
+use cosec_proto::wire::worker::{DescribeRequest, DescribeResponse};
 use cosec_proto::{SessionId, transport};
 use futures::future::join_all;
 use rand::rngs::StdRng;

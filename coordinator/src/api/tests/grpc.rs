@@ -1,8 +1,8 @@
 //! The gRPC door: the same settings, checks and text.
 
 use cosec_proto::ErrorCode;
-use cosec_proto::coordinator::coordinator_client::CoordinatorClient;
-use cosec_proto::coordinator::{self as wire, generate_event::Event, generate_request::Prompt};
+use cosec_proto::wire::coordinator::coordinator_client::CoordinatorClient;
+use cosec_proto::wire::coordinator::{self as wire, generate_event::Event, generate_request::Prompt};
 use serde_json::{Value, json};
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;

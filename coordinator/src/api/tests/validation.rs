@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cosec_proto::draw::Warp;
+use cosec_proto::sampling::SamplingParams;
 use serde_json::{Value, json};
 
 use super::house::{House, says};
@@ -30,8 +30,8 @@ async fn good_values_become_settings() {
         s.n == 1
             && s.max_tokens == Some(16)
             && s.min_tokens == 0
-            && s.base == Warp::RAW
-            && s.expert == Warp::new(0.4, 0.95, 0).unwrap()
+            && s.base == SamplingParams::RAW
+            && s.expert == SamplingParams::new(0.4, 0.95, 0).unwrap()
             && s.rule == RuleSettings::Cosec { tau: 0.3 }
             && s.logprobs.is_none()
             && s.transport == Transport::Auto
@@ -46,10 +46,10 @@ async fn good_values_become_settings() {
     check(json!({"max_tokens": 2047, "min_tokens": 2047}), |s| (s.max_tokens, s.min_tokens) == (Some(2047), 2047))
         .await;
     check(json!({"temperature": 0.7, "top_p": 0.5, "top_k": 3}), |s| {
-        s.base == Warp::new(0.7, 0.5, 3).unwrap() && s.expert == Warp::new(0.4, 0.95, 0).unwrap()
+        s.base == SamplingParams::new(0.7, 0.5, 3).unwrap() && s.expert == SamplingParams::new(0.4, 0.95, 0).unwrap()
     })
     .await;
-    check(json!({"temperature": 0}), |s| s.base == Warp::GREEDY && s.expert.temperature() == 0.0).await;
+    check(json!({"temperature": 0}), |s| s.base == SamplingParams::GREEDY && s.expert.temperature() == 0.0).await;
     check(json!({"temperature": 0, "cosec": {"expert_temperature": 0.4}}), |s| s.expert.temperature() == 0.4).await;
     check(json!({"stop": "a"}), |s| s.stop == ["a"]).await;
     check(json!({"stop": []}), |s| s.stop.is_empty()).await;
@@ -84,11 +84,11 @@ async fn the_cosec_object_chooses_the_rule() {
         .await;
     check(json!({"cosec": {"rule": "base_only"}}), |s| s.rule == RuleSettings::BaseOnly).await;
     check(json!({"cosec": {"rule": "expert_only"}}), |s| {
-        s.rule == RuleSettings::ExpertOnly && s.expert == Warp::new(0.4, 0.95, 0).unwrap()
+        s.rule == RuleSettings::ExpertOnly && s.expert == SamplingParams::new(0.4, 0.95, 0).unwrap()
     })
     .await;
     check(json!({"cosec": {"rule": "expert_only"}, "temperature": 0.7, "top_p": 0.5, "top_k": 3}), |s| {
-        s.expert == Warp::new(0.7, 0.5, 3).unwrap()
+        s.expert == SamplingParams::new(0.7, 0.5, 3).unwrap()
     })
     .await;
     for transport in ["auto", "gather", "nucleus", "sample", "full"] {

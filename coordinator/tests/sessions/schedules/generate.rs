@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use cosec_coordinator::core::{CoreConfig, ExpertAbsent, ModelConfig};
 use cosec_coordinator::request::{Adjustments, RuleSettings, Settings, TokenizedRequest, Transport};
-use cosec_coordinator::role::Role;
 use cosec_coordinator::session::plan::Plan;
 use cosec_coordinator::session::speculation::Speculation;
 use cosec_coordinator::tenant::Tenant;
-use cosec_proto::draw::Warp;
+use cosec_proto::WorkerRole;
+use cosec_proto::sampling::SamplingParams;
 use cosec_tests::mock_worker::MockModel;
 use cosec_tests::sim::{Fault, Phase};
 use rand::Rng;
@@ -52,7 +52,7 @@ pub(super) fn model(model: MockModel) -> MockModel {
     MockModel { vocabulary: 32, ..model }
 }
 
-pub(super) fn place(role: Role) -> &'static str {
+pub(super) fn place(role: WorkerRole) -> &'static str {
     role.name()
 }
 
@@ -64,11 +64,11 @@ pub(super) fn model_at(place: &str) -> MockModel {
     }
 }
 
-pub(super) fn any_warp(chance: &mut StdRng) -> Warp {
+pub(super) fn any_warp(chance: &mut StdRng) -> SamplingParams {
     let temperature = if chance.random_bool(0.2) { 0.0 } else { chance.random_range(0.3..1.3) };
     let top_p = if chance.random_bool(0.4) { 1.0 } else { chance.random_range(0.4..1.0) };
     let top_k = if chance.random_bool(0.8) { 0 } else { chance.random_range(1..8) };
-    Warp::new(temperature, top_p, top_k).unwrap()
+    SamplingParams::new(temperature, top_p, top_k).unwrap()
 }
 
 pub(super) fn any_settings(chance: &mut StdRng) -> Settings {
@@ -136,13 +136,13 @@ pub(super) fn any_schedule(chance: &mut StdRng) -> Schedule {
             requests.push(Asked { request, after, patience, leaves_after, rests });
         }
     }
-    let addresses = |role: Role| (0..replicas[role.index()]).map(|_| "host:9000".to_owned()).collect();
+    let addresses = |role: WorkerRole| (0..replicas[role.index()]).map(|_| "host:9000".to_owned()).collect();
     let config = CoreConfig {
         models: vec![ModelConfig {
             name: NAME.to_owned(),
             tokenizer: "no such directory".into(),
-            base: addresses(Role::Base),
-            expert: addresses(Role::Expert),
+            base: addresses(WorkerRole::Base),
+            expert: addresses(WorkerRole::Expert),
             anti_expert: Vec::new(),
             base_adapter: None,
             expert_adapter: None,

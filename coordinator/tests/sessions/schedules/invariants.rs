@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use cosec_coordinator::core::{Core, CoreConfig, ExpertAbsent};
 use cosec_coordinator::request::{FinishReason, RuleSettings, SessionError, Settings, TokenEvent};
-use cosec_coordinator::role::Role;
 use cosec_coordinator::session::metrics::SessionMetrics;
 use cosec_coordinator::session::plan::Plan;
 use cosec_proto::ErrorCode;
+use cosec_proto::WorkerRole;
 use cosec_tests::sim::{Host, Sim, another};
 use futures::StreamExt;
 use tokio::time::Instant;
@@ -103,13 +103,14 @@ pub(super) fn check_seen(sim: &Sim, schedule: &Schedule, seen: &Seen) -> Result<
 /// An end before the end needs a reason.
 pub(super) fn check_end(sim: &Sim, schedule: &Schedule, seen: &Seen) -> Result<(), Wrong> {
     let plan = Plan::new(&seen.asked.request.settings, schedule.replicas[2] > 0).unwrap();
-    let was_served = |role: Role| sim.was_served(place(role), seen.opened, seen.ended, RECOVERY);
+    let was_served = |role: WorkerRole| sim.was_served(place(role), seen.opened, seen.ended, RECOVERY);
     // What a session may say at all, its base says, whatever the rule reads.
-    let needs = |role: &Role| *role == Role::Base || plan.reads(*role);
-    let all_served = Role::ALL.into_iter().filter(needs).all(was_served);
+    let needs = |role: &WorkerRole| *role == WorkerRole::Base || plan.reads(*role);
+    let all_served = WorkerRole::ALL.into_iter().filter(needs).all(was_served);
     let absent = schedule.config.expert_absent;
     if seen.degraded_after.is_some() {
-        let may = absent == ExpertAbsent::Degrade && !(was_served(Role::Expert) && was_served(Role::AntiExpert));
+        let may = absent == ExpertAbsent::Degrade
+            && !(was_served(WorkerRole::Expert) && was_served(WorkerRole::AntiExpert));
         if !may {
             return Err(format!("it was degraded with experts there and expert_absent = {absent:?}"));
         }

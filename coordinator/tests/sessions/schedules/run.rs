@@ -8,9 +8,9 @@ use std::time::Duration;
 use cosec_coordinator::core::{Core, SessionStream};
 use cosec_coordinator::discovery::{Announcer, Discovery, Member};
 use cosec_coordinator::request::{SessionEvent, Settings, TokenEvent, TokenizedRequest};
-use cosec_coordinator::role::Role;
 use cosec_coordinator::session::metrics::SessionMetrics;
 use cosec_coordinator::worker_pool::Fleet;
+use cosec_proto::WorkerRole;
 use cosec_tests::sim::{Effects, Fault, Phase, Sim};
 use futures::StreamExt;
 use futures::future::{BoxFuture, join_all};
@@ -40,9 +40,9 @@ impl Discovery for Simulated {
             loop {
                 let names = members.borrow_and_update().clone();
                 let role = |name: &str| match name.split('-').next() {
-                    Some("base") => Role::Base,
-                    Some("expert") => Role::Expert,
-                    _ => Role::AntiExpert,
+                    Some("base") => WorkerRole::Base,
+                    Some("expert") => WorkerRole::Expert,
+                    _ => WorkerRole::AntiExpert,
                 };
                 let member = |address: String| Member { model: NAME.to_owned(), role: role(&address), address };
                 announcer.announce(names.into_iter().map(member));
@@ -129,7 +129,7 @@ pub(super) async fn play(seed: u64, tells: bool) -> Result<Shown, Wrong> {
     let mut chance = StdRng::seed_from_u64(seed);
     let schedule = any_schedule(&mut chance);
     let sim = Sim::new(seed, tells);
-    for (role, replicas) in Role::ALL.into_iter().zip(schedule.replicas) {
+    for (role, replicas) in WorkerRole::ALL.into_iter().zip(schedule.replicas) {
         (0..replicas).for_each(|_| sim.add(place(role), model_at(place(role))));
     }
     let metrics = Arc::new(SessionMetrics::register(&Registry::new()).unwrap());

@@ -12,8 +12,8 @@ use cosec_bench::cluster::{Coordinator, Lanes, MODEL, Pair};
 use cosec_bench::report::{Table, median};
 use cosec_bench::shape::{Shape, WeightFormat};
 use cosec_bench::streams::{Watched, watch};
-use cosec_proto::coordinator::generate_request::Prompt;
-use cosec_proto::coordinator::{Cosec, GenerateRequest, TokenIds};
+use cosec_proto::wire::coordinator::generate_request::Prompt;
+use cosec_proto::wire::coordinator::{Cosec, GenerateRequest, TokenIds};
 
 /// Measures tokens/s of the base alone, of sequential co-decoding and of lookahead at several k, on the demo pair and on
 /// random weights of real shape whose agreement is planted; the bytes of every transport; and where the time goes.

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use cosec_proto::draw::{Distribution, InvalidLogits, RowSums, Warp, Warper};
+use cosec_proto::sampling::{Distribution, InvalidLogits, LogitsProcessor, LogitsSums, SamplingParams};
 
 use crate::rows::{Content, RowTask, View, nucleus};
 
@@ -62,7 +62,7 @@ struct OfRow {
 #[derive(Clone, Copy, Debug)]
 struct Task {
     row: usize,
-    warp: Warp,
+    warp: SamplingParams,
     flags: u32,
     top_k: usize,
     /// How many tasks with candidates come before.
@@ -93,22 +93,22 @@ pub(super) struct Needs {
 /// Memory in which answers are finished.
 #[derive(Debug, Default)]
 pub(super) struct Desk {
-    warper: Warper,
+    processor: LogitsProcessor,
     ids: Vec<u32>,
     logits: Vec<f32>,
-    /// Whose distribution the warper has.
+    /// Whose distribution the processor has.
     warped: Option<usize>,
 }
 
 /// What the GPU found for a task.
 struct Summary {
-    sums: RowSums,
+    sums: LogitsSums,
     arg_max: u32,
     invalid: Option<InvalidLogits>,
 }
 
 /// Whether probabilities are weights by the total, nothing else.
-fn is_plain(warp: &Warp) -> bool {
+fn is_plain(warp: &SamplingParams) -> bool {
     warp.temperature() > 0.0 && !warp.cuts()
 }
 
@@ -141,7 +141,7 @@ impl Questions {
 
     /// Whether more is wanted than the GPU hands over.
     fn is_asked_of_host(&self, task: &RowTask<'_>) -> bool {
-        let is_too_much = |warp: &Warp| self.rank(warp) > MOST_CANDIDATES;
+        let is_too_much = |warp: &SamplingParams| self.rank(warp) > MOST_CANDIDATES;
         let of_view = |view: &View| match view {
             View::Full(_) => true,
             View::Nucleus { warp, cap } if is_plain(warp) => (*cap).min(self.vocabulary) >= MOST_CANDIDATES,
@@ -151,7 +151,7 @@ impl Questions {
     }
 
     /// The rank of the last token of the top-k; 0 when all are in it.
-    fn rank(&self, warp: &Warp) -> usize {
+    fn rank(&self, warp: &SamplingParams) -> usize {
         let k = warp.top_k() as usize;
         if k < self.vocabulary { k } else { 0 }
     }
@@ -178,7 +178,7 @@ impl Questions {
         }
     }
 
-    fn ask_draw(&mut self, row: usize, warp: &Warp, u: f64) {
+    fn ask_draw(&mut self, row: usize, warp: &SamplingParams, u: f64) {
         if is_plain(warp) {
             let task = self.task(row, warp, NEEDS_TOTAL | NEEDS_PROBABILITIES, 0);
             self.draws.push(Draw { u, task });
@@ -187,7 +187,7 @@ impl Questions {
         }
     }
 
-    fn ask_distribution(&mut self, row: usize, warp: &Warp) {
+    fn ask_distribution(&mut self, row: usize, warp: &SamplingParams) {
         let (flags, rank) = match (warp.temperature() > 0.0, self.rank(warp)) {
             (false, _) => (0, 0),
             (true, 0) => (NEEDS_TOTAL | NEEDS_CANDIDATES, 0),
@@ -197,7 +197,7 @@ impl Questions {
     }
 
     /// The task of the newest row for this warp, with these needs among others.
-    fn task(&mut self, row: usize, warp: &Warp, flags: u32, top_k: usize) -> usize {
+    fn task(&mut self, row: usize, warp: &SamplingParams, flags: u32, top_k: usize) -> usize {
         let tasks = &mut self.rows[row].tasks;
         let known = self.tasks[tasks.clone()].iter_mut().position(|task| task.warp == *warp);
         let at = known.map_or(tasks.end, |known| tasks.start + known);
@@ -322,7 +322,7 @@ impl Questions {
             return;
         }
         desk.warped = None;
-        let mut token = |desk: &mut Desk, warp: &Warp, u: f64| {
+        let mut token = |desk: &mut Desk, warp: &SamplingParams, u: f64| {
             let at = self.task_of(&tasks, warp);
             if is_plain(warp) {
                 let (id, logit) = self.drawn(answers, first_draw);
@@ -361,7 +361,7 @@ impl Questions {
     }
 
     /// Every warp was asked for.
-    fn task_of(&self, tasks: &Range<usize>, warp: &Warp) -> usize {
+    fn task_of(&self, tasks: &Range<usize>, warp: &SamplingParams) -> usize {
         tasks.clone().find(|&task| self.tasks[task].warp == *warp).unwrap_or(tasks.start)
     }
 
@@ -378,10 +378,10 @@ impl Questions {
                 desk.ids.push(arg_max);
                 desk.logits.push(sums.max);
             }
-            desk.warper.warp_some(&sums, (&desk.ids, &desk.logits), &warp);
+            desk.processor.process_partial(&sums, (&desk.ids, &desk.logits), &warp);
             desk.warped = Some(task);
         }
-        desk.warper.distribution()
+        desk.processor.distribution()
     }
 
     fn take_candidates(&self, answers: &[u32], task: usize, desk: &mut Desk) {
@@ -402,7 +402,7 @@ impl Questions {
     fn summary(&self, answers: &[u32], task: usize) -> Summary {
         let words = &answers[2 + RESULT_WORDS * task..][..RESULT_WORDS];
         let total = f64::from_bits(u64::from(words[1]) << 32 | u64::from(words[0]));
-        let sums = RowSums { max: f32::from_bits(words[2]), total, vocabulary: self.vocabulary };
+        let sums = LogitsSums { max: f32::from_bits(words[2]), total, vocabulary: self.vocabulary };
         let invalid = match words[4] {
             NONE if sums.max == f32::NEG_INFINITY => Some(InvalidLogits::NoSupport),
             NONE => None,

@@ -15,8 +15,8 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use cosec_bench::checkpoint::{Head, prepare};
 use cosec_bench::shape::Shape;
-use cosec_proto::coordinator::generate_request::Prompt;
-use cosec_proto::coordinator::{Cosec, GenerateRequest};
+use cosec_proto::wire::coordinator::generate_request::Prompt;
+use cosec_proto::wire::coordinator::{Cosec, GenerateRequest};
 
 /// Checks and measures a device: the golden checkpoints, texts beside the CPU's, streams in company and through a kill,
 /// speeds beside what the hardware could do.
