@@ -8,31 +8,40 @@ default:
 demo *flags:
     deploy/demo {{flags}}
 
-# Everything that continuous integration runs.
-test:
-    tests/run
+# Installs what the tests need; root where Debian's packages are missing.
+setup *parts:
+    tests/setup {{parts}}
+
+# Everything that continuous integration runs, or the steps that are named (`just test lints unit`).
+test *steps:
+    tests/run {{ if steps == "" { "" } else { "--only " + steps } }}
+
+# Format, lints and the tests inside the crates.
+quick:
+    tests/run --unit
 
 # Format and lints.
 lint:
-    cargo fmt --all --check
-    cargo clippy --release --locked --workspace --all-targets -- -D warnings
+    tests/run --only format lints
 
 # Tests inside the crates; needs nothing but Rust.
 unit *filter:
     cargo test --release --locked --workspace --lib --bins {{filter}}
 
-# Tests of real processes; needs etcd, iproute2 and nftables, as root (tests/run installs them).
+# Tests of real processes; as root, for networks of their own.
 end-to-end *filter:
+    tests/setup etcd networks
     cargo build --release --locked --workspace --bins
     cargo test --release --locked --workspace --test '*' {{filter}}
 
-# The OpenAI client's view, the demo pair's judge, manifests and monitoring; tests/run prepares the environment.
+# The OpenAI client's view, the demo pair's judge, manifests and monitoring.
 python *arguments:
+    tests/setup python promtool npm
     tests/.venv/bin/python -m pytest -q -rs tests/openai deploy/demo-pair tests/deploy {{arguments}}
 
-# Licences, bans and sources of all dependencies; needs cargo-deny.
+# Licences, bans and sources of all dependencies.
 deny:
-    cargo deny check licenses bans sources
+    tests/run --only deny
 
 # Images, and a Pod of each; root on Debian.
 images *flags:
