@@ -14,15 +14,13 @@ pub mod request;
 
 pub mod tenant;
 
-pub mod core;
+pub mod models;
 
-mod admission;
+pub mod admission;
 
 pub mod session;
 
 pub mod merge;
-
-pub mod router;
 
 pub mod worker_pool;
 
@@ -31,3 +29,5 @@ pub mod discovery;
 pub mod postprocess;
 
 pub mod metrics;
+
+pub mod tasks;

@@ -24,10 +24,15 @@ use crate::api::grpc::GrpcDoor;
 use crate::api::openai::{InvalidResumeKey, ResumeKey};
 use crate::api::{Doors, ModelText, ModelTextError, grpc, openai};
 use crate::config::Config;
-use crate::core::{Core, StartError};
+use crate::discovery::InvalidDiscovery;
 use crate::metrics::DoorMetrics;
+use crate::models::ModelConfig;
 use crate::session::metrics::SessionMetrics;
+use crate::session::service::{ServiceConfig, SessionService};
+use crate::tasks::TaskSpawner;
 use crate::tenant::{InvalidKeys, Tenants};
+use crate::worker_pool::WorkerSource;
+use crate::worker_pool::tokenizers::{KnownTokenizer, TokenizerOwner};
 
 /// Time for connections to close and tasks to end when nothing is in flight any more.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -45,24 +50,27 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     let registry = Registry::new();
     let session_metrics = SessionMetrics::register(&registry)?;
     let metrics = Arc::new(DoorMetrics::register(&registry)?);
-    let texts = load_texts(&config)?;
-    let (tracker, stopped) = (TaskTracker::new(), CancellationToken::new());
-    let core = Core::start(config.core, Arc::new(session_metrics), tracker.clone(), stopped.clone())?;
+    let (texts, tokenizers) = load_texts(&config.models)?;
+    let tasks = TaskSpawner::new(TaskTracker::new(), CancellationToken::new());
+    let Config { models, admission, workers, sessions, .. } = config;
+    let members = models.iter().flat_map(ModelConfig::members).collect();
+    let source = WorkerSource { discovery: config.discovery.build(members)?, connect: Arc::new(transport::channel) };
+    let service = ServiceConfig { models, admission, workers, sessions };
+    let service = SessionService::start(service, tokenizers, source, Arc::new(session_metrics), tasks.clone());
     let resume_key = match &config.api.resume_key_file {
         Some(file) => ResumeKey::read(file)?,
         None => ResumeKey::random(),
     };
     let tenants = config.api.keys_file.as_deref().map(Tenants::read).transpose()?.unwrap_or_default();
-    let doors =
-        Doors::new(Arc::new(core), texts, config.api, config.defaults, metrics).sharing(resume_key).knowing(tenants);
+    let doors = Doors::new(service, texts, config.api, config.defaults, metrics).sharing(resume_key).knowing(tenants);
     let doors = Arc::new(doors);
     listeners.announce();
     let grace = Duration::from_secs(config.grace_seconds);
     serve(listeners, doors, registry, grace, shutdown).await?;
-    stopped.cancel();
-    tracker.close();
-    if timeout(CLOSING, tracker.wait()).await.is_err() {
-        tracing::warn!(tasks = tracker.len(), "tasks did not end in time");
+    tasks.shutdown.cancel();
+    tasks.tracker.close();
+    if timeout(CLOSING, tasks.tracker.wait()).await.is_err() {
+        tracing::warn!(tasks = tasks.tracker.len(), "tasks did not end in time");
     }
     Ok(())
 }
@@ -99,13 +107,20 @@ async fn bind(flag: &'static str, address: &str) -> Result<TcpListener, RunError
     TcpListener::bind(address).await.map_err(failed)
 }
 
-/// Tokenizers and templates of all models.
-fn load_texts(config: &Config) -> Result<HashMap<String, Arc<ModelText>>, RunError> {
-    let load = |model: &crate::core::ModelConfig| match ModelText::load(&model.tokenizer) {
-        Ok(text) => Ok((model.name.clone(), Arc::new(text))),
-        Err(cause) => Err(RunError::Text { model: model.name.clone(), directory: model.tokenizer.clone(), cause }),
+/// Tokenizers and templates by model, and the tokenizers' fingerprints, which its workers must have.
+type LoadedTexts = (HashMap<String, Arc<ModelText>>, HashMap<String, KnownTokenizer>);
+
+fn load_texts(models: &[ModelConfig]) -> Result<LoadedTexts, RunError> {
+    let load = |model: &ModelConfig| {
+        let text = ModelText::load(&model.tokenizer).map_err(|cause| {
+            let (model, directory) = (model.name.clone(), model.tokenizer.clone());
+            RunError::Text { model, directory, cause }
+        })?;
+        let owner = TokenizerOwner::Coordinator(model.tokenizer.join("tokenizer.json"));
+        let tokenizer = KnownTokenizer { fingerprint: text.fingerprint().to_owned(), owner };
+        Ok(((model.name.clone(), Arc::new(text)), (model.name.clone(), tokenizer)))
     };
-    config.core.models.iter().map(load).collect()
+    models.iter().map(load).collect()
 }
 
 /// Serves both doors until `shutdown`, then winds down.
@@ -203,9 +218,9 @@ pub enum RunError {
         /// Names the file.
         cause: ModelTextError,
     },
-    /// The configuration of models, sessions or workers makes no sense.
-    #[error("configuration: {0}")]
-    Core(#[from] StartError),
+    /// Discovery is configured in a way that makes no sense.
+    #[error(transparent)]
+    Discovery(#[from] InvalidDiscovery),
     /// The key that coordinators share.
     #[error(transparent)]
     ResumeKey(#[from] InvalidResumeKey),

@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use cosec_coordinator::core::ExpertAbsent;
 use cosec_coordinator::merge::Lacking;
 use cosec_coordinator::request::{
     Adjustments, ChosenBy, Decision, FinishReason, Rejected, RuleSettings, SessionError, SessionEvent, Settings,
     TokenEvent, Transport,
 };
+use cosec_coordinator::session::config::ExpertAbsent;
 use cosec_coordinator::session::event::{Action, Event, Phase, Task};
 use cosec_coordinator::session::pace::{Acceptance, Pace};
 use cosec_coordinator::session::plan::Plan;

@@ -48,7 +48,7 @@ impl Stage {
             format!("[[keys]]\nname = \"{name}\"\nsha256 = \"{sha256}\"\n{limits}\n")
         };
         std::fs::write(&keys_file, DIGESTS.iter().zip(keys).map(key).collect::<String>()).unwrap();
-        std::fs::write(&file, format!("[api]\nkeys_file = {keys_file:?}\n[core]\n{config}\n")).unwrap();
+        std::fs::write(&file, format!("[api]\nkeys_file = {keys_file:?}\n[admission]\n{config}\n")).unwrap();
         let [base, expert] = [&proxies[0], &proxies[1]].map(|proxy| proxy.address().to_string());
         let flags = ["--config", file.to_str().unwrap(), "--base", &base, "--expert", &expert];
         let coordinator = coordinator("coordinator", &flags, logs.path()).await;

@@ -184,7 +184,7 @@ async fn etcd_may_ask_for_a_certificate_and_a_password() {
 
     let config = logs.join("coordinator.toml");
     let toml = format!(
-        "[core.discovery]\nkind = \"etcd\"\nendpoints = [{endpoints:?}]\nuser = \"fleet\"\npassword_file = {password:?}\n\
+        "[discovery]\nkind = \"etcd\"\nendpoints = [{endpoints:?}]\nuser = \"fleet\"\npassword_file = {password:?}\n\
          ca_file = {:?}\ncert_file = {:?}\nkey_file = {:?}\n",
         authority.file, client.cert, client.key
     );

@@ -116,7 +116,7 @@ async fn a_session_waits_for_its_own_model_and_takes_no_other() {
     let proxy = Proxy::start(([127, 0, 0, 1], 0).into(), WorkerRole::Expert, &expert.address, &gate);
     let address = proxy.address();
     let config = logs.join("coordinator.toml");
-    std::fs::write(&config, "[core]\nexpert_absent = \"wait\"\n").unwrap();
+    std::fs::write(&config, "[sessions]\nexpert_absent = \"wait\"\n").unwrap();
     let (config, at) = (config.to_str().unwrap(), address.to_string());
     let flags = ["--config", config, "--base", &base.address, "--expert", &at];
     let coordinator = coordinator("coordinator", &flags, logs).await;

@@ -180,7 +180,7 @@ impl Stage {
         };
         let config = logs.path().join("coordinator.toml");
         let deadline = STEP_DEADLINE.as_millis();
-        std::fs::write(&config, format!("[core]\nstep_deadline_ms = {deadline}\ndescribe_interval_ms = 1000\n"))
+        std::fs::write(&config, format!("[workers]\nstep_deadline_ms = {deadline}\ndescribe_interval_ms = 1000\n"))
             .unwrap();
         let (bases, experts) = (addresses(WorkerRole::Base), addresses(WorkerRole::Expert));
         let start = async |name, speculation| {

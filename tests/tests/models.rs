@@ -65,7 +65,7 @@ async fn complete(http: &str, body: &Value) -> String {
 fn model(name: &str, base: &str, expert: &str, more: &str) -> String {
     let tokenizer = demo("base").display().to_string();
     format!(
-        "[[core.models]]\nname = {name:?}\ntokenizer = {tokenizer:?}\nbase = [{base:?}]\nexpert = [{expert:?}]\n{more}\n"
+        "[[models]]\nname = {name:?}\ntokenizer = {tokenizer:?}\nbase = [{base:?}]\nexpert = [{expert:?}]\n{more}\n"
     )
 }
 
@@ -204,7 +204,7 @@ async fn padded_vocabularies_pair() {
     pad(&padded, 1000);
     let (_base, base) = worker("base", "base", &demo("base"), &[], logs).await;
     let (_expert, expert) = worker("expert", "expert", &padded, &[], logs).await;
-    let config = format!("[core]\nspeculation = \"off\"\n{}", model("padded", &base, &expert, ""));
+    let config = format!("[sessions]\nspeculation = \"off\"\n{}", model("padded", &base, &expert, ""));
     let (_coordinator, http) = coordinator(&config, logs).await;
     readiness(&http, |status, _| status.is_success()).await;
     let mut refused_drafts = 0;

@@ -17,6 +17,7 @@ use crate::postprocess::{ChoiceText, Delta};
 use crate::request::{
     ChatMessage, ChosenBy, FinishReason, GenerateRequest, Prompt, SessionEvent, Settings, TokenizedRequest,
 };
+use crate::session::plan::Plan;
 use crate::tenant::Tenant;
 
 /// New tokens of a completion whose client gives no limit, as OpenAI has it.
@@ -46,6 +47,9 @@ impl Doors {
         let model = self.model(&raw.model)?;
         let request = self.check(raw, &model)?;
         let settings = request.settings.clone();
+        let has_anti_expert = model.info.readiness.anti_expert.is_some();
+        let plan = Plan::new(&settings, has_anti_expert)
+            .map_err(|error| ApiError::new(ErrorCode::InvalidArgument, error.to_string()))?;
         let prompts = self.tokenize(request, &model).await?;
         let mut generation = Generation::new(&model, settings.clone(), in_flight, self.halted.clone());
         for prompt in &prompts {
@@ -54,14 +58,16 @@ impl Doors {
             for _ in 0..settings.n {
                 let sample = generation.next_index();
                 let request = TokenizedRequest {
-                    model: model.name.clone(),
+                    model: model.info.name.clone(),
                     tenant: Arc::clone(tenant),
                     prompt: prompt.clone(),
                     sample,
                     max_new_tokens,
                     settings: settings.clone(),
                 };
-                let events = self.generator.open(request).await?;
+                let tokens = prompt.len() as u64 + u64::from(max_new_tokens);
+                let permit = self.generator.enter(&model.info, &plan, tenant, tokens)?;
+                let events = self.generator.open(request, plan.clone(), permit)?;
                 generation.add(prompt.clone(), events);
             }
         }

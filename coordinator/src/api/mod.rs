@@ -25,7 +25,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cosec_proto::ErrorCode;
 use futures::Stream;
-use futures::future::BoxFuture;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -34,11 +33,14 @@ use tokio_util::task::TaskTracker;
 use self::error::ApiError;
 use self::openai::ResumeKey;
 use self::settings::{AllowedRules, Defaults};
-use crate::core::{Core, ModelFacts, ModelInfo, SessionStream};
+use crate::admission::QueuedPermit;
 use crate::metrics::DoorMetrics;
+use crate::models::{ModelFacts, ModelInfo};
 use crate::postprocess::detokenizer::{Decoder, UnsupportedDecoder};
 use crate::preprocess::tokenizer::{LoadError, PromptEncoder};
 use crate::request::{SessionError, SessionEvent, TokenizedRequest};
+use crate::session::plan::Plan;
+use crate::session::service::{SessionService, SessionStream};
 use crate::tenant::{Tenant, Tenants};
 
 /// Bounds on what a client may send.
@@ -87,17 +89,31 @@ pub trait Generator: Send + Sync + 'static {
     /// The models in the order of the configuration.
     fn models(&self) -> Vec<ModelInfo>;
 
-    /// Whether every model can serve.
+    /// The model of this name.
+    fn model(&self, name: &str) -> Option<ModelInfo>;
+
+    /// Takes a place for a session of at most `tokens` tokens, before its prompt is tokenized.
     ///
     /// # Errors
-    /// Says which cannot and why.
-    fn ready(&self) -> Result<(), String>;
+    /// When it is not admitted.
+    fn enter(
+        &self,
+        model: &ModelInfo,
+        plan: &Plan,
+        tenant: &Arc<Tenant>,
+        tokens: u64,
+    ) -> Result<QueuedPermit, SessionError>;
 
     /// Starts a session; dropping its stream ends it.
     ///
     /// # Errors
-    /// When it is not admitted.
-    fn open(&self, request: TokenizedRequest) -> BoxFuture<'_, Result<SessionEvents, SessionError>>;
+    /// When its model cannot serve any more.
+    fn open(
+        &self,
+        request: TokenizedRequest,
+        plan: Plan,
+        permit: QueuedPermit,
+    ) -> Result<SessionEvents, SessionError>;
 }
 
 /// Events of one session, in order.
@@ -115,17 +131,32 @@ impl Session for SessionStream {
     }
 }
 
-impl Generator for Core {
+impl Generator for SessionService {
     fn models(&self) -> Vec<ModelInfo> {
-        self.models()
+        self.models().collect()
     }
 
-    fn ready(&self) -> Result<(), String> {
-        self.ready()
+    fn model(&self, name: &str) -> Option<ModelInfo> {
+        self.model(name)
     }
 
-    fn open(&self, request: TokenizedRequest) -> BoxFuture<'_, Result<SessionEvents, SessionError>> {
-        Box::pin(async move { Ok(Box::new(self.open(request).await?) as SessionEvents) })
+    fn enter(
+        &self,
+        model: &ModelInfo,
+        plan: &Plan,
+        tenant: &Arc<Tenant>,
+        tokens: u64,
+    ) -> Result<QueuedPermit, SessionError> {
+        self.enter(model, plan, tenant, tokens)
+    }
+
+    fn open(
+        &self,
+        request: TokenizedRequest,
+        plan: Plan,
+        permit: QueuedPermit,
+    ) -> Result<SessionEvents, SessionError> {
+        Ok(Box::new(self.open(request, plan, permit)?))
     }
 }
 
@@ -144,6 +175,12 @@ impl ModelText {
         let encoder = PromptEncoder::load(directory)?;
         let decoder = Arc::new(Decoder::of(encoder.tokenizer().clone())?);
         Ok(Self { encoder, decoder })
+    }
+
+    /// Of tokenizer.json.
+    #[must_use]
+    pub fn fingerprint(&self) -> &str {
+        self.encoder.fingerprint()
     }
 }
 
@@ -180,7 +217,7 @@ pub struct Doors {
 
 /// A model that a request names.
 struct Model {
-    name: String,
+    info: ModelInfo,
     text: Arc<ModelText>,
     facts: ModelFacts,
 }
@@ -253,7 +290,9 @@ impl Doors {
     /// Says why not.
     pub fn ready(&self) -> Result<(), ApiError> {
         self.refuse_while_draining()?;
-        self.generator.ready().map_err(|reason| ApiError::new(ErrorCode::Unavailable, reason))
+        let models = self.generator.models();
+        let unready = models.iter().find_map(|model| model.readiness.hardened().err());
+        unready.map_or(Ok(()), |error| Err(ApiError::new(ErrorCode::Unavailable, error.message.clone())))
     }
 
     fn refuse_while_draining(&self) -> Result<(), ApiError> {
@@ -265,12 +304,11 @@ impl Doors {
 
     fn model(&self, name: &str) -> Result<Model, ApiError> {
         let unknown = || ApiError::new(ErrorCode::NotFound, format!("there is no model {name:.100?}")).of("model");
-        let info = self.generator.models().into_iter().find(|info| info.name == name).ok_or_else(unknown)?;
+        let info = self.generator.model(name).ok_or_else(unknown)?;
         let text = self.texts.get(name).ok_or_else(unknown)?.clone();
-        match info.facts {
-            Some(facts) => Ok(Model { name: info.name, text, facts }),
-            None => {
-                let reason = info.ready.err().unwrap_or_else(|| "its workers were not reached yet".to_owned());
+        match info.readiness.facts.clone() {
+            Ok(facts) => Ok(Model { info, text, facts }),
+            Err(reason) => {
                 Err(ApiError::new(ErrorCode::Unavailable, format!("model {name} cannot serve now: {reason}")))
             }
         }

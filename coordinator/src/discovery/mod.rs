@@ -8,6 +8,7 @@ mod kubernetes;
 mod members_file;
 mod static_list;
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -58,6 +59,39 @@ pub enum DiscoveryConfig {
         nameserver: Option<SocketAddr>,
     },
 }
+
+impl DiscoveryConfig {
+    /// Whether members come from the addresses under the models.
+    #[must_use]
+    pub fn reads_addresses(&self) -> bool {
+        matches!(self, Self::Static | Self::Kubernetes { .. })
+    }
+
+    /// The source that is configured; `members` have the addresses under the models.
+    ///
+    /// # Errors
+    /// [`InvalidDiscovery`] names the key that makes no sense.
+    pub fn build(&self, members: Vec<Member>) -> Result<Box<dyn Discovery>, InvalidDiscovery> {
+        let unusable = |key, cause: &dyn Display| InvalidDiscovery(format!("{key} cannot be used: {cause}"));
+        Ok(match self {
+            Self::Static => Box::new(StaticList(members)),
+            Self::File { path } => Box::new(MembersFile::open(path).map_err(|error| unusable("path", &error))?),
+            Self::Etcd(etcd) => {
+                etcd.check().map_err(|error| InvalidDiscovery(error.to_string()))?;
+                Box::new(Etcd(etcd.clone()))
+            }
+            Self::Kubernetes { nameserver } => {
+                let resolver = Kubernetes::new(members, *nameserver);
+                Box::new(resolver.map_err(|error| unusable("nameserver", &error))?)
+            }
+        })
+    }
+}
+
+/// A source of membership that cannot be used as it is configured.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("configuration: discovery.{0}")]
+pub struct InvalidDiscovery(String);
 
 /// A source of membership.
 pub trait Discovery: Send {

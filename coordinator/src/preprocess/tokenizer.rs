@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cosec_proto::ErrorCode;
+use cosec_proto::{ErrorCode, tokenizer_fingerprint};
 use tokenizers::Tokenizer;
 
 use super::chat_template::{ChatTemplate, TemplateError};
@@ -16,6 +16,7 @@ use crate::request::Prompt;
 /// Encodes the prompts of one model.
 pub struct PromptEncoder {
     tokenizer: Arc<Tokenizer>,
+    fingerprint: String,
     template: Option<ChatTemplate>,
     infilling: Option<Infilling>,
 }
@@ -28,12 +29,21 @@ impl PromptEncoder {
     pub fn load(directory: &Path) -> Result<Self, LoadError> {
         let file = directory.join("tokenizer.json");
         let failed = |cause: String| LoadError::File { file: file.clone(), cause };
-        let mut tokenizer = Tokenizer::from_file(&file).map_err(|cause| failed(cause.to_string()))?;
+        let json = std::fs::read(&file).map_err(|cause| failed(cause.to_string()))?;
+        let fingerprint = tokenizer_fingerprint::fingerprint(&json).map_err(|cause| failed(cause.to_string()))?;
+        let mut tokenizer = Tokenizer::from_bytes(&json).map_err(|cause| failed(cause.to_string()))?;
         // A prompt is refused when it is too long, never cut; and it is never filled up.
         tokenizer.with_truncation(None).map_err(|cause| failed(cause.to_string()))?;
         tokenizer.with_padding(None);
         let infilling = Infilling::of(&tokenizer);
-        Ok(Self { tokenizer: Arc::new(tokenizer), template: ChatTemplate::load(directory)?, infilling })
+        let template = ChatTemplate::load(directory)?;
+        Ok(Self { tokenizer: Arc::new(tokenizer), fingerprint, template, infilling })
+    }
+
+    /// Over the content of tokenizer.json: workers with another one do not belong to the model.
+    #[must_use]
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// The tokenizer, for the way back.

@@ -14,19 +14,20 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
+use super::config::ExpertAbsent;
 use super::costs::Work;
 use super::event::{Action, Event, Phase, Task};
 use super::metrics::SessionMetrics;
 use super::pacer::{Paced, Pacer};
 use super::plan::Plan;
 use super::state::Session;
-use crate::admission::Turn;
-use crate::core::ExpertAbsent;
+use crate::admission::ActivePermit;
 use crate::merge::{Adjuster, Evidence, Laws, MergeError, OverAdjusted, score};
 use crate::request::{RuleSettings, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
 use crate::worker_pool::operation::Ask;
+use crate::worker_pool::placement::prefix_hash;
 use crate::worker_pool::reply::{Answer, OperationError, Reply, RowView};
-use crate::worker_pool::{Seat, Wanted, WorkerPool};
+use crate::worker_pool::{SessionSlot, SlotRequest, WorkerPool};
 use cosec_proto::WorkerRole;
 use cosec_proto::sampling::PositionRandom;
 
@@ -58,7 +59,7 @@ enum Done {
     Event(Event),
     Seated {
         role: WorkerRole,
-        seat: Arc<Seat>,
+        seat: Arc<SessionSlot>,
     },
     Performed {
         role: WorkerRole,
@@ -91,8 +92,8 @@ pub(crate) struct Driver {
     running: FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>,
     /// The last operation of each role.
     withdrawals: [Option<Withdrawal>; 3],
-    seats: [Option<Arc<Seat>>; 3],
-    turn: Turn,
+    seats: [Option<Arc<SessionSlot>>; 3],
+    permit: ActivePermit,
     paced: Paced,
     session: Session,
     id: SessionId,
@@ -106,7 +107,7 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    pub(crate) fn new(opening: Opening, turn: Turn) -> Self {
+    pub(crate) fn new(opening: Opening, permit: ActivePermit) -> Self {
         let paced = opening.pacer.join();
         let request = &opening.request;
         let settings = &request.settings;
@@ -126,7 +127,7 @@ impl Driver {
             running: FuturesUnordered::new(),
             withdrawals: [None, None, None],
             seats: [None, None, None],
-            turn,
+            permit,
             paced,
             session,
             id: SessionId::random(),
@@ -257,12 +258,12 @@ impl Driver {
             failed.push((Instant::now(), seat.address().to_owned()));
             self.opening.metrics.relocations.with_label_values(&[role.name()]).inc();
         }
-        let wanted = Wanted {
+        let wanted = SlotRequest {
             model: self.opening.request.model.clone(),
             role,
             fingerprint: seat.as_ref().map(|seat| seat.fingerprint().to_owned()),
             avoid: failed.iter().map(|(_, address)| address.clone()).collect(),
-            prefix: crate::router::prefix(&self.opening.request.prompt, self.opening.request.tenant.id),
+            prefix: prefix_hash(&self.opening.request.prompt, self.opening.request.tenant.id),
         };
         let (pool, id) = (Arc::clone(&self.opening.pool), self.id.at_seat(self.seats_taken));
         self.seats_taken = self.seats_taken.wrapping_add(1);
@@ -387,7 +388,7 @@ impl Driver {
         match &event {
             SessionEvent::Token(token) => {
                 self.adjuster.emitted(token.decision.id);
-                self.turn.grow();
+                self.permit.grow();
                 self.count(token);
             }
             SessionEvent::Degraded => {

@@ -2,9 +2,9 @@
 
 use tokio::time::Instant;
 
+use super::config::ExpertAbsent;
 use super::pace::{Acceptance, Pace};
 use super::plan::Plan;
-use crate::core::ExpertAbsent;
 use crate::merge::{Evidence, Lacking};
 use crate::request::{Score, SessionError, SessionEvent, TokenEvent};
 use crate::worker_pool::operation::Ask;

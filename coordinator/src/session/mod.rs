@@ -1,5 +1,6 @@
 //! The decode loop of one choice: a pure state machine and the driver that performs its actions.
 
+pub mod config;
 pub mod costs;
 mod driver;
 pub mod event;
@@ -9,6 +10,7 @@ pub mod pace;
 mod pacer;
 pub mod plan;
 mod sequence;
+pub mod service;
 pub mod speculation;
 pub mod state;
 pub mod tally;

@@ -16,7 +16,7 @@ pub enum Speculation {
     Off,
     /// Always this many tokens, 1 to [`MOST_DRAFTED`].
     Fixed(u32),
-    /// As many as acceptance and costs make worth while, up to `core.max_draft`.
+    /// As many as acceptance and costs make worth while, up to `sessions.max_draft`.
     #[default]
     Adaptive,
 }

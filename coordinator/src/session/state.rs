@@ -17,13 +17,13 @@
 use cosec_proto::ErrorCode;
 use tokio::time::Instant;
 
+use super::config::ExpertAbsent;
 use super::event::{Action, Event, Phase, Task, Then};
 use super::lane::{Aim, Lane, Sent, note_scores};
 use super::pace::{Acceptance, Pace};
 use super::plan::Plan;
 use super::sequence::Sequence;
 use super::tally::Tally;
-use crate::core::ExpertAbsent;
 use crate::merge::{Evidence, Lacking};
 use crate::request::{FinishReason, RuleSettings, SessionError, SessionEvent, TokenEvent};
 use crate::worker_pool::operation::View;

@@ -5,8 +5,9 @@ mod circuit_breaker;
 mod connection;
 mod matching;
 pub mod operation;
+pub mod placement;
 pub mod reply;
-mod seat;
+mod slot;
 mod step_time;
 pub mod tokenizers;
 mod worker;
@@ -19,43 +20,55 @@ use std::time::Duration;
 use cosec_proto::wire::worker::DescribeResponse;
 use cosec_proto::{ErrorCode, SessionId, transport};
 use parking_lot::{Mutex, RwLock};
-use tokio::runtime::Handle;
+use serde::Deserialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::discovery::{Announcer, Discovery, Member};
-use crate::router::{Candidate, choose};
 use crate::session::metrics::SessionMetrics;
+use crate::tasks::TaskSpawner;
 use changes::Changes;
 use cosec_proto::WorkerRole;
+use placement::{PlacementCandidate, choose};
 use reply::OperationError;
-use tokenizers::{Comparisons, Owner, Tokenizer};
+use tokenizers::{KnownTokenizer, TokenizerComparisons, TokenizerOwner};
 use worker::{Keeper, State};
 
-pub use seat::Seat;
+pub use slot::SessionSlot;
 pub use worker::Worker;
 
 /// Between two looks whether the last session has left a worker that is no member any more.
 const PARTING_POLL: Duration = Duration::from_millis(50);
 
-/// What the pool is told at its start.
-#[derive(Clone, Debug)]
+/// `[workers]` in the configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct PoolConfig {
+    /// Zone of the coordinator; workers there are preferred. Default: none.
+    pub zone: String,
+    /// Time for one operation of a worker before it counts as hung. Default 30,000.
+    pub step_deadline_ms: u64,
+    /// Pause between two looks at a worker's state. Default 5,000.
+    pub describe_interval_ms: u64,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        Self { zone: String::new(), step_deadline_ms: 30_000, describe_interval_ms: 5_000 }
+    }
+}
+
+/// What a model asks of its workers.
+#[derive(Clone, Debug, Default)]
+pub struct ModelRequirements {
     /// The coordinator's own tokenizer by model, where it has one.
-    pub tokenizers: HashMap<String, Tokenizer>,
+    pub tokenizers: HashMap<String, KnownTokenizer>,
     /// Name of the adapter that sessions apply by model and role, where there is one.
     pub adapters: HashMap<(String, WorkerRole), String>,
-    /// Zone of the coordinator; empty where that does not matter.
-    pub zone: String,
-    /// For one operation.
-    pub step_deadline: Duration,
-    /// Between two looks at a worker.
-    pub describe_interval: Duration,
 }
 
 /// Which workers there should be and how they are reached.
-pub struct Fleet {
+pub struct WorkerSource {
     /// Where the membership comes from.
     pub discovery: Box<dyn Discovery>,
     /// Makes the channels to workers.
@@ -65,17 +78,16 @@ pub struct Fleet {
 /// All workers.
 pub struct WorkerPool {
     config: PoolConfig,
+    requirements: ModelRequirements,
     connect: Arc<transport::Connect>,
     metrics: Arc<SessionMetrics>,
-    tracker: TaskTracker,
-    runtime: Handle,
-    shutdown: CancellationToken,
+    tasks: TaskSpawner,
     /// In the order of the membership.
     workers: RwLock<Vec<Connected>>,
     /// Models and roles that ever had a member: that the last one left is an absence, and makes no other rule.
     places: RwLock<BTreeSet<(String, WorkerRole)>>,
     changes: Arc<Changes>,
-    comparisons: Arc<Comparisons>,
+    comparisons: Arc<TokenizerComparisons>,
     /// What new sessions compute with, by model and role.
     served: Mutex<HashMap<(String, WorkerRole), String>>,
 }
@@ -87,7 +99,7 @@ struct Connected {
 
 /// A worker that can serve.
 #[derive(Clone)]
-pub struct Able {
+pub struct ReadyWorker {
     /// Which.
     pub worker: Arc<Worker>,
     /// What it says of itself.
@@ -96,7 +108,7 @@ pub struct Able {
 
 /// What a session asks of a worker besides its role.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub struct SlotRequest {
     /// As configured.
     pub model: String,
     /// As what.
@@ -113,28 +125,20 @@ impl WorkerPool {
     /// Connects to the members that the fleet's discovery announces, now and later.
     pub fn start(
         config: PoolConfig,
-        fleet: Fleet,
+        requirements: ModelRequirements,
+        source: WorkerSource,
         metrics: Arc<SessionMetrics>,
-        tracker: TaskTracker,
-        runtime: Handle,
-        shutdown: CancellationToken,
+        tasks: TaskSpawner,
     ) -> Arc<Self> {
-        let Fleet { discovery, connect } = fleet;
+        let WorkerSource { discovery, connect } = source;
         let (workers, changes) = (RwLock::default(), Arc::<Changes>::default());
-        let comparisons = Comparisons::new(
-            Arc::clone(&connect),
-            tracker.clone(),
-            runtime.clone(),
-            shutdown.clone(),
-            Arc::clone(&changes),
-        );
+        let comparisons = TokenizerComparisons::new(Arc::clone(&connect), tasks.clone(), Arc::clone(&changes));
         let pool = Arc::new(Self {
             config,
+            requirements,
             connect,
             metrics,
-            tracker,
-            runtime,
-            shutdown,
+            tasks,
             workers,
             places: RwLock::default(),
             changes,
@@ -143,11 +147,11 @@ impl WorkerPool {
         });
         let announcer = Announcer::new(pool.metrics.discovery.clone());
         let members = announcer.members();
-        let shutdown = pool.shutdown.clone();
+        let shutdown = pool.tasks.shutdown.clone();
         let discover = async move {
             shutdown.run_until_cancelled(discovery.run(announcer)).await;
         };
-        pool.tracker.spawn_on(discover, &pool.runtime);
+        pool.tasks.spawn(discover);
         let following = Arc::clone(&pool);
         let follow = async move {
             let mut members = members;
@@ -161,7 +165,7 @@ impl WorkerPool {
                 following.mark_handovers();
                 others = tokio::select! {
                     biased;
-                    () = following.shutdown.cancelled() => return,
+                    () = following.tasks.shutdown.cancelled() => return,
                     changed = members.changed() => {
                         if changed.is_err() {
                             return;
@@ -172,7 +176,7 @@ impl WorkerPool {
                 };
             }
         };
-        pool.tracker.spawn_on(follow, &pool.runtime);
+        pool.tasks.spawn(follow);
         pool
     }
 
@@ -193,7 +197,7 @@ impl WorkerPool {
         }
         for gone in before {
             if !gone.worker.leaving.send_replace(true) {
-                self.tracker.spawn_on(Arc::clone(self).part(Arc::clone(&gone.worker)), &self.runtime);
+                self.tasks.spawn(Arc::clone(self).part(Arc::clone(&gone.worker)));
             }
             workers.push(gone);
         }
@@ -231,7 +235,7 @@ impl WorkerPool {
         loop {
             tokio::select! {
                 biased;
-                () = self.shutdown.cancelled() => return,
+                () = self.tasks.shutdown.cancelled() => return,
                 () = tokio::time::sleep(PARTING_POLL) => {}
                 _ = leaving.wait_for(|leaving| !leaving) => return,
             }
@@ -250,12 +254,8 @@ impl WorkerPool {
     }
 
     fn connect(self: &Arc<Self>, member: &Member) -> Option<Connected> {
-        let channel = {
-            // The channel's own task needs a runtime.
-            let _entered = self.runtime.enter();
-            (self.connect)(&member.address)
-        };
-        let channel = match channel {
+        // The channel's own task needs a runtime.
+        let channel = match self.tasks.entered(|| (self.connect)(&member.address)) {
             Ok(channel) => channel,
             Err(error) => {
                 tracing::error!(%error, "worker left out");
@@ -263,19 +263,19 @@ impl WorkerPool {
             }
         };
         let worker = Arc::new(Worker::new(member.clone(), Arc::clone(&self.metrics)));
-        let leave = self.shutdown.child_token();
+        let leave = self.tasks.shutdown.child_token();
         let keeper = Keeper {
             worker: Arc::clone(&worker),
             channel,
-            describe_interval: self.config.describe_interval,
+            describe_interval: Duration::from_millis(self.config.describe_interval_ms),
             shutdown: leave.clone(),
             changes: Arc::clone(&self.changes),
         };
-        self.tracker.spawn_on(keeper.run(), &self.runtime);
+        self.tasks.spawn(keeper.run());
         Some(Connected { worker, leave })
     }
 
-    /// Counts up whenever [`Self::able`] may say something else.
+    /// Counts up whenever [`Self::ready_workers`] may say something else.
     pub(crate) fn changes(&self) -> u64 {
         self.changes.count()
     }
@@ -300,7 +300,7 @@ impl WorkerPool {
     /// # Errors
     /// When there is none: `ModelMismatch` if one is connected that does not belong here, else `Unavailable` or
     /// `ExpertUnavailable`, each with the reasons.
-    pub fn able(&self, model: &str, role: WorkerRole) -> Result<Vec<Able>, OperationError> {
+    pub fn ready_workers(&self, model: &str, role: WorkerRole) -> Result<Vec<ReadyWorker>, OperationError> {
         let (tokenizer, adapter) = (self.tokenizer(model), self.adapter(model, role));
         let mut able = Vec::new();
         let mut reasons = Vec::new();
@@ -314,7 +314,7 @@ impl WorkerPool {
                 State::Up { description, .. } => {
                     match self.matches(role, tokenizer.as_ref(), adapter, &worker, &description) {
                         Ok(()) => {
-                            able.push(Able { worker, description });
+                            able.push(ReadyWorker { worker, description });
                             continue;
                         }
                         Err(why) => {
@@ -339,14 +339,14 @@ impl WorkerPool {
     }
 
     fn adapter(&self, model: &str, role: WorkerRole) -> Option<&str> {
-        self.config.adapters.get(&(model.to_owned(), role)).map(String::as_str)
+        self.requirements.adapters.get(&(model.to_owned(), role)).map(String::as_str)
     }
 
     /// Holds a worker against its place in a model.
     fn matches(
         &self,
         role: WorkerRole,
-        tokenizer: Option<&Tokenizer>,
+        tokenizer: Option<&KnownTokenizer>,
         adapter: Option<&str>,
         worker: &Worker,
         description: &DescribeResponse,
@@ -361,8 +361,8 @@ impl WorkerPool {
     }
 
     /// The tokenizer that all workers of a model must have: the coordinator's, else the first connected base's.
-    fn tokenizer(&self, model: &str) -> Option<Tokenizer> {
-        self.config.tokenizers.get(model).cloned().or_else(|| {
+    fn tokenizer(&self, model: &str) -> Option<KnownTokenizer> {
+        self.requirements.tokenizers.get(model).cloned().or_else(|| {
             self.of(model, WorkerRole::Base).iter().find_map(|worker| match &*worker.state.borrow() {
                 State::Up { description, .. } => Some(tokenizer_of(worker, description)),
                 State::Down(_) => None,
@@ -370,41 +370,41 @@ impl WorkerPool {
         })
     }
 
-    /// Takes a seat for `session` on the least loaded worker that can serve, waiting for one until `until`.
+    /// Takes a slot for `session` on the least loaded worker that can serve, waiting for one until `until`.
     ///
     /// # Errors
-    /// As [`Self::able`] says at `until`.
+    /// As [`Self::ready_workers`] says at `until`.
     pub async fn locate(
         &self,
-        wanted: &Wanted,
+        wanted: &SlotRequest,
         session: SessionId,
         until: Instant,
-    ) -> Result<Arc<Seat>, OperationError> {
+    ) -> Result<Arc<SessionSlot>, OperationError> {
         loop {
             let changed = self.changes.next();
             let why = match self.choose(wanted) {
-                Ok(Able { worker, description }) => {
+                Ok(ReadyWorker { worker, description }) => {
                     let adapter = self.adapter(&wanted.model, wanted.role);
-                    return Ok(Arc::new(Seat::new(self, worker, description, adapter, session)));
+                    return Ok(Arc::new(SessionSlot::new(self, worker, description, adapter, session)));
                 }
                 Err(why) => why,
             };
             let waited = tokio::time::timeout_at(until, changed).await;
-            if waited.is_err() || self.shutdown.is_cancelled() {
+            if waited.is_err() || self.tasks.shutdown.is_cancelled() {
                 return Err(why);
             }
         }
     }
 
-    fn choose(&self, wanted: &Wanted) -> Result<Able, OperationError> {
-        let mut able = self.able(&wanted.model, wanted.role)?;
+    fn choose(&self, wanted: &SlotRequest) -> Result<ReadyWorker, OperationError> {
+        let mut able = self.ready_workers(&wanted.model, wanted.role)?;
         if let Some(fingerprint) =
             wanted.fingerprint.clone().or_else(|| self.served(&wanted.model, wanted.role, &able))
         {
             let adapter = self.adapter(&wanted.model, wanted.role);
             able.retain(|able| matching::fingerprint(&able.description, adapter) == Ok(fingerprint.as_str()));
         }
-        let candidates: Vec<Candidate<'_>> = able.iter().map(|able| self.candidate(able, wanted)).collect();
+        let candidates: Vec<PlacementCandidate<'_>> = able.iter().map(|able| self.candidate(able, wanted)).collect();
         match choose(&candidates, wanted.prefix) {
             Some(index) => {
                 let chosen = able.swap_remove(index);
@@ -420,7 +420,7 @@ impl WorkerPool {
 
     /// The fingerprint that most workers host, and among equals the one that is served already: so a worker that came
     /// back with another model gets no session, and an upgrade of all of them switches once.
-    fn served(&self, model: &str, role: WorkerRole, able: &[Able]) -> Option<String> {
+    fn served(&self, model: &str, role: WorkerRole, able: &[ReadyWorker]) -> Option<String> {
         let adapter = self.adapter(model, role);
         let mut counts = HashMap::<&str, usize>::new();
         for able in able {
@@ -440,14 +440,14 @@ impl WorkerPool {
         Some(most)
     }
 
-    fn candidate<'a>(&self, able: &'a Able, wanted: &Wanted) -> Candidate<'a> {
-        let Able { worker, description } = able;
+    fn candidate<'a>(&self, able: &'a ReadyWorker, wanted: &SlotRequest) -> PlacementCandidate<'a> {
+        let ReadyWorker { worker, description } = able;
         let address = worker.member.address.as_str();
         // What the worker said of all its sessions is some seconds old; what sits there from here is known.
         let sessions = worker.load.load(Ordering::Relaxed).max(description.sessions as usize);
         let queued = f64::from(description.queued_tokens) / f64::from(description.max_operation_tokens);
         let failed = wanted.avoid.iter().rposition(|failed| failed == address).map_or(0, |at| at + 1);
-        Candidate {
+        PlacementCandidate {
             address,
             load: sessions as f64 + queued,
             full: description.total_blocks > 0 && description.free_blocks == 0,
@@ -460,12 +460,12 @@ impl WorkerPool {
     /// whose workers do not say.
     #[must_use]
     pub fn cache_tokens(&self, model: &str) -> u64 {
-        let of_worker = |able: &Able| {
+        let of_worker = |able: &ReadyWorker| {
             let DescribeResponse { total_blocks, block_tokens, .. } = *able.description;
             u64::from(total_blocks) * u64::from(block_tokens)
         };
         let of_role = |role| {
-            let able = self.able(model, role).unwrap_or_default();
+            let able = self.ready_workers(model, role).unwrap_or_default();
             if able.is_empty() || able.iter().any(|able| of_worker(able) == 0) {
                 return u64::MAX;
             }
@@ -477,11 +477,11 @@ impl WorkerPool {
     /// Deadline of one operation.
     #[must_use]
     pub fn step_deadline(&self) -> Duration {
-        self.config.step_deadline
+        Duration::from_millis(self.config.step_deadline_ms)
     }
 }
 
-fn tokenizer_of(worker: &Worker, description: &DescribeResponse) -> Tokenizer {
-    let owner = Owner::Worker(worker.member.address.clone());
-    Tokenizer { fingerprint: description.tokenizer_fingerprint.clone(), owner }
+fn tokenizer_of(worker: &Worker, description: &DescribeResponse) -> KnownTokenizer {
+    let owner = TokenizerOwner::Worker(worker.member.address.clone());
+    KnownTokenizer { fingerprint: description.tokenizer_fingerprint.clone(), owner }
 }

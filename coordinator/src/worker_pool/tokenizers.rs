@@ -11,11 +11,9 @@ use cosec_proto::transport;
 use cosec_proto::wire::worker::TokenizerRequest;
 use cosec_proto::wire::worker::worker_client::WorkerClient;
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::changes::Changes;
+use crate::tasks::TaskSpawner;
 
 /// Largest tokenizer.json that is compared, in bytes.
 const MAX_BYTES: usize = 64 << 20;
@@ -23,28 +21,28 @@ const MAX_BYTES: usize = 64 << 20;
 /// For the content of two tokenizers.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Comparisons that are remembered; beyond them fingerprints must do.
+/// TokenizerComparisons that are remembered; beyond them fingerprints must do.
 const MAX_COMPARISONS: usize = 64;
 
 /// A tokenizer by its fingerprint, and where its content is.
 #[derive(Clone, Debug)]
-pub struct Tokenizer {
+pub struct KnownTokenizer {
     /// Over its content.
     pub fingerprint: String,
     /// Who has it.
-    pub owner: Owner,
+    pub owner: TokenizerOwner,
 }
 
 /// Who has a tokenizer.
 #[derive(Clone, Debug)]
-pub enum Owner {
+pub enum TokenizerOwner {
     /// The coordinator, in this tokenizer.json.
     Coordinator(PathBuf),
     /// The worker at this address.
     Worker(String),
 }
 
-impl fmt::Display for Owner {
+impl fmt::Display for TokenizerOwner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Coordinator(_) => write!(f, "the coordinator's tokenizer"),
@@ -54,35 +52,26 @@ impl fmt::Display for Owner {
 }
 
 /// In what tokenizers differ, found out in the background and remembered.
-pub(super) struct Comparisons {
+pub(super) struct TokenizerComparisons {
     /// By both fingerprints; `None` while it is being found out.
     known: Mutex<HashMap<[String; 2], Option<String>>>,
     connect: Arc<transport::Connect>,
-    tracker: TaskTracker,
-    runtime: Handle,
-    shutdown: CancellationToken,
+    tasks: TaskSpawner,
     /// Told when something was found out.
     changes: Arc<Changes>,
 }
 
-impl Comparisons {
-    pub(super) fn new(
-        connect: Arc<transport::Connect>,
-        tracker: TaskTracker,
-        runtime: Handle,
-        shutdown: CancellationToken,
-        changes: Arc<Changes>,
-    ) -> Arc<Self> {
-        Arc::new(Self { known: Mutex::default(), connect, tracker, runtime, shutdown, changes })
+impl TokenizerComparisons {
+    pub(super) fn new(connect: Arc<transport::Connect>, tasks: TaskSpawner, changes: Arc<Changes>) -> Arc<Self> {
+        Arc::new(Self { known: Mutex::default(), connect, tasks, changes })
     }
 
     /// Says in what the tokenizer `found` differs from the one that is `expected`, as soon as that has been found out;
     /// which begins with the first call.
-    pub(super) fn differ(self: &Arc<Self>, expected: &Tokenizer, found: &Tokenizer) -> String {
+    pub(super) fn differ(self: &Arc<Self>, expected: &KnownTokenizer, found: &KnownTokenizer) -> String {
         let what =
             format!("its tokenizer ({}) is not that of the model ({})", found.fingerprint, expected.fingerprint);
         let pair = [expected.fingerprint.clone(), found.fingerprint.clone()];
-        // A map of strings is valid whatever a panicking holder left.
         let mut known = self.known.lock();
         match known.get(&pair) {
             Some(Some(differences)) => return format!("{what}: {differences}"),
@@ -91,17 +80,17 @@ impl Comparisons {
             None => {
                 known.insert(pair.clone(), None);
                 let compare = Arc::clone(self).compare(pair, expected.owner.clone(), found.owner.clone());
-                self.tracker.spawn_on(compare, &self.runtime);
+                self.tasks.spawn(compare);
             }
         }
         what
     }
 
-    async fn compare(self: Arc<Self>, pair: [String; 2], expected: Owner, found: Owner) {
+    async fn compare(self: Arc<Self>, pair: [String; 2], expected: TokenizerOwner, found: TokenizerOwner) {
         let compared = tokio::select! {
             biased;
             compared = tokio::time::timeout(DEADLINE, differences(&*self.connect, &expected, &found)) => compared,
-            () = self.shutdown.cancelled() => return,
+            () = self.tasks.shutdown.cancelled() => return,
         };
         let text = match compared {
             Ok(Ok(differences)) => differences,
@@ -114,7 +103,11 @@ impl Comparisons {
     }
 }
 
-async fn differences(connect: &transport::Connect, expected: &Owner, found: &Owner) -> Result<String, String> {
+async fn differences(
+    connect: &transport::Connect,
+    expected: &TokenizerOwner,
+    found: &TokenizerOwner,
+) -> Result<String, String> {
     let (ours, theirs) = tokio::try_join!(content(connect, expected), content(connect, found))?;
     let names = [expected.to_string(), "its own".to_owned()];
     let compare = move || {
@@ -126,12 +119,12 @@ async fn differences(connect: &transport::Connect, expected: &Owner, found: &Own
 }
 
 /// A tokenizer.json.
-async fn content(connect: &transport::Connect, owner: &Owner) -> Result<Vec<u8>, String> {
+async fn content(connect: &transport::Connect, owner: &TokenizerOwner) -> Result<Vec<u8>, String> {
     let address = match owner {
-        Owner::Coordinator(path) => {
+        TokenizerOwner::Coordinator(path) => {
             return tokio::fs::read(path).await.map_err(|error| format!("{}: {error}", path.display()));
         }
-        Owner::Worker(address) => address,
+        TokenizerOwner::Worker(address) => address,
     };
     let refused = |status: tonic::Status| format!("{address}: {}", status.message());
     let channel = connect(address).map_err(|error| error.to_string())?;

@@ -1,14 +1,14 @@
 //! What is refused, and when.
 
-use cosec_coordinator::core::{Core, CoreConfig, ModelConfig, StartError};
-use cosec_coordinator::request::{RuleSettings, Settings, TokenizedRequest};
-use cosec_coordinator::session::metrics::SessionMetrics;
+use cosec_coordinator::admission::AdmissionLimits;
+use cosec_coordinator::config::Config;
+use cosec_coordinator::models::ModelConfig;
+use cosec_coordinator::request::{RuleSettings, Settings};
+use cosec_coordinator::session::config::SessionConfig;
 use cosec_proto::ErrorCode;
 use cosec_tests::mock_worker::MockModel;
 use std::time::Duration;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Cluster, gather, prompt, request, settings, until};
 
@@ -17,19 +17,19 @@ const COSEC: RuleSettings = RuleSettings::Cosec { tau: 0.3 };
 #[tokio::test]
 async fn a_full_queue_refuses_at_once_and_the_admitted_finish() {
     let cluster = Cluster::with(MockModel::base(), MockModel::expert(), |config| {
-        (config.max_sessions, config.max_queued_sessions) = (1, 2);
+        (config.admission.max_sessions, config.admission.max_queued_sessions) = (1, 2);
     })
     .await;
-    let open = || cluster.core.open(request(settings(COSEC), &prompt(9)));
+    let open = || cluster.service.open(request(settings(COSEC), &prompt(9)));
     cluster.base.set_delay(Duration::from_millis(5));
-    let admitted = [open().await.unwrap(), open().await.unwrap(), open().await.unwrap()];
-    assert_eq!(open().await.err().unwrap().code, ErrorCode::Overloaded);
+    let admitted = [open().unwrap(), open().unwrap(), open().unwrap()];
+    assert_eq!(open().err().unwrap().code, ErrorCode::Overloaded);
     let outcomes = futures::future::join_all(admitted.map(gather)).await;
     assert!(outcomes.iter().all(|outcome| outcome.end.is_ok() && outcome.tokens == outcomes[0].tokens));
     // A place is free again as soon as the session's task has ended.
     until("the sessions are counted", || cluster.metrics.choices.with_label_values(&["length"]).get() >= 3).await;
     let reopened = tokio::time::timeout(Duration::from_secs(20), async {
-        while open().await.is_err() {
+        while open().is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
@@ -38,11 +38,12 @@ async fn a_full_queue_refuses_at_once_and_the_admitted_finish() {
 
 #[tokio::test]
 async fn a_session_that_waits_too_long_for_its_turn_misses_its_deadline() {
-    let cluster = Cluster::with(MockModel::base(), MockModel::expert(), |config| config.max_sessions = 1).await;
+    let cluster =
+        Cluster::with(MockModel::base(), MockModel::expert(), |config| config.admission.max_sessions = 1).await;
     cluster.base.set_delay(Duration::from_millis(200));
-    let first = cluster.core.open(request(settings(COSEC), &prompt(9))).await.unwrap();
+    let first = cluster.service.open(request(settings(COSEC), &prompt(9))).unwrap();
     let hasty = Settings { deadline: Instant::now() + Duration::from_millis(50), ..settings(COSEC) };
-    let second = cluster.core.open(request(hasty, &prompt(9))).await.unwrap();
+    let second = cluster.service.open(request(hasty, &prompt(9))).unwrap();
     let error = gather(second).await.end.unwrap_err();
     assert_eq!(error.code, ErrorCode::DeadlineExceeded);
     assert!(error.message.contains("turn"), "{}", error.message);
@@ -50,32 +51,11 @@ async fn a_session_that_waits_too_long_for_its_turn_misses_its_deadline() {
     cluster.released().await;
 }
 
-#[tokio::test]
-async fn requests_that_cannot_be_served_name_the_cause() {
-    let cluster = Cluster::start().await;
-    let check = async |request: TokenizedRequest, code: ErrorCode, what: &str| {
-        let error = cluster.core.open(request).await.err().unwrap();
-        assert_eq!(error.code, code, "{error}");
-        assert!(error.message.contains(what), "{error}");
-    };
-    let valid = || request(settings(COSEC), &prompt(9));
-    check(TokenizedRequest { model: "other".into(), ..valid() }, ErrorCode::NotFound, "\"other\"").await;
-    check(TokenizedRequest { prompt: [].into(), ..valid() }, ErrorCode::InvalidArgument, "empty").await;
-    check(TokenizedRequest { prompt: [3, 64].into(), ..valid() }, ErrorCode::InvalidArgument, "less than 64").await;
-    let long = TokenizedRequest { max_new_tokens: 2040, ..valid() };
-    check(long, ErrorCode::ContextLengthExceeded, "2048 tokens").await;
-    let full = TokenizedRequest { max_new_tokens: u32::MAX, ..valid() };
-    check(full, ErrorCode::ContextLengthExceeded, "2048 tokens").await;
-    cluster.released().await;
-}
-
-#[tokio::test]
-async fn a_configuration_that_makes_no_sense_names_the_field() {
-    let check = |config: CoreConfig, what: &str| {
-        let metrics = SessionMetrics::register(&prometheus::Registry::new()).unwrap().into();
-        let started = Core::start(config, metrics, TaskTracker::new(), CancellationToken::new());
-        let error = started.err().unwrap();
-        assert!(matches!(error, StartError::Config { .. }) && error.to_string().contains(what), "{error}");
+#[test]
+fn a_configuration_that_makes_no_sense_names_the_field() {
+    let check = |config: Config, what: &str| {
+        let error = config.check().unwrap_err();
+        assert!(error.to_string().contains(what), "{error}");
     };
     let model = || ModelConfig {
         name: "m".to_owned(),
@@ -86,13 +66,15 @@ async fn a_configuration_that_makes_no_sense_names_the_field() {
         base_adapter: None,
         expert_adapter: None,
     };
-    let of = |models| CoreConfig { models, ..CoreConfig::default() };
+    let of = |models| Config { models, ..Config::default() };
     check(of(Vec::new()), "models is empty");
     check(of(vec![model(), model()]), "models[1].name");
     check(of(vec![ModelConfig { base: Vec::new(), ..model() }]), "models[0].base");
     check(of(vec![ModelConfig { expert: Vec::new(), ..model() }]), "models[0].expert");
     check(of(vec![ModelConfig { expert: vec!["a b".to_owned()], ..model() }]), "models[0].expert[0]");
     check(of(vec![ModelConfig { expert_adapter: Some(String::new()), ..model() }]), "models[0].expert_adapter");
-    check(CoreConfig { max_draft: 65, ..of(vec![model()]) }, "max_draft");
-    check(CoreConfig { max_sessions: 0, ..of(vec![model()]) }, "max_sessions");
+    let sessions = SessionConfig { max_draft: 65, ..SessionConfig::default() };
+    check(Config { sessions, ..of(vec![model()]) }, "max_draft");
+    let admission = AdmissionLimits { max_sessions: 0, ..AdmissionLimits::default() };
+    check(Config { admission, ..of(vec![model()]) }, "max_sessions");
 }

@@ -1,15 +1,22 @@
-//! A core with one mock base and one mock expert.
+//! A session service with one mock base and one mock expert.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cosec_coordinator::core::{Core, CoreConfig, ModelConfig};
+use cosec_coordinator::discovery::DiscoveryConfig;
+use cosec_coordinator::models::ModelConfig;
 use cosec_coordinator::request::{
     Adjustments, FinishReason, RuleSettings, SessionError, SessionEvent, Settings, TokenEvent, TokenizedRequest,
     Transport,
 };
 use cosec_coordinator::session::metrics::SessionMetrics;
+use cosec_coordinator::session::plan::Plan;
+use cosec_coordinator::session::service::{ServiceConfig, SessionService, SessionStream};
+use cosec_coordinator::tasks::TaskSpawner;
+use cosec_coordinator::worker_pool::{PoolConfig, WorkerSource};
 use cosec_proto::sampling::SamplingParams;
+use cosec_proto::{ErrorCode, transport};
 use cosec_tests::mock_worker::{MockModel, MockWorker};
 use futures::StreamExt;
 use prometheus::Registry;
@@ -24,7 +31,7 @@ pub(crate) struct Cluster {
     pub(crate) base: MockWorker,
     pub(crate) expert: MockWorker,
     pub(crate) anti_expert: MockWorker,
-    pub(crate) core: Core,
+    pub(crate) service: Service,
     pub(crate) metrics: Arc<SessionMetrics>,
     pub(crate) shutdown: CancellationToken,
 }
@@ -33,7 +40,7 @@ pub(crate) fn anti_expert() -> MockModel {
     MockModel { salt: 3, fingerprint: "anti".to_owned(), ..MockModel::expert() }
 }
 
-pub(crate) fn config(base: &[&MockWorker], expert: &[&MockWorker]) -> CoreConfig {
+pub(crate) fn config(base: &[&MockWorker], expert: &[&MockWorker]) -> ServiceConfig {
     let addresses = |workers: &[&MockWorker]| workers.iter().map(|worker| worker.address().to_string()).collect();
     let model = ModelConfig {
         name: "mock".to_owned(),
@@ -44,14 +51,43 @@ pub(crate) fn config(base: &[&MockWorker], expert: &[&MockWorker]) -> CoreConfig
         base_adapter: None,
         expert_adapter: None,
     };
-    CoreConfig { models: vec![model], describe_interval_ms: 100, step_deadline_ms: 5_000, ..CoreConfig::default() }
+    let workers = PoolConfig { describe_interval_ms: 100, step_deadline_ms: 5_000, ..PoolConfig::default() };
+    ServiceConfig { models: vec![model], workers, ..ServiceConfig::default() }
 }
 
-pub(crate) fn start(config: CoreConfig) -> (Core, Arc<SessionMetrics>, CancellationToken) {
+/// The service, asked as the API asks it.
+#[derive(Clone)]
+pub(crate) struct Service(pub(crate) Arc<SessionService>);
+
+impl Service {
+    pub(crate) fn open(&self, request: TokenizedRequest) -> Result<SessionStream, SessionError> {
+        let unknown = || SessionError::new(ErrorCode::NotFound, format!("there is no model {:?}", request.model));
+        let model = self.0.model(&request.model).ok_or_else(unknown)?;
+        let plan = Plan::new(&request.settings, model.readiness.anti_expert.is_some())
+            .map_err(|error| SessionError::new(ErrorCode::InvalidArgument, error.to_string()))?;
+        let tokens = request.prompt.len() as u64 + u64::from(request.max_new_tokens);
+        let permit = self.0.enter(&model, &plan, &request.tenant, tokens)?;
+        self.0.open(request, plan, permit)
+    }
+
+    pub(crate) fn ready(&self) -> Result<(), String> {
+        self.0.models().try_for_each(|model| model.readiness.hardened().map_err(|error| error.message.clone()))
+    }
+
+    pub(crate) fn has_base(&self) -> bool {
+        self.0.models().all(|model| model.readiness.facts.is_ok())
+    }
+}
+
+pub(crate) fn start(config: ServiceConfig) -> (Service, Arc<SessionMetrics>, CancellationToken) {
     let metrics = Arc::new(SessionMetrics::register(&Registry::new()).unwrap());
     let shutdown = CancellationToken::new();
-    let core = Core::start(config, Arc::clone(&metrics), TaskTracker::new(), shutdown.clone()).unwrap();
-    (core, metrics, shutdown)
+    let members = config.models.iter().flat_map(ModelConfig::members).collect();
+    let discovery = DiscoveryConfig::Static.build(members).unwrap();
+    let source = WorkerSource { discovery, connect: Arc::new(transport::channel) };
+    let tasks = TaskSpawner::new(TaskTracker::new(), shutdown.clone());
+    let service = SessionService::start(config, HashMap::new(), source, Arc::clone(&metrics), tasks);
+    (Service(service), metrics, shutdown)
 }
 
 impl Cluster {
@@ -59,7 +95,7 @@ impl Cluster {
         Self::with(MockModel::base(), MockModel::expert(), |_| {}).await
     }
 
-    pub(crate) async fn with(base: MockModel, expert: MockModel, adapt: impl FnOnce(&mut CoreConfig)) -> Self {
+    pub(crate) async fn with(base: MockModel, expert: MockModel, adapt: impl FnOnce(&mut ServiceConfig)) -> Self {
         let (base, expert) = (MockWorker::start(base).unwrap(), MockWorker::start(expert).unwrap());
         let anti_expert = MockWorker::start(anti_expert()).unwrap();
         let mut config = config(&[&base], &[&expert]);
@@ -67,9 +103,9 @@ impl Cluster {
         if !config.models[0].anti_expert.is_empty() {
             config.models[0].anti_expert = vec![anti_expert.address().to_string()];
         }
-        let (core, metrics, shutdown) = start(config);
-        until("the core is ready", || core.ready().is_ok()).await;
-        Self { base, expert, anti_expert, core, metrics, shutdown }
+        let (service, metrics, shutdown) = start(config);
+        until("the service is ready", || service.ready().is_ok()).await;
+        Self { base, expert, anti_expert, service, metrics, shutdown }
     }
 
     pub(crate) async fn released(&self) {
@@ -139,12 +175,12 @@ impl Outcome {
     }
 }
 
-pub(crate) async fn collect(core: &Core, request: TokenizedRequest) -> Outcome {
-    let stream = core.open(request).await.unwrap();
+pub(crate) async fn collect(service: &Service, request: TokenizedRequest) -> Outcome {
+    let stream = service.open(request).unwrap();
     tokio::time::timeout(2 * PATIENCE, gather(stream)).await.expect("the session ends")
 }
 
-pub(crate) async fn gather(mut stream: cosec_coordinator::core::SessionStream) -> Outcome {
+pub(crate) async fn gather(mut stream: SessionStream) -> Outcome {
     let mut outcome = Outcome { tokens: Vec::new(), degraded: false, end: Ok(FinishReason::Stop) };
     while let Some(event) = stream.next().await {
         match event {

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use cosec_coordinator::core::ExpertAbsent;
 use cosec_coordinator::request::{ChosenBy, RuleSettings, SessionEvent, Settings, Transport};
+use cosec_coordinator::session::config::ExpertAbsent;
 use cosec_proto::ErrorCode;
 use cosec_proto::wire::worker;
 use cosec_proto::wire::worker::step_response::Outcome;
@@ -30,7 +30,7 @@ async fn a_dropped_stream_gives_its_caches_back() {
     cluster.base.set_delay(Duration::from_millis(20));
     for tokens in [0, 1, 5] {
         let settings = Settings { max_tokens: Some(1000), ..settings(COSEC) };
-        let mut stream = cluster.core.open(request(settings, &prompt(30))).await.unwrap();
+        let mut stream = cluster.service.open(request(settings, &prompt(30))).unwrap();
         for _ in 0..tokens {
             assert!(matches!(stream.next().await, Some(SessionEvent::Token(_))));
         }
@@ -39,7 +39,7 @@ async fn a_dropped_stream_gives_its_caches_back() {
         cluster.released().await;
     }
     until("the choices are counted", || cluster.metrics.choices.with_label_values(&["closed"]).get() == 3).await;
-    cluster.core.open(request(settings(COSEC), &prompt(30))).await.unwrap().stop();
+    cluster.service.open(request(settings(COSEC), &prompt(30))).unwrap().stop();
     cluster.released().await;
     until("a text that came to its end counts as such", || {
         cluster.metrics.choices.with_label_values(&["stop"]).get() == 1
@@ -55,7 +55,7 @@ async fn a_client_that_does_not_read_holds_nothing_beyond_its_deadline() {
     let cluster = Cluster::start().await;
     let deadline = Instant::now() + Duration::from_millis(600);
     let settings = Settings { max_tokens: Some(1500), min_tokens: 1500, deadline, ..settings(COSEC) };
-    let stream = cluster.core.open(request(settings, &prompt(30))).await.unwrap();
+    let stream = cluster.service.open(request(settings, &prompt(30))).unwrap();
     until("the session decodes", || cluster.base.sessions() == 1).await;
     cluster.released().await;
     assert_eq!(gather(stream).await.end.unwrap_err().code, ErrorCode::DeadlineExceeded);
@@ -69,7 +69,7 @@ async fn a_worker_that_restarts_in_mid_session_changes_no_token() {
             let settings = Settings { transport, ..settings(COSEC) };
             let wanted = expected(&settings, 30);
             assert!(wanted.len() > 12, "seed with an early end");
-            let mut stream = cluster.core.open(request(settings, &prompt(30))).await.unwrap();
+            let mut stream = cluster.service.open(request(settings, &prompt(30))).unwrap();
             let mut ids = Vec::new();
             cluster.base.set_delay(Duration::from_millis(10));
             while let Some(event) = stream.next().await {
@@ -113,7 +113,7 @@ async fn a_worker_that_loses_its_caches_is_healed() {
     for transport in [Transport::Auto, Transport::Gather, Transport::Full] {
         let settings = Settings { transport, ..settings(COSEC) };
         let wanted = expected(&settings, 50);
-        let mut stream = cluster.core.open(request(settings, &prompt(50))).await.unwrap();
+        let mut stream = cluster.service.open(request(settings, &prompt(50))).unwrap();
         let mut ids = Vec::new();
         while let Some(event) = stream.next().await {
             if let SessionEvent::Token(token) = event {
@@ -156,7 +156,7 @@ async fn a_failing_worker_hands_over_to_another() {
         })));
     }
     let settings = settings(COSEC);
-    let outcome = collect(&cluster.core, request(settings.clone(), &prompt(30))).await;
+    let outcome = collect(&cluster.service, request(settings.clone(), &prompt(30))).await;
     assert_eq!(outcome.ids(), expected(&settings, 30));
     assert!(answers.load(Ordering::SeqCst) >= 7);
     assert!(cluster.expert.operations() > 0 && second.operations() > 0);
@@ -252,17 +252,18 @@ async fn answers_that_cannot_be_true_are_the_worker_s_fault() {
             Some(response)
         })));
         let settings = Settings { transport, ..settings(COSEC) };
-        let outcome = collect(&cluster.core, request(settings.clone(), &prompt(9))).await;
+        let outcome = collect(&cluster.service, request(settings.clone(), &prompt(9))).await;
         assert_eq!(outcome.end.unwrap_err().code, ErrorCode::WorkerFault, "{name}");
         cluster.base.set_fault(None);
-        let outcome = collect(&cluster.core, request(settings.clone(), &prompt(9))).await;
+        let outcome = collect(&cluster.service, request(settings.clone(), &prompt(9))).await;
         assert_eq!(outcome.ids(), expected(&settings, 9), "healthy after: {name}");
     }
 }
 
 #[tokio::test]
 async fn a_hung_worker_is_noticed_by_the_step_deadline() {
-    let cluster = Cluster::with(MockModel::base(), MockModel::expert(), |config| config.step_deadline_ms = 100).await;
+    let cluster =
+        Cluster::with(MockModel::base(), MockModel::expert(), |config| config.workers.step_deadline_ms = 100).await;
     let swallowed = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&swallowed);
     cluster.base.set_fault(Some(Box::new(move |response| {
@@ -270,11 +271,11 @@ async fn a_hung_worker_is_noticed_by_the_step_deadline() {
         (count.fetch_add(1, Ordering::SeqCst) != 4).then_some(response)
     })));
     let settings = settings(COSEC);
-    let outcome = collect(&cluster.core, request(settings.clone(), &prompt(9))).await;
+    let outcome = collect(&cluster.service, request(settings.clone(), &prompt(9))).await;
     assert_eq!(outcome.ids(), expected(&settings, 9));
 
     cluster.base.set_fault(Some(Box::new(|_| None)));
-    let outcome = collect(&cluster.core, request(settings, &prompt(9))).await;
+    let outcome = collect(&cluster.service, request(settings, &prompt(9))).await;
     assert_eq!(outcome.end.unwrap_err().code, ErrorCode::DeadlineExceeded);
 }
 
@@ -284,12 +285,12 @@ async fn without_an_expert_nothing_hardened_is_served() {
     let expert = MockWorker::start(MockModel::expert()).unwrap();
     let config = config(&[&base], &[&expert]);
     drop(expert);
-    let (core, _, _shutdown) = start(config);
-    until("the base is up", || core.models()[0].facts.is_some()).await;
-    assert!(core.ready().unwrap_err().contains("no expert"));
-    let error = core.open(request(settings(COSEC), &prompt(5))).await.err().unwrap();
+    let (service, _, _shutdown) = start(config);
+    until("the base is up", || service.has_base()).await;
+    assert!(service.ready().unwrap_err().contains("no expert"));
+    let error = service.open(request(settings(COSEC), &prompt(5))).err().unwrap();
     assert_eq!(error.code, ErrorCode::ExpertUnavailable);
-    let outcome = collect(&core, request(settings(RuleSettings::BaseOnly), &prompt(5))).await;
+    let outcome = collect(&service, request(settings(RuleSettings::BaseOnly), &prompt(5))).await;
     assert!(outcome.end.is_ok());
 }
 
@@ -298,16 +299,16 @@ async fn an_operator_may_let_the_base_go_on_alone() {
     let base = MockWorker::start(MockModel::base()).unwrap();
     let expert = MockWorker::start(MockModel::expert()).unwrap();
     let mut config = config(&[&base], &[&expert]);
-    config.expert_absent = ExpertAbsent::Degrade;
+    config.sessions.expert_absent = ExpertAbsent::Degrade;
     drop(expert);
-    let (core, metrics, _shutdown) = start(config);
-    until("the base is up", || core.models()[0].facts.is_some()).await;
-    let alone = collect(&core, request(settings(COSEC), &prompt(5))).await;
+    let (service, metrics, _shutdown) = start(config);
+    until("the base is up", || service.has_base()).await;
+    let alone = collect(&service, request(settings(COSEC), &prompt(5))).await;
     assert!(alone.degraded && alone.end.is_ok());
     assert!(alone.tokens.iter().all(|token| token.decision.chosen_by == ChosenBy::Base));
     assert_eq!(alone.ids(), expected(&settings(RuleSettings::BaseOnly), 5));
     assert_eq!(metrics.degraded_sessions.get(), 1);
-    let outcome = collect(&core, request(settings(RuleSettings::ExpertOnly), &prompt(5))).await;
+    let outcome = collect(&service, request(settings(RuleSettings::ExpertOnly), &prompt(5))).await;
     assert_eq!(outcome.end.unwrap_err().code, ErrorCode::ExpertUnavailable);
 }
 
@@ -317,13 +318,16 @@ async fn a_session_may_wait_for_its_expert() {
     let expert = MockWorker::start(MockModel::expert()).unwrap();
     let address = expert.address();
     let mut config = config(&[&base], &[&expert]);
-    config.expert_absent = ExpertAbsent::Wait;
+    config.sessions.expert_absent = ExpertAbsent::Wait;
     drop(expert);
-    let (core, _, _shutdown) = start(config);
-    until("the base is up", || core.models()[0].facts.is_some()).await;
+    let (service, _, _shutdown) = start(config);
+    until("the base is up", || service.has_base()).await;
     let hasty = Settings { deadline: Instant::now() + Duration::from_millis(100), ..settings(COSEC) };
-    assert_eq!(collect(&core, request(hasty, &prompt(5))).await.end.unwrap_err().code, ErrorCode::DeadlineExceeded);
-    let waiting = core.open(request(settings(COSEC), &prompt(5))).await.unwrap();
+    assert_eq!(
+        collect(&service, request(hasty, &prompt(5))).await.end.unwrap_err().code,
+        ErrorCode::DeadlineExceeded
+    );
+    let waiting = service.open(request(settings(COSEC), &prompt(5))).unwrap();
     let _expert = restart(MockModel::expert(), address).await;
     assert_eq!(gather(waiting).await.ids(), expected(&settings(COSEC), 5));
 }
@@ -336,9 +340,9 @@ async fn workers_that_do_not_belong_together_serve_nothing() {
     ];
     for (what, expert) in cases {
         let (base, expert) = (MockWorker::start(MockModel::base()).unwrap(), MockWorker::start(expert).unwrap());
-        let (core, _, _shutdown) = start(config(&[&base], &[&expert]));
-        until("the mismatch is known", || core.ready().is_err_and(|why| why.contains(what))).await;
-        let error = core.open(request(settings(COSEC), &prompt(5))).await.err().unwrap();
+        let (service, _, _shutdown) = start(config(&[&base], &[&expert]));
+        until("the mismatch is known", || service.ready().is_err_and(|why| why.contains(what))).await;
+        let error = service.open(request(settings(COSEC), &prompt(5))).err().unwrap();
         assert_eq!(error.code, ErrorCode::ModelMismatch, "{error}");
         assert!(error.message.contains(what), "{error}");
     }
@@ -348,11 +352,11 @@ async fn workers_that_do_not_belong_together_serve_nothing() {
 async fn a_worker_that_does_not_serve_is_not_chosen() {
     let cluster = Cluster::start().await;
     cluster.expert.set_serving(false).await;
-    until("it is noticed", || cluster.core.ready().is_err()).await;
-    let error = cluster.core.open(request(settings(COSEC), &prompt(5))).await.err().unwrap();
+    until("it is noticed", || cluster.service.ready().is_err()).await;
+    let error = cluster.service.open(request(settings(COSEC), &prompt(5))).err().unwrap();
     assert_eq!(error.code, ErrorCode::ExpertUnavailable);
     cluster.expert.set_serving(true).await;
-    until("it is noticed", || cluster.core.ready().is_ok()).await;
+    until("it is noticed", || cluster.service.ready().is_ok()).await;
 }
 
 #[tokio::test]
@@ -360,10 +364,10 @@ async fn shutdown_ends_sessions_with_an_error_and_gives_their_caches_back() {
     let cluster = Cluster::start().await;
     cluster.base.set_delay(Duration::from_millis(10));
     let settings = Settings { max_tokens: Some(1000), min_tokens: 1000, ..settings(COSEC) };
-    let mut stream = cluster.core.open(request(settings.clone(), &prompt(9))).await.unwrap();
+    let mut stream = cluster.service.open(request(settings.clone(), &prompt(9))).unwrap();
     assert!(matches!(stream.next().await, Some(SessionEvent::Token(_))));
     cluster.shutdown.cancel();
     assert_eq!(gather(stream).await.end.unwrap_err().code, ErrorCode::Unavailable);
     cluster.released().await;
-    assert_eq!(cluster.core.open(request(settings, &prompt(9))).await.err().unwrap().code, ErrorCode::Unavailable);
+    assert_eq!(cluster.service.open(request(settings, &prompt(9))).err().unwrap().code, ErrorCode::Unavailable);
 }

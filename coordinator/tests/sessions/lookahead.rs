@@ -233,7 +233,7 @@ async fn over_sockets_every_setting_gives_the_same_tokens_on_every_transport() {
     let models = Models { base: MockModel::base(), expert: MockModel::expert(), anti_expert: None };
     for speculation in speculations {
         let cluster = Cluster::with(models.base.clone(), models.expert.clone(), |config| {
-            config.speculation = speculation;
+            config.sessions.speculation = speculation;
         })
         .await;
         if speculation == Speculation::Adaptive {
@@ -245,7 +245,7 @@ async fn over_sockets_every_setting_gives_the_same_tokens_on_every_transport() {
                 let settings = Settings { transport: transport(rule, false, choice), ..settings(rule) };
                 let request = TokenizedRequest { sample: choice as u32, ..request(settings, &prompt(20)) };
                 let plain = decode_plainly(&models, &request);
-                let outcome = collect(&cluster.core, request).await;
+                let outcome = collect(&cluster.service, request).await;
                 assert_eq!((outcome.tokens, outcome.end), plain, "{speculation}");
             }
         }
@@ -262,7 +262,7 @@ async fn over_sockets_every_setting_gives_the_same_tokens_on_every_transport() {
 #[tokio::test]
 async fn a_rejection_cancels_the_draft_on_the_worker() {
     let cluster = Cluster::with(MockModel::base(), MockModel::expert(), |config| {
-        config.speculation = Speculation::Fixed(2);
+        config.sessions.speculation = Speculation::Fixed(2);
     })
     .await;
     // Computing side by side pays, and the expert is still at the next block when the base has judged this one.
@@ -273,7 +273,7 @@ async fn a_rejection_cancels_the_draft_on_the_worker() {
         let request = request(settings(RuleSettings::Cosec { tau: 0.3 }), &prompt(20));
         let request = TokenizedRequest { sample, ..request };
         let plain = decode_plainly(&models, &request);
-        assert_eq!(collect(&cluster.core, request).await.tokens, plain.0);
+        assert_eq!(collect(&cluster.service, request).await.tokens, plain.0);
     }
     assert!(cluster.expert.cancelled() > 0);
     assert!(cluster.metrics.withdrawn_operations.with_label_values(&["mock", "cosec"]).get() > 0);
@@ -285,7 +285,7 @@ async fn gather_takes_at_most_64_bytes_per_token_and_model() {
     // Models that agree well: with many rejections a token takes more.
     let agreeing = |model: MockModel| MockModel { agreement: 30.0, end_token_ids: Vec::new(), ..model };
     let (base, expert) = (agreeing(MockModel::base()), agreeing(MockModel::expert()));
-    let cluster = Cluster::with(base, expert, |config| config.speculation = Speculation::Fixed(6)).await;
+    let cluster = Cluster::with(base, expert, |config| config.sessions.speculation = Speculation::Fixed(6)).await;
     let mut tokens = 0;
     for sample in 0..4 {
         let settings = Settings {
@@ -294,7 +294,7 @@ async fn gather_takes_at_most_64_bytes_per_token_and_model() {
             ..settings(RuleSettings::Cosec { tau: 0.3 })
         };
         let request = TokenizedRequest { sample, ..request(settings, &prompt(9)) };
-        tokens += collect(&cluster.core, request).await.tokens.len();
+        tokens += collect(&cluster.service, request).await.tokens.len();
     }
     assert_eq!(tokens, 800);
     let drafts = |outcome| cluster.metrics.draft_tokens.with_label_values(&["mock", "cosec", outcome]).get() as f64;

@@ -33,7 +33,7 @@ async fn check(cluster: &Cluster, models: &Models, request: TokenizedRequest) {
     let expected = simulate(models, &request);
     let settings = request.settings.clone();
     let length = request.max_new_tokens as usize;
-    let outcome = collect(&cluster.core, request).await;
+    let outcome = collect(&cluster.service, request).await;
     let chosen: Vec<_> = outcome.tokens.iter().map(|token| (token.decision.id, token.decision.chosen_by)).collect();
     assert_eq!(chosen, expected, "{settings:?}: {:?}", outcome.end);
     let end = if expected.len() == length { FinishReason::Length } else { FinishReason::Stop };
@@ -61,7 +61,7 @@ async fn every_rule_on_every_transport_gives_the_tokens_of_the_simulation() {
                 if allowed(rule, transport) {
                     check(&cluster, &models(), request).await;
                 } else {
-                    let error = cluster.core.open(request).await.err().unwrap();
+                    let error = cluster.service.open(request).err().unwrap();
                     assert_eq!(error.code, ErrorCode::InvalidArgument);
                     assert!(error.message.contains("cosec.transport is"), "{}", error.message);
                 }
@@ -140,9 +140,9 @@ async fn samples_and_seeds_differ() {
         let request = request(Settings { seed, ..settings(COSEC) }, &prompt(5));
         TokenizedRequest { sample, ..request }
     };
-    let one = collect(&cluster.core, of(1, 0)).await.ids();
-    assert_ne!(one, collect(&cluster.core, of(1, 1)).await.ids());
-    assert_ne!(one, collect(&cluster.core, of(2, 0)).await.ids());
+    let one = collect(&cluster.service, of(1, 0)).await.ids();
+    assert_ne!(one, collect(&cluster.service, of(1, 1)).await.ids());
+    assert_ne!(one, collect(&cluster.service, of(2, 0)).await.ids());
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn a_ban_of_everything_is_the_client_s_fault() {
     let everything = (1..64).map(|id| (id, f64::NEG_INFINITY)).collect();
     let adjustments = Adjustments { logit_bias: everything, ..Adjustments::default() };
     let settings = Settings { adjustments, min_tokens: 2, ..settings(COSEC) };
-    let outcome = collect(&cluster.core, request(settings, &prompt(4))).await;
+    let outcome = collect(&cluster.service, request(settings, &prompt(4))).await;
     assert_eq!(outcome.end.unwrap_err().code, ErrorCode::InvalidArgument);
 }
 
@@ -186,7 +186,7 @@ async fn scores_are_those_of_the_law_that_tokens_are_drawn_from() {
     let request = request(settings, &prompt(40));
     let expected = simulate(&models(), &request);
     let history = request.prompt.to_vec();
-    let mut stream = cluster.core.open(request).await.unwrap();
+    let mut stream = cluster.service.open(request).unwrap();
 
     let Some(SessionEvent::Prompt(scores)) = stream.next().await else { panic!("scores of the prompt come first") };
     assert_eq!(scores.len(), history.len());
@@ -230,7 +230,7 @@ async fn a_prompt_can_be_scored_alone() {
     let cluster = Cluster::start().await;
     for length in [1, 70] {
         let settings = Settings { logprobs: Some(0), echo: true, max_tokens: Some(0), ..settings(COSEC) };
-        let mut stream = cluster.core.open(request(settings, &prompt(length))).await.unwrap();
+        let mut stream = cluster.service.open(request(settings, &prompt(length))).unwrap();
         let Some(SessionEvent::Prompt(scores)) = stream.next().await else { panic!("scores") };
         assert_eq!(scores.iter().flatten().count() as u32, length - 1);
         assert!(matches!(stream.next().await, Some(SessionEvent::Finished(FinishReason::Length))));
@@ -244,7 +244,7 @@ async fn the_report_is_filled_where_the_rule_looked_and_the_same_on_every_transp
     let cluster = Cluster::start().await;
     let mut first = None;
     for transport in TRANSPORTS {
-        let outcome = collect(&cluster.core, request(Settings { transport, ..settings(COSEC) }, &prompt(8))).await;
+        let outcome = collect(&cluster.service, request(Settings { transport, ..settings(COSEC) }, &prompt(8))).await;
         for token in outcome.tokens.iter().map(|token| token.decision) {
             assert!(token.p.is_some_and(|p| p > 0.0), "{token:?}");
             assert_eq!(token.q.is_some(), token.chosen_by == ChosenBy::Expert);

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cosec_coordinator::core::ExpertAbsent;
 use cosec_coordinator::merge::{Adjuster, Evidence, Laws, MergeError, score};
 use cosec_coordinator::request::{FinishReason, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
+use cosec_coordinator::session::config::ExpertAbsent;
 use cosec_coordinator::session::event::{Action, Event, Phase, Task};
 use cosec_coordinator::session::pace::{Acceptance, Pace};
 use cosec_coordinator::session::plan::Plan;

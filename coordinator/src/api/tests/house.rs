@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
+use cosec_proto::ErrorCode;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, stream};
 use prometheus::Registry;
@@ -19,16 +19,18 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::{Admission, AdmissionLimits, AdmissionMetrics, QueuedPermit};
 use crate::api::settings::{AllowedRules, Defaults, RuleName};
 use crate::api::{ApiConfig, Doors, Generator, ModelText, Session, SessionEvents};
-use crate::core::{ModelFacts, ModelInfo};
 use crate::metrics::DoorMetrics;
+use crate::models::{ModelFacts, ModelInfo, ModelReadiness};
 use crate::postprocess::samples;
 use crate::request::{
     ChosenBy, Decision, FinishReason, Rejected, Score, SessionError, SessionEvent, TokenEvent, TokenizedRequest,
 };
 use crate::server::{RunError, serve};
-use crate::tenant::Tenants;
+use crate::session::plan::Plan;
+use crate::tenant::{Tenant, Tenants};
 
 /// What one session does.
 #[derive(Clone)]
@@ -50,6 +52,7 @@ pub(super) struct Theatre {
     live: Arc<AtomicUsize>,
     /// Why it is not ready; also takes the models' facts away.
     trouble: Mutex<Option<String>>,
+    admission: Admission,
 }
 
 /// Counts a session until its stream is dropped.
@@ -78,39 +81,52 @@ impl Session for Played {
 
 impl Generator for Theatre {
     fn models(&self) -> Vec<ModelInfo> {
-        let trouble = self.trouble.lock().clone();
+        let trouble = self.trouble.lock().as_ref().map(|reason| SessionError::new(ErrorCode::Unavailable, reason));
         let model = |name: &str, vocabulary: u32, context_tokens: u32| ModelInfo {
             name: name.to_owned(),
-            tokenizer: samples::codegen_directory(),
-            ready: trouble.clone().map_or(Ok(()), Err),
-            facts: trouble.is_none().then(|| ModelFacts { vocabulary, context_tokens, end_token_ids: vec![50256] }),
+            readiness: Arc::new(ModelReadiness {
+                facts: match &trouble {
+                    Some(error) => Err(error.clone()),
+                    None => Ok(ModelFacts { vocabulary, context_tokens, end_token_ids: vec![50256] }),
+                },
+                expert: Ok(()),
+                anti_expert: None,
+            }),
         };
         vec![model("demo", 51_200, 2048), model("org/chat", 300, 512)]
     }
 
-    fn ready(&self) -> Result<(), String> {
-        self.trouble.lock().clone().map_or(Ok(()), Err)
+    fn model(&self, name: &str) -> Option<ModelInfo> {
+        self.models().into_iter().find(|model| model.name == name)
     }
 
-    fn open(&self, request: TokenizedRequest) -> BoxFuture<'_, Result<SessionEvents, SessionError>> {
+    fn enter(
+        &self,
+        model: &ModelInfo,
+        _: &Plan,
+        tenant: &Arc<Tenant>,
+        tokens: u64,
+    ) -> Result<QueuedPermit, SessionError> {
+        self.admission.enter(tenant, &model.name, tokens)
+    }
+
+    fn open(&self, request: TokenizedRequest, _: Plan, _: QueuedPermit) -> Result<SessionEvents, SessionError> {
         let script = (self.script)(&request);
         self.seen.lock().push(request);
-        Box::pin(async move {
-            self.live.fetch_add(1, Ordering::SeqCst);
-            let live = Live(self.live.clone());
-            let watched = |events: BoxStream<'static, SessionEvent>| -> SessionEvents {
-                let counted = events.map(move |event| {
-                    let _ = &live;
-                    event
-                });
-                Box::new(Played(counted.boxed()))
-            };
-            match script {
-                Script::Events(events) => Ok(watched(stream::iter(events).boxed())),
-                Script::Hang(events) => Ok(watched(stream::iter(events).chain(stream::pending()).boxed())),
-                Script::Refuse(error) => Err(error),
-            }
-        })
+        self.live.fetch_add(1, Ordering::SeqCst);
+        let live = Live(self.live.clone());
+        let watched = |events: BoxStream<'static, SessionEvent>| -> SessionEvents {
+            let counted = events.map(move |event| {
+                let _ = &live;
+                event
+            });
+            Box::new(Played(counted.boxed()))
+        };
+        match script {
+            Script::Events(events) => Ok(watched(stream::iter(events).boxed())),
+            Script::Hang(events) => Ok(watched(stream::iter(events).chain(stream::pending()).boxed())),
+            Script::Refuse(error) => Err(error),
+        }
     }
 }
 
@@ -140,6 +156,11 @@ impl House {
             seen: Mutex::default(),
             live: Arc::default(),
             trouble: Mutex::default(),
+            admission: Admission::new(
+                AdmissionLimits::default(),
+                Arc::new(|_: &str| u64::MAX),
+                AdmissionMetrics::register(&Registry::new()).unwrap(),
+            ),
         });
         let texts = HashMap::from([
             ("demo".to_owned(), Arc::new(ModelText::load(&samples::codegen_directory()).unwrap())),

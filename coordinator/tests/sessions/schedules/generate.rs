@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cosec_coordinator::core::{CoreConfig, ExpertAbsent, ModelConfig};
+use cosec_coordinator::admission::AdmissionLimits;
+use cosec_coordinator::models::ModelConfig;
 use cosec_coordinator::request::{Adjustments, RuleSettings, Settings, TokenizedRequest, Transport};
+use cosec_coordinator::session::config::{ExpertAbsent, SessionConfig};
 use cosec_coordinator::session::plan::Plan;
+use cosec_coordinator::session::service::ServiceConfig;
 use cosec_coordinator::session::speculation::Speculation;
 use cosec_coordinator::tenant::Tenant;
+use cosec_coordinator::worker_pool::PoolConfig;
 use cosec_proto::WorkerRole;
 use cosec_proto::sampling::SamplingParams;
 use cosec_tests::mock_worker::MockModel;
@@ -29,7 +33,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// All that is done in one schedule.
 pub(super) struct Schedule {
-    pub(super) config: CoreConfig,
+    pub(super) config: ServiceConfig,
     /// Workers by place.
     pub(super) replicas: [usize; 3],
     pub(super) requests: Vec<Asked>,
@@ -137,7 +141,7 @@ pub(super) fn any_schedule(chance: &mut StdRng) -> Schedule {
         }
     }
     let addresses = |role: WorkerRole| (0..replicas[role.index()]).map(|_| "host:9000".to_owned()).collect();
-    let config = CoreConfig {
+    let config = ServiceConfig {
         models: vec![ModelConfig {
             name: NAME.to_owned(),
             tokenizer: "no such directory".into(),
@@ -147,15 +151,21 @@ pub(super) fn any_schedule(chance: &mut StdRng) -> Schedule {
             base_adapter: None,
             expert_adapter: None,
         }],
-        max_sessions: chance.random_range(2..8),
-        max_queued_sessions: chance.random_range(2..8),
-        max_queued_tokens: if chance.random_bool(0.2) { 150 } else { 1_000_000 },
-        step_deadline_ms: *[500, 2_000, 5_000].choose(chance).unwrap(),
-        describe_interval_ms: *[2_000, 5_000].choose(chance).unwrap(),
-        expert_absent: *absences.choose(chance).unwrap(),
-        speculation,
-        max_draft: chance.random_range(1..=6),
-        ..CoreConfig::default()
+        admission: AdmissionLimits {
+            max_sessions: chance.random_range(2..8),
+            max_queued_sessions: chance.random_range(2..8),
+            max_queued_tokens: if chance.random_bool(0.2) { 150 } else { 1_000_000 },
+        },
+        workers: PoolConfig {
+            zone: String::new(),
+            step_deadline_ms: *[500, 2_000, 5_000].choose(chance).unwrap(),
+            describe_interval_ms: *[2_000, 5_000].choose(chance).unwrap(),
+        },
+        sessions: SessionConfig {
+            expert_absent: *absences.choose(chance).unwrap(),
+            speculation,
+            max_draft: chance.random_range(1..=6),
+        },
     };
     Schedule { config, replicas, requests, faults: chance.random_range(1..=4) }
 }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cosec_coordinator::core::{Core, CoreConfig, ExpertAbsent};
 use cosec_coordinator::request::{FinishReason, RuleSettings, SessionError, Settings, TokenEvent};
+use cosec_coordinator::session::config::ExpertAbsent;
 use cosec_coordinator::session::metrics::SessionMetrics;
 use cosec_coordinator::session::plan::Plan;
+use cosec_coordinator::session::service::ServiceConfig;
 use cosec_proto::ErrorCode;
 use cosec_proto::WorkerRole;
 use cosec_tests::sim::{Host, Sim, another};
@@ -14,7 +15,7 @@ use futures::StreamExt;
 use tokio::time::Instant;
 
 use super::generate::{Asked, NAME, PATIENCE, Schedule, model_at, place};
-use crate::cluster::{request, settings};
+use crate::cluster::{Service, request, settings};
 use crate::simulation::{Models, simulate, simulate_degraded};
 use crate::world::decode_plainly;
 
@@ -107,7 +108,7 @@ pub(super) fn check_end(sim: &Sim, schedule: &Schedule, seen: &Seen) -> Result<(
     // What a session may say at all, its base says, whatever the rule reads.
     let needs = |role: &WorkerRole| *role == WorkerRole::Base || plan.reads(*role);
     let all_served = WorkerRole::ALL.into_iter().filter(needs).all(was_served);
-    let absent = schedule.config.expert_absent;
+    let absent = schedule.config.sessions.expert_absent;
     if seen.degraded_after.is_some() {
         let may = absent == ExpertAbsent::Degrade
             && !(was_served(WorkerRole::Expert) && was_served(WorkerRole::AntiExpert));
@@ -119,8 +120,8 @@ pub(super) fn check_end(sim: &Sim, schedule: &Schedule, seen: &Seen) -> Result<(
         End::Finished(_) | End::Left => Ok(()),
         End::Refused(error) if error.code == ErrorCode::Overloaded => {
             let all = schedule.requests.len();
-            let places = schedule.config.max_sessions + schedule.config.max_queued_sessions;
-            let is_full = all > places || schedule.config.max_queued_tokens < 1_000;
+            let places = schedule.config.admission.max_sessions + schedule.config.admission.max_queued_sessions;
+            let is_full = all > places || schedule.config.admission.max_queued_tokens < 1_000;
             if is_full { Ok(()) } else { Err(format!("{places} places are too few for {all} choices: {error}")) }
         }
         End::Failed(error) if error.code == ErrorCode::DeadlineExceeded && seen.ended >= seen.deadline => Ok(()),
@@ -148,11 +149,11 @@ pub(super) fn check_end(sim: &Sim, schedule: &Schedule, seen: &Seen) -> Result<(
 /// Nothing is held any more, by anybody.
 pub(super) async fn check_given_back(
     sim: &Sim,
-    config: &CoreConfig,
-    core: &Core,
+    config: &ServiceConfig,
+    service: &Service,
     metrics: &SessionMetrics,
 ) -> Result<(), Wrong> {
-    let step = Duration::from_millis(config.step_deadline_ms) + RECOVERY;
+    let step = Duration::from_millis(config.workers.step_deadline_ms) + RECOVERY;
     let counts = || {
         [
             ("active", metrics.active_sessions.get()),
@@ -166,22 +167,22 @@ pub(super) async fn check_given_back(
     let released = wait("workers that were always well have no session", step, || !sim.hosts().iter().any(is_left));
     released.await?;
     wait("all workers are up", 3 * RECOVERY, || metrics_up(metrics, sim) == sim.hosts().len()).await?;
-    check_places(core, config).await
+    check_places(service, config).await
 }
 
 /// As many sessions fit as at the beginning.
-pub(super) async fn check_places(core: &Core, config: &CoreConfig) -> Result<(), Wrong> {
-    let places = config.max_sessions + config.max_queued_sessions;
+pub(super) async fn check_places(service: &Service, config: &ServiceConfig) -> Result<(), Wrong> {
+    let places = config.admission.max_sessions + config.admission.max_queued_sessions;
     let one = || {
         let deadline = Instant::now() + PATIENCE;
         let settings = Settings { deadline, max_tokens: Some(1), ..settings(RuleSettings::BaseOnly) };
-        core.open(request(settings, &[1]))
+        service.open(request(settings, &[1]))
     };
     let mut streams = Vec::new();
     for taken in 0..places {
-        streams.push(one().await.map_err(|error| format!("only {taken} of {places} places are free: {error}"))?);
+        streams.push(one().map_err(|error| format!("only {taken} of {places} places are free: {error}"))?);
     }
-    match one().await {
+    match one() {
         Err(error) if error.code == ErrorCode::Overloaded => {}
         Err(error) => return Err(error.to_string()),
         Ok(_) => return Err(format!("there are more than {places} places")),

@@ -1,15 +1,16 @@
 //! One schedule on a runtime of its own: a coordinator, a simulated fleet, clients and faults.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cosec_coordinator::core::{Core, SessionStream};
 use cosec_coordinator::discovery::{Announcer, Discovery, Member};
 use cosec_coordinator::request::{SessionEvent, Settings, TokenEvent, TokenizedRequest};
 use cosec_coordinator::session::metrics::SessionMetrics;
-use cosec_coordinator::worker_pool::Fleet;
+use cosec_coordinator::session::service::{SessionService, SessionStream};
+use cosec_coordinator::tasks::TaskSpawner;
+use cosec_coordinator::worker_pool::WorkerSource;
 use cosec_proto::WorkerRole;
 use cosec_tests::sim::{Effects, Fault, Phase, Sim};
 use futures::StreamExt;
@@ -25,11 +26,12 @@ use tokio_util::task::TaskTracker;
 
 use super::generate::{Asked, NAME, OPENING, any_schedule, first_fault, model_at, place};
 use super::invariants::{End, RECOVERY, Seen, Wrong, check_given_back, check_seen, metrics_up, wait};
+use crate::cluster::Service;
 
 /// Lease of a session on a worker.
 pub(super) const LEASE: Duration = Duration::from_secs(60);
 
-/// Tells the core what the simulated fleet tells.
+/// Tells the coordinator what the simulated fleet tells.
 pub(super) struct Simulated(Sim);
 
 impl Discovery for Simulated {
@@ -54,13 +56,13 @@ impl Discovery for Simulated {
     }
 }
 
-pub(super) async fn client(core: Core, sim: Sim, number: usize, asked: Asked) -> Seen {
+pub(super) async fn client(service: Service, sim: Sim, number: usize, asked: Asked) -> Seen {
     tokio::time::sleep(asked.after).await;
     let (opened, deadline) = (Instant::now(), Instant::now() + asked.patience);
     let settings = Settings { deadline, ..(*asked.request.settings).clone() };
     let request = TokenizedRequest { settings: Arc::new(settings), ..asked.request.clone() };
     let (mut tokens, mut degraded_after) = (Vec::new(), None);
-    let end = match core.open(request).await {
+    let end = match service.open(request) {
         Err(error) => End::Refused(error),
         Ok(stream) => read(stream, &sim, number, &asked, &mut tokens, &mut degraded_after).await,
     };
@@ -134,10 +136,10 @@ pub(super) async fn play(seed: u64, tells: bool) -> Result<Shown, Wrong> {
     }
     let metrics = Arc::new(SessionMetrics::register(&Registry::new()).unwrap());
     let (tracker, shutdown) = (TaskTracker::new(), CancellationToken::new());
-    let fleet = Fleet { discovery: Box::new(Simulated(sim.clone())), connect: sim.network().connector() };
+    let source = WorkerSource { discovery: Box::new(Simulated(sim.clone())), connect: sim.network().connector() };
     let config = schedule.config.clone();
-    let started = Core::start_in(fleet, config, Arc::clone(&metrics), tracker.clone(), shutdown.clone());
-    let core = started.map_err(|error| error.to_string())?;
+    let tasks = TaskSpawner::new(tracker.clone(), shutdown.clone());
+    let service = Service(SessionService::start(config, HashMap::new(), source, Arc::clone(&metrics), tasks));
     let up = || metrics_up(&metrics, &sim) == sim.hosts().len();
     wait("all workers are up", RECOVERY, up).await?;
 
@@ -161,7 +163,7 @@ pub(super) async fn play(seed: u64, tells: bool) -> Result<Shown, Wrong> {
         .requests
         .iter()
         .enumerate()
-        .map(|(number, asked)| tokio::spawn(client(core.clone(), sim.clone(), number, asked.clone())))
+        .map(|(number, asked)| tokio::spawn(client(service.clone(), sim.clone(), number, asked.clone())))
         .collect();
     let mut ends = BTreeMap::new();
     for (number, seen) in join_all(clients).await.into_iter().enumerate() {
@@ -178,14 +180,14 @@ pub(super) async fn play(seed: u64, tells: bool) -> Result<Shown, Wrong> {
     for fault in join_all(faults).await {
         fault.map_err(|panic| panic.to_string())?;
     }
-    check_given_back(&sim, &schedule.config, &core, &metrics).await?;
+    check_given_back(&sim, &schedule.config, &service, &metrics).await?;
     sim.dismiss_all();
     // Who follows the membership stays; workers go once no session counts there.
     wait("all workers are let go", RECOVERY, || tracker.len() == 2).await?;
     shutdown.cancel();
     tracker.close();
     let ended = tokio::time::timeout(RECOVERY, tracker.wait()).await;
-    ended.map_err(|_| format!("{} tasks outlive the core", tracker.len()))?;
+    ended.map_err(|_| format!("{} tasks outlive the service", tracker.len()))?;
     // What could not be released, and what arrived late.
     tokio::time::sleep(LEASE + RECOVERY).await;
     sim.hosts().iter().for_each(|host| host.expire_leases(LEASE));

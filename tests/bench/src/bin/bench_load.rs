@@ -167,8 +167,8 @@ impl Fleet {
         for index in 0..2 {
             let environment = vec![
                 ("COSEC_COORDINATOR_API__RESUME_KEY_FILE", key.display().to_string()),
-                ("COSEC_COORDINATOR_CORE__MAX_SESSIONS", arguments.streams.to_string()),
-                ("COSEC_COORDINATOR_CORE__MAX_QUEUED_SESSIONS", arguments.streams.div_ceil(2).to_string()),
+                ("COSEC_COORDINATOR_ADMISSION__MAX_SESSIONS", arguments.streams.to_string()),
+                ("COSEC_COORDINATOR_ADMISSION__MAX_QUEUED_SESSIONS", arguments.streams.div_ceil(2).to_string()),
             ];
             let program = coordinator(MODEL, &pair.join("base"), addresses, environment);
             coordinators.push(Replica::start(program, &format!("coordinator-{index}"), logs).await?);

@@ -201,8 +201,8 @@ async fn measure(arguments: &Arguments, size: Size) -> Result<Measured> {
     let logs = tempfile::tempdir()?;
     let (mocks, [bases, experts]) = start_mocks(arguments, size.workers, logs.path()).await?;
     let environment = vec![
-        ("COSEC_COORDINATOR_CORE__MAX_SESSIONS", size.streams.to_string()),
-        ("COSEC_COORDINATOR_CORE__MAX_QUEUED_SESSIONS", size.streams.to_string()),
+        ("COSEC_COORDINATOR_ADMISSION__MAX_SESSIONS", size.streams.to_string()),
+        ("COSEC_COORDINATOR_ADMISSION__MAX_QUEUED_SESSIONS", size.streams.to_string()),
     ];
     let program = coordinator(MODEL, &tokenizer(), [&bases, &experts], environment);
     let coordinator = Replica::start(program, "coordinator", logs.path()).await?;

@@ -1,4 +1,4 @@
-//! A session's place on a worker, given back on drop.
+//! A session's slot on a worker, given back on drop.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,25 +7,23 @@ use std::time::Duration;
 use cosec_proto::SessionId;
 use cosec_proto::sampling::SamplingSeed;
 use cosec_proto::wire::worker::DescribeResponse;
-use tokio::runtime::Handle;
-use tokio_util::task::TaskTracker;
 
 use super::operation::{Ask, Operation};
 use super::reply::{Answer, OperationError};
 use super::{Worker, WorkerPool, matching};
+use crate::tasks::TaskSpawner;
 
 /// Counts in the worker's load; dropping it has the worker release the session's cache.
-pub struct Seat {
+pub struct SessionSlot {
     worker: Arc<Worker>,
     description: Arc<DescribeResponse>,
     adapter: Option<String>,
     session: SessionId,
-    tracker: TaskTracker,
-    runtime: Handle,
+    tasks: TaskSpawner,
     deadline: Duration,
 }
 
-impl Seat {
+impl SessionSlot {
     pub(super) fn new(
         pool: &WorkerPool,
         worker: Arc<Worker>,
@@ -34,18 +32,11 @@ impl Seat {
         session: SessionId,
     ) -> Self {
         worker.load.fetch_add(1, Ordering::AcqRel);
-        let (tracker, runtime) = (pool.tracker.clone(), pool.runtime.clone());
-        let adapter = adapter.map(str::to_owned);
-        Self { worker, description, adapter, session, tracker, runtime, deadline: pool.config.step_deadline }
+        let (tasks, deadline) = (pool.tasks.clone(), pool.step_deadline());
+        Self { worker, description, adapter: adapter.map(str::to_owned), session, tasks, deadline }
     }
 
-    /// Who serves.
-    #[must_use]
-    pub fn worker(&self) -> &Arc<Worker> {
-        &self.worker
-    }
-
-    /// Where.
+    /// Of the worker.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.worker.member.address
@@ -67,7 +58,7 @@ impl Seat {
     /// Of what the session computes with there.
     #[must_use]
     pub fn fingerprint(&self) -> &str {
-        // A worker without the adapter is not able and gets no seat.
+        // A worker without the adapter is not able and gets no slot.
         matching::fingerprint(&self.description, self.adapter.as_deref()).unwrap_or_default()
     }
 
@@ -79,14 +70,14 @@ impl Seat {
         self.worker.call(operation, self.fingerprint(), deadline).await
     }
 
-    /// What the worker said of itself when the seat was taken.
+    /// What the worker said of itself when the slot was taken.
     #[must_use]
     pub fn description(&self) -> &DescribeResponse {
         &self.description
     }
 }
 
-impl Drop for Seat {
+impl Drop for SessionSlot {
     fn drop(&mut self) {
         let (worker, session, deadline) = (Arc::clone(&self.worker), self.session, self.deadline);
         let release = async move {
@@ -96,6 +87,6 @@ impl Drop for Seat {
             }
             worker.load.fetch_sub(1, Ordering::AcqRel);
         };
-        self.tracker.spawn_on(release, &self.runtime);
+        self.tasks.spawn(release);
     }
 }

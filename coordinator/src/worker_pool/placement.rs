@@ -1,5 +1,5 @@
-//! The worker that most likely has a session's prefix cached, while its load allows: rendezvous hashing (Thaler and
-//! Ravishankar, 1998) with bounded loads (Mirrokni, Thorup, Zadimoghaddam, 2018).
+//! Chooses the worker that most likely has a session's prefix cached, while its load allows: rendezvous hashing (Thaler
+//! and Ravishankar, 1998) with bounded loads (Mirrokni, Thorup, Zadimoghaddam, 2018). Does no I/O.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -9,10 +9,10 @@ const BOUND: f64 = 1.25;
 /// Prompt tokens that name a prefix: sessions that share them go to the same worker.
 const PREFIX_TOKENS: usize = 64;
 
-/// A worker that can serve, as the router sees it.
+/// A worker that can serve.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Candidate<'a> {
-    /// Names it.
+pub struct PlacementCandidate<'a> {
+    /// `host:port`.
     pub address: &'a str,
     /// Sessions that it holds, and queued work in units of sessions.
     pub load: f64,
@@ -26,21 +26,21 @@ pub struct Candidate<'a> {
 
 /// Names the prefix of `prompt`, apart from those of other `tenant`s, which share no cache.
 #[must_use]
-pub fn prefix(prompt: &[u32], tenant: u64) -> u64 {
+pub fn prefix_hash(prompt: &[u32], tenant: u64) -> u64 {
     hash(&(tenant, &prompt[..prompt.len().min(PREFIX_TOKENS)]))
 }
 
 /// Index of the worker to take; `None` only when there is no candidate. One that failed, is full or stands in another
 /// zone is taken only where there is no better, in this order.
 #[must_use]
-pub fn choose(candidates: &[Candidate<'_>], prefix: u64) -> Option<usize> {
-    let rank = |of: &Candidate<'_>| (of.avoid, of.full, of.far);
+pub fn choose(candidates: &[PlacementCandidate<'_>], prefix: u64) -> Option<usize> {
+    let rank = |of: &PlacementCandidate<'_>| (of.avoid, of.full, of.far);
     let best = candidates.iter().map(rank).min()?;
     let equals = || candidates.iter().enumerate().filter(|(_, of)| rank(of) == best);
     let mean = equals().map(|(_, of)| of.load).sum::<f64>() / equals().count() as f64;
-    let weight = |of: &Candidate<'_>| hash(&(prefix, of.address));
-    // With the session to come, so that an idle fleet has room.
-    let in_bounds = |of: &Candidate<'_>| of.load + 1.0 <= (BOUND * (mean + 1.0)).ceil();
+    let weight = |of: &PlacementCandidate<'_>| hash(&(prefix, of.address));
+    // With the session to come, so that idle workers have room.
+    let in_bounds = |of: &PlacementCandidate<'_>| of.load + 1.0 <= (BOUND * (mean + 1.0)).ceil();
     let preferred = equals().filter(|(_, of)| in_bounds(of)).max_by_key(|(_, of)| weight(of));
     preferred.or_else(|| equals().min_by(|(_, a), (_, b)| a.load.total_cmp(&b.load))).map(|(index, _)| index)
 }
@@ -58,30 +58,30 @@ mod tests {
 
     use super::*;
 
-    fn idle(address: &str) -> Candidate<'_> {
-        Candidate { address, load: 0.0, full: false, avoid: 0, far: false }
+    fn idle(address: &str) -> PlacementCandidate<'_> {
+        PlacementCandidate { address, load: 0.0, full: false, avoid: 0, far: false }
     }
 
     #[test]
     fn what_is_worse_is_taken_only_where_there_is_no_better() {
         assert_eq!(choose(&[], 7), None);
         let (failed, full, far) = (
-            Candidate { avoid: 1, ..idle("a") },
-            Candidate { full: true, ..idle("b") },
-            Candidate { far: true, load: 40.0, ..idle("c") },
+            PlacementCandidate { avoid: 1, ..idle("a") },
+            PlacementCandidate { full: true, ..idle("b") },
+            PlacementCandidate { far: true, load: 40.0, ..idle("c") },
         );
         assert_eq!(choose(&[failed, full, far], 7), Some(2));
         assert_eq!(choose(&[failed, full], 7), Some(1));
         assert_eq!(choose(&[failed], 7), Some(0));
-        let failed_later = Candidate { avoid: 2, ..idle("e") };
+        let failed_later = PlacementCandidate { avoid: 2, ..idle("e") };
         assert_eq!(choose(&[failed_later, failed], 7), Some(1));
-        assert_eq!(choose(&[far, Candidate { load: 90.0, ..idle("d") }], 7), Some(1));
+        assert_eq!(choose(&[far, PlacementCandidate { load: 90.0, ..idle("d") }], 7), Some(1));
     }
 
     #[test]
     fn a_prefix_keeps_its_worker_when_another_comes_or_goes() {
         let addresses = ["a:1", "b:1", "c:1", "d:1"];
-        let all: Vec<Candidate<'_>> = addresses.iter().map(|address| idle(address)).collect();
+        let all: Vec<PlacementCandidate<'_>> = addresses.iter().map(|address| idle(address)).collect();
         let mut moved = 0;
         for prefix in 0..1000 {
             let (of_all, of_three) = (choose(&all, prefix).unwrap(), choose(&all[..3], prefix).unwrap());
@@ -89,8 +89,8 @@ mod tests {
             moved += usize::from(of_all == 3);
         }
         assert!((150..350).contains(&moved), "{moved} of 1000 went to one of four workers");
-        assert_eq!(prefix(&[1; 80], 3), prefix(&[1; 64], 3));
-        assert_ne!(prefix(&[1; 80], 3), prefix(&[1; 80], 4));
+        assert_eq!(prefix_hash(&[1; 80], 3), prefix_hash(&[1; 64], 3));
+        assert_ne!(prefix_hash(&[1; 80], 3), prefix_hash(&[1; 80], 4));
     }
 
     proptest! {
@@ -103,7 +103,7 @@ mod tests {
             let mut loads = vec![0.0; workers];
             for prefix in &prefixes {
                 let candidates: Vec<_> =
-                    names.iter().zip(&loads).map(|(name, &load)| Candidate { load, ..idle(name) }).collect();
+                    names.iter().zip(&loads).map(|(name, &load)| PlacementCandidate { load, ..idle(name) }).collect();
                 loads[choose(&candidates, *prefix).unwrap()] += 1.0;
             }
             let mean = prefixes.len() as f64 / workers as f64;

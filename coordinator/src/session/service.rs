@@ -1,0 +1,284 @@
+//! Opens sessions. Each is a task that waits for its turn, decodes, and tells its client by a stream of events.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use cosec_proto::ErrorCode;
+use futures::Stream;
+use prometheus::IntGauge;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::Instrument;
+
+use super::config::{ExpertAbsent, SessionConfig};
+use super::metrics::SessionMetrics;
+use super::plan::Plan;
+use super::{Driver, Opening, Pacers};
+use crate::admission::{ActivePermit, Admission, AdmissionLimits, QueuedPermit, SessionSize};
+use crate::models::{ModelConfig, ModelInfo, ServedModels};
+use crate::request::{FinishReason, SessionError, SessionEvent, TokenizedRequest};
+use crate::tasks::TaskSpawner;
+use crate::tenant::Tenant;
+use crate::worker_pool::tokenizers::KnownTokenizer;
+use crate::worker_pool::{ModelRequirements, PoolConfig, WorkerPool, WorkerSource};
+use cosec_proto::WorkerRole;
+
+/// Events that a client may lag behind before its session waits for it.
+const EVENTS_AHEAD: usize = 32;
+
+/// How long a client may take for the last event once the coordinator shuts down.
+const LAST_EVENT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Owns the models, the workers' connections and the queue.
+pub struct SessionService {
+    models: ServedModels,
+    pool: Arc<WorkerPool>,
+    admission: Admission,
+    pacers: Pacers,
+    config: SessionConfig,
+    metrics: Arc<SessionMetrics>,
+    tasks: TaskSpawner,
+}
+
+/// What sessions are served with.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceConfig {
+    /// Models that clients can name.
+    pub models: Vec<ModelConfig>,
+    /// Bounds of what is taken in.
+    pub admission: AdmissionLimits,
+    /// The workers.
+    pub workers: PoolConfig,
+    /// How sessions decode.
+    pub sessions: SessionConfig,
+}
+
+impl SessionService {
+    /// Connects to the workers of all models in the background and begins to take sessions.
+    ///
+    /// `tokenizers` are the coordinator's own, by model; a model without one takes that of its first base.
+    pub fn start(
+        config: ServiceConfig,
+        tokenizers: HashMap<String, KnownTokenizer>,
+        source: WorkerSource,
+        metrics: Arc<SessionMetrics>,
+        tasks: TaskSpawner,
+    ) -> Arc<Self> {
+        let ServiceConfig { models, admission, workers, sessions } = config;
+        let adapter = |model: &ModelConfig, role| Some(((model.name.clone(), role), model.adapter(role)?.to_owned()));
+        let adapters =
+            models.iter().flat_map(|model| WorkerRole::ALL.into_iter().filter_map(|role| adapter(model, role)));
+        let requirements = ModelRequirements { tokenizers, adapters: adapters.collect() };
+        let pool = WorkerPool::start(workers, requirements, source, Arc::clone(&metrics), tasks.clone());
+        let capacity = {
+            let pool = Arc::clone(&pool);
+            Arc::new(move |model: &str| pool.cache_tokens(model))
+        };
+        Arc::new(Self {
+            models: ServedModels::new(&models, Arc::clone(&pool)),
+            pool,
+            admission: Admission::new(admission, capacity, metrics.admission.clone()),
+            pacers: Pacers::new(sessions.speculation, sessions.max_draft),
+            config: sessions,
+            metrics,
+            tasks,
+        })
+    }
+
+    /// The models in the order of the configuration.
+    pub fn models(&self) -> impl Iterator<Item = ModelInfo> + '_ {
+        self.models.all()
+    }
+
+    /// The model of this name.
+    #[must_use]
+    pub fn model(&self, name: &str) -> Option<ModelInfo> {
+        self.models.find(name)
+    }
+
+    /// Takes a place in the queue for a session of at most `tokens` tokens, before its prompt is tokenized.
+    ///
+    /// # Errors
+    /// `Overloaded` when the queue is full; `Unavailable`, `ExpertUnavailable` or `ModelMismatch` when the model's workers
+    /// cannot serve `plan`: that would only fail later.
+    pub fn enter(
+        &self,
+        model: &ModelInfo,
+        plan: &Plan,
+        tenant: &Arc<Tenant>,
+        tokens: u64,
+    ) -> Result<QueuedPermit, SessionError> {
+        if self.tasks.shutdown.is_cancelled() {
+            return Err(SessionError::new(ErrorCode::Unavailable, "the coordinator shuts down"));
+        }
+        // A rule without an anti-expert needs none, and what may come later is waited for.
+        let is_needed = |role: &WorkerRole| match role {
+            WorkerRole::Base => true,
+            WorkerRole::Expert | WorkerRole::AntiExpert => {
+                self.config.expert_absent == ExpertAbsent::FailClosed && plan.reads(*role)
+            }
+        };
+        let mut needed = WorkerRole::ALL.into_iter().filter(is_needed);
+        needed.try_for_each(|role| model.readiness.of(role)).map_err(Clone::clone)?;
+        self.admission.enter(tenant, &model.name, tokens)
+    }
+
+    /// Begins a session and returns its events at once; it may still wait for its turn.
+    ///
+    /// # Errors
+    /// When the model's base cannot serve any more.
+    pub fn open(
+        &self,
+        request: TokenizedRequest,
+        plan: Plan,
+        permit: QueuedPermit,
+    ) -> Result<SessionStream, SessionError> {
+        let unknown = || SessionError::new(ErrorCode::NotFound, format!("there is no model {:?}", request.model));
+        let model = self.model(&request.model).ok_or_else(unknown)?;
+        let end_tokens = model.readiness.facts.as_ref().map_err(Clone::clone)?.end_token_ids.clone();
+        let prompt_tokens = request.prompt.len() as u64;
+        let size = SessionSize { prompt_tokens, new_tokens: request.max_new_tokens.into() };
+        let tenant = Arc::clone(&request.tenant);
+        tenant.spend(prompt_tokens);
+        let (events, receiver) = mpsc::channel(EVENTS_AHEAD);
+        let cancel = self.tasks.shutdown.child_token();
+        // Part of the trace of whoever asks.
+        let span = tracing::debug_span!(
+            "session",
+            model = model.name,
+            rule = plan.rule.name(),
+            sample = i64::from(request.sample),
+            prompt_tokens = prompt_tokens as i64
+        );
+        let opening = Opening {
+            pacer: self.pacers.of(&model.name, &plan),
+            request,
+            plan,
+            end_tokens,
+            expert_absent: self.config.expert_absent,
+            pool: Arc::clone(&self.pool),
+            metrics: Arc::clone(&self.metrics),
+            events,
+            admitted: Instant::now(),
+        };
+        let stopped = Arc::new(AtomicBool::new(false));
+        let reasons = CancelReasons {
+            left: cancel.clone(),
+            stopped: Arc::clone(&stopped),
+            shutdown: self.tasks.shutdown.clone(),
+        };
+        self.tasks.spawn(run(opening, permit.activate(size), reasons).instrument(span));
+        Ok(SessionStream { events: receiver, tenant, stopped, _cancel: cancel.drop_guard() })
+    }
+}
+
+/// What may end a session from outside.
+struct CancelReasons {
+    /// The stream was dropped, or the coordinator shuts down.
+    left: CancellationToken,
+    /// Whether the stream was dropped because its text has come to its end.
+    stopped: Arc<AtomicBool>,
+    shutdown: CancellationToken,
+}
+
+/// Waits for the session's turn, runs it, and hands out its last event.
+async fn run(opening: Opening, turn: impl Future<Output = ActivePermit>, reasons: CancelReasons) {
+    let (events, metrics) = (opening.events.clone(), Arc::clone(&opening.metrics));
+    let began = Instant::now();
+    let waiting = GaugeGuard::new(&metrics.queued_sessions);
+    let turn = tokio::select! {
+        biased;
+        () = reasons.left.cancelled() => None,
+        permit = turn => Some(permit),
+        () = tokio::time::sleep_until(opening.request.settings.deadline) => None,
+    };
+    drop(waiting);
+    metrics.queue_seconds.observe(began.elapsed().as_secs_f64());
+    let last = match turn {
+        Some(permit) => {
+            let _active = GaugeGuard::new(&metrics.active_sessions);
+            Driver::new(opening, permit).run(&reasons.left).await
+        }
+        None if reasons.left.is_cancelled() => None,
+        None => {
+            let message = "the request's deadline passed while it waited for its turn";
+            Some(SessionEvent::Failed(SessionError::new(ErrorCode::DeadlineExceeded, message)))
+        }
+    };
+    let last = last.or_else(|| {
+        let error = || SessionError::new(ErrorCode::Unavailable, "the coordinator shuts down");
+        reasons.shutdown.is_cancelled().then(|| SessionEvent::Failed(error()))
+    });
+    metrics.choices.with_label_values(&[outcome(last.as_ref(), &reasons)]).inc();
+    if let Some(last) = last {
+        tokio::select! {
+            biased;
+            // Skipped if the client has left.
+            _ = events.send(last) => {}
+            () = reasons.left.cancelled(), if !reasons.shutdown.is_cancelled() => {}
+            () = tokio::time::sleep(LAST_EVENT_PATIENCE), if reasons.shutdown.is_cancelled() => {}
+        }
+    }
+}
+
+/// How a session ended, as metrics say it.
+fn outcome(last: Option<&SessionEvent>, reasons: &CancelReasons) -> &'static str {
+    match last {
+        Some(SessionEvent::Finished(FinishReason::Stop)) => "stop",
+        Some(SessionEvent::Finished(FinishReason::Length)) => "length",
+        Some(SessionEvent::Failed(error)) => error.code.name(),
+        Some(SessionEvent::Prompt(_) | SessionEvent::Token(_) | SessionEvent::Degraded) | None => {
+            if reasons.stopped.load(Ordering::Acquire) { "stop" } else { "closed" }
+        }
+    }
+}
+
+/// Counts in a gauge while it lives.
+struct GaugeGuard(IntGauge);
+
+impl GaugeGuard {
+    fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for GaugeGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Events of one session, in order; ends after `Finished` or `Failed`.
+///
+/// Dropping it cancels the session, which then releases its cache on all workers.
+pub struct SessionStream {
+    events: mpsc::Receiver<SessionEvent>,
+    tenant: Arc<Tenant>,
+    stopped: Arc<AtomicBool>,
+    _cancel: DropGuard,
+}
+
+impl SessionStream {
+    /// Ends the session because its text has come to its end: a stop string was found.
+    pub fn stop(self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+}
+
+impl Stream for SessionStream {
+    type Item = SessionEvent;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<SessionEvent>> {
+        let event = self.events.poll_recv(context);
+        if let Poll::Ready(Some(SessionEvent::Token(_))) = &event {
+            self.tenant.spend(1);
+        }
+        event
+    }
+}
