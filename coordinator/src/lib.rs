@@ -20,6 +20,8 @@ pub mod admission;
 
 pub mod session;
 
+pub mod speculation;
+
 pub mod merge;
 
 pub mod worker_pool;

@@ -10,9 +10,10 @@ use cosec_coordinator::request::{
 };
 use cosec_coordinator::session::config::ExpertAbsent;
 use cosec_coordinator::session::event::{Action, Event, Phase, Task};
-use cosec_coordinator::session::pace::{Acceptance, Pace};
 use cosec_coordinator::session::plan::Plan;
 use cosec_coordinator::session::state::Session;
+use cosec_coordinator::speculation::controller::DraftPlan;
+use cosec_coordinator::speculation::tally::VerifiedBlock;
 use cosec_coordinator::worker_pool::operation::{Ask, RowAsk, View};
 use cosec_coordinator::worker_pool::reply::{OperationError, Reply, RowView};
 use cosec_proto::ErrorCode;
@@ -41,8 +42,7 @@ fn task(rule: RuleSettings, transport: Transport, prompt: Vec<u32>, now: Instant
     };
     Task {
         plan: Plan::new(&settings, false).unwrap(),
-        pace: Pace::SEQUENTIAL,
-        acceptance: Acceptance::PRIOR,
+        draft_plan: DraftPlan::SEQUENTIAL,
         prompt,
         max_new_tokens: 2,
         end_tokens: vec![9],
@@ -67,8 +67,8 @@ impl Script {
     /// Three drafts at a time, the expert running ahead; up to `max_new_tokens`.
     fn lookahead(transport: Transport, prompt: Vec<u32>, max_new_tokens: u32) -> Self {
         let now = Instant::now();
-        let pace = Pace { drafted: 3, runs_ahead: true };
-        let task = Task { pace, max_new_tokens, ..task(COSEC, transport, prompt, now) };
+        let draft_plan = DraftPlan { num_draft_tokens: 3, pipelined: true };
+        let task = Task { draft_plan, max_new_tokens, ..task(COSEC, transport, prompt, now) };
         let mut script = Self { session: Session::new(task), now };
         script.step(Event::Started);
         script.step(located(WorkerRole::Base));
@@ -309,7 +309,7 @@ fn a_block_of_drafts_is_verified_at_once_while_the_expert_runs_ahead() {
     script.check(Event::Emitted, &expected);
     let tally = script.session.take_tally();
     assert_eq!((tally.drafted, tally.accepted, tally.rejected, tally.rollbacks), (6, 3, 0, 0));
-    assert_eq!(tally.accepted_lengths, [3]);
+    assert_eq!(tally.blocks, [VerifiedBlock { proposals: 3, accepted: 3, stood: 3 }]);
 }
 
 #[test]
@@ -331,7 +331,7 @@ fn a_rejection_withdraws_what_was_drafted_ahead_and_cuts_the_caches_back() {
     script.check(answered(WorkerRole::Expert, 2, drafted(&[3, 3, 3])), &expected);
     let tally = script.session.take_tally();
     assert_eq!((tally.accepted, tally.rejected, tally.rollbacks, tally.withdrawn), (1, 1, 1, 1));
-    assert_eq!(tally.accepted_lengths, [1]);
+    assert_eq!(tally.blocks, [VerifiedBlock { proposals: 2, accepted: 1, stood: 1 }]);
 }
 
 fn rejected(id: u32, proposal: u32) -> Event {
@@ -422,8 +422,8 @@ proptest! {
         scores in proptest::option::of(0u32..3),
         degrades in any::<bool>(),
         prompt in 1u32..9,
-        pace in 1u32..5,
-        runs_ahead in any::<bool>(),
+        num_draft_tokens in 1u32..5,
+        pipelined in any::<bool>(),
     ) {
         let now = Instant::now();
         let expert_absent = if degrades { ExpertAbsent::Degrade } else { ExpertAbsent::FailClosed };
@@ -431,7 +431,7 @@ proptest! {
         let mut session = Session::new(Task {
             prompt_scores: scores,
             expert_absent,
-            pace: Pace { drafted: pace, runs_ahead },
+            draft_plan: DraftPlan { num_draft_tokens, pipelined },
             ..of
         });
         let (mut ends, mut tokens) = (0, 0);

@@ -7,7 +7,7 @@ use crate::api::ApiConfig;
 use crate::discovery::DiscoveryConfig;
 use crate::models::ModelConfig;
 use crate::session::config::{ExpertAbsent, SessionConfig};
-use crate::session::speculation::MOST_DRAFTED;
+use crate::speculation::settings::MOST_DRAFTED;
 use crate::worker_pool::PoolConfig;
 
 /// A week; longer deadlines would only hide a stuck request.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use crate::session::speculation::Speculation;
+use crate::speculation::settings::SpeculationMode;
 use crate::telemetry::LogFormat;
 
 /// The flags; each wins over the file and the environment.
@@ -28,7 +28,7 @@ pub struct Flags {
     pub grace_seconds: Option<u64>,
     /// Whether the expert drafts several tokens that the base verifies at once: off, fixed:K or adaptive.
     #[arg(long, value_name = "MODE")]
-    pub speculation: Option<Speculation>,
+    pub speculation: Option<SpeculationMode>,
     /// Rules that clients may name, separated by commas; without base_only no unhardened code leaves.
     #[arg(long, value_name = "RULE", value_delimiter = ',')]
     pub allowed_rules: Vec<String>,

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::speculation::Speculation;
+use crate::speculation::settings::SpeculationMode;
 
 /// `[sessions]` in the configuration.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -12,14 +12,14 @@ pub struct SessionConfig {
     pub expert_absent: ExpertAbsent,
     /// Whether the expert drafts several tokens that the base verifies at once: `off`, `fixed:K` or `adaptive`. It changes
     /// the time, never the tokens. Default `adaptive`.
-    pub speculation: Speculation,
+    pub speculation: SpeculationMode,
     /// Most tokens that an adaptive draft takes, 1 to 64. Default 8.
     pub max_draft: u32,
 }
 
 impl Default for SessionConfig {
     fn default() -> Self {
-        Self { expert_absent: ExpertAbsent::FailClosed, speculation: Speculation::Adaptive, max_draft: 8 }
+        Self { expert_absent: ExpertAbsent::FailClosed, speculation: SpeculationMode::Adaptive, max_draft: 8 }
     }
 }
 

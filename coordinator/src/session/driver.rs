@@ -15,15 +15,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
 use super::config::ExpertAbsent;
-use super::costs::Work;
 use super::event::{Action, Event, Phase, Task};
 use super::metrics::SessionMetrics;
-use super::pacer::{Paced, Pacer};
 use super::plan::Plan;
 use super::state::Session;
 use crate::admission::ActivePermit;
 use crate::merge::{Adjuster, Evidence, Laws, MergeError, OverAdjusted, score};
 use crate::request::{RuleSettings, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
+use crate::speculation::{RoundTimer, SharedController};
 use crate::worker_pool::operation::Ask;
 use crate::worker_pool::placement::prefix_hash;
 use crate::worker_pool::reply::{Answer, OperationError, Reply, RowView};
@@ -44,7 +43,7 @@ const LIGHT_ROW: usize = 1024;
 pub(crate) struct Opening {
     pub(crate) request: TokenizedRequest,
     pub(crate) plan: Plan,
-    pub(crate) pacer: Arc<Pacer>,
+    pub(crate) controller: SharedController,
     pub(crate) end_tokens: Vec<u32>,
     pub(crate) expert_absent: ExpertAbsent,
     pub(crate) pool: Arc<WorkerPool>,
@@ -65,19 +64,9 @@ enum Done {
         role: WorkerRole,
         ticket: u64,
         answer: Result<Answer, OperationError>,
-        asked: Asked,
     },
     /// It was taken back.
     Withdrawn,
-}
-
-/// What an operation asked of a worker.
-#[derive(Clone, Copy, Debug)]
-struct Asked {
-    /// Of a round, if it is a part of one that costs are known by.
-    work: Option<Work>,
-    /// Whether the other model computed at the same time.
-    beside: bool,
 }
 
 /// Takes an operation back.
@@ -94,7 +83,7 @@ pub(crate) struct Driver {
     withdrawals: [Option<Withdrawal>; 3],
     seats: [Option<Arc<SessionSlot>>; 3],
     permit: ActivePermit,
-    paced: Paced,
+    rounds: RoundTimer,
     session: Session,
     id: SessionId,
     /// Also those that are given back.
@@ -108,13 +97,12 @@ pub(crate) struct Driver {
 
 impl Driver {
     pub(crate) fn new(opening: Opening, permit: ActivePermit) -> Self {
-        let paced = opening.pacer.join();
+        let rounds = RoundTimer::new(opening.controller.clone());
         let request = &opening.request;
         let settings = &request.settings;
         let session = Session::new(Task {
             plan: opening.plan.clone(),
-            pace: paced.pace(),
-            acceptance: paced.expected(),
+            draft_plan: rounds.plan(),
             prompt: request.prompt.to_vec(),
             max_new_tokens: request.max_new_tokens,
             end_tokens: opening.end_tokens.clone(),
@@ -128,7 +116,7 @@ impl Driver {
             withdrawals: [None, None, None],
             seats: [None, None, None],
             permit,
-            paced,
+            rounds,
             session,
             id: SessionId::random(),
             seats_taken: 0,
@@ -150,7 +138,7 @@ impl Driver {
         let mut event = Event::Started;
         loop {
             let actions = self.session.step(Instant::now(), event);
-            self.count_drafts();
+            self.drafts_judged();
             for action in actions {
                 if let Some(last) = self.perform(action) {
                     return Some(last);
@@ -192,7 +180,7 @@ impl Driver {
                     drafts,
                     is_ahead
                 );
-                let performed = self.send(role, ticket, at, tokens, ask, is_ahead).instrument(span.clone());
+                let performed = self.send(role, ticket, at, tokens, ask).instrument(span.clone());
                 let (abort, withdrawn) = AbortHandle::new_pair();
                 self.withdrawals[role.index()] = Some(Withdrawal { abort, span });
                 let performed = Abortable::new(performed, withdrawn);
@@ -217,19 +205,18 @@ impl Driver {
             Done::Seated { role, seat } => {
                 let description = seat.description();
                 let (max_operation_tokens, vocabulary) = (description.max_operation_tokens, description.vocabulary);
+                if role == WorkerRole::Base {
+                    self.session.set_draft_plan(self.rounds.begin(seat.load()));
+                }
                 self.seats[role.index()] = Some(seat);
                 Some(Event::Located { role, max_operation_tokens, vocabulary })
             }
-            Done::Performed { role, ticket, answer, asked } => {
-                if let Ok(Answer { reply: Reply::Rows(_) | Reply::Drafted { .. }, effort }) = &answer {
-                    if let Some((failed, _)) = self.failed[role.index()].drain(..).next() {
-                        let recovery = &self.opening.metrics.recovery_seconds;
-                        recovery.with_label_values(&[role.name()]).observe(failed.elapsed().as_secs_f64());
-                    }
-                    if let Some(work) = asked.work {
-                        self.paced.observe(work, asked.beside, *effort, self.session.acceptance());
-                        self.session.set_pace(self.paced.pace());
-                    }
+            Done::Performed { role, ticket, answer } => {
+                if let Ok(Answer { reply: Reply::Rows(_) | Reply::Drafted { .. }, .. }) = &answer
+                    && let Some((failed, _)) = self.failed[role.index()].drain(..).next()
+                {
+                    let recovery = &self.opening.metrics.recovery_seconds;
+                    recovery.with_label_values(&[role.name()]).observe(failed.elapsed().as_secs_f64());
                 }
                 let reply = answer.and_then(|answer| self.adjusted(answer.reply));
                 Some(Event::Answered { role, ticket, reply })
@@ -245,7 +232,7 @@ impl Driver {
     fn locate(&mut self, role: WorkerRole, failures: u32) -> impl Future<Output = Done> + Send + use<> {
         // The cache of the old one is given back, whatever it holds: what may still arrive there would change it.
         let seat = self.seats[role.index()].take();
-        self.paced.interrupt();
+        self.rounds.interrupt();
         let deadline = self.opening.request.settings.deadline;
         let waits = role != WorkerRole::Base && self.opening.expert_absent == ExpertAbsent::Wait;
         let until = match (waits, failures) {
@@ -286,15 +273,7 @@ impl Driver {
         at: u32,
         tokens: Vec<u32>,
         ask: Ask,
-        is_ahead: bool,
     ) -> impl Future<Output = Done> + Send + use<> {
-        let pace = self.session.pace();
-        let beside = match role {
-            _ if pace.drafted == 1 => true,
-            WorkerRole::Expert => is_ahead,
-            WorkerRole::Base | WorkerRole::AntiExpert => pace.runs_ahead,
-        };
-        let asked = Asked { work: self.work(role, tokens.len(), &ask), beside };
         let (tenant, randomness) = (self.opening.request.tenant.id, self.randomness());
         let seated = self.seats[role.index()].clone().map(|seat| {
             let operation = seat.operation(tenant, randomness, (at, tokens), ask);
@@ -316,26 +295,7 @@ impl Driver {
                 Ok(_) => tracing::debug!(took_us = took.as_micros() as u64, "answered"),
                 Err(error) => tracing::debug!(took_us = took.as_micros() as u64, %error, "failed"),
             }
-            Done::Performed { role, ticket, answer, asked }
-        }
-    }
-
-    /// What a round's costs are to know an operation as; `None` for prompts, lookups and single rows of either model.
-    fn work(&self, role: WorkerRole, tokens: usize, ask: &Ask) -> Option<Work> {
-        match (role, ask) {
-            _ if !self.session.plan().drafts() => None,
-            (WorkerRole::Expert, Ask::Draft { .. }) => Some(Work::Draft),
-            // One token is a whole round only where positions are decoded one by one; its row may be asked for behind it.
-            (WorkerRole::Base, Ask::Rows(_)) if tokens == 1 => {
-                (self.session.pace().drafted == 1).then_some(Work::Verify(1))
-            }
-            (WorkerRole::Base, Ask::Rows(rows)) if tokens > 1 => {
-                let mut offsets: Vec<u32> = rows.iter().map(|row| row.offset).collect();
-                offsets.sort_unstable();
-                offsets.dedup();
-                (offsets.len() == tokens).then_some(Work::Verify(tokens as u32))
-            }
-            _ => None,
+            Done::Performed { role, ticket, answer }
         }
     }
 
@@ -403,7 +363,7 @@ impl Driver {
         let events = self.opening.events.clone();
         if events.capacity() == 0 {
             // The round waits for a client that does not read.
-            self.paced.interrupt();
+            self.rounds.interrupt();
         }
         async move {
             // A client that is gone cancels the session by itself.
@@ -422,8 +382,13 @@ impl Driver {
         metrics.tokens.with_label_values(&[token.decision.chosen_by.name()]).inc();
     }
 
-    fn count_drafts(&mut self) {
+    /// Counts what became of drafts. With the end of a block, the next round gets its draft plan.
+    fn drafts_judged(&mut self) {
         let tally = self.session.take_tally();
+        for &block in &tally.blocks {
+            let load = self.seats[WorkerRole::Base.index()].as_ref().map_or(1, |seat| seat.load());
+            self.session.set_draft_plan(self.rounds.round_ended(load, Instant::now(), block));
+        }
         let labels = [self.opening.request.model.as_str(), self.session.plan().rule.name()];
         self.opening.metrics.count_drafts(labels, &tally);
     }

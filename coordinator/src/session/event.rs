@@ -3,10 +3,10 @@
 use tokio::time::Instant;
 
 use super::config::ExpertAbsent;
-use super::pace::{Acceptance, Pace};
 use super::plan::Plan;
 use crate::merge::{Evidence, Lacking};
 use crate::request::{Score, SessionError, SessionEvent, TokenEvent};
+use crate::speculation::controller::DraftPlan;
 use crate::worker_pool::operation::Ask;
 use crate::worker_pool::reply::{OperationError, Reply};
 use cosec_proto::WorkerRole;
@@ -158,10 +158,8 @@ pub enum Then {
 pub struct Task {
     /// What.
     pub plan: Plan,
-    /// How fast, to begin with.
-    pub pace: Pace,
-    /// What to expect of its proposals, to begin with.
-    pub acceptance: Acceptance,
+    /// To begin with.
+    pub draft_plan: DraftPlan,
     /// Not empty.
     pub prompt: Vec<u32>,
     /// Most new tokens.

@@ -4,9 +4,9 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-use super::tally::Tally;
 use crate::admission::AdmissionMetrics;
 use crate::discovery::DiscoveryMetrics;
+use crate::speculation::tally::DraftTally;
 
 /// Counters and histograms of sessions and workers.
 #[derive(Debug)]
@@ -63,8 +63,8 @@ const LENGTHS: [f64; 10] = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0, 64.0]
 
 impl SessionMetrics {
     /// Adds what became of drafts; `labels` are model and rule.
-    pub fn count_drafts(&self, labels: [&str; 2], tally: &Tally) {
-        if *tally == Tally::default() {
+    pub fn count_drafts(&self, labels: [&str; 2], tally: &DraftTally) {
+        if *tally == DraftTally::default() {
             return;
         }
         let [model, rule] = labels;
@@ -72,8 +72,8 @@ impl SessionMetrics {
         for (outcome, count) in outcomes {
             self.draft_tokens.with_label_values(&[model, rule, outcome]).inc_by(count);
         }
-        for &length in &tally.accepted_lengths {
-            self.accepted_length.with_label_values(&labels).observe(f64::from(length));
+        for block in &tally.blocks {
+            self.accepted_length.with_label_values(&labels).observe(f64::from(block.accepted));
         }
         self.rollbacks.with_label_values(&labels).inc_by(tally.rollbacks);
         self.withdrawn_operations.with_label_values(&labels).inc_by(tally.withdrawn);

@@ -18,10 +18,11 @@ use tracing::Instrument;
 use super::config::{ExpertAbsent, SessionConfig};
 use super::metrics::SessionMetrics;
 use super::plan::Plan;
-use super::{Driver, Opening, Pacers};
+use super::{Driver, Opening};
 use crate::admission::{ActivePermit, Admission, AdmissionLimits, QueuedPermit, SessionSize};
 use crate::models::{ModelConfig, ModelInfo, ServedModels};
 use crate::request::{FinishReason, SessionError, SessionEvent, TokenizedRequest};
+use crate::speculation::SharedControllers;
 use crate::tasks::TaskSpawner;
 use crate::tenant::Tenant;
 use crate::worker_pool::tokenizers::KnownTokenizer;
@@ -39,7 +40,7 @@ pub struct SessionService {
     models: ServedModels,
     pool: Arc<WorkerPool>,
     admission: Admission,
-    pacers: Pacers,
+    controllers: SharedControllers,
     config: SessionConfig,
     metrics: Arc<SessionMetrics>,
     tasks: TaskSpawner,
@@ -83,7 +84,7 @@ impl SessionService {
             models: ServedModels::new(&models, Arc::clone(&pool)),
             pool,
             admission: Admission::new(admission, capacity, metrics.admission.clone()),
-            pacers: Pacers::new(sessions.speculation, sessions.max_draft),
+            controllers: SharedControllers::new(sessions.speculation, sessions.max_draft),
             config: sessions,
             metrics,
             tasks,
@@ -156,7 +157,7 @@ impl SessionService {
             prompt_tokens = prompt_tokens as i64
         );
         let opening = Opening {
-            pacer: self.pacers.of(&model.name, &plan),
+            controller: self.controllers.of(&model.name, plan.rule.name(), plan.transport()),
             request,
             plan,
             end_tokens,

@@ -10,8 +10,8 @@
 //! is another, they are discarded and every worker's cache is cut back. Rows are never read behind the last draft, so a
 //! block of k drafts feeds the base k tokens: the last one decided and the drafts but the last.
 //!
-//! While the base verifies, the expert drafts the next block as if all were accepted; a rejection withdraws it. At a pace of
-//! one token nothing waits for the draft: base and expert compute the same position side by side, and the base looks the
+//! Where the draft plan is pipelined, the expert drafts the next block while the base verifies, as if all were accepted; a
+//! rejection withdraws it. With one draft token nothing waits for the draft: base and expert compute the same position side by side, and the base looks the
 //! proposal up in the row that it keeps.
 
 use cosec_proto::ErrorCode;
@@ -20,12 +20,12 @@ use tokio::time::Instant;
 use super::config::ExpertAbsent;
 use super::event::{Action, Event, Phase, Task, Then};
 use super::lane::{Aim, Lane, Sent, note_scores};
-use super::pace::{Acceptance, Pace};
 use super::plan::Plan;
 use super::sequence::Sequence;
-use super::tally::Tally;
 use crate::merge::{Evidence, Lacking};
 use crate::request::{FinishReason, RuleSettings, SessionError, SessionEvent, TokenEvent};
+use crate::speculation::controller::DraftPlan;
+use crate::speculation::tally::DraftTally;
 use crate::worker_pool::operation::View;
 use crate::worker_pool::reply::{OperationError, Reply};
 use cosec_proto::WorkerRole;
@@ -42,9 +42,8 @@ pub struct Session {
     lookup: Option<(WorkerRole, View)>,
     /// A worker that cannot be found, not dealt with yet.
     absent: Option<(WorkerRole, OperationError)>,
-    pace: Pace,
-    acceptance: Acceptance,
-    tally: Tally,
+    draft_plan: DraftPlan,
+    tally: DraftTally,
 }
 
 /// Readers go first: what the expert drafts ahead depends on what they were asked.
@@ -60,9 +59,8 @@ impl Session {
             lanes: WorkerRole::ALL.map(Lane::new),
             lookup: None,
             absent: None,
-            pace: task.pace,
-            acceptance: task.acceptance,
-            tally: Tally::default(),
+            draft_plan: task.draft_plan,
+            tally: DraftTally::default(),
             task,
         }
     }
@@ -79,25 +77,13 @@ impl Session {
         &self.phase
     }
 
-    /// How fast it decodes now.
-    #[must_use]
-    pub fn pace(&self) -> Pace {
-        self.pace
-    }
-
-    /// Changes how fast it decodes from the next draft on; never what.
-    pub fn set_pace(&mut self, pace: Pace) {
-        self.pace = pace;
-    }
-
-    /// How many proposals stood of late.
-    #[must_use]
-    pub fn acceptance(&self) -> f64 {
-        self.acceptance.rate()
+    /// Changes how the next tokens are drafted; never which tokens come out.
+    pub fn set_draft_plan(&mut self, draft_plan: DraftPlan) {
+        self.draft_plan = draft_plan;
     }
 
     /// What became of drafts since the last call.
-    pub fn take_tally(&mut self) -> Tally {
+    pub fn take_tally(&mut self) -> DraftTally {
         self.tally.take()
     }
 
@@ -290,7 +276,7 @@ impl Session {
         if !drafts.is_empty() {
             return Some(Aim::Rows { from, views: drafts.iter().map(|&id| views(Some(id))).collect() });
         }
-        if self.pace.drafted == 1 || !self.task.plan.drafts() {
+        if self.draft_plan.num_draft_tokens == 1 || !self.task.plan.drafts() {
             return Some(Aim::Rows { from, views: vec![views(None)] });
         }
         // The last token goes together with the drafts behind it.
@@ -300,13 +286,13 @@ impl Session {
     fn draft_aim(&self) -> Option<Aim> {
         let drafts = self.sequence.drafts();
         let room = self.task.max_new_tokens.saturating_sub(self.new_tokens() + drafts.len() as u32);
-        let k = self.pace.drafted.min(room);
+        let k = self.draft_plan.num_draft_tokens.min(room);
         let is_last = drafts.last().is_some_and(|&id| self.is_last(id));
         let are_asked_for = SENDING_ORDER
             .into_iter()
             .filter(|&role| role != WorkerRole::Expert && self.task.plan.reads(role))
             .all(|role| self.lanes[role.index()].asked() >= self.sequence.len());
-        let runs_ahead = self.pace.runs_ahead && drafts.len() <= k as usize && are_asked_for;
+        let runs_ahead = self.draft_plan.pipelined && drafts.len() <= k as usize && are_asked_for;
         if k == 0 || is_last || !(drafts.is_empty() || runs_ahead) {
             return None;
         }
@@ -341,8 +327,7 @@ impl Session {
     fn decided(&mut self, token: TokenEvent) -> Vec<Action> {
         let id = token.decision.id;
         if let (Some(&proposal), true) = (self.sequence.drafts().first(), self.task.plan.reads(WorkerRole::Base)) {
-            self.acceptance.note(proposal == id);
-            self.tally.judged(token.decision.rejected.is_none());
+            self.tally.judged(token.decision.rejected.is_none(), proposal == id);
         }
         if self.task.end_tokens.contains(&id) {
             return self.emit(SessionEvent::Finished(FinishReason::Stop), Then::End);

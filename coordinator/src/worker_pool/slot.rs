@@ -36,6 +36,12 @@ impl SessionSlot {
         Self { worker, description, adapter: adapter.map(str::to_owned), session, tasks, deadline }
     }
 
+    /// Sessions of this coordinator that the worker holds, this one included.
+    #[must_use]
+    pub fn load(&self) -> usize {
+        self.worker.load.load(Ordering::Relaxed)
+    }
+
     /// Of the worker.
     #[must_use]
     pub fn address(&self) -> &str {

@@ -1,10 +1,10 @@
-//! Lookahead changes time, never tokens: any pace, transport, order of events and mishap against plain decoding.
+//! Lookahead changes time, never tokens: any draft plan, transport, order of events and mishap against plain decoding.
 
 use std::time::Duration;
 
 use cosec_coordinator::request::{Adjustments, ChosenBy, RuleSettings, Settings, TokenizedRequest, Transport};
-use cosec_coordinator::session::pace::Pace;
-use cosec_coordinator::session::speculation::Speculation;
+use cosec_coordinator::speculation::controller::DraftPlan;
+use cosec_coordinator::speculation::settings::SpeculationMode;
 use cosec_proto::sampling::{Distribution, SamplingParams};
 use cosec_tests::mock_worker::MockModel;
 use proptest::prelude::*;
@@ -74,7 +74,7 @@ prop_compose! {
     fn case()(
         settings in any_settings(), sample in 0u32..3, length in 1u32..50, vocabulary in 6u32..64,
         agreement in 0f32..12.0, operations in (1u32..24, 1u32..24), compares in any::<bool>(), ends in 0u32..3,
-        seed in any::<u64>(), drafted in 1u32..=16, runs_ahead in any::<bool>(), pace_varies in any::<bool>(),
+        seed in any::<u64>(), num_draft_tokens in 1u32..=16, pipelined in any::<bool>(), plan_varies in any::<bool>(),
         faults in prop_oneof![Just(0u8), Just(4u8)],
     ) -> Case {
         let model = |model: MockModel, max_operation_tokens| MockModel {
@@ -87,8 +87,8 @@ prop_compose! {
         };
         let prompt: Vec<u32> = prompt(length).into_iter().map(|id| id % vocabulary).collect();
         let request = TokenizedRequest { sample, ..request(settings, &prompt) };
-        let pace = Pace { drafted, runs_ahead: runs_ahead && drafted > 1 };
-        Case { models, request, fate: Fate { seed, faults, pace, pace_varies } }
+        let draft_plan = DraftPlan { num_draft_tokens, pipelined: pipelined && num_draft_tokens > 1 };
+        Case { models, request, fate: Fate { seed, faults, draft_plan, plan_varies } }
     }
 }
 
@@ -96,7 +96,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn any_pace_transport_and_mishap_gives_the_tokens_of_plain_decoding(case in case()) {
+    fn any_draft_plan_transport_and_mishap_gives_the_tokens_of_plain_decoding(case in case()) {
         let Case { models, request, fate } = &case;
         let plain = decode_plainly(models, request);
         let chosen: Vec<(u32, ChosenBy)> =
@@ -119,8 +119,8 @@ fn a_round_of_k_drafts_feeds_the_base_k_tokens() {
     let base = MockModel { end_token_ids: Vec::new(), ..models.base.clone() };
     let models = Models { base, ..models };
     for k in [2, 4, 5] {
-        let pace = Pace { drafted: k, runs_ahead: true };
-        let fate = Fate { seed: 1, faults: 0, pace, pace_varies: false };
+        let draft_plan = DraftPlan { num_draft_tokens: k, pipelined: true };
+        let fate = Fate { seed: 1, faults: 0, draft_plan, plan_varies: false };
         let mut world = World::new(&models, &request(settings.clone(), &prompt(10)), fate);
         let (tokens, _) = world.run();
         assert_eq!(tokens.len(), 60);
@@ -162,8 +162,9 @@ fn samples_under_lookahead_follow_the_closed_form_of_every_rule() {
         let mut counts = vec![0u32; law.len()];
         for sample in 0..150 {
             let request = TokenizedRequest { sample, ..request(settings.clone(), &[5, 0, 11]) };
-            let pace = Pace { drafted: 1 + sample % 8, runs_ahead: sample % 2 == 1 && sample % 8 > 0 };
-            let fate = Fate { seed: u64::from(sample), faults: 0, pace, pace_varies: false };
+            let draft_plan =
+                DraftPlan { num_draft_tokens: 1 + sample % 8, pipelined: sample % 2 == 1 && sample % 8 > 0 };
+            let fate = Fate { seed: u64::from(sample), faults: 0, draft_plan, plan_varies: false };
             for token in decode(&models, &request, fate).0 {
                 counts[token.decision.id as usize] += 1;
             }
@@ -217,12 +218,12 @@ fn closed_form(models: &Models, settings: &Settings) -> Vec<f64> {
 #[tokio::test]
 async fn over_sockets_every_setting_gives_the_same_tokens_on_every_transport() {
     let speculations = [
-        Speculation::Off,
-        Speculation::Fixed(1),
-        Speculation::Fixed(2),
-        Speculation::Fixed(5),
-        Speculation::Fixed(16),
-        Speculation::Adaptive,
+        SpeculationMode::Off,
+        SpeculationMode::Fixed(1),
+        SpeculationMode::Fixed(2),
+        SpeculationMode::Fixed(5),
+        SpeculationMode::Fixed(16),
+        SpeculationMode::Adaptive,
     ];
     let rules = [
         RuleSettings::Cosec { tau: 0.3 },
@@ -236,7 +237,7 @@ async fn over_sockets_every_setting_gives_the_same_tokens_on_every_transport() {
             config.sessions.speculation = speculation;
         })
         .await;
-        if speculation == Speculation::Adaptive {
+        if speculation == SpeculationMode::Adaptive {
             // It looks ahead where passes are seen to take time, and one of several rows no longer than one.
             [&cluster.base, &cluster.expert].iter().for_each(|worker| worker.set_delay(Duration::from_millis(1)));
         }
@@ -254,7 +255,7 @@ async fn over_sockets_every_setting_gives_the_same_tokens_on_every_transport() {
         let (drafted, accepted, rejected) = (drafts("drafted"), drafts("accepted"), drafts("rejected"));
         assert!(accepted > 0 && rejected > 0 && drafted >= accepted + rejected, "{drafted} {accepted} {rejected}");
         let rollbacks = cluster.metrics.rollbacks.with_label_values(&["mock", "cosec"]).get();
-        let looks_ahead = !matches!(speculation, Speculation::Off | Speculation::Fixed(1));
+        let looks_ahead = !matches!(speculation, SpeculationMode::Off | SpeculationMode::Fixed(1));
         assert_eq!(rollbacks > 0, looks_ahead, "{speculation}: {rollbacks} rollbacks");
     }
 }
@@ -262,7 +263,7 @@ async fn over_sockets_every_setting_gives_the_same_tokens_on_every_transport() {
 #[tokio::test]
 async fn a_rejection_cancels_the_draft_on_the_worker() {
     let cluster = Cluster::with(MockModel::base(), MockModel::expert(), |config| {
-        config.sessions.speculation = Speculation::Fixed(2);
+        config.sessions.speculation = SpeculationMode::Fixed(2);
     })
     .await;
     // Computing side by side pays, and the expert is still at the next block when the base has judged this one.
@@ -285,7 +286,7 @@ async fn gather_takes_at_most_64_bytes_per_token_and_model() {
     // Models that agree well: with many rejections a token takes more.
     let agreeing = |model: MockModel| MockModel { agreement: 30.0, end_token_ids: Vec::new(), ..model };
     let (base, expert) = (agreeing(MockModel::base()), agreeing(MockModel::expert()));
-    let cluster = Cluster::with(base, expert, |config| config.sessions.speculation = Speculation::Fixed(6)).await;
+    let cluster = Cluster::with(base, expert, |config| config.sessions.speculation = SpeculationMode::Fixed(6)).await;
     let mut tokens = 0;
     for sample in 0..4 {
         let settings = Settings {

@@ -7,9 +7,9 @@ use cosec_coordinator::merge::{Adjuster, Evidence, Laws, MergeError, score};
 use cosec_coordinator::request::{FinishReason, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
 use cosec_coordinator::session::config::ExpertAbsent;
 use cosec_coordinator::session::event::{Action, Event, Phase, Task};
-use cosec_coordinator::session::pace::{Acceptance, Pace};
 use cosec_coordinator::session::plan::Plan;
 use cosec_coordinator::session::state::Session;
+use cosec_coordinator::speculation::controller::DraftPlan;
 use cosec_coordinator::worker_pool::operation::Operation;
 use cosec_coordinator::worker_pool::reply::{OperationError, Reply, RowView, check};
 use cosec_proto::WorkerRole;
@@ -33,9 +33,9 @@ pub(crate) struct Fate {
     pub(crate) seed: u64,
     /// Of 256 operations, so many fail, and so many find the cache gone.
     pub(crate) faults: u8,
-    /// The pace changes at random, up to this one.
-    pub(crate) pace: Pace,
-    pub(crate) pace_varies: bool,
+    /// Changes at random, with at most so many draft tokens.
+    pub(crate) draft_plan: DraftPlan,
+    pub(crate) plan_varies: bool,
 }
 
 /// Under way.
@@ -67,8 +67,7 @@ impl World {
         let end_tokens = models.base.end_token_ids.clone();
         let task = Task {
             plan: Plan::new(settings, models.anti_expert.is_some()).unwrap(),
-            pace: fate.pace,
-            acceptance: Acceptance::PRIOR,
+            draft_plan: fate.draft_plan,
             prompt: request.prompt.to_vec(),
             max_new_tokens: request.max_new_tokens,
             end_tokens: end_tokens.clone(),
@@ -118,11 +117,10 @@ impl World {
                 Pending::Emit(SessionEvent::Failed(error)) => return (tokens, Err(error)),
                 Pending::Emit(other) => panic!("{other:?}"),
             };
-            if self.fate.pace_varies {
-                let most = self.fate.pace.drafted;
-                let drafted = 1 + self.chance.next_u32() % most;
-                self.session
-                    .set_pace(Pace { drafted, runs_ahead: drafted > 1 && self.chance.next_u32().is_multiple_of(2) });
+            if self.fate.plan_varies {
+                let num_draft_tokens = 1 + self.chance.next_u32() % self.fate.draft_plan.num_draft_tokens;
+                let pipelined = num_draft_tokens > 1 && self.chance.next_u32().is_multiple_of(2);
+                self.session.set_draft_plan(DraftPlan { num_draft_tokens, pipelined });
             }
             assert_ne!(*self.session.phase(), Phase::Finished);
         }
@@ -226,5 +224,5 @@ pub(crate) fn decode_plainly(models: &Models, request: &TokenizedRequest) -> Dec
         ..(*request.settings).clone()
     };
     let request = TokenizedRequest { settings: Arc::new(settings), ..request.clone() };
-    decode(models, &request, Fate { seed: 0, faults: 0, pace: Pace::SEQUENTIAL, pace_varies: false })
+    decode(models, &request, Fate { seed: 0, faults: 0, draft_plan: DraftPlan::SEQUENTIAL, plan_varies: false })
 }

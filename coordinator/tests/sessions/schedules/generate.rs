@@ -10,7 +10,7 @@ use cosec_coordinator::request::{Adjustments, RuleSettings, Settings, TokenizedR
 use cosec_coordinator::session::config::{ExpertAbsent, SessionConfig};
 use cosec_coordinator::session::plan::Plan;
 use cosec_coordinator::session::service::ServiceConfig;
-use cosec_coordinator::session::speculation::Speculation;
+use cosec_coordinator::speculation::settings::SpeculationMode;
 use cosec_coordinator::tenant::Tenant;
 use cosec_coordinator::worker_pool::PoolConfig;
 use cosec_proto::WorkerRole;
@@ -112,9 +112,9 @@ pub(super) fn any_settings(chance: &mut StdRng) -> Settings {
 pub(super) fn any_schedule(chance: &mut StdRng) -> Schedule {
     let replicas = [chance.random_range(1..=3), chance.random_range(1..=3), chance.random_range(0..=1)];
     let speculation = match chance.random_range(0..3) {
-        0 => Speculation::Off,
-        1 => Speculation::Fixed(chance.random_range(2..=6)),
-        _ => Speculation::Adaptive,
+        0 => SpeculationMode::Off,
+        1 => SpeculationMode::Fixed(chance.random_range(2..=6)),
+        _ => SpeculationMode::Adaptive,
     };
     let absences = [ExpertAbsent::FailClosed, ExpertAbsent::FailClosed, ExpertAbsent::Wait, ExpertAbsent::Degrade];
     let mut requests = Vec::new();

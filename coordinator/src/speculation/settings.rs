@@ -1,6 +1,7 @@
 //! How many tokens the expert drafts at a time, as the operator sets it.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use serde::Deserialize;
@@ -11,22 +12,34 @@ pub const MOST_DRAFTED: u32 = 64;
 /// Whether the expert drafts ahead of the base. The tokens are the same in every case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub enum Speculation {
+pub enum SpeculationMode {
     /// One position at a time: base and expert compute it side by side.
     Off,
     /// Always this many tokens, 1 to [`MOST_DRAFTED`].
     Fixed(u32),
-    /// As many as acceptance and costs make worth while, up to `sessions.max_draft`.
+    /// As many as measured goodput says, up to `sessions.max_draft`.
     #[default]
     Adaptive,
 }
 
-/// A setting that is none.
+/// A setting that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("speculation is {0:?}; it must be off, adaptive or fixed:K with K from 1 to {MOST_DRAFTED}")]
 pub struct InvalidSpeculation(String);
 
-impl FromStr for Speculation {
+impl SpeculationMode {
+    /// Numbers of draft tokens that it allows, where `adaptive` may draft up to `max_draft`.
+    #[must_use]
+    pub fn draft_lengths(self, max_draft: u32) -> RangeInclusive<u32> {
+        match self {
+            Self::Off => 1..=1,
+            Self::Fixed(num_draft_tokens) => num_draft_tokens..=num_draft_tokens,
+            Self::Adaptive => 1..=max_draft,
+        }
+    }
+}
+
+impl FromStr for SpeculationMode {
     type Err = InvalidSpeculation;
 
     fn from_str(text: &str) -> Result<Self, InvalidSpeculation> {
@@ -39,7 +52,7 @@ impl FromStr for Speculation {
     }
 }
 
-impl TryFrom<String> for Speculation {
+impl TryFrom<String> for SpeculationMode {
     type Error = InvalidSpeculation;
 
     fn try_from(text: String) -> Result<Self, InvalidSpeculation> {
@@ -47,7 +60,7 @@ impl TryFrom<String> for Speculation {
     }
 }
 
-impl fmt::Display for Speculation {
+impl fmt::Display for SpeculationMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Off => f.write_str("off"),
@@ -63,11 +76,13 @@ mod tests {
 
     #[test]
     fn settings_are_read_as_they_are_written() {
-        for setting in [Speculation::Off, Speculation::Adaptive, Speculation::Fixed(1), Speculation::Fixed(64)] {
+        for setting in
+            [SpeculationMode::Off, SpeculationMode::Adaptive, SpeculationMode::Fixed(1), SpeculationMode::Fixed(64)]
+        {
             assert_eq!(setting.to_string().parse(), Ok(setting));
         }
         for wrong in ["", "on", "fixed", "fixed:", "fixed:0", "fixed:65", "fixed:-1", "4"] {
-            let error = wrong.parse::<Speculation>().unwrap_err().to_string();
+            let error = wrong.parse::<SpeculationMode>().unwrap_err().to_string();
             assert!(error.contains("1 to 64"), "{error}");
         }
     }
