@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::faults::{Answers, Conduct};
+use super::behaviour::{Answers, WorkerBehaviour};
 use super::session_cache::MockEngine;
 use super::views::failure;
 
@@ -20,7 +20,7 @@ const SHORT_TOKENS: u32 = 64;
 
 pub(super) struct Hosted<C> {
     pub(super) engine: MockEngine,
-    pub(super) conduct: C,
+    pub(super) behaviour: C,
     pub(super) cancelled: AtomicU64,
 }
 
@@ -69,14 +69,14 @@ impl UnderWay {
     }
 }
 
-impl<C: Conduct> Passes<C> {
+impl<C: WorkerBehaviour> Passes<C> {
     pub(super) async fn run(mut self, mut queued: mpsc::Receiver<(worker::StepRequest, Instant)>) {
         loop {
             if self.batch.is_empty() {
                 let Some(first) = queued.recv().await else { return };
                 self.join(first).await;
             }
-            let time = self.hosted.conduct.time();
+            let time = self.hosted.behaviour.time();
             while self.batch.len() < time.batch
                 && let Ok(next) = queued.try_recv()
             {
@@ -111,7 +111,7 @@ impl<C: Conduct> Passes<C> {
     }
 
     async fn join(&mut self, (request, received): (worker::StepRequest, Instant)) {
-        let begun = self.hosted.conduct.begin(&request).await;
+        let begun = self.hosted.behaviour.begin(&request).await;
         self.batch.push(UnderWay::new(request, received, begun));
     }
 
@@ -128,12 +128,12 @@ impl<C: Conduct> Passes<C> {
         let (queue_us, compute_us) = (queue.as_micros() as u32, compute.as_micros() as u32);
         let outcome = Some(outcome);
         let response = worker::StepResponse { op, outcome, queue_us, compute_us, passes, pass_tokens, pass_rows };
-        for answer in hosted.conduct.answer(begun, response) {
+        for answer in hosted.behaviour.answer(begun, response) {
             self.responses.send(Ok(answer)).await.map_err(|_| Gone)?;
         }
         Ok(())
     }
 }
 
-/// Nobody reads the answers any more.
+/// The coordinator has closed the stream.
 struct Gone;

@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 use super::batching::{Hosted, Passes};
-use super::faults::Conduct;
+use super::behaviour::WorkerBehaviour;
 use super::model::MockModel;
 use super::session_cache::MockEngine;
 
@@ -32,24 +32,24 @@ impl<C> Clone for Service<C> {
     }
 }
 
-impl<C: Conduct> Service<C> {
+impl<C: WorkerBehaviour> Service<C> {
     /// Without sessions.
     #[must_use]
-    pub fn new(model: MockModel, conduct: C) -> Self {
+    pub fn new(model: MockModel, behaviour: C) -> Self {
         let (engine, cancelled) = (MockEngine::new(model), AtomicU64::new(0));
-        Self(Arc::new(Hosted { engine, conduct, cancelled }))
+        Self(Arc::new(Hosted { engine, behaviour, cancelled }))
     }
 
-    /// What it computes with.
+    /// Its caches and model.
     #[must_use]
     pub fn engine(&self) -> &MockEngine {
         &self.0.engine
     }
 
-    /// How it goes about it.
+    /// How it behaves.
     #[must_use]
-    pub fn conduct(&self) -> &C {
-        &self.0.conduct
+    pub fn behaviour(&self) -> &C {
+        &self.0.behaviour
     }
 
     /// With the limits of a real worker.
@@ -71,7 +71,7 @@ impl<C: Conduct> Service<C> {
 }
 
 #[tonic::async_trait]
-impl<C: Conduct> worker::worker_server::Worker for Service<C> {
+impl<C: WorkerBehaviour> worker::worker_server::Worker for Service<C> {
     async fn describe(
         &self,
         _: Request<worker::DescribeRequest>,
@@ -89,7 +89,7 @@ impl<C: Conduct> worker::worker_server::Worker for Service<C> {
             sessions: self.0.engine.sessions() as u32,
             ..worker::DescribeResponse::default()
         };
-        Ok(Response::new(self.0.conduct.describe(truth).await?))
+        Ok(Response::new(self.0.behaviour.describe(truth).await?))
     }
 
     type TokenizerStream = Pin<Box<dyn Stream<Item = Result<worker::TokenizerResponse, Status>> + Send>>;
@@ -110,7 +110,7 @@ impl<C: Conduct> worker::worker_server::Worker for Service<C> {
         let mut requests = request.into_inner();
         let (queue, queued) = mpsc::channel(1024);
         let (responses, answered) = mpsc::channel(1024);
-        self.0.conduct.opened(&responses);
+        self.0.behaviour.opened(&responses);
         let withdrawn = Arc::new(Mutex::new(HashSet::new()));
         let noted = Arc::clone(&withdrawn);
         tokio::spawn(async move {

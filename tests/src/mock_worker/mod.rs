@@ -3,7 +3,7 @@
 //! Its logits depend on the whole history, so a lost, repeated or foreign token changes every later row.
 
 mod batching;
-mod faults;
+mod behaviour;
 mod grpc_service;
 mod model;
 mod session_cache;
@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-pub use faults::{Answers, Conduct, Disturbances, Fault, StepTime};
+pub use behaviour::{Answers, WorkerBehaviour, InjectedFaults, Fault, StepTime};
 pub use grpc_service::Service;
 pub use model::MockModel;
 pub use session_cache::MockEngine;
@@ -26,7 +26,7 @@ pub use session_cache::MockEngine;
 /// A running mock worker. Dropping it is a kill: every connection breaks.
 pub struct MockWorker {
     address: SocketAddr,
-    service: Service<Disturbances>,
+    service: Service<InjectedFaults>,
     health: tonic_health::server::HealthReporter,
     runtime: Option<Runtime>,
 }
@@ -50,7 +50,7 @@ impl MockWorker {
         let address = listener.local_addr()?;
         // Only now: a runtime must not be dropped where its caller may be asynchronous.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let service = Service::new(model, Disturbances::default());
+        let service = Service::new(model, InjectedFaults::default());
         let (health, health_service) = tonic_health::server::health_reporter();
         let (serving, reporter) = (service.clone(), health.clone());
         let listener = {
@@ -58,7 +58,7 @@ impl MockWorker {
             TcpListener::from_std(listener)?
         };
         runtime.spawn(async move {
-            reporter.set_serving::<WorkerServer<Service<Disturbances>>>().await;
+            reporter.set_serving::<WorkerServer<Service<InjectedFaults>>>().await;
             if let Err(error) = serving.serve(health_service, listener).await {
                 eprintln!("mock worker: {error}");
             }
@@ -78,10 +78,10 @@ impl MockWorker {
         self.service.engine().sessions()
     }
 
-    /// Operations answered or in vain.
+    /// Operations that it has performed, whether or not their answers were sent.
     #[must_use]
     pub fn operations(&self) -> u64 {
-        self.service.conduct().operations.load(Ordering::SeqCst)
+        self.service.behaviour().operations.load(Ordering::SeqCst)
     }
 
     /// Operations that were withdrawn in time.
@@ -92,20 +92,20 @@ impl MockWorker {
 
     /// Distorts every response from now on.
     pub fn set_fault(&self, fault: Option<Box<Fault>>) {
-        *self.service.conduct().fault.lock() = fault;
+        *self.service.behaviour().fault.lock() = fault;
     }
 
-    /// Time that every pass takes from now on; operations go one behind the other.
+    /// Every pass takes this long from now on, and holds one operation.
     pub fn set_delay(&self, delay: Duration) {
-        *self.service.conduct().time.lock() = StepTime { fixed: delay, ..StepTime::default() };
+        *self.service.behaviour().time.lock() = StepTime { fixed: delay, ..StepTime::default() };
     }
 
     /// What the health service says.
     pub async fn set_serving(&self, serving: bool) {
         if serving {
-            self.health.set_serving::<WorkerServer<Service<Disturbances>>>().await;
+            self.health.set_serving::<WorkerServer<Service<InjectedFaults>>>().await;
         } else {
-            self.health.set_not_serving::<WorkerServer<Service<Disturbances>>>().await;
+            self.health.set_not_serving::<WorkerServer<Service<InjectedFaults>>>().await;
         }
     }
 
@@ -129,8 +129,8 @@ impl Drop for MockWorker {
 /// # Errors
 /// When the listener breaks.
 pub async fn serve(model: MockModel, time: StepTime, listener: TcpListener) -> Result<(), tonic::transport::Error> {
-    let service = Service::new(model, Disturbances { time: Mutex::new(time), ..Disturbances::default() });
+    let service = Service::new(model, InjectedFaults { time: Mutex::new(time), ..InjectedFaults::default() });
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<WorkerServer<Service<Disturbances>>>().await;
+    health.set_serving::<WorkerServer<Service<InjectedFaults>>>().await;
     service.serve(health_service, listener).await
 }

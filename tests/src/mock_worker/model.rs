@@ -2,7 +2,7 @@
 
 use cosec_proto::WorkerRole;
 
-/// The model and the manners of a mock worker.
+/// The model of a mock worker.
 #[derive(Clone, Debug)]
 pub struct MockModel {
     /// What it says it hosts.
@@ -52,7 +52,7 @@ impl MockModel {
         Self { role, salt: 2, fingerprint, max_operation_tokens: 24, ..Self::base() }
     }
 
-    /// Logits behind `history`.
+    /// The logits after `history`.
     #[must_use]
     pub fn row(&self, history: &[u32]) -> Vec<f32> {
         let history = if self.remembers { history } else { &[] };

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::model::MockModel;
 use super::views::{failure, law, view, warp};
 
-/// The caches and the manners of a worker, without its socket.
+/// A worker without its socket: a model, and the cache of every session.
 #[derive(Debug)]
 pub struct MockEngine {
     pub(super) model: MockModel,
@@ -22,8 +22,8 @@ pub struct MockEngine {
 #[derive(Debug)]
 struct Cache {
     tokens: Vec<u32>,
-    /// When something was fed.
-    heard: Instant,
+    /// When something was last fed.
+    last_fed: Instant,
     /// Whether the row behind the last token is kept.
     kept: bool,
 }
@@ -52,9 +52,9 @@ impl MockEngine {
         self.sessions.lock().clear();
     }
 
-    /// Forgets the caches of sessions that it has not heard of for `lease`.
+    /// Drops the caches of sessions that have been idle for `lease`.
     pub fn expire_leases(&self, lease: Duration) {
-        self.sessions.lock().retain(|_, cache| cache.heard.elapsed() < lease);
+        self.sessions.lock().retain(|_, cache| cache.last_fed.elapsed() < lease);
     }
 
     /// Performs one operation.
@@ -116,9 +116,9 @@ impl MockEngine {
             return Err(need(at.saturating_sub(1)));
         }
         let now = Instant::now();
-        let new = || Cache { tokens: Vec::new(), heard: now, kept: false };
+        let new = || Cache { tokens: Vec::new(), last_fed: now, kept: false };
         let cache = sessions.entry(session.to_vec()).or_insert_with(new);
-        cache.heard = now;
+        cache.last_fed = now;
         cache.tokens.truncate(at);
         cache.tokens.extend_from_slice(tokens);
         cache.kept = kept || !tokens.is_empty();

@@ -19,7 +19,7 @@ use tonic::Status;
 
 use super::network::Link;
 use super::{Fault, Phase, Sim};
-use crate::mock_worker::{Answers, Conduct, MockModel, Service};
+use crate::mock_worker::{Answers, WorkerBehaviour, MockModel, Service};
 
 /// Longest time of an operation of a worker that is well.
 const OPERATION: Duration = Duration::from_millis(4);
@@ -107,7 +107,7 @@ impl Host {
         self.sim.note(format_args!("{} is killed", self.name));
         let mut state = self.state.lock();
         if let Some(process) = state.process.take() {
-            process.conduct().is_dead.store(true, Ordering::SeqCst);
+            process.behaviour().is_dead.store(true, Ordering::SeqCst);
         }
         state.last_answer = None;
         drop(state);
@@ -236,7 +236,7 @@ impl Process {
     }
 }
 
-impl Conduct for Process {
+impl WorkerBehaviour for Process {
     fn opened(&self, answers: &Answers) {
         *self.answers.lock() = Some(answers.clone());
     }

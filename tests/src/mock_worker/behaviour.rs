@@ -1,4 +1,4 @@
-//! How a worker behaves: how long its passes take, and what becomes of its answers.
+//! How a worker behaves: how long its passes take, and which answers it sends.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,12 +11,12 @@ use tonic::Status;
 /// Changes a response before it is sent; `None` is never sent.
 pub type Fault = dyn Fn(worker::StepResponse) -> Option<worker::StepResponse> + Send + Sync;
 
-/// How a worker goes about its operations: how long they take, what becomes of answers, who watches.
-pub trait Conduct: Send + Sync + 'static {
+/// How a worker treats its operations: how long they take, which answers it sends, who observes them.
+pub trait WorkerBehaviour: Send + Sync + 'static {
     /// A stream of operations begins; answers may be sent on it at any time.
     fn opened(&self, _: &Answers) {}
 
-    /// What it says of itself in place of the truth.
+    /// The description that it gives; `truth` is the correct one.
     fn describe(
         &self,
         truth: worker::DescribeResponse,
@@ -51,21 +51,21 @@ pub struct StepTime {
 }
 
 impl Default for StepTime {
-    /// At once, one operation behind the other.
+    /// No time, one operation after the other.
     fn default() -> Self {
         Self { fixed: Duration::ZERO, per_row: Duration::ZERO, batch: 1 }
     }
 }
 
-/// What a test does to a worker.
+/// Faults and delays that a test sets.
 #[derive(Default)]
-pub struct Disturbances {
+pub struct InjectedFaults {
     pub(super) fault: Mutex<Option<Box<Fault>>>,
     pub(super) time: Mutex<StepTime>,
     pub(super) operations: AtomicU64,
 }
 
-impl Conduct for Disturbances {
+impl WorkerBehaviour for InjectedFaults {
     fn time(&self) -> StepTime {
         *self.time.lock()
     }
