@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-pub use behaviour::{Answers, WorkerBehaviour, InjectedFaults, Fault, StepTime};
+pub use behaviour::{Answers, Fault, InjectedFaults, StepTime, WorkerBehaviour};
 pub use grpc_service::Service;
 pub use model::MockModel;
 pub use session_cache::MockEngine;

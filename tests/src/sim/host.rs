@@ -19,7 +19,7 @@ use tonic::Status;
 
 use super::network::Link;
 use super::{Fault, Phase, Sim};
-use crate::mock_worker::{Answers, WorkerBehaviour, MockModel, Service};
+use crate::mock_worker::{Answers, MockModel, Service, WorkerBehaviour};
 
 /// Longest time of an operation of a worker that is well.
 const OPERATION: Duration = Duration::from_millis(4);
