@@ -7,10 +7,9 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use cosec_proto::sampling::{Distribution, InvalidLogits, LogitsProcessor, SamplingParams, probabilities_of};
+use cudarc::driver::CudaSlice;
 use half::f16;
 use parking_lot::Mutex;
-
-use crate::kernels::cuda;
 
 /// Which part of a distribution travels.
 #[derive(Clone, Debug, PartialEq)]
@@ -176,6 +175,9 @@ impl RowTask<'_> {
     }
 }
 
+/// A row of logits that stays on a GPU.
+pub(crate) type GpuRow = Option<CudaSlice<f32>>;
+
 /// A row of logits that stays in the model's memory.
 #[derive(Debug)]
 pub struct KeptRow(Kept);
@@ -183,7 +185,7 @@ pub struct KeptRow(Kept);
 #[derive(Debug)]
 enum Kept {
     Here(Lent<Vec<f32>>),
-    OnGpu(Lent<cuda::Row>),
+    OnGpu(Lent<GpuRow>),
 }
 
 impl KeptRow {
@@ -194,7 +196,7 @@ impl KeptRow {
         Self(Kept::Here(row))
     }
 
-    pub(crate) fn on_gpu(row: Lent<cuda::Row>) -> Self {
+    pub(crate) fn on_gpu(row: Lent<GpuRow>) -> Self {
         Self(Kept::OnGpu(row))
     }
 
@@ -208,7 +210,7 @@ impl KeptRow {
     }
 
     /// The row; `None` when it does not lie on a GPU.
-    pub(crate) fn row_on_gpu(&self) -> Option<&cuda::Row> {
+    pub(crate) fn row_on_gpu(&self) -> Option<&GpuRow> {
         match &self.0 {
             Kept::Here(_) => None,
             Kept::OnGpu(row) => Some(row),

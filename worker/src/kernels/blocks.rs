@@ -4,13 +4,8 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Tensor};
 use half::f16;
 
-use super::{KernelError, WeightFormat};
-
-/// Weights of a block of [`WeightFormat::Q8_0`], and of the part of a Q4_K block that has a scale of its own.
-pub(super) const BLOCK: usize = 32;
-
-/// Weights of a block of [`WeightFormat::Q4K`].
-pub(super) const SUPER_BLOCK: usize = 256;
+use super::error::KernelError;
+use super::weight_format::{BLOCK, SUPER_BLOCK, WeightFormat};
 
 /// Parts of a super-block that have a scale of their own.
 pub(super) const PARTS: usize = SUPER_BLOCK / BLOCK;

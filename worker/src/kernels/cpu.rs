@@ -9,9 +9,10 @@ use parking_lot::Mutex;
 
 use self::attention::Rows;
 use self::elementwise::{Activate, ActivateGated, Normalise, Rotate};
-use self::lanes::{Element, InstructionSet};
+use self::instruction_set::InstructionSet;
 pub use self::matrix::Matrix;
 use self::memory::Pages;
+use self::simd8::Element;
 use self::threads::Threads;
 use super::{
     Activation, CacheFormat, CacheShape, Heads, KernelError, Kernels, NormWeights, Place, RotaryLayout, WeightFormat,
@@ -23,13 +24,14 @@ use crate::rows::{RowTask, Spare};
 mod activations;
 mod attention;
 mod elementwise;
-mod lanes;
+mod instruction_set;
 mod linear;
 mod matrix;
 mod memory;
-mod panels;
+mod packed_weights;
+mod simd16;
+mod simd8;
 mod threads;
-mod wide;
 
 /// Elements below which one thread works alone.
 const PARALLEL_FROM: usize = 1 << 15;

@@ -10,15 +10,24 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
 use crate::rows::{KeptRow, RowTask, Spare};
 
+mod attention_shape;
 mod blocks;
-pub(crate) use blocks::quantise;
 pub mod cpu;
 pub mod cuda;
+mod error;
+mod layer_kinds;
 pub mod reference;
+mod weight_format;
+
+pub use attention_shape::{CacheFormat, CacheShape, Heads, Pairs, Place, RotaryLayout};
+pub(crate) use blocks::quantise;
+pub use error::KernelError;
+pub use layer_kinds::{Activation, NormKind, NormWeights};
+pub use weight_format::WeightFormat;
 
 /// Device operations of a decoder.
 pub trait Kernels {
@@ -212,228 +221,5 @@ pub trait Kernels {
         let logits = row.logits().ok_or_else(|| KernelError::Device("the row was kept elsewhere".to_owned()))?;
         task.read(logits, &Spare::default());
         Ok(())
-    }
-}
-
-/// How a device stores weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum WeightFormat {
-    /// 32-bit floats.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// IEEE half precision.
-    F16,
-    /// GGML's Q8_0: blocks of 32 weights of 8 bits with one scale.
-    Q8_0,
-    /// GGML's Q4_K: blocks of 256 weights of 4 bits in eight parts, each with a scale and a minimum of 6 bits.
-    Q4K,
-}
-
-impl WeightFormat {
-    /// The format that keeps numbers of `dtype` as they are; f32 for what has none.
-    #[must_use]
-    pub fn of(dtype: DType) -> Self {
-        match dtype {
-            DType::BF16 => Self::Bf16,
-            DType::F16 => Self::F16,
-            _ => Self::F32,
-        }
-    }
-
-    /// The type of its floats.
-    ///
-    /// # Errors
-    /// [`KernelError::Device`] for a format that has blocks.
-    pub fn dtype(self) -> Result<DType, KernelError> {
-        match self {
-            Self::F32 => Ok(DType::F32),
-            Self::Bf16 => Ok(DType::BF16),
-            Self::F16 => Ok(DType::F16),
-            Self::Q8_0 | Self::Q4K => Err(KernelError::Device(format!("{self:?} has blocks; expected floats"))),
-        }
-    }
-
-    /// Weights of a block, and its bytes in a file.
-    #[must_use]
-    pub fn block(self) -> (usize, usize) {
-        match self {
-            Self::F32 => (1, 4),
-            Self::Bf16 | Self::F16 => (1, 2),
-            Self::Q8_0 => (blocks::BLOCK, 34),
-            Self::Q4K => (blocks::SUPER_BLOCK, 144),
-        }
-    }
-}
-
-/// How a device stores keys and values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum CacheFormat {
-    /// 32-bit floats.
-    #[default]
-    F32,
-    /// IEEE half precision.
-    F16,
-    /// bfloat16.
-    Bf16,
-}
-
-impl CacheFormat {
-    /// Bytes of one number.
-    #[must_use]
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
-    }
-}
-
-/// Weights of a normalisation and how they apply.
-#[derive(Debug)]
-pub struct NormWeights<'a, B> {
-    /// Root mean square or layer norm.
-    pub kind: NormKind,
-    /// Added to the mean square or variance.
-    pub epsilon: f64,
-    /// Width of a row.
-    pub width: usize,
-    /// Scale of each column.
-    pub weight: &'a B,
-    /// Shift of each column.
-    pub bias: Option<&'a B>,
-}
-
-/// Which normalisation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NormKind {
-    /// `x / sqrt(mean(x²) + epsilon) · weight` (Zhang and Sennrich, 2019).
-    RootMeanSquare,
-    /// `(x - mean) / sqrt(variance + epsilon) · weight + bias` (Ba et al., 2016).
-    Layer,
-}
-
-/// Elementwise nonlinearity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `x · sigmoid(x)`.
-    Silu,
-    /// `x · Φ(x)` with the error function.
-    GeluErf,
-    /// GELU in its tanh approximation (Hendrycks and Gimpel, 2016).
-    GeluTanh,
-}
-
-/// Heads of attention and their width.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heads {
-    /// Query heads; a multiple of `kv`.
-    pub query: usize,
-    /// Key heads, and value heads.
-    pub kv: usize,
-    /// Elements of one head.
-    pub width: usize,
-}
-
-impl Heads {
-    /// Width of a row of queries, and of attention's result.
-    #[must_use]
-    pub fn query_width(&self) -> usize {
-        self.query * self.width
-    }
-
-    /// Width of a row of keys, or of values.
-    #[must_use]
-    pub fn kv_width(&self) -> usize {
-        self.kv * self.width
-    }
-
-    /// Width of a row of queries, keys and values in this order.
-    #[must_use]
-    pub fn qkv_width(&self) -> usize {
-        self.query_width() + 2 * self.kv_width()
-    }
-}
-
-/// Which elements of a head form the rotated pairs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RotaryLayout {
-    /// Elements of a head that are rotated, from its beginning; even.
-    pub width: usize,
-    /// How they pair up.
-    pub pairs: Pairs,
-}
-
-/// How the rotated elements of a head pair up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pairs {
-    /// Element `i` with `i + width / 2` (GPT-NeoX, Llama).
-    Halves,
-    /// Element `2i` with `2i + 1` (GPT-J, CodeGen).
-    Neighbours,
-}
-
-/// Where a row of a batch stands in its sequence, and the sequence in the cache.
-#[derive(Clone, Copy, Debug)]
-pub struct Place<'a> {
-    /// Index of the token in its sequence.
-    pub position: usize,
-    /// Block `i` holds the tokens from `i · block_tokens` on.
-    pub blocks: &'a [u32],
-}
-
-/// Size of a cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CacheShape {
-    /// Layers of the model.
-    pub layers: usize,
-    /// Blocks of each layer.
-    pub blocks: usize,
-    /// Tokens of a block.
-    pub block_tokens: usize,
-    /// Elements of one token's keys (or values) in one layer.
-    pub kv_width: usize,
-    /// How they are stored.
-    pub format: CacheFormat,
-}
-
-impl CacheShape {
-    /// Elements of all keys, or of all values; `None` when no memory could hold them.
-    #[must_use]
-    pub fn elements(&self) -> Option<usize> {
-        let token = self.layers.checked_mul(self.kv_width)?;
-        token.checked_mul(self.block_tokens)?.checked_mul(self.blocks)
-    }
-
-    /// Index of the first element of the token that stands at `position` of a sequence with these `blocks`.
-    #[must_use]
-    pub fn offset(&self, layer: usize, place: Place<'_>) -> usize {
-        let block = place.blocks[place.position / self.block_tokens] as usize;
-        let slot = (layer * self.blocks + block) * self.block_tokens + place.position % self.block_tokens;
-        slot * self.kv_width
-    }
-}
-
-/// Why a device could not do what it was told.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum KernelError {
-    /// Not so much memory.
-    #[error("out of memory: {elements} elements of 4 bytes are wanted")]
-    OutOfMemory {
-        /// What was wanted.
-        elements: usize,
-    },
-    /// The device, or a tensor that was to go there.
-    #[error("device: {0}")]
-    Device(String),
-}
-
-/// What went wrong, for a sentence that names the device itself.
-impl From<KernelError> for String {
-    fn from(error: KernelError) -> Self {
-        match error {
-            KernelError::Device(problem) => problem,
-            error @ KernelError::OutOfMemory { .. } => error.to_string(),
-        }
     }
 }

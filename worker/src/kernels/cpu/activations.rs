@@ -7,10 +7,10 @@
 
 #![expect(clippy::needless_range_loop, reason = "iterators that are not inlined spill every register")]
 
-use super::lanes::InstructionSet;
+use super::instruction_set::InstructionSet;
+use super::simd16::{PANEL, PanelTask, Wide};
 use super::threads::Threads;
-use super::wide::{PANEL, PanelTask, Wide};
-use crate::kernels::blocks::BLOCK;
+use crate::kernels::weight_format::BLOCK;
 
 /// Rows of the largest group: with two registers each, what sixteen registers hold beside weights.
 pub(super) const GROUP: usize = 6;

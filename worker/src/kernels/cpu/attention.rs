@@ -7,8 +7,9 @@
 
 use std::ops::Range;
 
-use super::lanes::{Element, InstructionSet, LANES, Simd, Task, dot_products, exp, multiply_add, sum};
+use super::instruction_set::InstructionSet;
 use super::memory::Pages;
+use super::simd8::{Element, LANES, Simd, Task, dot_products, exp, multiply_add, sum};
 use super::threads::{Shares, Threads};
 use crate::kernels::{CacheShape, Heads, Place};
 

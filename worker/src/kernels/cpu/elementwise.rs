@@ -1,6 +1,6 @@
 //! What works on one row, or one element, at a time.
 
-use super::lanes::{LANES, Simd, Task, exp, multiply_add, sigmoid, sum};
+use super::simd8::{LANES, Simd, Task, exp, multiply_add, sigmoid, sum};
 use crate::kernels::{Activation, NormKind, Pairs, RotaryLayout};
 
 /// One row through a normalisation.

@@ -6,10 +6,10 @@
 #![expect(clippy::needless_range_loop, reason = "iterators that are not inlined spill every register")]
 
 use super::activations::{GROUP, Group, Packed, groups, pack};
-use super::lanes::InstructionSet;
-use super::panels::Block;
+use super::instruction_set::InstructionSet;
+use super::packed_weights::Block;
+use super::simd16::{PANEL, PanelTask, Wide};
 use super::threads::{Shares, Threads};
-use super::wide::{PANEL, PanelTask, Wide};
 
 /// Multiplications below which waking other threads costs more than it saves.
 const PARALLEL_FROM: usize = 1 << 17;

@@ -3,13 +3,14 @@
 use candle_core::{DType, Tensor, WithDType};
 use half::{bf16, f16};
 
-use super::lanes::InstructionSet;
+use super::instruction_set::InstructionSet;
 use super::linear::{Weights, linear};
 use super::memory::Pages;
-use super::panels::{Block, Float, Floats, Q4, Q8};
+use super::packed_weights::{Block, Float, Floats, Q4, Q8};
+use super::simd16::PANEL;
 use super::threads::Threads;
-use super::wide::PANEL;
-use crate::kernels::blocks::{self, BLOCK};
+use crate::kernels::blocks;
+use crate::kernels::weight_format::BLOCK;
 use crate::kernels::{KernelError, WeightFormat};
 
 /// Rows that are packed at a time; whole panels.

@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 
 use memmap2::MmapMut;
 
-use super::lanes::Element;
+use super::simd8::Element;
 use crate::kernels::KernelError;
 
 /// Bytes of a huge page, where there are any.

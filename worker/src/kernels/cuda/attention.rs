@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use cudarc::driver::CudaSlice;
 
-use super::gpu::{Address, Gpu, Size};
+use super::driver::Address;
+use super::gpu::{Gpu, Size};
 use crate::kernels::{CacheFormat, CacheShape, Heads, KernelError, Pairs, Place, RotaryLayout};
 
 /// Keys of a tile, and slots of a warp: a slot is a row and one of the query heads that share a key head.

@@ -7,28 +7,23 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::sync::Arc;
-use std::time::Duration;
 
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError,
-    PinnedHostSlice, result, sys,
-};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, PinnedHostSlice, result, sys};
 use cudarc::nvrtc::Ptx;
 
+use super::driver::{device, driver_is_present, driver_version};
 use super::profile::Profile;
 use super::program::{self, Program, compiled};
+use super::staging::{UPLOADS, Uploads};
+use super::timing::Mark;
 use crate::kernels::KernelError;
 
-/// Where something lies in the GPU's memory; 0 stands for nothing.
-pub(super) type Address = u64;
+mod transfers;
 
 /// Oldest compute capability whose tensor cores and copies the programs use.
 const OLDEST: (i32, i32) = (8, 0);
-
-/// Numbers of 32 bits that are on their way to the GPU at a time, at first.
-const UPLOADS: usize = 1 << 16;
 
 /// More bytes than these must be asked for.
 const FREELY_SHARED_BYTES: u32 = 48 << 10;
@@ -52,15 +47,6 @@ pub(super) struct Gpu {
     /// The first failure since the last time that somebody waited.
     failure: Cell<Option<KernelError>>,
     profile: RefCell<Option<Profile>>,
-}
-
-/// Small things on their way to the GPU: they are written behind each other until the stream has been waited for.
-struct Uploads {
-    host: PinnedHostSlice<u32>,
-    device: CudaSlice<u32>,
-    used: usize,
-    /// Buffers that were too small; operations in the queue still read them.
-    outgrown: Vec<(PinnedHostSlice<u32>, CudaSlice<u32>)>,
 }
 
 impl Gpu {
@@ -137,153 +123,9 @@ impl Gpu {
         Ok(())
     }
 
-    /// Memory whose content is undefined.
-    #[expect(unsafe_code, reason = "memory that is written before it is read")]
-    pub(super) fn allocate<T: DeviceRepr>(&self, elements: usize) -> Result<CudaSlice<T>, KernelError> {
-        // SAFETY: `T` is a plain number, of which every bit pattern is one.
-        unsafe { self.stream.alloc(elements.max(1)) }.map_err(|error| out_of_memory::<T>(elements, error))
-    }
-
-    /// Memory of zeros.
-    pub(super) fn zeros<T: DeviceRepr + cudarc::driver::ValidAsZeroBits>(
-        &self,
-        elements: usize,
-    ) -> Result<CudaSlice<T>, KernelError> {
-        self.stream.alloc_zeros(elements.max(1)).map_err(|error| out_of_memory::<T>(elements, error))
-    }
-
-    /// A copy of `values`, which is waited for.
-    pub(super) fn copy<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>, KernelError> {
-        let mut slice = self.allocate(values.len())?;
-        if !values.is_empty() {
-            self.stream.memcpy_htod(values, &mut slice).map_err(device)?;
-            self.stream.synchronize().map_err(device)?;
-        }
-        Ok(slice)
-    }
-
-    /// Where `slice` lies. It must not be dropped before the operations that use it are queued.
-    pub(super) fn address<T>(&self, slice: &CudaSlice<T>) -> Address {
-        slice.device_ptr(&self.stream).0
-    }
-
-    /// Queues a copy of small `numbers` to a place that is theirs until somebody waits.
-    pub(super) fn upload(&self, numbers: &[u32]) -> Result<Address, KernelError> {
-        let mut uploads = self.uploads.borrow_mut();
-        let at = self.stage(&mut uploads, numbers)?;
-        let to = self.address(&uploads.device) + 4 * at as u64;
-        self.copy_staged(&uploads, at..at + numbers.len(), to)?;
-        Ok(to)
-    }
-
-    /// Queues a copy of `values` to the beginning of `to`.
-    pub(super) fn write(&self, values: &[f32], to: &CudaSlice<f32>) -> Result<(), KernelError> {
-        let mut uploads = self.uploads.borrow_mut();
-        let bits: Vec<u32> = values.iter().map(|value| value.to_bits()).collect();
-        let at = self.stage(&mut uploads, &bits)?;
-        self.copy_staged(&uploads, at..at + values.len(), self.address(to))
-    }
-
-    /// Writes `numbers` behind those that are under way, and says where.
-    fn stage(&self, uploads: &mut Uploads, numbers: &[u32]) -> Result<usize, KernelError> {
-        // 16 bytes, as copies on the GPU like it.
-        let at = uploads.used.next_multiple_of(4);
-        let (at, end) = match at + numbers.len() {
-            end if end <= uploads.host.len() => (at, end),
-            end => {
-                let larger = Uploads::new(&self.context, &self.stream, (2 * end).next_power_of_two())?;
-                let Uploads { host, device, mut outgrown, .. } = std::mem::replace(uploads, larger);
-                outgrown.push((host, device));
-                uploads.outgrown = outgrown;
-                (0, numbers.len())
-            }
-        };
-        uploads.host.as_mut_slice().map_err(device)?[at..end].copy_from_slice(numbers);
-        uploads.used = end;
-        Ok(at)
-    }
-
-    #[expect(unsafe_code, reason = "an asynchronous copy")]
-    fn copy_staged(&self, uploads: &Uploads, range: std::ops::Range<usize>, to: Address) -> Result<(), KernelError> {
-        let from = &uploads.host.as_slice().map_err(device)?[range];
-        self.context.bind_to_thread().map_err(device)?;
-        // SAFETY: the host's part is pinned and not written again before the stream has been waited for; the device's part
-        // belongs to a slice of at least that length.
-        unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(device)
-    }
-
-    /// Queues a copy of `bytes` from one place to another.
-    #[expect(unsafe_code, reason = "an asynchronous copy")]
-    pub(super) fn copy_on_gpu(&self, from: Address, to: Address, bytes: usize) -> Result<(), KernelError> {
-        self.context.bind_to_thread().map_err(device)?;
-        // SAFETY: the callers in this module pass addresses of memory of at least that length, which is freed in the stream's
-        // order.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(device)
-    }
-
-    /// Waits for all that was queued, and copies the beginning of `from` to `values`.
-    ///
-    /// # Errors
-    /// The first failure since the last time.
-    pub(super) fn read(&self, from: &CudaSlice<f32>, values: &mut [f32]) -> Result<(), KernelError> {
-        if values.len() > from.len() {
-            return Err(KernelError::Device(format!("{} numbers are read of {}", values.len(), from.len())));
-        }
-        let mut values = values.iter_mut();
-        self.fetch_with(&[(self.address(from), values.len())], |words| {
-            values.by_ref().zip(words).for_each(|(value, &bits)| *value = f32::from_bits(bits));
-        })
-    }
-
-    /// Waits for all that was queued, and appends to `words` the numbers of 32 bits that lie at `places`, so many at each.
-    ///
-    /// # Errors
-    /// The first failure since the last time.
-    pub(super) fn fetch(&self, places: &[(Address, usize)], words: &mut Vec<u32>) -> Result<(), KernelError> {
-        self.fetch_with(places, |fetched| words.extend_from_slice(fetched))
-    }
-
-    fn fetch_with(&self, places: &[(Address, usize)], take: impl FnOnce(&[u32])) -> Result<(), KernelError> {
-        let len = places.iter().map(|(_, len)| len).sum();
-        let mut downloads = self.downloads.borrow_mut();
-        let pinned = match downloads.take() {
-            Some(pinned) if pinned.len() >= len => pinned,
-            _ => pinned(&self.context, len.next_power_of_two())?,
-        };
-        let pinned = downloads.insert(pinned);
-        let copied = self.copy_back(places, pinned);
-        let waited = self.stream.synchronize().map_err(device);
-        let mut uploads = self.uploads.borrow_mut();
-        uploads.used = 0;
-        uploads.outgrown.clear();
-        if let Some(failure) = self.failure.take() {
-            return Err(failure);
-        }
-        copied.and(waited)?;
-        if let Some(profile) = &mut *self.profile.borrow_mut() {
-            profile.settle()?;
-        }
-        take(&pinned.as_slice().map_err(device)?[..len]);
-        Ok(())
-    }
-
-    #[expect(unsafe_code, reason = "an asynchronous copy")]
-    fn copy_back(&self, places: &[(Address, usize)], to: &mut PinnedHostSlice<u32>) -> Result<(), KernelError> {
-        let mut to = to.as_mut_slice().map_err(device)?;
-        self.context.bind_to_thread().map_err(device)?;
-        for &(from, len) in places.iter().filter(|&&(_, len)| len > 0) {
-            let (part, rest) = to.split_at_mut(len);
-            // SAFETY: the callers in this module say how long their memory is, and the caller here waits for the stream before
-            // it looks at the host's.
-            unsafe { result::memcpy_dtoh_async(part, from, self.stream.cu_stream()) }.map_err(device)?;
-            to = rest;
-        }
-        Ok(())
-    }
-
     /// Notes when the GPU comes to what is queued from now on.
     pub(super) fn mark(&self) -> Result<Mark, KernelError> {
-        self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map(Mark).map_err(device)
+        self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map(Mark::new).map_err(device)
     }
 
     /// Keeps `failure` until somebody waits.
@@ -367,17 +209,6 @@ impl std::fmt::Debug for Gpu {
     }
 }
 
-/// A moment of the GPU.
-pub(super) struct Mark(CudaEvent);
-
-impl Mark {
-    /// Waits for the moment `end`, and says how long it came after this one.
-    pub(super) fn until(&self, end: &Self) -> Result<Duration, KernelError> {
-        let milliseconds = self.0.elapsed_ms(&end.0).map_err(device)?;
-        Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
-    }
-}
-
 /// Blocks of a launch, threads of a block, and bytes that they share.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Size {
@@ -405,35 +236,6 @@ impl Size {
     }
 }
 
-impl Uploads {
-    fn new(context: &Arc<CudaContext>, stream: &Arc<CudaStream>, numbers: usize) -> Result<Self, KernelError> {
-        let device = stream.alloc_zeros(numbers).map_err(|error| out_of_memory::<u32>(numbers, error))?;
-        Ok(Self { host: pinned(context, numbers)?, device, used: 0, outgrown: Vec::new() })
-    }
-}
-
-#[expect(unsafe_code, reason = "pinned memory comes as it is")]
-fn pinned<T: DeviceRepr>(context: &Arc<CudaContext>, elements: usize) -> Result<PinnedHostSlice<T>, KernelError> {
-    // SAFETY: `T` is a plain number, of which every bit pattern is one.
-    unsafe { context.alloc_pinned_with_flags(elements.max(1), 0) }
-        .map_err(|error| out_of_memory::<T>(elements, error))
-}
-
-#[expect(unsafe_code, reason = "cudarc asks for a library's file so")]
-fn driver_is_present() -> bool {
-    // SAFETY: it only looks for a file.
-    unsafe { sys::is_culib_present() }
-}
-
-/// The version of CUDA, 13.0 being (13, 0), that the driver is made for.
-#[expect(unsafe_code, reason = "the driver is a C library")]
-fn driver_version() -> Result<(i32, i32), KernelError> {
-    let mut version = 0;
-    // SAFETY: the place is there to be written.
-    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(device)?;
-    Ok((version / 1000, version % 1000 / 10))
-}
-
 fn text(error: program::CompileError) -> KernelError {
     KernelError::Device(error.to_string())
 }
@@ -442,17 +244,4 @@ fn text(error: program::CompileError) -> KernelError {
 fn track_no_events(context: &CudaContext) {
     // SAFETY: all that is allocated here is used and freed on one stream.
     unsafe { context.disable_event_tracking() };
-}
-
-pub(super) fn device(error: DriverError) -> KernelError {
-    KernelError::Device(error.to_string())
-}
-
-fn out_of_memory<T>(elements: usize, error: DriverError) -> KernelError {
-    match error.0 {
-        sys::cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY => {
-            KernelError::OutOfMemory { elements: elements.saturating_mul(size_of::<T>()).div_ceil(4) }
-        }
-        _ => device(error),
-    }
 }

@@ -4,7 +4,8 @@ use candle_core::{DType, Tensor};
 use cudarc::driver::CudaSlice;
 use half::{bf16, f16};
 
-use super::gpu::{Address, Gpu, Size};
+use super::driver::Address;
+use super::gpu::{Gpu, Size};
 use super::program::Program;
 use crate::kernels::{KernelError, WeightFormat, blocks};
 

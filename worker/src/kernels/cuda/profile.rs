@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::gpu::Mark;
+use super::timing::Mark;
 use crate::kernels::KernelError;
 
 /// Waits after which the figures are logged.

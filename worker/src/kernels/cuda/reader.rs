@@ -5,14 +5,12 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::CudaSlice;
 
-use super::gpu::{Address, Gpu, Size};
-use super::rows::{Desk, Questions};
+use super::driver::Address;
+use super::gpu::{Gpu, Size};
+use super::logits_questions::{Desk, Questions};
 use crate::kernels::KernelError;
 use crate::kernels::cpu::Cpu;
-use crate::rows::{KeptRow, Lent, RowTask, Spare};
-
-/// A row of logits that stays on the GPU.
-pub(crate) type Row = Option<CudaSlice<f32>>;
+use crate::rows::{GpuRow, KeptRow, Lent, RowTask, Spare};
 
 /// Memory of questions and answers, as large as it ever had to be, and the threads that finish them.
 #[derive(Debug)]
@@ -25,8 +23,8 @@ pub(super) struct Reader {
     words: Vec<u32>,
     /// Where the row of each task lies there.
     rows: Vec<Option<usize>>,
-    spare: Spare<Row>,
-    kept: Vec<Option<Lent<Row>>>,
+    spare: Spare<GpuRow>,
+    kept: Vec<Option<Lent<GpuRow>>>,
 }
 
 thread_local! {
@@ -83,7 +81,7 @@ impl Reader {
         Ok(on_gpu + began.elapsed())
     }
 
-    fn keep(&self, gpu: &Gpu, row: Address, vocabulary: usize) -> Result<Lent<Row>, KernelError> {
+    fn keep(&self, gpu: &Gpu, row: Address, vocabulary: usize) -> Result<Lent<GpuRow>, KernelError> {
         let mut kept = self.spare.lend();
         let memory = match kept.take() {
             // As long as the row: whoever reads it again takes its length for the vocabulary.

@@ -5,10 +5,7 @@ use std::arch::aarch64::*;
 use half::{bf16, f16};
 
 use super::{Sixteen, Wide};
-
-/// NEON; the target has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::kernels::cpu) struct Neon;
+use crate::kernels::cpu::instruction_set::Neon;
 
 #[expect(unsafe_code, reason = "loads and stores through pointers")]
 // SAFETY of all blocks: references to arrays of sixteen are valid for the loads and stores of all their numbers.

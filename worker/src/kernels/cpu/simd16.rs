@@ -6,7 +6,9 @@
 
 use half::{bf16, f16};
 
-use super::lanes::{Baseline, InstructionSet};
+#[cfg(target_arch = "x86_64")]
+use super::instruction_set::{Avx2, Avx512};
+use super::instruction_set::{Baseline, InstructionSet};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -16,11 +18,6 @@ mod avx512;
 mod neon;
 mod portable;
 
-#[cfg(target_arch = "x86_64")]
-pub(super) use avx512::Avx512;
-#[cfg(target_arch = "aarch64")]
-pub(super) use neon::Neon;
-
 /// Outputs of a panel.
 pub(super) const PANEL: usize = 16;
 
@@ -29,7 +26,7 @@ pub(super) type Sixteen<T> = [T; PANEL];
 
 /// A kernel over panels that can be compiled for several instruction sets.
 ///
-/// `run` and all that it calls must be `#[inline(always)]`, as in [`super::lanes::Task`].
+/// `run` and all that it calls must be `#[inline(always)]`, as in [`super::simd8::Task`].
 pub(super) trait PanelTask {
     /// Computes it with the given instructions.
     fn run<W: Wide>(self, wide: W);
@@ -89,12 +86,28 @@ impl InstructionSet {
     pub(super) fn run_panels<T: PanelTask>(self, task: T) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(wide, _) => avx512::run(wide, task),
+            #[expect(unsafe_code, reason = "calls code compiled for instructions that not every machine has")]
+            // SAFETY: an `Avx512` is only made after the features were detected.
+            Self::Avx512(wide, _) => unsafe { with_avx512(task, wide) },
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(wide) => avx2::run(wide, task),
+            #[expect(unsafe_code, reason = "calls code compiled for instructions that not every machine has")]
+            // SAFETY: an `Avx2` is only made after the features were detected.
+            Self::Avx2(wide) => unsafe { with_avx2(task, wide) },
             #[cfg(target_arch = "aarch64")]
             Self::Neon(wide) => task.run(wide),
             Self::Baseline => task.run(Baseline),
         }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn with_avx512<T: PanelTask>(task: T, wide: Avx512) {
+    task.run(wide);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn with_avx2<T: PanelTask>(task: T, wide: Avx2) {
+    task.run(wide);
 }

@@ -4,33 +4,8 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{PanelTask, Sixteen, Wide};
-
-/// AVX-512 F and BW with VNNI; only [`Avx512::detect`] makes one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::kernels::cpu) struct Avx512(());
-
-impl Avx512 {
-    /// The proof that this machine has them, if it does.
-    pub(in crate::kernels::cpu) fn detect() -> Option<Self> {
-        use std::is_x86_feature_detected as has;
-        (has!("avx512f") && has!("avx512bw") && has!("avx512vnni")).then_some(Self(()))
-    }
-}
-
-/// Runs `task` with these instructions.
-#[inline]
-pub(super) fn run<T: PanelTask>(wide: Avx512, task: T) {
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    fn compiled<T: PanelTask>(wide: Avx512, task: T) {
-        task.run(wide);
-    }
-    #[expect(unsafe_code, reason = "calls code compiled for instructions that not every machine has")]
-    // SAFETY: an `Avx512` is only made after the features were detected.
-    unsafe {
-        compiled(wide, task);
-    }
-}
+use super::{Sixteen, Wide};
+use crate::kernels::cpu::instruction_set::Avx512;
 
 #[expect(unsafe_code, reason = "instructions that not every machine has, and loads through pointers")]
 // SAFETY of all blocks: an `Avx512` is only made after the features were detected, and references to arrays of

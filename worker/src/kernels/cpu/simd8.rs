@@ -4,19 +4,15 @@
 //! baseline is. Which one runs is decided when the kernels are made, so that all results of a process are rounded
 //! alike.
 
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{
-    __m256, _mm_add_ps, _mm_loadu_si128, _mm_movehl_ps, _mm_movelh_ps, _mm_setzero_ps, _mm_shuffle_ps, _mm_storeu_ps,
-    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extractf128_ps,
-    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
-};
-
 use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
-use super::wide::Avx512;
-#[cfg(target_arch = "aarch64")]
-use super::wide::Neon;
+use super::instruction_set::Avx2;
+use super::instruction_set::{Baseline, InstructionSet};
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod portable;
 
 /// Lanes of a vector.
 pub(super) const LANES: usize = 8;
@@ -63,47 +59,7 @@ pub(super) trait Simd: Copy {
     }
 }
 
-/// The instruction sets that kernels are compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum InstructionSet {
-    /// x86-64 with AVX-512, and with AVX2 for what is not wide.
-    #[cfg(target_arch = "x86_64")]
-    Avx512(Avx512, Avx2),
-    /// x86-64 with AVX2, FMA and F16C.
-    #[cfg(target_arch = "x86_64")]
-    Avx2(Avx2),
-    /// AArch64, with NEON for what is wide.
-    #[cfg(target_arch = "aarch64")]
-    Neon(Neon),
-    /// The target's baseline, in plain Rust.
-    Baseline,
-}
-
-/// AVX2, FMA and F16C; only [`InstructionSet::detect`] makes one.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Avx2(());
-
-/// The target's baseline.
-#[derive(Clone, Copy)]
-pub(super) struct Baseline;
-
 impl InstructionSet {
-    /// The best that this machine has.
-    pub(super) fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::is_x86_feature_detected as has;
-            if has!("avx2") && has!("fma") && has!("f16c") {
-                return Avx512::detect().map_or(Self::Avx2(Avx2(())), |wide| Self::Avx512(wide, Avx2(())));
-            }
-        }
-        #[cfg(target_arch = "aarch64")]
-        return Self::Neon(Neon);
-        #[cfg(not(target_arch = "aarch64"))]
-        Self::Baseline
-    }
-
     /// Runs `task` with these instructions.
     #[inline]
     pub(super) fn run<T: Task>(self, task: T) -> T::Output {
@@ -123,114 +79,6 @@ impl InstructionSet {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn fused<T: Task>(task: T, avx2: Avx2) -> T::Output {
     task.run(avx2)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[expect(unsafe_code, reason = "instructions that not every machine has, and loads through pointers")]
-// SAFETY of all blocks: an `Avx2` is only made after the features were detected, and references to arrays of eight
-// are valid for the unaligned loads and stores of eight.
-impl Simd for Avx2 {
-    type Vector = __m256;
-    const FUSED: bool = true;
-
-    #[inline(always)]
-    fn zero(self) -> __m256 {
-        unsafe { _mm256_setzero_ps() }
-    }
-
-    #[inline(always)]
-    fn splat(self, value: f32) -> __m256 {
-        unsafe { _mm256_set1_ps(value) }
-    }
-
-    #[inline(always)]
-    fn load_f32(self, values: &Lanes) -> __m256 {
-        unsafe { _mm256_loadu_ps(values.as_ptr()) }
-    }
-
-    #[inline(always)]
-    fn load_bf16(self, values: &[bf16; LANES]) -> __m256 {
-        unsafe {
-            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(values.as_ptr().cast()));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-        }
-    }
-
-    #[inline(always)]
-    fn load_f16(self, values: &[f16; LANES]) -> __m256 {
-        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(values.as_ptr().cast())) }
-    }
-
-    #[inline(always)]
-    fn store(self, vector: __m256, to: &mut Lanes) {
-        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), vector) }
-    }
-
-    #[inline(always)]
-    fn multiply_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
-        unsafe { _mm256_fmadd_ps(a, b, c) }
-    }
-
-    #[inline(always)]
-    fn sums(self, vectors: [__m256; 4]) -> [f32; 4] {
-        unsafe {
-            let mut halves = [_mm_setzero_ps(); 4];
-            for i in 0..4 {
-                halves[i] = _mm_add_ps(_mm256_castps256_ps128(vectors[i]), _mm256_extractf128_ps::<1>(vectors[i]));
-            }
-            let [a, b, c, d] = halves;
-            let ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
-            let cd = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
-            let sums = _mm_add_ps(_mm_shuffle_ps::<0b10_00_10_00>(ab, cd), _mm_shuffle_ps::<0b11_01_11_01>(ab, cd));
-            let mut stored = [0.0; 4];
-            _mm_storeu_ps(stored.as_mut_ptr(), sums);
-            stored
-        }
-    }
-}
-
-impl Simd for Baseline {
-    type Vector = Lanes;
-    // Every AArch64 has fused multiply-add; elsewhere it would be a slow library call.
-    const FUSED: bool = cfg!(target_arch = "aarch64");
-
-    #[inline(always)]
-    fn zero(self) -> Lanes {
-        [0.0; LANES]
-    }
-
-    #[inline(always)]
-    fn splat(self, value: f32) -> Lanes {
-        [value; LANES]
-    }
-
-    #[inline(always)]
-    fn load_f32(self, values: &Lanes) -> Lanes {
-        *values
-    }
-
-    #[inline(always)]
-    fn load_bf16(self, values: &[bf16; LANES]) -> Lanes {
-        values.map(bf16::to_f32)
-    }
-
-    #[inline(always)]
-    fn load_f16(self, values: &[f16; LANES]) -> Lanes {
-        values.map(f16::to_f32)
-    }
-
-    #[inline(always)]
-    fn store(self, vector: Lanes, to: &mut Lanes) {
-        *to = vector;
-    }
-
-    #[inline(always)]
-    fn multiply_add(self, a: Lanes, b: Lanes, mut c: Lanes) -> Lanes {
-        for lane in 0..LANES {
-            c[lane] = multiply_add::<Self>(a[lane], b[lane], c[lane]);
-        }
-        c
-    }
 }
 
 /// A float in which weights, keys or values are stored. Zero bytes are the number zero.

@@ -3,7 +3,8 @@
 use half::{bf16, f16};
 
 use super::{Sixteen, Wide};
-use crate::kernels::cpu::lanes::{Baseline, multiply_add};
+use crate::kernels::cpu::instruction_set::Baseline;
+use crate::kernels::cpu::simd8::multiply_add;
 
 impl Wide for Baseline {
     type Floats = Sixteen<f32>;

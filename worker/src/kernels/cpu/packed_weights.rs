@@ -8,8 +8,9 @@
 use half::{bf16, f16};
 
 use super::activations::{Arithmetic, PAIRS, Packed, QUADS};
-use super::wide::{PANEL, Sixteen, Wide};
-use crate::kernels::blocks::{BLOCK, PARTS, Q4KBlock, Q8Block, SUPER_BLOCK};
+use super::simd16::{PANEL, Sixteen, Wide};
+use crate::kernels::blocks::{PARTS, Q4KBlock, Q8Block};
+use crate::kernels::weight_format::{BLOCK, SUPER_BLOCK};
 
 /// Sixteen outputs by some inputs, as they are stored.
 pub(super) trait Block: Copy + Send + Sync {

@@ -4,22 +4,8 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{PanelTask, Sixteen, Wide};
-use crate::kernels::cpu::lanes::Avx2;
-
-/// Runs `task` with these instructions.
-#[inline]
-pub(super) fn run<T: PanelTask>(wide: Avx2, task: T) {
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn compiled<T: PanelTask>(wide: Avx2, task: T) {
-        task.run(wide);
-    }
-    #[expect(unsafe_code, reason = "calls code compiled for instructions that not every machine has")]
-    // SAFETY: an `Avx2` is only made after the features were detected.
-    unsafe {
-        compiled(wide, task);
-    }
-}
+use super::{Sixteen, Wide};
+use crate::kernels::cpu::instruction_set::Avx2;
 
 #[expect(unsafe_code, reason = "instructions that not every machine has, and loads through pointers")]
 // SAFETY of all blocks: an `Avx2` is only made after the features were detected, and references to arrays of sixteen

@@ -1,0 +1,23 @@
+//! Moments of a GPU's stream.
+
+use std::time::Duration;
+
+use cudarc::driver::CudaEvent;
+
+use super::driver::device;
+use crate::kernels::KernelError;
+
+/// A moment of the GPU.
+pub(super) struct Mark(CudaEvent);
+
+impl Mark {
+    pub(super) fn new(event: CudaEvent) -> Self {
+        Self(event)
+    }
+
+    /// Waits for the moment `end`, and says how long it came after this one.
+    pub(super) fn until(&self, end: &Self) -> Result<Duration, KernelError> {
+        let milliseconds = self.0.elapsed_ms(&end.0).map_err(device)?;
+        Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
+    }
+}
