@@ -46,20 +46,26 @@ pub struct Registration {
 }
 
 /// How to reach etcd.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EtcdConfig {
-    /// `http://` or `https://` URLs of the members; each may be tried.
+    /// http:// or https:// URLs of the etcd members [default: none].
+    #[arg(long = "etcd", value_name = "URL", value_delimiter = ',')]
     pub endpoints: Vec<String>,
-    /// Name of the user, where etcd asks for one.
+    /// User at etcd.
+    #[arg(long = "etcd-user", value_name = "NAME")]
     pub user: Option<String>,
-    /// File that holds the user's password.
+    /// File with the user's password.
+    #[arg(long = "etcd-password-file", value_name = "FILE")]
     pub password_file: Option<PathBuf>,
-    /// PEM file of the authorities that may sign etcd's certificate. Default: none, for https an error.
+    /// PEM file of the authorities that sign etcd's certificates; https needs one.
+    #[arg(long = "etcd-ca", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
     /// PEM file of the own certificate, where etcd asks for one.
+    #[arg(long = "etcd-cert", value_name = "FILE")]
     pub cert_file: Option<PathBuf>,
-    /// PEM file of its key.
+    /// PEM file of that certificate's key.
+    #[arg(long = "etcd-key", value_name = "FILE")]
     pub key_file: Option<PathBuf>,
 }
 

@@ -7,11 +7,11 @@
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use cosec_worker::kernels::cpu::Cpu;
-use cosec_worker::kernels::cuda::{Buffer, Cuda, Matrix};
+use cosec_worker::kernels::cpu::CpuKernels;
+use cosec_worker::kernels::cuda::{CudaKernels, GpuBuffer, GpuMatrix};
 use cosec_worker::kernels::{
-    Activation, CacheFormat, CacheShape, Heads, Kernels, NormKind, NormWeights, Pairs, Place, RotaryLayout,
-    WeightFormat,
+    Activation, AttentionHeads, CacheFormat, CacheShape, Kernels, NormKind, NormWeights, RotaryLayout, RotaryPairs,
+    TokenPlace, WeightFormat,
 };
 use half::bf16;
 
@@ -19,7 +19,7 @@ use half::bf16;
 const WORKING_SET: usize = 400 << 20;
 
 /// Seconds of one of `count` calls, without the first ones.
-fn seconds(cuda: &Cuda, count: usize, mut call: impl FnMut(usize)) -> f64 {
+fn seconds(cuda: &CudaKernels, count: usize, mut call: impl FnMut(usize)) -> f64 {
     let (buffer, mut nothing) = (cuda.buffer(1).unwrap(), [0.0]);
     (0..count.min(8)).for_each(&mut call);
     cuda.read(&buffer, &mut nothing).unwrap();
@@ -29,19 +29,19 @@ fn seconds(cuda: &Cuda, count: usize, mut call: impl FnMut(usize)) -> f64 {
     began.elapsed().as_secs_f64() / count as f64
 }
 
-fn random(cuda: &Cuda, elements: usize) -> Buffer {
+fn random(cuda: &CudaKernels, elements: usize) -> GpuBuffer {
     let values: Vec<f32> = (0..elements).map(|i| ((i * 7919 + i / 613) % 1000) as f32 / 500.0 - 1.0).collect();
     let mut buffer = cuda.buffer(elements).unwrap();
     cuda.write(&values, &mut buffer).unwrap();
     buffer
 }
 
-fn products(cuda: &Cuda, format: WeightFormat, bytes: f64, [outputs, inputs]: [usize; 2]) {
+fn products(cuda: &CudaKernels, format: WeightFormat, bytes: f64, [outputs, inputs]: [usize; 2]) {
     let size = (outputs * inputs) as f64 * bytes;
     let count = (WORKING_SET as f64 / size).ceil().max(2.0) as usize;
     let number = |i: usize| (i.wrapping_mul(0x9e37_79b9) >> 7) as u8;
     let (weights, block_bytes) = format.block();
-    let matrices: Vec<Matrix> = if weights == 1 {
+    let matrices: Vec<GpuMatrix> = if weights == 1 {
         let small = |i| bf16::from_f32((f32::from(number(i)) - 127.5) / 6400.0);
         let weights: Vec<bf16> = (0..outputs * inputs).map(small).collect();
         let weights = Tensor::from_vec(weights, (outputs, inputs), &Device::Cpu).unwrap();
@@ -78,7 +78,7 @@ fn products(cuda: &Cuda, format: WeightFormat, bytes: f64, [outputs, inputs]: [u
     }
 }
 
-fn attention(cuda: &Cuda, heads: Heads, (sequences, rows, context): (usize, usize, usize)) {
+fn attention(cuda: &CudaKernels, heads: AttentionHeads, (sequences, rows, context): (usize, usize, usize)) {
     let (block_tokens, layers) = (16, 4);
     let each = (context + rows).div_ceil(block_tokens);
     let format = CacheFormat::Bf16;
@@ -86,8 +86,10 @@ fn attention(cuda: &Cuda, heads: Heads, (sequences, rows, context): (usize, usiz
     let mut cache = cuda.cache(shape).unwrap();
     let tables: Vec<Vec<u32>> =
         (0..sequences).map(|s| (0..each).map(|b| (b * sequences + s) as u32).collect()).collect();
-    let places: Vec<Place<'_>> =
-        tables.iter().flat_map(|blocks| (0..rows).map(|row| Place { position: context + row, blocks })).collect();
+    let places: Vec<TokenPlace<'_>> = tables
+        .iter()
+        .flat_map(|blocks| (0..rows).map(|row| TokenPlace { position: context + row, blocks }))
+        .collect();
     let qkv = random(cuda, places.len() * heads.qkv_width());
     let mut out = cuda.buffer(places.len() * heads.query_width()).unwrap();
     let append = seconds(cuda, 50, |i| cuda.append(&qkv, heads, &places, &mut cache, i % layers));
@@ -104,8 +106,8 @@ fn attention(cuda: &Cuda, heads: Heads, (sequences, rows, context): (usize, usiz
     );
 }
 
-fn small(cuda: &Cuda, rows: usize) {
-    let heads = Heads { query: 32, kv: 32, width: 128 };
+fn small(cuda: &CudaKernels, rows: usize) {
+    let heads = AttentionHeads { query: 32, kv: 32, width: 128 };
     let (hidden, inner) = (4096, 11008);
     let (x, y, weight) = (random(cuda, rows * hidden), random(cuda, rows * hidden), random(cuda, hidden));
     let (mut stream, mut normed) = (random(cuda, rows * hidden), cuda.buffer(rows * hidden).unwrap());
@@ -113,7 +115,7 @@ fn small(cuda: &Cuda, rows: usize) {
     let norm = || NormWeights { kind, epsilon: 1e-6, width: hidden, weight: &weight, bias: None };
     let (mut qkv, angles) = (random(cuda, rows * heads.qkv_width()), random(cuda, rows * 128));
     let (projected, mut gated) = (random(cuda, rows * 2 * inner), cuda.buffer(rows * inner).unwrap());
-    let layout = RotaryLayout { width: 128, pairs: Pairs::Halves };
+    let layout = RotaryLayout { width: 128, pairs: RotaryPairs::Halves };
     let norm = seconds(cuda, 200, |_| cuda.norm(&x, rows, norm(), &mut normed));
     let add = seconds(cuda, 200, |_| cuda.add(&mut stream, &y, rows * hidden));
     let rotate = seconds(cuda, 200, |_| cuda.rotate(&mut qkv, rows, heads, layout, &angles));
@@ -129,12 +131,12 @@ fn small(cuda: &Cuda, rows: usize) {
 
 fn main() {
     let began = Instant::now();
-    let cuda = Cuda::open(0, Cpu::default()).unwrap();
+    let cuda = CudaKernels::open(0, CpuKernels::default()).unwrap();
     println!("{}, opened in {:.1} s", cuda.name(), began.elapsed().as_secs_f64());
     for rows in [1, 32, 512] {
         small(&cuda, rows);
     }
-    let of_7b = Heads { query: 32, kv: 32, width: 128 };
+    let of_7b = AttentionHeads { query: 32, kv: 32, width: 128 };
     for shape in [
         (1, 1, 512),
         (1, 1, 4000),
@@ -147,9 +149,9 @@ fn main() {
     ] {
         attention(&cuda, of_7b, shape);
     }
-    attention(&cuda, Heads { query: 12, kv: 2, width: 128 }, (32, 1, 1000));
-    attention(&cuda, Heads { query: 48, kv: 1, width: 128 }, (32, 1, 1000));
-    attention(&cuda, Heads { query: 14, kv: 2, width: 64 }, (1, 512, 0));
+    attention(&cuda, AttentionHeads { query: 12, kv: 2, width: 128 }, (32, 1, 1000));
+    attention(&cuda, AttentionHeads { query: 48, kv: 1, width: 128 }, (32, 1, 1000));
+    attention(&cuda, AttentionHeads { query: 14, kv: 2, width: 64 }, (1, 512, 0));
     for shape in [[12288, 4096], [4096, 4096], [22016, 4096], [4096, 11008], [32256, 4096]] {
         products(&cuda, WeightFormat::Bf16, 2.0, shape);
     }

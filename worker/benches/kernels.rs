@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use cosec_worker::kernels::cpu::{Cpu, Matrix};
+use cosec_worker::kernels::cpu::{CpuKernels, CpuMatrix};
 use cosec_worker::kernels::{Kernels, WeightFormat};
 
 /// Name, outputs and inputs: a llama of 1.3 B parameters, then CodeGen-350M with its head.
@@ -43,7 +43,7 @@ fn main() -> anyhow::Result<()> {
         filters.iter().any(|filter| filter == name) || !filters.iter().any(|filter| known.contains(&filter.as_str()))
     };
     let chosen_rows: Vec<usize> = filters.iter().filter_map(|filter| filter.parse().ok()).collect();
-    let kernels = Cpu::new(threads, None)?;
+    let kernels = CpuKernels::new(threads, None)?;
     let bandwidth = read_bandwidth(threads);
     println!("read bandwidth {:.1} GB/s", bandwidth / 1e9);
     for (shape, outputs, inputs) in SHAPES {
@@ -57,7 +57,8 @@ fn main() -> anyhow::Result<()> {
             let bytes = (outputs * inputs) as f64 * bits / 8.0;
             let weights = Tensor::randn(0f32, 0.02, (outputs, inputs), &Device::Cpu)?;
             let copies = 0..(WORKING_SET as f64 / bytes).ceil() as usize;
-            let matrices: Vec<Matrix> = copies.map(|_| kernels.matrix(&weights, format)).collect::<Result<_, _>>()?;
+            let matrices: Vec<CpuMatrix> =
+                copies.map(|_| kernels.matrix(&weights, format)).collect::<Result<_, _>>()?;
             for rows in ROWS {
                 if chosen_rows.is_empty() || chosen_rows.contains(&rows) {
                     let seconds = measure(&kernels, &matrices, rows, outputs, inputs)?;
@@ -77,7 +78,13 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// The fastest tenth of the runs, of which there are as many as fit a fifth of a second, but at least five.
-fn measure(kernels: &Cpu, matrices: &[Matrix], rows: usize, outputs: usize, inputs: usize) -> anyhow::Result<f64> {
+fn measure(
+    kernels: &CpuKernels,
+    matrices: &[CpuMatrix],
+    rows: usize,
+    outputs: usize,
+    inputs: usize,
+) -> anyhow::Result<f64> {
     let x: Vec<f32> = (0..rows * inputs).map(|i| (i as f32).sin()).collect();
     let mut out = kernels.buffer(rows * outputs)?;
     let start = Instant::now();

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use cosec_worker::checkpoint::config_section::JsonFile;
-use cosec_worker::checkpoint::{gguf, pickle, safetensors, tensor_files};
+use cosec_worker::checkpoint::{gguf, pickle, safetensors, stored_tensor, tensor_files};
 use cosec_worker::families;
-use cosec_worker::weights::lora::Adapter;
+use cosec_worker::weights::lora::LoraAdapter;
 use tempfile::TempDir;
 
 /// One folder for all adapters: making it takes longer than reading them.
@@ -52,14 +52,14 @@ pub(crate) fn adapter(data: &[u8]) {
         |name: &str, bytes: &[u8]| std::fs::write(directory.join(name), bytes).expect("a file of the adapter");
     write("adapter_config.json", &data[..end]);
     write("adapter_model.safetensors", data.get(end + 1..).unwrap_or_default());
-    if let Ok(mut adapter) = Adapter::open(directory) {
+    if let Ok(mut adapter) = LoraAdapter::open(directory) {
         drop(adapter.factors("model.layers.0.self_attn.q_proj", [4, 4]));
         drop(adapter.finish());
     }
 }
 
 /// What a reader takes for the place of a tensor must lie in the file.
-fn within(data: &[u8], tensors: Option<std::collections::HashMap<String, tensor_files::StoredTensor>>) {
+fn within(data: &[u8], tensors: Option<std::collections::HashMap<String, stored_tensor::StoredTensor>>) {
     for extent in tensors.into_iter().flatten().filter_map(|(_, stored)| stored.extent.ok()) {
         assert!(extent.start <= extent.end && extent.end <= data.len(), "{extent:?} of {} bytes", data.len());
     }

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use crate::checkpoint::hub::{self, Content, HubError};
+use crate::checkpoint::hub::{self, HubError, RepoContent};
 use crate::model::{
-    BatchItem, CacheSize, Checkpoint, DeviceChoice, DtypeChoice, ForwardError, KvDtype, LoadError, LoadOptions,
-    ModelRunner, NamedAdapter, Quantize,
+    BatchItem, CacheSize, Checkpoint, DeviceChoice, DtypeChoice, ForwardError, KvDtype, LoadOptions, ModelLoadError,
+    ModelRunner, NamedAdapter, QuantizedFormat,
 };
 
 /// Tokens of a cache block; small, so that the check crosses blocks.
@@ -40,7 +40,7 @@ pub struct CheckArgs {
     pub tokenizer: Option<PathBuf>,
     /// How the weights are quantised [default: not].
     #[arg(long, value_enum)]
-    pub quantize: Option<Quantize>,
+    pub quantize: Option<QuantizedFormat>,
     /// Element type of the KV cache.
     #[arg(long, value_enum, default_value_t)]
     pub kv_dtype: KvDtype,
@@ -59,7 +59,7 @@ pub struct CheckArgs {
 
 /// How a difference is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Measure {
+pub enum ErrorMeasure {
     /// Largest absolute difference of a logit.
     Absolute,
     /// Norm of the difference by norm of the expected logits, over a row.
@@ -70,7 +70,7 @@ pub enum Measure {
 #[derive(Clone, Debug)]
 pub struct CheckReport {
     /// How differences were measured.
-    pub measure: Measure,
+    pub measure: ErrorMeasure,
     /// Largest that passes.
     pub tolerance: f64,
     /// One entry for each prompt.
@@ -93,12 +93,12 @@ pub struct PromptReport {
 }
 
 #[derive(Deserialize)]
-struct Expected {
-    prompts: Vec<Prompt>,
+struct ExpectedLogits {
+    prompts: Vec<ExpectedPrompt>,
 }
 
 #[derive(Deserialize)]
-struct Prompt {
+struct ExpectedPrompt {
     input_ids: Vec<u32>,
     last_logits: Vec<f32>,
     all_logits: Option<Vec<Vec<f32>>>,
@@ -112,9 +112,9 @@ struct Prompt {
 pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
     let unreadable = |problem: String| CheckError::Expected { file: args.expected.clone(), problem };
     let bytes = std::fs::read(&args.expected).map_err(|error| unreadable(error.to_string()))?;
-    let expected: Expected = serde_json::from_slice(&bytes).map_err(|error| unreadable(error.to_string()))?;
+    let expected: ExpectedLogits = serde_json::from_slice(&bytes).map_err(|error| unreadable(error.to_string()))?;
     let longest = expected.prompts.iter().map(|prompt| prompt.input_ids.len() + prompt.greedy.len()).max();
-    let directory = hub::locate(&args.model, args.revision.as_deref(), Content::Model)?;
+    let directory = hub::locate(&args.model, args.revision.as_deref(), RepoContent::Model)?;
     let options = LoadOptions {
         adapter: args.adapter.clone(),
         lora: args.lora.iter().cloned().collect(),
@@ -129,7 +129,7 @@ pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
         cpus: None,
     };
     // Activations between quantised weights are rounded, by others to 8 bits.
-    let quantised = Checkpoint::open(&directory).map_err(LoadError::from)?.is_quantised();
+    let quantised = Checkpoint::open(&directory).map_err(ModelLoadError::from)?.is_quantised();
     let mut model = ModelRunner::load(&directory, &options)?;
     // The expectation was computed from the checkpoint's own weights, in f32. Devices other than the CPU round what is
     // multiplied with 16 bits.
@@ -138,13 +138,14 @@ pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
     let own_weights = own_dtype && args.quantize.is_none();
     let own_cache = matches!(args.kv_dtype, KvDtype::Auto | KvDtype::F32);
     let (measure, default) = match args.quantize {
-        None if quantised => (Measure::Relative, 5e-2),
-        None if own_weights && own_cache => (Measure::Absolute, 1e-4),
-        None => (Measure::Relative, 2e-2),
-        Some(Quantize::Q8_0) => (Measure::Relative, 5e-2),
-        Some(Quantize::Q4K) => (Measure::Relative, 3e-1),
+        None if quantised => (ErrorMeasure::Relative, 5e-2),
+        None if own_weights && own_cache => (ErrorMeasure::Absolute, 1e-4),
+        None => (ErrorMeasure::Relative, 2e-2),
+        Some(QuantizedFormat::Q8_0) => (ErrorMeasure::Relative, 5e-2),
+        Some(QuantizedFormat::Q4K) => (ErrorMeasure::Relative, 3e-1),
     };
-    let check = |prompt: &Prompt| check_prompt(&mut model, prompt, measure).map_err(|error| error.or(unreadable));
+    let check =
+        |prompt: &ExpectedPrompt| check_prompt(&mut model, prompt, measure).map_err(|error| error.or(unreadable));
     let prompts = expected.prompts.iter().map(check).collect::<Result<_, _>>()?;
     Ok(CheckReport { measure, tolerance: args.tolerance.unwrap_or(default), prompts })
 }
@@ -170,7 +171,11 @@ impl From<ForwardError> for PromptError {
     }
 }
 
-fn check_prompt(model: &mut ModelRunner, prompt: &Prompt, measure: Measure) -> Result<PromptReport, PromptError> {
+fn check_prompt(
+    model: &mut ModelRunner,
+    prompt: &ExpectedPrompt,
+    measure: ErrorMeasure,
+) -> Result<PromptReport, PromptError> {
     // Backwards, so that an order that only works by chance shows.
     let count = (prompt.input_ids.len() + prompt.greedy.len()).div_ceil(BLOCK_TOKENS) as u32;
     let blocks: Vec<u32> = (0..count).rev().collect();
@@ -207,7 +212,7 @@ fn check_prompt(model: &mut ModelRunner, prompt: &Prompt, measure: Measure) -> R
     Ok(PromptReport { tokens, last, all, greedy_agreeing: agreeing, greedy_expected })
 }
 
-fn difference(found: &[f32], expected: &[f32], measure: Measure) -> Result<f64, PromptError> {
+fn difference(found: &[f32], expected: &[f32], measure: ErrorMeasure) -> Result<f64, PromptError> {
     if found.len() != expected.len() {
         let problem = format!("a row has {} logits; the model's have {}", expected.len(), found.len());
         return Err(PromptError::Expected(problem));
@@ -218,8 +223,8 @@ fn difference(found: &[f32], expected: &[f32], measure: Measure) -> Result<f64, 
         return Ok(f64::INFINITY);
     }
     Ok(match measure {
-        Measure::Absolute => pairs().map(|(found, expected)| (found - expected).abs()).fold(0.0, f64::max),
-        Measure::Relative => {
+        ErrorMeasure::Absolute => pairs().map(|(found, expected)| (found - expected).abs()).fold(0.0, f64::max),
+        ErrorMeasure::Relative => {
             let error: f64 = pairs().map(|(found, expected)| (found - expected).powi(2)).sum();
             let norm: f64 = pairs().map(|(_, expected)| expected.powi(2)).sum();
             (error / norm).sqrt()
@@ -244,7 +249,7 @@ impl CheckReport {
     pub fn passed(&self) -> bool {
         self.prompts.iter().all(|prompt| {
             let within = prompt.last.max(prompt.all.unwrap_or(0.0)) <= self.tolerance;
-            let same = prompt.greedy_agreeing == prompt.greedy_expected || self.measure == Measure::Relative;
+            let same = prompt.greedy_agreeing == prompt.greedy_expected || self.measure == ErrorMeasure::Relative;
             within && same
         })
     }
@@ -253,8 +258,8 @@ impl CheckReport {
 impl fmt::Display for CheckReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let measure = match self.measure {
-            Measure::Absolute => "absolute",
-            Measure::Relative => "relative",
+            ErrorMeasure::Absolute => "absolute",
+            ErrorMeasure::Relative => "relative",
         };
         for prompt in &self.prompts {
             write!(f, "prompt of {} tokens: {measure} error {:.2e} in the last row", prompt.tokens, prompt.last)?;
@@ -284,14 +289,14 @@ pub enum CheckError {
     Hub(#[from] HubError),
     /// The checkpoint.
     #[error(transparent)]
-    Load(Box<LoadError>),
+    Load(Box<ModelLoadError>),
     /// A prompt.
     #[error(transparent)]
     Forward(#[from] ForwardError),
 }
 
-impl From<LoadError> for CheckError {
-    fn from(error: LoadError) -> Self {
+impl From<ModelLoadError> for CheckError {
+    fn from(error: ModelLoadError) -> Self {
         Self::Load(Box::new(error))
     }
 }

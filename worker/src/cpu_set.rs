@@ -12,7 +12,7 @@ const MOST: usize = 1024;
 
 /// At least one CPU, written as the kernel lists them: `0-3,8`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Written", into = "String")]
+#[serde(try_from = "WrittenCpus", into = "String")]
 pub struct CpuSet(BTreeSet<usize>);
 
 impl CpuSet {
@@ -87,18 +87,18 @@ impl fmt::Display for CpuSet {
 /// A list as a configuration has it; one CPU is a number there.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected cpus as a list of numbers and ranges of them, such as \"0-3,8\"")]
-enum Written {
+enum WrittenCpus {
     One(usize),
     List(String),
 }
 
-impl TryFrom<Written> for CpuSet {
+impl TryFrom<WrittenCpus> for CpuSet {
     type Error = String;
 
-    fn try_from(written: Written) -> Result<Self, String> {
+    fn try_from(written: WrittenCpus) -> Result<Self, String> {
         match written {
-            Written::One(cpu) => cpu.to_string().parse(),
-            Written::List(list) => list.parse(),
+            WrittenCpus::One(cpu) => cpu.to_string().parse(),
+            WrittenCpus::List(list) => list.parse(),
         }
     }
 }

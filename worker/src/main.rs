@@ -5,13 +5,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use cosec_worker::check::{self, CheckArgs};
-use cosec_worker::checkpoint::hub::{self, Content};
-use cosec_worker::config::{Config, Flags};
+use cosec_worker::checkpoint::hub::{self, RepoContent};
+use cosec_worker::config::WorkerConfig;
 use cosec_worker::engine::EngineOptions;
-use cosec_worker::model::{self, LoadOptions, ModelRunner};
-use cosec_worker::server::Server;
+use cosec_worker::model::{self, ModelRunner};
+use cosec_worker::server::BoundServer;
 use cosec_worker::service::Identity;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -28,15 +28,18 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serves a model over gRPC.
-    Serve(Box<Flags>),
+    Serve(Box<WorkerConfig>),
     /// Compares a model with expected logits; exits 1 over the tolerance.
     Check(Box<CheckArgs>),
 }
 
 fn main() -> ExitCode {
     model::allocator::give_back_large_pieces();
-    let done = match Cli::parse().command {
-        Command::Serve(flags) => serve(&flags),
+    let matches = Cli::command().get_matches();
+    let Cli { command } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let flags = matches.subcommand().map_or(&matches, |(_, flags)| flags);
+    let done = match command {
+        Command::Serve(_) => serve(flags),
         Command::Check(arguments) => check(&arguments),
     };
     match done {
@@ -54,10 +57,10 @@ fn check(arguments: &CheckArgs) -> anyhow::Result<ExitCode> {
     Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn serve(flags: &Flags) -> anyhow::Result<ExitCode> {
+fn serve(flags: &ArgMatches) -> anyhow::Result<ExitCode> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    let config = Config::load(flags)?;
+    let config = WorkerConfig::load(flags)?;
     if let Some(cpus) = &config.cpus {
         // Every other thread is started after this, and so keeps to them, too.
         cpus.keep_to().map_err(|cause| anyhow!("cpus is {cpus}; the worker cannot keep to them: {cause}"))?;
@@ -72,7 +75,7 @@ fn serve(flags: &Flags) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn run(config: Config) -> anyhow::Result<()> {
+async fn run(config: WorkerConfig) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let unhandled = |cause| anyhow!("signals cannot be handled: {cause}");
     let mut terminate = signal(SignalKind::terminate()).map_err(unhandled)?;
@@ -85,15 +88,15 @@ async fn run(config: Config) -> anyhow::Result<()> {
         }
         asked.cancel();
     });
-    let server = Server::bind(&config.listen, config.metrics_listen.as_deref()).await?;
+    let server = BoundServer::bind(&config.listen, config.metrics_listen.as_deref()).await?;
     println!("listening on {}", server.address());
     if let Some(address) = server.metrics_address() {
         println!("metrics on {address}");
     }
-    tracing::info!(address = %server.address(), model = %config.model.display(), "loading");
+    tracing::info!(address = %server.address(), model = %config.model()?.display(), "loading");
     let identity = Identity {
-        role: config.role,
-        model: config.name.clone(),
+        role: config.role()?,
+        model: config.name()?,
         zone: config.zone.clone(),
         registration: config.registration.clone(),
     };
@@ -102,26 +105,13 @@ async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn load(config: &Config) -> Result<(ModelRunner, EngineOptions), Box<dyn Error + Send + Sync>> {
-    let directory = hub::locate(&config.model, config.revision.as_deref(), Content::Model)?;
-    let options = LoadOptions {
-        adapter: config.adapter.clone(),
-        lora: config.lora.clone(),
-        device: config.device,
-        dtype: config.dtype,
-        tokenizer: config.tokenizer.clone(),
-        quantize: config.quantize,
-        kv_dtype: config.kv_dtype,
-        cache: config.cache,
-        block_tokens: config.block_tokens,
-        threads: config.threads,
-        cpus: config.cpus.clone(),
-    };
-    let model = ModelRunner::load(&directory, &options)?;
+fn load(config: &WorkerConfig) -> Result<(ModelRunner, EngineOptions), Box<dyn Error + Send + Sync>> {
+    let directory = hub::locate(config.model()?, config.revision.as_deref(), RepoContent::Model)?;
+    let model = ModelRunner::load(&directory, &config.load_options())?;
     let engine = EngineOptions {
         blocks: model.blocks(),
         block_tokens: config.block_tokens,
-        step_tokens: config.step_tokens,
+        step_tokens: config.step_tokens(),
         max_sessions: config.max_sessions,
         max_operations: config.max_operations,
         lease: Duration::from_secs(config.lease_seconds),

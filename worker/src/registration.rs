@@ -2,7 +2,6 @@
 //! drains, withdrawn at its end.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use cosec_proto::registry::{EtcdConfig, InvalidEtcd, LEASE, PREFIX, Registration};
@@ -22,63 +21,22 @@ const RENEWAL: Duration = Duration::from_secs(LEASE.as_secs() / 3);
 /// For one call to etcd.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Flags of registration; see [`Config`].
-#[derive(Clone, Debug, Default, clap::Args, Serialize)]
-pub struct Flags {
+/// Where and as what to register.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistrationConfig {
+    /// The etcd to register with; none by default.
     #[command(flatten)]
-    etcd: EtcdFlags,
+    pub etcd: EtcdConfig,
     /// host:port at which coordinators reach this worker [default: where it listens].
     #[arg(long, value_name = "HOST:PORT", requires = "endpoints")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    advertise: Option<String>,
+    pub advertise: Option<String>,
     /// Models to take part in, as clients name them [default: --name].
     #[arg(long = "register-model", value_name = "NAME", value_delimiter = ',', requires = "endpoints")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    models: Vec<String>,
-}
-
-/// Flags of [`EtcdConfig`].
-#[derive(Clone, Debug, Default, clap::Args, Serialize)]
-struct EtcdFlags {
-    /// http:// or https:// URLs of the etcd members to register with [default: none].
-    #[arg(long = "etcd", value_name = "URL", value_delimiter = ',')]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    endpoints: Vec<String>,
-    /// User at etcd.
-    #[arg(long = "etcd-user", value_name = "NAME")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user: Option<String>,
-    /// File with the user's password.
-    #[arg(long = "etcd-password-file", value_name = "FILE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    password_file: Option<PathBuf>,
-    /// PEM file of the authorities that sign etcd's certificates.
-    #[arg(long = "etcd-ca", value_name = "FILE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ca_file: Option<PathBuf>,
-    /// PEM file of the worker's own certificate for etcd.
-    #[arg(long = "etcd-cert", value_name = "FILE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cert_file: Option<PathBuf>,
-    /// PEM file of that certificate's key.
-    #[arg(long = "etcd-key", value_name = "FILE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key_file: Option<PathBuf>,
-}
-
-/// Where and as what to register.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// By default nobody is told of the worker.
-    pub etcd: EtcdConfig,
-    /// `host:port` for coordinators; `None` takes the address that the worker listens on.
-    pub advertise: Option<String>,
-    /// Names of models; empty takes the worker's own name.
     pub models: Vec<String>,
 }
 
-impl Config {
+impl RegistrationConfig {
     /// Whether to register at all.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
@@ -120,14 +78,14 @@ pub enum InvalidRegistration {
 }
 
 /// Keeps one entry.
-pub(crate) struct Registrar {
+pub(crate) struct EtcdRegistrar {
     pub(crate) etcd: EtcdConfig,
     pub(crate) entry: Registration,
     /// 1 while the entry stands.
     pub(crate) registered: IntGauge,
 }
 
-impl Registrar {
+impl EtcdRegistrar {
     /// Keeps the entry until `closing`, marked as draining from `draining` on.
     pub(crate) async fn keep(mut self, draining: CancellationToken, closing: CancellationToken) {
         let mut pause = BACKOFF.0;
@@ -219,13 +177,13 @@ mod tests {
     fn an_address_that_nobody_can_call_is_refused() {
         let etcd = || EtcdConfig { endpoints: vec!["http://127.0.0.1:1".to_owned()], ..EtcdConfig::default() };
         let everywhere = "0.0.0.0:9001";
-        let config = Config { etcd: etcd(), ..Config::default() };
+        let config = RegistrationConfig { etcd: etcd(), ..RegistrationConfig::default() };
         let missing = config.clone().completed("m", everywhere).unwrap_err();
         assert!(missing.to_string().contains("--advertise"), "{missing}");
-        let named = Config { advertise: Some("w:9001".to_owned()), ..config.clone() };
+        let named = RegistrationConfig { advertise: Some("w:9001".to_owned()), ..config.clone() };
         assert_eq!(named.completed("m", everywhere).unwrap().models, ["m"]);
         assert!(config.completed("m", "127.0.0.1:9001").is_ok());
-        let off = Config::default().completed("m", everywhere).unwrap();
+        let off = RegistrationConfig::default().completed("m", everywhere).unwrap();
         assert!(!off.is_wanted() && off.models.is_empty());
     }
 }

@@ -21,7 +21,7 @@ use tonic_health::server::{HealthReporter, health_reporter};
 
 use crate::engine::{self, EngineHandle, EngineOptions, Model};
 use crate::metrics::{self, WorkerMetrics};
-use crate::registration::{self, Registrar};
+use crate::registration::{self, EtcdRegistrar};
 use crate::service::{Identity, WorkerService};
 
 /// How often a draining worker looks whether it is done.
@@ -32,14 +32,14 @@ const CLOSE_TIME: Duration = Duration::from_secs(1);
 
 /// Bound ports of a worker; nothing is served yet.
 #[derive(Debug)]
-pub struct Server {
+pub struct BoundServer {
     listener: TcpListener,
     address: SocketAddr,
     metrics_listener: Option<TcpListener>,
     metrics_address: Option<SocketAddr>,
 }
 
-impl Server {
+impl BoundServer {
     /// Takes the ports, so that one in use is known before a model is loaded.
     ///
     /// # Errors
@@ -83,7 +83,7 @@ impl Server {
     ) -> Result<(), ServeError>
     where
         M: Model,
-        F: FnOnce() -> Result<(M, EngineOptions), LoadError> + Send + 'static,
+        F: FnOnce() -> Result<(M, EngineOptions), BoxedLoadError> + Send + 'static,
     {
         let address = self.address;
         let registry = MetricRegistry::labelled("role", identity.role.name())?;
@@ -150,12 +150,12 @@ fn registrar(
     engine: &EngineHandle,
     address: SocketAddr,
     figures: &WorkerMetrics,
-) -> Option<Registrar> {
+) -> Option<EtcdRegistrar> {
     if !identity.registration.is_wanted() {
         return None;
     }
     let (description, options) = (engine.description(), engine.options());
-    let registration::Config { etcd, advertise, models } = identity.registration;
+    let registration::RegistrationConfig { etcd, advertise, models } = identity.registration;
     let entry = Registration {
         endpoint: advertise.unwrap_or_else(|| address.to_string()),
         models,
@@ -167,7 +167,7 @@ fn registrar(
         zone: identity.zone,
         draining: false,
     };
-    Some(Registrar { etcd, entry, registered: figures.registered.clone() })
+    Some(EtcdRegistrar { etcd, entry, registered: figures.registered.clone() })
 }
 
 /// Takes `HOST:PORT`; of several addresses that a name stands for, the first that can be had.
@@ -186,7 +186,7 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
 
 /// Runs `load` on a thread of its own, which nobody waits for when the process ends.
 async fn in_thread<T: Send + 'static>(
-    load: impl FnOnce() -> Result<T, LoadError> + Send + 'static,
+    load: impl FnOnce() -> Result<T, BoxedLoadError> + Send + 'static,
 ) -> Result<T, ServeError> {
     let (sender, loaded) = oneshot::channel();
     let thread = thread::Builder::new().name("load".to_owned());
@@ -228,7 +228,7 @@ fn ended_early(ended: Result<Result<(), tonic::transport::Error>, tokio::task::J
 }
 
 /// Why a model could not be loaded, in the loader's words.
-pub type LoadError = Box<dyn std::error::Error + Send + Sync>;
+pub type BoxedLoadError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a worker does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -245,7 +245,7 @@ pub enum ServeError {
     },
     /// The model is not usable.
     #[error("the model cannot be loaded: {0}")]
-    Load(LoadError),
+    Load(BoxedLoadError),
     /// The loader is broken.
     #[error("the model cannot be loaded: the loader panicked")]
     LoadPanicked,

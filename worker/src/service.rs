@@ -57,7 +57,7 @@ pub struct Identity {
     /// Where the worker stands; empty for nowhere in particular.
     pub zone: String,
     /// Where it tells coordinators of itself.
-    pub registration: registration::Config,
+    pub registration: registration::RegistrationConfig,
 }
 
 /// The `Worker` service. Clones share everything.

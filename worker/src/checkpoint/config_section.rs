@@ -19,10 +19,10 @@ impl JsonFile {
     /// Reads `directory/name`.
     ///
     /// # Errors
-    /// [`ConfigError::Unreadable`], or [`ConfigError::Malformed`] when it holds no JSON object.
-    pub fn open(directory: &Path, name: &str) -> Result<Self, ConfigError> {
+    /// [`ConfigFileError::Unreadable`], or [`ConfigFileError::Malformed`] when it holds no JSON object.
+    pub fn open(directory: &Path, name: &str) -> Result<Self, ConfigFileError> {
         let path = directory.join(name);
-        let unreadable = |source| ConfigError::Unreadable { file: path.clone(), source };
+        let unreadable = |source| ConfigFileError::Unreadable { file: path.clone(), source };
         let bytes = std::fs::read(&path).map_err(unreadable)?;
         Self::parse(&path, bytes)
     }
@@ -30,9 +30,9 @@ impl JsonFile {
     /// What the file at `path` would be if it held `bytes`.
     ///
     /// # Errors
-    /// [`ConfigError::Malformed`].
-    pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Self, ConfigError> {
-        let malformed = |source| ConfigError::Malformed { file: path.to_owned(), source };
+    /// [`ConfigFileError::Malformed`].
+    pub fn parse(path: &Path, bytes: Vec<u8>) -> Result<Self, ConfigFileError> {
+        let malformed = |source| ConfigFileError::Malformed { file: path.to_owned(), source };
         let fields = serde_json::from_slice(&bytes).map_err(malformed)?;
         Ok(Self { path: path.to_owned(), bytes, fields })
     }
@@ -48,10 +48,12 @@ impl JsonFile {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_optional(directory: &Path, name: &str) -> Result<Option<Self>, ConfigError> {
+    pub fn open_optional(directory: &Path, name: &str) -> Result<Option<Self>, ConfigFileError> {
         match Self::open(directory, name) {
             Ok(file) => Ok(Some(file)),
-            Err(ConfigError::Unreadable { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(ConfigFileError::Unreadable { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -64,21 +66,21 @@ impl JsonFile {
 
     /// Its object.
     #[must_use]
-    pub fn root(&self) -> Section<'_> {
-        Section { file: &self.path, prefix: String::new(), fields: &self.fields }
+    pub fn root(&self) -> ConfigSection<'_> {
+        ConfigSection { file: &self.path, prefix: String::new(), fields: &self.fields }
     }
 }
 
 /// An object of a JSON file. A field that is null counts as absent.
 #[derive(Clone, Debug)]
-pub struct Section<'a> {
+pub struct ConfigSection<'a> {
     file: &'a Path,
     /// Path to this object, with a dot at its end; empty at the root.
     prefix: String,
     fields: &'a Map<String, Value>,
 }
 
-impl<'a> Section<'a> {
+impl<'a> ConfigSection<'a> {
     /// Whether `field` is there.
     #[must_use]
     pub fn has(&self, field: &str) -> bool {
@@ -99,24 +101,24 @@ impl<'a> Section<'a> {
     /// A number of things: an integer of at least 1.
     ///
     /// # Errors
-    /// [`ConfigError`].
-    pub fn size(&self, field: &str) -> Result<usize, ConfigError> {
+    /// [`ConfigFileError`].
+    pub fn size(&self, field: &str) -> Result<usize, ConfigFileError> {
         self.optional_size(field)?.ok_or_else(|| self.missing(field, "an integer"))
     }
 
     /// As [`Self::size`], with a default.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`].
-    pub fn size_or(&self, field: &str, default: usize) -> Result<usize, ConfigError> {
+    /// [`ConfigFileError::Invalid`].
+    pub fn size_or(&self, field: &str, default: usize) -> Result<usize, ConfigFileError> {
         Ok(self.optional_size(field)?.unwrap_or(default))
     }
 
     /// As [`Self::size`], if it is there.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`].
-    pub fn optional_size(&self, field: &str) -> Result<Option<usize>, ConfigError> {
+    /// [`ConfigFileError::Invalid`].
+    pub fn optional_size(&self, field: &str) -> Result<Option<usize>, ConfigFileError> {
         let Some(value) = self.get(field) else { return Ok(None) };
         match value.as_u64() {
             Some(size @ 1..=MAX_SIZE) => Ok(Some(size as usize)),
@@ -127,8 +129,8 @@ impl<'a> Section<'a> {
     /// As [`Self::size_or`], 0 included.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`].
-    pub fn whole_or(&self, field: &str, default: usize) -> Result<usize, ConfigError> {
+    /// [`ConfigFileError::Invalid`].
+    pub fn whole_or(&self, field: &str, default: usize) -> Result<usize, ConfigFileError> {
         match self.get(field).map(Value::as_u64) {
             None => Ok(default),
             Some(Some(size @ 0..=MAX_SIZE)) => Ok(size as usize),
@@ -139,8 +141,8 @@ impl<'a> Section<'a> {
     /// A finite number, with a default.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`].
-    pub fn number_or(&self, field: &str, default: f64) -> Result<f64, ConfigError> {
+    /// [`ConfigFileError::Invalid`].
+    pub fn number_or(&self, field: &str, default: f64) -> Result<f64, ConfigFileError> {
         match self.get(field) {
             None => Ok(default),
             Some(value) => value.as_f64().ok_or_else(|| self.invalid(field, "a number".to_owned())),
@@ -150,8 +152,8 @@ impl<'a> Section<'a> {
     /// A number above 0.
     ///
     /// # Errors
-    /// [`ConfigError`].
-    pub fn positive(&self, field: &str) -> Result<f64, ConfigError> {
+    /// [`ConfigFileError`].
+    pub fn positive(&self, field: &str) -> Result<f64, ConfigFileError> {
         let value = self.get(field).ok_or_else(|| self.missing(field, "a number above 0"))?;
         let positive = value.as_f64().filter(|&number| number > 0.0);
         positive.ok_or_else(|| self.invalid(field, "a number above 0".to_owned()))
@@ -160,8 +162,8 @@ impl<'a> Section<'a> {
     /// A boolean, with a default.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`].
-    pub fn flag_or(&self, field: &str, default: bool) -> Result<bool, ConfigError> {
+    /// [`ConfigFileError::Invalid`].
+    pub fn flag_or(&self, field: &str, default: bool) -> Result<bool, ConfigFileError> {
         match self.get(field) {
             None => Ok(default),
             Some(value) => value.as_bool().ok_or_else(|| self.invalid(field, "true or false".to_owned())),
@@ -171,8 +173,8 @@ impl<'a> Section<'a> {
     /// One of some names, as what it stands for.
     ///
     /// # Errors
-    /// [`ConfigError`] lists the names.
-    pub fn one_of<T: Copy>(&self, field: &str, names: &[(&str, T)]) -> Result<T, ConfigError> {
+    /// [`ConfigFileError`] lists the names.
+    pub fn one_of<T: Copy>(&self, field: &str, names: &[(&str, T)]) -> Result<T, ConfigFileError> {
         let expected = || names.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         let value = self.get(field).ok_or_else(|| self.missing(field, &format!("one of {}", expected())))?;
         let found = value.as_str().and_then(|text| names.iter().find(|(name, _)| *name == text));
@@ -183,7 +185,7 @@ impl<'a> Section<'a> {
     ///
     /// # Errors
     /// As [`Self::one_of`].
-    pub fn one_of_or<T: Copy>(&self, field: &str, default: &str, names: &[(&str, T)]) -> Result<T, ConfigError> {
+    pub fn one_of_or<T: Copy>(&self, field: &str, default: &str, names: &[(&str, T)]) -> Result<T, ConfigFileError> {
         let fallback = names.iter().find(|(name, _)| *name == default);
         match fallback {
             Some(&(_, meaning)) if !self.has(field) => Ok(meaning),
@@ -194,18 +196,18 @@ impl<'a> Section<'a> {
     /// The object in `field`, if it is there.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`].
-    pub fn section(&self, field: &str) -> Result<Option<Section<'a>>, ConfigError> {
+    /// [`ConfigFileError::Invalid`].
+    pub fn section(&self, field: &str) -> Result<Option<ConfigSection<'a>>, ConfigFileError> {
         let Some(value) = self.get(field) else { return Ok(None) };
         let fields = value.as_object().ok_or_else(|| self.invalid(field, "an object".to_owned()))?;
-        Ok(Some(Section { file: self.file, prefix: format!("{}{field}.", self.prefix), fields }))
+        Ok(Some(ConfigSection { file: self.file, prefix: format!("{}{field}.", self.prefix), fields }))
     }
 
     /// A token id or a list of them; `None` when the field is absent.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`].
-    pub fn token_ids(&self, field: &str) -> Result<Option<Vec<u32>>, ConfigError> {
+    /// [`ConfigFileError::Invalid`].
+    pub fn token_ids(&self, field: &str) -> Result<Option<Vec<u32>>, ConfigFileError> {
         let Some(value) = self.get(field) else { return Ok(None) };
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
         let ids = match value {
@@ -217,24 +219,29 @@ impl<'a> Section<'a> {
 
     /// The error that `field` is not what is `expected`.
     #[must_use]
-    pub fn invalid(&self, field: &str, expected: String) -> ConfigError {
+    pub fn invalid(&self, field: &str, expected: String) -> ConfigFileError {
         let mut found = self.get(field).map_or("absent".to_owned(), Value::to_string);
         if let Some((end, _)) = found.char_indices().nth(60) {
             found.truncate(end);
             found.push('…');
         }
-        ConfigError::Invalid { file: self.file.to_owned(), field: format!("{}{field}", self.prefix), found, expected }
+        ConfigFileError::Invalid {
+            file: self.file.to_owned(),
+            field: format!("{}{field}", self.prefix),
+            found,
+            expected,
+        }
     }
 
-    fn missing(&self, field: &str, expected: &str) -> ConfigError {
+    fn missing(&self, field: &str, expected: &str) -> ConfigFileError {
         let field = format!("{}{field}", self.prefix);
-        ConfigError::Missing { file: self.file.to_owned(), field, expected: expected.to_owned() }
+        ConfigFileError::Missing { file: self.file.to_owned(), field, expected: expected.to_owned() }
     }
 }
 
 /// What is wrong with a JSON file.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
+pub enum ConfigFileError {
     /// No such file, or no permission.
     #[error("{}: cannot be read: {source}", file.display())]
     Unreadable {

@@ -9,7 +9,7 @@ use candle_core::DType;
 use candle_core::quantized::GgmlDType;
 use serde_json::Value;
 
-use super::tensor_files::{Encoding, StoredTensor};
+use super::stored_tensor::{StoredTensor, TensorEncoding};
 
 const MAGIC: &[u8] = b"GGUF";
 /// Most dimensions of a tensor.
@@ -19,7 +19,7 @@ const ALIGNMENT: usize = 32;
 
 /// What a GGUF file says before its tensors.
 #[derive(Clone, Debug, Default)]
-pub struct Header {
+pub struct GgufHeader {
     /// Metadata that is a number, a truth value or a text.
     pub metadata: HashMap<String, Value>,
     /// The tensors, rows first.
@@ -30,8 +30,8 @@ pub struct Header {
 ///
 /// # Errors
 /// [`GgufError`].
-pub fn header(bytes: &[u8]) -> Result<Header, GgufError> {
-    let mut reader = Reader { bytes, at: 0 };
+pub fn header(bytes: &[u8]) -> Result<GgufHeader, GgufError> {
+    let mut reader = HeaderReader { bytes, at: 0 };
     if reader.take(MAGIC.len())? != MAGIC {
         return Err(GgufError::Magic);
     }
@@ -40,7 +40,7 @@ pub fn header(bytes: &[u8]) -> Result<Header, GgufError> {
         return Err(GgufError::Version { version });
     }
     let (tensor_count, metadata_count) = (reader.u64()?, reader.u64()?);
-    let mut header = Header::default();
+    let mut header = GgufHeader::default();
     for _ in 0..metadata_count {
         let key = reader.text()?;
         let kind = reader.u32()?;
@@ -69,13 +69,13 @@ pub fn header(bytes: &[u8]) -> Result<Header, GgufError> {
 }
 
 /// A tensor as its header describes it.
-struct Info {
+struct TensorInfo {
     shape: Vec<usize>,
-    encoding: Encoding,
+    encoding: TensorEncoding,
     offset: u64,
 }
 
-impl Info {
+impl TensorInfo {
     fn located(self, data: usize, alignment: usize, file_bytes: usize) -> StoredTensor {
         let Self { shape, encoding, offset } = self;
         let elements = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
@@ -94,12 +94,12 @@ impl Info {
 }
 
 /// What is left of the header.
-struct Reader<'a> {
+struct HeaderReader<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> HeaderReader<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], GgufError> {
         let end = self.at.checked_add(count).filter(|&end| end <= self.bytes.len());
         let end = end.ok_or(GgufError::Truncated { at: self.at, wanted: count, bytes: self.bytes.len() })?;
@@ -174,7 +174,7 @@ impl<'a> Reader<'a> {
         self.take(count.saturating_mul(element_bytes)).map(drop)
     }
 
-    fn tensor(&mut self) -> Result<(&'a str, Info), GgufError> {
+    fn tensor(&mut self) -> Result<(&'a str, TensorInfo), GgufError> {
         let name = self.text()?;
         let dimensions = self.u32()?;
         if dimensions > MAX_DIMENSIONS {
@@ -184,22 +184,22 @@ impl<'a> Reader<'a> {
         let mut shape = (0..dimensions).map(|_| self.length()).collect::<Result<Vec<_>, _>>()?;
         shape.reverse();
         let encoding = match self.u32()? {
-            0 => Encoding::Floats(DType::F32),
-            1 => Encoding::Floats(DType::F16),
-            30 => Encoding::Floats(DType::BF16),
-            2 => Encoding::Blocks(GgmlDType::Q4_0),
-            3 => Encoding::Blocks(GgmlDType::Q4_1),
-            6 => Encoding::Blocks(GgmlDType::Q5_0),
-            7 => Encoding::Blocks(GgmlDType::Q5_1),
-            8 => Encoding::Blocks(GgmlDType::Q8_0),
-            10 => Encoding::Blocks(GgmlDType::Q2K),
-            11 => Encoding::Blocks(GgmlDType::Q3K),
-            12 => Encoding::Blocks(GgmlDType::Q4K),
-            13 => Encoding::Blocks(GgmlDType::Q5K),
-            14 => Encoding::Blocks(GgmlDType::Q6K),
-            other => Encoding::Other(format!("GGML's number {other}")),
+            0 => TensorEncoding::Floats(DType::F32),
+            1 => TensorEncoding::Floats(DType::F16),
+            30 => TensorEncoding::Floats(DType::BF16),
+            2 => TensorEncoding::Blocks(GgmlDType::Q4_0),
+            3 => TensorEncoding::Blocks(GgmlDType::Q4_1),
+            6 => TensorEncoding::Blocks(GgmlDType::Q5_0),
+            7 => TensorEncoding::Blocks(GgmlDType::Q5_1),
+            8 => TensorEncoding::Blocks(GgmlDType::Q8_0),
+            10 => TensorEncoding::Blocks(GgmlDType::Q2K),
+            11 => TensorEncoding::Blocks(GgmlDType::Q3K),
+            12 => TensorEncoding::Blocks(GgmlDType::Q4K),
+            13 => TensorEncoding::Blocks(GgmlDType::Q5K),
+            14 => TensorEncoding::Blocks(GgmlDType::Q6K),
+            other => TensorEncoding::Other(format!("GGML's number {other}")),
         };
-        Ok((name, Info { shape, encoding, offset: self.u64()? }))
+        Ok((name, TensorInfo { shape, encoding, offset: self.u64()? }))
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::env;
 use std::error::Error;
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,28 +16,29 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 pub use self::error::HubError;
-use super::progress::Progress;
+use self::error::STALLED_AFTER;
+pub use self::hub_id::HubId;
+use super::progress::ByteProgress;
 use super::tensor_files;
 
 mod error;
+mod hub_id;
 
 /// The public hub.
 const ENDPOINT: &str = "https://huggingface.co";
-/// A download that brings nothing for so long has been interrupted.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// How often that is looked at.
 const POLL: Duration = Duration::from_secs(1);
 
 /// What is wanted of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
+pub enum RepoContent {
     /// A model with its tokenizer.
     Model,
     /// A PEFT adapter.
     Adapter,
 }
 
-impl Content {
+impl RepoContent {
     /// Names of the files beside the weights; the first must be there.
     fn configs(self) -> &'static [&'static str] {
         match self {
@@ -62,7 +62,7 @@ impl Content {
 ///
 /// # Errors
 /// [`HubError`].
-pub fn locate(reference: &Path, revision: Option<&str>, content: Content) -> Result<PathBuf, HubError> {
+pub fn locate(reference: &Path, revision: Option<&str>, content: RepoContent) -> Result<PathBuf, HubError> {
     if reference.exists() {
         return match revision {
             None => Ok(reference.to_owned()),
@@ -71,48 +71,18 @@ pub fn locate(reference: &Path, revision: Option<&str>, content: Content) -> Res
     }
     let id = reference.to_str().and_then(|text| HubId::parse(text, revision));
     let id = id.ok_or_else(|| HubError::NoReference { reference: reference.to_owned() })?;
-    Hub::from_env()?.directory(&id, content)
-}
-
-/// A repository at a revision.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HubId {
-    name: String,
-    revision: String,
-}
-
-impl HubId {
-    fn parse(text: &str, revision: Option<&str>) -> Option<Self> {
-        let (name, revision) = match (text.split_once('@'), revision) {
-            (Some((name, revision)), None) => (name, revision),
-            (None, revision) => (text, revision.unwrap_or("main")),
-            (Some(_), Some(_)) => return None,
-        };
-        let word = |part: &str| {
-            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-            !part.is_empty() && part.bytes().all(allowed) && !part.starts_with('.') && !part.contains("..")
-        };
-        let (owner, repository) = name.split_once('/')?;
-        let valid = word(owner) && word(repository) && revision.split('/').all(word);
-        valid.then(|| Self { name: name.to_owned(), revision: revision.to_owned() })
-    }
-}
-
-impl fmt::Display for HubId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.name, self.revision)
-    }
+    HubClient::from_env()?.directory(&id, content)
 }
 
 /// A hub, and the cache of what came from it.
-struct Hub {
+struct HubClient {
     cache: PathBuf,
     endpoint: String,
     token: Option<String>,
     offline: bool,
 }
 
-impl Hub {
+impl HubClient {
     /// As the environment says, in the variables of Python's `huggingface_hub`.
     fn from_env() -> Result<Self, HubError> {
         let variable = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
@@ -136,7 +106,7 @@ impl Hub {
         })
     }
 
-    fn directory(&self, id: &HubId, content: Content) -> Result<PathBuf, HubError> {
+    fn directory(&self, id: &HubId, content: RepoContent) -> Result<PathBuf, HubError> {
         if let Some(directory) = self.cached(id, content) {
             return Ok(directory);
         }
@@ -145,11 +115,11 @@ impl Hub {
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(HubError::Runtime)?;
-        runtime.block_on(Download::new(self, id)?.run(content))
+        runtime.block_on(HubDownload::new(self, id)?.run(content))
     }
 
     /// The snapshot of `id` if all of it has been downloaded.
-    fn cached(&self, id: &HubId, content: Content) -> Option<PathBuf> {
+    fn cached(&self, id: &HubId, content: RepoContent) -> Option<PathBuf> {
         let repository = Repo::with_revision(id.name.clone(), RepoType::Model, id.revision.clone());
         let folder = self.cache.join(repository.folder_name());
         // A revision is a branch or tag with a file of its own, or the commit itself.
@@ -161,7 +131,7 @@ impl Hub {
 }
 
 /// Whether `snapshot` has a config and weights with all their shards. The weights are downloaded last.
-fn complete(snapshot: &Path, content: Content) -> bool {
+fn complete(snapshot: &Path, content: RepoContent) -> bool {
     let there = |name: &str| snapshot.join(name).exists();
     let weights = content.weights().iter().find(|name| there(name));
     let weights_complete = weights.is_some_and(|name| match name.ends_with(".index.json") {
@@ -182,14 +152,14 @@ fn shards(index: &Path) -> Option<Vec<String>> {
 }
 
 /// A repository that is being downloaded.
-struct Download<'a> {
-    hub: &'a Hub,
+struct HubDownload<'a> {
+    hub: &'a HubClient,
     id: &'a HubId,
     api: Api,
 }
 
-impl<'a> Download<'a> {
-    fn new(hub: &'a Hub, id: &'a HubId) -> Result<Self, HubError> {
+impl<'a> HubDownload<'a> {
+    fn new(hub: &'a HubClient, id: &'a HubId) -> Result<Self, HubError> {
         let builder = ApiBuilder::from_cache(Cache::new(hub.cache.clone())).with_endpoint(hub.endpoint.clone());
         let api = builder.with_token(hub.token.clone()).with_progress(false).build();
         let api = api.map_err(|error| HubError::Answer { endpoint: hub.endpoint.clone(), problem: chain(&error) })?;
@@ -197,11 +167,11 @@ impl<'a> Download<'a> {
     }
 
     /// Downloads the files that are wanted and not there yet.
-    async fn run(&self, content: Content) -> Result<PathBuf, HubError> {
+    async fn run(&self, content: RepoContent) -> Result<PathBuf, HubError> {
         let Self { hub, id, api } = self;
         let repository = |revision: &str| Repo::with_revision(id.name.clone(), RepoType::Model, revision.to_owned());
         let asked = api.repo(repository(&id.revision));
-        let info = tokio::time::timeout(PATIENCE, asked.info()).await;
+        let info = tokio::time::timeout(STALLED_AFTER, asked.info()).await;
         let stalled = |_| HubError::Stalled { file: "its list of files".to_owned(), id: (*id).clone() };
         let info = info.map_err(stalled)?.map_err(|error| self.error("its list of files", error))?;
         if !info.sha.bytes().all(|byte| byte.is_ascii_alphanumeric()) || info.sha.is_empty() {
@@ -244,10 +214,10 @@ impl<'a> Download<'a> {
         if snapshot.join(file).exists() {
             return Ok(());
         }
-        let watch = Shown { progress: None, heard: Arc::new(Mutex::new(Instant::now())) };
+        let watch = DownloadProgress { progress: None, heard: Arc::new(Mutex::new(Instant::now())) };
         let heard = Arc::clone(&watch.heard);
         let silent = async {
-            while heard.lock().elapsed() < PATIENCE {
+            while heard.lock().elapsed() < STALLED_AFTER {
                 tokio::time::sleep(POLL).await;
             }
         };
@@ -291,14 +261,14 @@ impl<'a> Download<'a> {
 
 /// A download as it is shown, and when anything of it was last heard.
 #[derive(Clone)]
-struct Shown {
-    progress: Option<Progress>,
+struct DownloadProgress {
+    progress: Option<ByteProgress>,
     heard: Arc<Mutex<Instant>>,
 }
 
-impl Watch for Shown {
+impl Watch for DownloadProgress {
     async fn init(&mut self, size: usize, filename: &str) {
-        self.progress = Some(Progress::new(&format!("downloading {filename}"), size as u64));
+        self.progress = Some(ByteProgress::new(&format!("downloading {filename}"), size as u64));
         self.update(0).await;
     }
 
@@ -326,27 +296,4 @@ fn chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(text: &str, revision: Option<&str>, expected: Option<(&str, &str)>) {
-        let id = HubId::parse(text, revision);
-        let found = id.as_ref().map(|id| (id.name.as_str(), id.revision.as_str()));
-        assert_eq!(found, expected, "{text} {revision:?}");
-    }
-
-    #[test]
-    fn hub_ids_have_an_owner_a_name_and_perhaps_a_revision() {
-        check("a/b-1.3B_x", None, Some(("a/b-1.3B_x", "main")));
-        check("a/b@v1", None, Some(("a/b", "v1")));
-        check("a/b", Some("refs/pr/3"), Some(("a/b", "refs/pr/3")));
-        for text in ["", "a", "a/", "/b", "a/b/c", "./a", "../a", "a/..", "a b/c", "a/b@", "a/b@../../c", "~/b"] {
-            check(text, None, None);
-        }
-        check("a/b@v1", Some("v1"), None);
-        check("a/b", Some("/etc"), None);
-    }
 }

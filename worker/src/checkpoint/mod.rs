@@ -7,4 +7,5 @@ pub mod mapped_file;
 pub mod pickle;
 pub mod progress;
 pub mod safetensors;
+pub mod stored_tensor;
 pub mod tensor_files;

@@ -12,7 +12,7 @@ use candle_core::pickle::{Object, Stack};
 use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
 
-use super::tensor_files::{Encoding, StoredTensor};
+use super::stored_tensor::{StoredTensor, TensorEncoding};
 
 /// Longest pickle, in bytes. A tensor takes about 200 of them.
 const MAX_PICKLE: usize = 4 << 20;
@@ -27,7 +27,7 @@ const TEXT_UNIT: usize = 64;
 /// # Errors
 /// [`PickleError`].
 pub fn tensors(bytes: &[u8]) -> Result<HashMap<String, StoredTensor>, PickleError> {
-    let entries = Entries::read(bytes)?;
+    let entries = ArchiveEntries::read(bytes)?;
     let pickle = entries.pickle()?;
     if pickle.len() > MAX_PICKLE {
         return Err(PickleError::TooLong { length: pickle.len() });
@@ -35,7 +35,7 @@ pub fn tensors(bytes: &[u8]) -> Result<HashMap<String, StoredTensor>, PickleErro
     let Object::Dict(pairs) = parse(&bytes[pickle])? else { return Err(PickleError::NoStateDict) };
     let mut tensors = HashMap::new();
     for (name, value) in &pairs {
-        if let (Object::Unicode(name), Some(rebuilt)) = (name, Rebuilt::from_object(value)) {
+        if let (Object::Unicode(name), Some(rebuilt)) = (name, RebuiltTensor::from_object(value)) {
             tensors.insert(name.clone(), rebuilt.locate(name, &entries)?);
         }
     }
@@ -43,9 +43,9 @@ pub fn tensors(bytes: &[u8]) -> Result<HashMap<String, StoredTensor>, PickleErro
 }
 
 /// Where the files of the archive lie in it.
-struct Entries(HashMap<String, Range<usize>>);
+struct ArchiveEntries(HashMap<String, Range<usize>>);
 
-impl Entries {
+impl ArchiveEntries {
     /// Each lies within `bytes`.
     fn read(bytes: &[u8]) -> Result<Self, PickleError> {
         let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(PickleError::Zip)?;
@@ -141,7 +141,7 @@ fn shortened(error: &candle_core::Error) -> String {
 }
 
 /// Arguments of `torch._utils._rebuild_tensor_v2(storage, offset, size, stride, …)`.
-struct Rebuilt<'a> {
+struct RebuiltTensor<'a> {
     class: &'a str,
     key: &'a str,
     offset: usize,
@@ -149,7 +149,7 @@ struct Rebuilt<'a> {
     strides: Vec<usize>,
 }
 
-impl<'a> Rebuilt<'a> {
+impl<'a> RebuiltTensor<'a> {
     /// `None` when `object` is no tensor.
     fn from_object(object: &'a Object) -> Option<Self> {
         let Object::Reduce { callable, args } = object else { return None };
@@ -170,7 +170,7 @@ impl<'a> Rebuilt<'a> {
         }
     }
 
-    fn locate(self, name: &str, entries: &Entries) -> Result<StoredTensor, PickleError> {
+    fn locate(self, name: &str, entries: &ArchiveEntries) -> Result<StoredTensor, PickleError> {
         let missing = || PickleError::Storage { tensor: name.to_owned(), key: self.key.to_owned() };
         let storage = entries.storage(self.key).ok_or_else(missing)?;
         let dtype = match self.class {
@@ -180,7 +180,7 @@ impl<'a> Rebuilt<'a> {
             "BFloat16Storage" => Some(DType::BF16),
             _ => None,
         };
-        let encoding = dtype.map_or_else(|| Encoding::Other(self.class.to_owned()), Encoding::Floats);
+        let encoding = dtype.map_or_else(|| TensorEncoding::Other(self.class.to_owned()), TensorEncoding::Floats);
         let extent = self.extent(storage, dtype.map_or(1, |dtype| dtype.size_in_bytes()));
         Ok(StoredTensor { shape: self.shape, encoding, extent })
     }

@@ -11,7 +11,7 @@ const SHOWN_BYTES: u64 = 16 << 20;
 
 /// Progress towards a known number of bytes; clones count together, and the last one takes the bar away.
 #[derive(Clone, Debug)]
-pub struct Progress {
+pub struct ByteProgress {
     what: Arc<str>,
     total_bytes: u64,
     done_bytes: Arc<AtomicU64>,
@@ -19,7 +19,7 @@ pub struct Progress {
     bar: Option<ProgressBar>,
 }
 
-impl Progress {
+impl ByteProgress {
     /// Begins to show `what` is done, such as `loading model.safetensors`.
     #[must_use]
     pub fn new(what: &str, total_bytes: u64) -> Self {

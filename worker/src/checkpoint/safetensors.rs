@@ -6,7 +6,7 @@ use candle_core::DType;
 use safetensors::tensor::Metadata;
 use safetensors::{SafeTensorError, SafeTensors};
 
-use super::tensor_files::{Encoding, StoredTensor};
+use super::stored_tensor::{StoredTensor, TensorEncoding};
 
 /// Reads which tensors are in the file that `bytes` are, and where.
 ///
@@ -21,8 +21,8 @@ pub fn tensors(bytes: &[u8]) -> Result<HashMap<String, StoredTensor>, Safetensor
     let begin = header + size_of::<u64>();
     let tensors = metadata.tensors().into_iter().map(|(name, info)| {
         let encoding = match DType::try_from(info.dtype) {
-            Ok(dtype @ (DType::F32 | DType::BF16 | DType::F16 | DType::F64)) => Encoding::Floats(dtype),
-            _ => Encoding::Other(format!("{:?}", info.dtype)),
+            Ok(dtype @ (DType::F32 | DType::BF16 | DType::F16 | DType::F64)) => TensorEncoding::Floats(dtype),
+            _ => TensorEncoding::Other(format!("{:?}", info.dtype)),
         };
         let (start, end) = info.data_offsets;
         (name, StoredTensor { shape: info.shape.clone(), encoding, extent: Ok(begin + start..begin + end) })

@@ -7,16 +7,16 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::quantized::{GgmlDType, ggml_file};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
 pub use self::error::TensorError;
-use super::config_section::{ConfigError, JsonFile};
+use super::config_section::{ConfigFileError, JsonFile};
 use super::mapped_file::MappedFile;
 use super::pickle;
-use super::progress::Progress;
+use super::progress::ByteProgress;
 use super::safetensors;
+use super::stored_tensor::{StoredRows, StoredTensor, TensorEncoding};
 
 mod error;
 
@@ -29,82 +29,6 @@ pub const ADAPTER: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"
 /// Bytes of a piece of a tensor, as far as whole rows allow.
 const PIECE_BYTES: usize = 4 << 20;
 
-/// Where a file keeps a tensor, and how.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredTensor {
-    /// Rows first.
-    pub shape: Vec<usize>,
-    /// How its elements are stored.
-    pub encoding: Encoding,
-    /// Where the elements are, row by row; or why they cannot be read.
-    pub extent: Result<Range<usize>, String>,
-}
-
-/// How the elements of a tensor are stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Encoding {
-    /// F32, BF16, F16 or F64.
-    Floats(DType),
-    /// Quantised, in GGML's blocks.
-    Blocks(GgmlDType),
-    /// What the file calls it.
-    Other(String),
-}
-
-impl Encoding {
-    /// Bytes of `elements` that begin with a block; `None` when they end within one, or are not known to take any.
-    #[must_use]
-    pub fn bytes(&self, elements: usize) -> Option<usize> {
-        match self {
-            Self::Floats(dtype) => elements.checked_mul(dtype.size_in_bytes()),
-            Self::Blocks(dtype) if elements.is_multiple_of(dtype.block_size()) => {
-                (elements / dtype.block_size()).checked_mul(dtype.type_size())
-            }
-            Self::Blocks(_) | Self::Other(_) => None,
-        }
-    }
-}
-
-/// Some rows of a matrix, as they are stored.
-#[derive(Clone, Debug)]
-pub struct Rows<'a> {
-    /// Index of the first one, and how many there are.
-    pub range: Range<usize>,
-    /// Elements of one.
-    pub width: usize,
-    /// How they are stored.
-    pub encoding: &'a Encoding,
-    /// Their bytes.
-    pub bytes: &'a [u8],
-}
-
-impl Rows<'_> {
-    /// The rows as floats `[rows, width]`.
-    ///
-    /// # Errors
-    /// When they are none.
-    pub fn floats(&self) -> candle_core::Result<Tensor> {
-        let shape = [self.range.len(), self.width];
-        match self.encoding {
-            Encoding::Floats(dtype) => Tensor::from_raw_buffer(self.bytes, *dtype, &shape, &Device::Cpu),
-            Encoding::Blocks(dtype) => dequantise(*dtype, shape, self.bytes),
-            Encoding::Other(name) => candle_core::bail!("{name} are no floats"),
-        }
-    }
-}
-
-/// The numbers of `[rows, width]` in the blocks of a GGML file, in f32.
-///
-/// # Errors
-/// When `blocks` are not of this shape, or the type is not supported.
-pub fn dequantise(dtype: GgmlDType, [rows, width]: [usize; 2], blocks: &[u8]) -> candle_core::Result<Tensor> {
-    let expected = Encoding::Blocks(dtype).bytes(width).and_then(|row| row.checked_mul(rows));
-    if expected != Some(blocks.len()) {
-        candle_core::bail!("{} bytes are no {dtype:?} matrix [{rows}, {width}]", blocks.len());
-    }
-    ggml_file::qtensor_from_ggml(dtype, blocks, vec![rows, width], &Device::Cpu)?.dequantize(&Device::Cpu)
-}
-
 /// The files of one directory that hold its tensors.
 pub struct TensorFiles {
     files: Vec<TensorFile>,
@@ -113,7 +37,7 @@ pub struct TensorFiles {
     /// Over names, types, shapes and bytes of the tensors read so far.
     digest: Sha256,
     elements: u64,
-    progress: Option<Progress>,
+    progress: Option<ByteProgress>,
 }
 
 struct TensorFile {
@@ -163,7 +87,7 @@ impl TensorFiles {
     /// Shows from now on how much has been read of `total_bytes`.
     pub fn show_progress(&mut self, total_bytes: u64) {
         let name = self.path().file_name().map_or_else(Default::default, |name| name.to_string_lossy());
-        self.progress = Some(Progress::new(&format!("loading {name}"), total_bytes));
+        self.progress = Some(ByteProgress::new(&format!("loading {name}"), total_bytes));
     }
 
     /// The file, or the first of several.
@@ -204,7 +128,7 @@ impl TensorFiles {
     /// [`TensorError`] names file, tensor, what was found and what is expected.
     pub fn read(&mut self, name: &str, expected: &[usize]) -> Result<Tensor, TensorError> {
         let at = self.locate(name)?;
-        let Encoding::Floats(dtype) = self.files[at].get(name)?.encoding else {
+        let TensorEncoding::Floats(dtype) = self.files[at].get(name)?.encoding else {
             return Err(self.files[at].no_floats(name));
         };
         let mut whole = Vec::new();
@@ -228,7 +152,7 @@ impl TensorFiles {
         &mut self,
         name: &str,
         expected: [usize; 2],
-        each: impl FnMut(Rows<'_>) -> Result<(), E>,
+        each: impl FnMut(StoredRows<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         self.read_pieces(name, &expected, each)
     }
@@ -238,7 +162,7 @@ impl TensorFiles {
         &mut self,
         name: &str,
         expected: &[usize],
-        mut each: impl FnMut(Rows<'_>) -> Result<(), E>,
+        mut each: impl FnMut(StoredRows<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let file = &self.files[self.locate(name)?];
         let stored = file.get(name)?;
@@ -255,7 +179,7 @@ impl TensorFiles {
             let bytes = &file.map.bytes()[place.clone()];
             self.digest.update(bytes);
             self.elements += (range.len() * width) as u64;
-            each(Rows { range, width, encoding, bytes })?;
+            each(StoredRows { range, width, encoding, bytes })?;
             if let Some(progress) = &self.progress {
                 progress.advance(bytes.len() as u64);
             }
@@ -289,8 +213,8 @@ impl TensorFiles {
 /// The tensors that an index lists, each with the file beside it that holds it.
 ///
 /// # Errors
-/// [`ConfigError`] when there are none, or a file is elsewhere.
-pub fn shard_names(index: &JsonFile) -> Result<Vec<(&str, &str)>, ConfigError> {
+/// [`ConfigFileError`] when there are none, or a file is elsewhere.
+pub fn shard_names(index: &JsonFile) -> Result<Vec<(&str, &str)>, ConfigFileError> {
     let root = index.root();
     let names = root.section("weight_map")?;
     let names = names.ok_or_else(|| root.invalid("weight_map", "an object of tensor names and files".into()))?;
@@ -330,7 +254,7 @@ impl TensorFile {
             let (found, expected) = (stored.shape.clone(), expected.to_vec());
             return Err(TensorError::Shape { file, tensor, found, expected });
         }
-        if let Encoding::Other(_) = stored.encoding {
+        if let TensorEncoding::Other(_) = stored.encoding {
             return Err(self.no_floats(name));
         }
         let extent = stored.extent.clone().map_err(|problem| TensorError::Data {
@@ -357,7 +281,7 @@ impl TensorFile {
 
     fn no_floats(&self, name: &str) -> TensorError {
         let found = self.tensors.get(name).map(|stored| match &stored.encoding {
-            Encoding::Other(found) => found.clone(),
+            TensorEncoding::Other(found) => found.clone(),
             known => format!("{known:?}"),
         });
         TensorError::ElementType { file: self.path(), tensor: name.to_owned(), found: found.unwrap_or_default() }

@@ -1,44 +1,45 @@
 //! Grouped-query attention over the paged cache.
 
-use super::decoder::{Batch, Workspace};
-use super::linear::{Linear, Rows, Site};
-use crate::families::{DecoderSpec, Family, Positions, QkvNames};
-use crate::kernels::{Heads, KernelError, Kernels, RotaryLayout};
-use crate::weights::{Weights, WeightsError};
+use super::batch::{BatchRows, DecoderBatch};
+use super::linear::{LinearLayer, LinearSite};
+use super::workspace::DecoderWorkspace;
+use crate::families::{DecoderSpec, ModelFamily, PositionEmbedding, QkvNames};
+use crate::kernels::{AttentionHeads, KernelError, Kernels, RotaryLayout};
+use crate::weights::{ModelWeights, WeightsError};
 
-pub(super) struct Attention<K: Kernels> {
+pub(super) struct AttentionLayer<K: Kernels> {
     /// Queries, keys and values, each by head, whatever order the checkpoint has.
-    qkv: Linear<K>,
-    output: Linear<K>,
+    qkv: LinearLayer<K>,
+    output: LinearLayer<K>,
 }
 
-impl<K: Kernels> Attention<K> {
+impl<K: Kernels> AttentionLayer<K> {
     pub(super) fn load(
         kernels: &K,
-        family: &Family,
-        weights: &mut Weights,
+        family: &ModelFamily,
+        weights: &mut ModelWeights,
         prefix: &str,
     ) -> Result<Self, WeightsError> {
-        let Family { spec, names, .. } = family;
+        let ModelFamily { spec, names, .. } = family;
         let heads = spec.heads;
-        let site = |module, outputs| Site { module, shape: [outputs, spec.hidden], bias: spec.biases.qkv };
+        let site = |module, outputs| LinearSite { module, shape: [outputs, spec.hidden], bias: spec.biases.qkv };
         let qkv = match names.qkv {
             QkvNames::Separate { names } => {
                 let [query, key, value] = names.map(|name| format!("{prefix}{name}"));
                 let (query, key) = (site(&query, heads.query_width()), site(&key, heads.kv_width()));
-                Linear::load_joined(kernels, weights, &[query, key, site(&value, heads.kv_width())])?
+                LinearLayer::load_joined(kernels, weights, &[query, key, site(&value, heads.kv_width())])?
             }
             QkvNames::Fused { name, groups, order } => {
                 let module = format!("{prefix}{name}");
                 // The tensor's shape is checked before its rows are listed: the config alone could ask for any number.
                 let fused = site(&module, heads.qkv_width());
-                Linear::load_reordered(kernels, weights, fused, || unfused(heads, groups, order))?
+                LinearLayer::load_reordered(kernels, weights, fused, || unfused(heads, groups, order))?
             }
         };
         let module = format!("{prefix}{}", names.attention_output);
         let shape = [spec.hidden, heads.query_width()];
-        let output = Site { module: &module, shape, bias: spec.biases.attention_output };
-        Ok(Self { qkv, output: Linear::load(kernels, weights, output)? })
+        let output = LinearSite { module: &module, shape, bias: spec.biases.attention_output };
+        Ok(Self { qkv, output: LinearLayer::load(kernels, weights, output)? })
     }
 
     /// Reads `workspace.normed`, writes `workspace.found`.
@@ -46,14 +47,14 @@ impl<K: Kernels> Attention<K> {
         &self,
         kernels: &K,
         spec: &DecoderSpec,
-        batch: &Batch<'_>,
+        batch: &DecoderBatch<'_>,
         (cache, layer): (&mut K::Cache, usize),
-        workspace: &mut Workspace<K>,
+        workspace: &mut DecoderWorkspace<K>,
     ) -> Result<(), KernelError> {
-        let Workspace { normed, qkv, angles, found, scratch, .. } = workspace;
+        let DecoderWorkspace { normed, qkv, angles, found, scratch, .. } = workspace;
         let (rows, places) = (batch.rows(), batch.places.as_slice());
         self.qkv.forward(kernels, rows, normed, qkv, scratch)?;
-        if let Positions::Rotary(rotary) = &spec.positions {
+        if let PositionEmbedding::Rotary(rotary) = &spec.positions {
             let layout = RotaryLayout { width: rotary.width, pairs: rotary.pairs };
             kernels.rotate_and_append(qkv, spec.heads, (layout, angles), places, cache, layer);
         } else {
@@ -67,10 +68,10 @@ impl<K: Kernels> Attention<K> {
     pub(super) fn project(
         &self,
         kernels: &K,
-        rows: Rows<'_>,
-        workspace: &mut Workspace<K>,
+        rows: BatchRows<'_>,
+        workspace: &mut DecoderWorkspace<K>,
     ) -> Result<(), KernelError> {
-        let Workspace { found, attended, scratch, .. } = workspace;
+        let DecoderWorkspace { found, attended, scratch, .. } = workspace;
         self.output.forward(kernels, rows, found, attended, scratch)
     }
 
@@ -78,10 +79,10 @@ impl<K: Kernels> Attention<K> {
     pub(super) fn project_add(
         &self,
         kernels: &K,
-        rows: Rows<'_>,
-        workspace: &mut Workspace<K>,
+        rows: BatchRows<'_>,
+        workspace: &mut DecoderWorkspace<K>,
     ) -> Result<(), KernelError> {
-        let Workspace { found, attended, stream, scratch, .. } = workspace;
+        let DecoderWorkspace { found, attended, stream, scratch, .. } = workspace;
         self.output.forward_add(kernels, rows, found, (stream, attended), scratch)
     }
 }
@@ -89,7 +90,7 @@ impl<K: Kernels> Attention<K> {
 /// Which stored row is row `i` of all queries, all keys, all values.
 ///
 /// A group holds its share of the three, in `order`.
-fn unfused(heads: Heads, groups: usize, order: [usize; 3]) -> Vec<u32> {
+fn unfused(heads: AttentionHeads, groups: usize, order: [usize; 3]) -> Vec<u32> {
     let shares = [heads.query_width(), heads.kv_width(), heads.kv_width()].map(|width| width / groups);
     let group_rows: usize = shares.iter().sum();
     let mut rows = Vec::with_capacity(groups * group_rows);
@@ -110,13 +111,13 @@ mod tests {
 
     #[test]
     fn codegen_groups_hold_queries_values_keys() {
-        let heads = Heads { query: 4, kv: 4, width: 1 };
+        let heads = AttentionHeads { query: 4, kv: 4, width: 1 };
         assert_eq!(unfused(heads, 2, [0, 2, 1]), [0, 1, 6, 7, 4, 5, 10, 11, 2, 3, 8, 9]);
     }
 
     #[test]
     fn one_group_stays_as_it_is() {
-        let heads = Heads { query: 4, kv: 1, width: 2 };
+        let heads = AttentionHeads { query: 4, kv: 1, width: 2 };
         assert_eq!(unfused(heads, 1, [0, 1, 2]), (0..12).collect::<Vec<u32>>());
     }
 }

@@ -3,12 +3,12 @@
 use crate::kernels::{KernelError, Kernels};
 
 /// As large as it ever had to be.
-pub(super) struct Growing<K: Kernels> {
+pub(super) struct GrowingBuffer<K: Kernels> {
     buffer: K::Buffer,
     elements: usize,
 }
 
-impl<K: Kernels> Growing<K> {
+impl<K: Kernels> GrowingBuffer<K> {
     pub(super) fn new(kernels: &K) -> Result<Self, KernelError> {
         Ok(Self { buffer: kernels.buffer(0)?, elements: 0 })
     }

@@ -1,21 +1,21 @@
 //! Low-rank updates of linear layers (LoRA; Hu et al., 2021), applied beside the weights to the rows that chose them.
 
-use super::growing::Growing;
-use super::linear::Rows;
+use super::batch::{AdaptedRows, BatchRows};
+use super::growing::GrowingBuffer;
 use crate::kernels::{KernelError, Kernels, WeightFormat};
 use crate::weights::WeightsError;
-use crate::weights::lora::Factors;
+use crate::weights::lora::LoraFactors;
 
 /// What the adapters add to one linear layer.
-pub(super) struct Updates<K: Kernels> {
+pub(super) struct LoraUpdates<K: Kernels> {
     inputs: usize,
     outputs: usize,
     /// By adapter; empty for one that leaves the layer alone.
-    adapters: Vec<Vec<Update<K>>>,
+    adapters: Vec<Vec<LoraUpdate<K>>>,
 }
 
 /// `y[first..first + outputs] += up · (down · x)`.
-struct Update<K: Kernels> {
+struct LoraUpdate<K: Kernels> {
     down: K::Matrix,
     up: K::Matrix,
     rank: usize,
@@ -23,7 +23,7 @@ struct Update<K: Kernels> {
     outputs: usize,
 }
 
-impl<K: Kernels> Updates<K> {
+impl<K: Kernels> LoraUpdates<K> {
     /// No updates yet, for a layer of these outputs and inputs.
     pub(super) fn new([outputs, inputs]: [usize; 2]) -> Self {
         Self { inputs, outputs, adapters: Vec::new() }
@@ -34,7 +34,7 @@ impl<K: Kernels> Updates<K> {
     }
 
     /// Whether one of the rows chose an adapter that changes the layer.
-    pub(super) fn concern(&self, rows: Rows<'_>) -> bool {
+    pub(super) fn concern(&self, rows: BatchRows<'_>) -> bool {
         let changes = |rows: &AdaptedRows| self.adapters.get(rows.adapter).is_some_and(|updates| !updates.is_empty());
         rows.adapted.iter().any(changes)
     }
@@ -44,15 +44,15 @@ impl<K: Kernels> Updates<K> {
         &mut self,
         kernels: &K,
         first: usize,
-        factors: &[Option<Factors>],
+        factors: &[Option<LoraFactors>],
     ) -> Result<(), WeightsError> {
         self.adapters.resize_with(factors.len(), Vec::new);
         for (updates, factors) in self.adapters.iter_mut().zip(factors) {
-            if let Some(Factors { down, up }) = factors {
+            if let Some(LoraFactors { down, up }) = factors {
                 let (outputs, rank) = up.dims2().map_err(WeightsError::Convert)?;
                 let [down, up] = [down, up].map(|factor| kernels.matrix(factor, WeightFormat::F32));
                 let (down, up) = (down?, up?);
-                updates.push(Update { down, up, rank, first, outputs });
+                updates.push(LoraUpdate { down, up, rank, first, outputs });
             }
         }
         Ok(())
@@ -62,16 +62,16 @@ impl<K: Kernels> Updates<K> {
     pub(super) fn apply(
         &self,
         kernels: &K,
-        rows: Rows<'_>,
+        rows: BatchRows<'_>,
         x: &K::Buffer,
         out: &mut K::Buffer,
-        scratch: &mut Scratch<K>,
+        scratch: &mut LoraScratch<K>,
     ) -> Result<(), KernelError> {
         for AdaptedRows { adapter, rows } in rows.adapted {
             let Some(updates) = self.adapters.get(*adapter).filter(|updates| !updates.is_empty()) else { continue };
             let chosen = scratch.chosen.reserve(kernels, rows.len() * self.inputs)?;
             kernels.select(x, self.inputs, rows, chosen);
-            for Update { down, up, rank, first, outputs } in updates {
+            for LoraUpdate { down, up, rank, first, outputs } in updates {
                 let low = scratch.low.reserve(kernels, rows.len() * rank)?;
                 kernels.linear(chosen, rows.len(), down, None, low);
                 let update = scratch.update.reserve(kernels, rows.len() * outputs)?;
@@ -83,26 +83,21 @@ impl<K: Kernels> Updates<K> {
     }
 }
 
-/// Rows that one adapter applies to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AdaptedRows {
-    /// Index of the adapter.
-    pub adapter: usize,
-    /// Ascending.
-    pub rows: Vec<usize>,
-}
-
 /// Buffers of updates, as large as the largest so far.
-pub(super) struct Scratch<K: Kernels> {
+pub(super) struct LoraScratch<K: Kernels> {
     /// The rows of one adapter.
-    chosen: Growing<K>,
+    chosen: GrowingBuffer<K>,
     /// Between the two factors.
-    low: Growing<K>,
-    update: Growing<K>,
+    low: GrowingBuffer<K>,
+    update: GrowingBuffer<K>,
 }
 
-impl<K: Kernels> Scratch<K> {
+impl<K: Kernels> LoraScratch<K> {
     pub(super) fn new(kernels: &K) -> Result<Self, KernelError> {
-        Ok(Self { chosen: Growing::new(kernels)?, low: Growing::new(kernels)?, update: Growing::new(kernels)? })
+        Ok(Self {
+            chosen: GrowingBuffer::new(kernels)?,
+            low: GrowingBuffer::new(kernels)?,
+            update: GrowingBuffer::new(kernels)?,
+        })
     }
 }

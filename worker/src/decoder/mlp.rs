@@ -1,36 +1,39 @@
 //! The MLP of a block, gated or not.
 
-use super::decoder::Workspace;
-use super::linear::{Linear, Rows, Site};
-use crate::families::{Family, Mlp};
+use super::batch::BatchRows;
+use super::linear::{LinearLayer, LinearSite};
+use super::workspace::DecoderWorkspace;
+use crate::families::{MlpSpec, ModelFamily};
 use crate::kernels::{KernelError, Kernels};
-use crate::weights::{Weights, WeightsError};
+use crate::weights::{ModelWeights, WeightsError};
 
 pub(super) struct FeedForward<K: Kernels> {
-    shape: Mlp,
+    shape: MlpSpec,
     /// With a gate: its outputs, then those of the first layer.
-    up: Linear<K>,
-    down: Linear<K>,
+    up: LinearLayer<K>,
+    down: LinearLayer<K>,
 }
 
 impl<K: Kernels> FeedForward<K> {
     pub(super) fn load(
         kernels: &K,
-        family: &Family,
-        weights: &mut Weights,
+        family: &ModelFamily,
+        weights: &mut ModelWeights,
         prefix: &str,
     ) -> Result<Self, WeightsError> {
-        let Family { spec, names, .. } = family;
+        let ModelFamily { spec, names, .. } = family;
         let module = |name: &str| format!("{prefix}{name}");
-        let (gate, up, down) = (module(names.mlp_gate), module(names.mlp_up), module(names.mlp_down));
+        let (up, down) = (module(names.mlp_up), module(names.mlp_down));
         let inner = spec.mlp.inner;
-        let site = |module, shape| Site { module, shape, bias: spec.biases.mlp };
+        let site = |module, shape| LinearSite { module, shape, bias: spec.biases.mlp };
         let first = site(&up, [inner, spec.hidden]);
-        let up = match spec.mlp.gated {
-            true => Linear::load_joined(kernels, weights, &[Site { module: &gate, ..first }, first])?,
-            false => Linear::load(kernels, weights, first)?,
+        let up = match names.mlp_gate {
+            Some(gate) => {
+                LinearLayer::load_joined(kernels, weights, &[LinearSite { module: &module(gate), ..first }, first])?
+            }
+            None => LinearLayer::load(kernels, weights, first)?,
         };
-        let down = Linear::load(kernels, weights, site(&down, [spec.hidden, inner]))?;
+        let down = LinearLayer::load(kernels, weights, site(&down, [spec.hidden, inner]))?;
         Ok(Self { shape: spec.mlp, up, down })
     }
 
@@ -38,11 +41,11 @@ impl<K: Kernels> FeedForward<K> {
     pub(super) fn forward(
         &self,
         kernels: &K,
-        rows: Rows<'_>,
-        workspace: &mut Workspace<K>,
+        rows: BatchRows<'_>,
+        workspace: &mut DecoderWorkspace<K>,
     ) -> Result<(), KernelError> {
-        let Workspace { normed, projected, inner, branch, stream, scratch, .. } = workspace;
-        let Mlp { inner: width, activation, gated } = self.shape;
+        let DecoderWorkspace { normed, projected, inner, branch, stream, scratch, .. } = workspace;
+        let MlpSpec { inner: width, activation, gated } = self.shape;
         self.up.forward(kernels, rows, normed, projected, scratch)?;
         if gated {
             kernels.activate_gated(activation, projected, rows.count, width, inner);

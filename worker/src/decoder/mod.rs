@@ -3,6 +3,7 @@
 //! The decoder never sees a session, and knows no device: it drives [`crate::kernels::Kernels`].
 
 mod attention;
+mod batch;
 #[expect(clippy::module_inception, reason = "the file that reads like the paper's diagram")]
 mod decoder;
 mod growing;
@@ -11,6 +12,7 @@ mod lora;
 mod mlp;
 mod norm;
 mod rotary;
+mod workspace;
 
-pub use decoder::{Batch, Decoder};
-pub use lora::AdaptedRows;
+pub use batch::{AdaptedRows, DecoderBatch};
+pub use decoder::DecoderModel;

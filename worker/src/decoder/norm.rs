@@ -3,9 +3,9 @@
 use super::linear::vector;
 use crate::families::DecoderSpec;
 use crate::kernels::{Kernels, NormKind, NormWeights};
-use crate::weights::{Weights, WeightsError};
+use crate::weights::{ModelWeights, WeightsError};
 
-pub(super) struct Norm<K: Kernels> {
+pub(super) struct NormLayer<K: Kernels> {
     kind: NormKind,
     epsilon: f64,
     width: usize,
@@ -13,11 +13,11 @@ pub(super) struct Norm<K: Kernels> {
     bias: Option<K::Buffer>,
 }
 
-impl<K: Kernels> Norm<K> {
+impl<K: Kernels> NormLayer<K> {
     pub(super) fn load(
         kernels: &K,
         spec: &DecoderSpec,
-        weights: &mut Weights,
+        weights: &mut ModelWeights,
         module: &str,
     ) -> Result<Self, WeightsError> {
         let width = spec.hidden;

@@ -2,13 +2,13 @@
 
 use std::f64::consts::TAU;
 
-use crate::families::{RopeScaling, Rotary};
-use crate::kernels::Place;
+use crate::families::{RopeScaling, RotaryEmbedding};
+use crate::kernels::TokenPlace;
 
 /// Cosines and sines of every place, times the attention factor: `[places][rotary.width]`, a row's cosines first.
 ///
 /// In f64, so that long contexts lose nothing before the last rounding.
-pub(super) fn angles(rotary: &Rotary, frequencies: &[f64], places: &[Place<'_>], out: &mut Vec<f32>) {
+pub(super) fn angles(rotary: &RotaryEmbedding, frequencies: &[f64], places: &[TokenPlace<'_>], out: &mut Vec<f32>) {
     let scale = rotary.attention_factor;
     out.clear();
     for place in places {
@@ -19,7 +19,7 @@ pub(super) fn angles(rotary: &Rotary, frequencies: &[f64], places: &[Place<'_>],
 }
 
 /// Radians per token of every pair.
-pub(super) fn frequencies(rotary: &Rotary) -> Vec<f64> {
+pub(super) fn frequencies(rotary: &RotaryEmbedding) -> Vec<f64> {
     let pairs = rotary.width / 2;
     let unscaled = |pair: usize| rotary.theta.powf(-(pair as f64) / pairs as f64);
     (0..pairs).map(|pair| scaled(unscaled(pair), pair, &rotary.scaling)).collect()

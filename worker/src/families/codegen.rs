@@ -1,15 +1,16 @@
 //! CodeGen (Nijkamp et al., 2022): GPT-J's block with queries, values and keys fused in four groups.
 
 use super::{
-    ACTIVATIONS, Biases, DecoderSpec, Mlp, Positions, QkvNames, Residual, RopeScaling, Rotary, TensorNames, heads,
+    ACTIVATIONS, DecoderSpec, LinearBiases, MlpSpec, PositionEmbedding, QkvNames, ResidualLayout, RopeScaling,
+    RotaryEmbedding, TensorNames, heads,
 };
-use crate::checkpoint::config_section::{ConfigError, Section};
-use crate::kernels::{NormKind, Pairs};
+use crate::checkpoint::config_section::{ConfigFileError, ConfigSection};
+use crate::kernels::{NormKind, RotaryPairs};
 
 /// Accelerator cores that the models were trained on; the order of the fused rows keeps their trace.
 const GROUPS: usize = 4;
 
-pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
+pub(super) fn describe(config: &ConfigSection<'_>) -> Result<(DecoderSpec, TensorNames), ConfigFileError> {
     let layers = config.size("n_layer")?;
     let hidden = config.size("n_embd")?;
     let heads = heads(config, hidden, "n_head", None)?;
@@ -20,9 +21,9 @@ pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames
     if width > heads.width || !width.is_multiple_of(2) {
         return Err(config.invalid("rotary_dim", format!("an even number up to {}", heads.width)));
     }
-    let rotary = Rotary {
+    let rotary = RotaryEmbedding {
         width,
-        pairs: Pairs::Neighbours,
+        pairs: RotaryPairs::Neighbours,
         theta: 10_000.0,
         scaling: RopeScaling::Default,
         attention_factor: 1.0,
@@ -36,25 +37,25 @@ pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames
         windows: vec![None; layers],
         norm: NormKind::Layer,
         norm_epsilon: config.number_or("layer_norm_epsilon", 1e-5)?,
-        positions: Positions::Rotary(rotary),
-        residual: Residual::ParallelSharedNorm,
-        mlp: Mlp {
+        positions: PositionEmbedding::Rotary(rotary),
+        residual: ResidualLayout::ParallelSharedNorm,
+        mlp: MlpSpec {
             inner: config.size_or("n_inner", 4 * hidden)?,
             activation: config.one_of_or("activation_function", "gelu_new", &ACTIVATIONS)?,
             gated: false,
         },
-        biases: Biases { qkv: false, attention_output: false, mlp: true, head: true },
+        biases: LinearBiases { qkv: false, attention_output: false, mlp: true, head: true },
         tied: config.flag_or("tie_word_embeddings", false)?,
     };
     let names = TensorNames {
         embedding: "transformer.wte",
-        positions: "",
+        positions: None,
         block: "transformer.h.",
         attention_norm: "ln_1",
         qkv: QkvNames::Fused { name: "attn.qkv_proj", groups: GROUPS, order: [0, 2, 1] },
         attention_output: "attn.out_proj",
-        mlp_norm: "",
-        mlp_gate: "",
+        mlp_norm: None,
+        mlp_gate: None,
         mlp_up: "mlp.fc_in",
         mlp_down: "mlp.fc_out",
         final_norm: "transformer.ln_f",

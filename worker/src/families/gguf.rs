@@ -7,23 +7,25 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{Family, Positions, QkvNames, TensorNames};
-use crate::checkpoint::config_section::{ConfigError, JsonFile};
-use crate::checkpoint::gguf::Header;
-use crate::kernels::Pairs;
+use super::{ModelFamily, PositionEmbedding, QkvNames, TensorNames};
+use crate::checkpoint::config_section::{ConfigFileError, JsonFile};
+use crate::checkpoint::gguf::GgufHeader;
+use crate::kernels::RotaryPairs;
 
-/// The architectures that are read, which are families by the same names.
-const ARCHITECTURES: [&str; 3] = ["llama", "qwen2", "starcoder2"];
+/// The architectures that are read, which are families by the same names, and how llama.cpp's converter leaves the
+/// rotated pairs of their queries and keys.
+const ARCHITECTURES: [(&str, RotaryPairs); 3] =
+    [("llama", RotaryPairs::Neighbours), ("qwen2", RotaryPairs::Halves), ("starcoder2", RotaryPairs::Halves)];
 
 const NAMES: TensorNames = TensorNames {
     embedding: "token_embd",
-    positions: "",
+    positions: None,
     block: "blk.",
     attention_norm: "attn_norm",
     qkv: QkvNames::Separate { names: ["attn_q", "attn_k", "attn_v"] },
     attention_output: "attn_output",
-    mlp_norm: "ffn_norm",
-    mlp_gate: "ffn_gate",
+    mlp_norm: Some("ffn_norm"),
+    mlp_gate: Some("ffn_gate"),
     mlp_up: "ffn_up",
     mlp_down: "ffn_down",
     final_norm: "output_norm",
@@ -50,19 +52,21 @@ const OPTIONAL: [(&str, &str); 6] = [
 ];
 
 /// The checkpoint in Hugging Face's layout that a GGUF file was made from, which is what adapters are made for.
-pub struct Origin {
+pub struct OriginalLayout {
+    /// As the file calls its tensors.
+    stored: TensorNames,
     names: TensorNames,
     /// Width of the heads whose halves the file lays side by side.
     paired: Option<usize>,
 }
 
-impl Origin {
+impl OriginalLayout {
     /// What the linear layer `module` of the file was called.
     #[must_use]
     pub fn module(&self, module: &str) -> String {
         let block = module.strip_prefix(NAMES.block).and_then(|rest| rest.split_once('.'));
         let name = block.map_or(module, |(_, name)| name);
-        let pairs = NAMES.linear_layers().into_iter().zip(self.names.linear_layers());
+        let pairs = self.stored.linear_layers().into_iter().zip(self.names.linear_layers());
         let known = pairs.into_iter().find(|(here, _)| *here == name).map_or(name, |(_, there)| there);
         block.map_or_else(|| known.to_owned(), |(index, _)| format!("{}{index}.{known}", self.names.block))
     }
@@ -85,32 +89,38 @@ impl Origin {
 /// The config that the file at `path` stands for, its family, and what it was made from.
 ///
 /// # Errors
-/// [`ConfigError`] names the key of the metadata, or the field that it stands for.
-pub fn describe(path: &Path, header: &Header) -> Result<(JsonFile, Family, Origin), ConfigError> {
-    let metadata = Metadata { path, header };
+/// [`ConfigFileError`] names the key of the metadata, or the field that it stands for.
+pub fn describe(
+    path: &Path,
+    header: &GgufHeader,
+) -> Result<(JsonFile, ModelFamily, OriginalLayout), ConfigFileError> {
+    let metadata = GgufMetadata { path, header };
     let architecture = metadata.get("general.architecture").and_then(Value::as_str);
-    let Some(&name) = ARCHITECTURES.iter().find(|known| Some(**known) == architecture) else {
-        return Err(metadata.invalid("general.architecture", &format!("one of {}", ARCHITECTURES.join(", "))));
+    let Some(&(name, pairs)) = ARCHITECTURES.iter().find(|(known, _)| Some(*known) == architecture) else {
+        let known = ARCHITECTURES.map(|(name, _)| name).join(", ");
+        return Err(metadata.invalid("general.architecture", &format!("one of {known}")));
     };
     let config = JsonFile::of_fields(path, metadata.config(name)?);
     let mut family = super::describe(&config.root())?;
-    let mut origin = Origin { names: std::mem::replace(&mut family.names, NAMES), paired: None };
-    if let (Positions::Rotary(rotary), "llama") = (&mut family.spec.positions, name) {
-        rotary.pairs = Pairs::Neighbours;
-        origin.paired = Some(family.spec.heads.width);
+    let stored = TensorNames { mlp_gate: family.names.mlp_gate.and(NAMES.mlp_gate), ..NAMES };
+    let names = std::mem::replace(&mut family.names, stored);
+    let paired = (pairs == RotaryPairs::Neighbours).then_some(family.spec.heads.width);
+    if let PositionEmbedding::Rotary(rotary) = &mut family.spec.positions {
+        rotary.pairs = pairs;
     }
+    let origin = OriginalLayout { stored: family.names.clone(), names, paired };
     metadata.require(&format!("{name}.rope.dimension_count"), family.spec.heads.width)?;
     metadata.require(&format!("{name}.attention.value_length"), family.spec.heads.width)?;
     Ok((config, family, origin))
 }
 
-struct Metadata<'a> {
+struct GgufMetadata<'a> {
     path: &'a Path,
-    header: &'a Header,
+    header: &'a GgufHeader,
 }
 
-impl Metadata<'_> {
-    fn config(&self, name: &str) -> Result<Map<String, Value>, ConfigError> {
+impl GgufMetadata<'_> {
+    fn config(&self, name: &str) -> Result<Map<String, Value>, ConfigFileError> {
         let mut config = Map::new();
         let mut set = |field: &str, value: Value| config.insert(field.to_owned(), value);
         set("model_type", name.into());
@@ -146,7 +156,7 @@ impl Metadata<'_> {
         Ok(config)
     }
 
-    fn rope_scaling(&self, name: &str) -> Result<Option<Value>, ConfigError> {
+    fn rope_scaling(&self, name: &str) -> Result<Option<Value>, ConfigFileError> {
         let get = |key: &str| self.get(&format!("{name}.rope.{key}"));
         let kind = match (get("scaling.type").map(|kind| kind.as_str()), get("scale_linear")) {
             (None, None) | (Some(Some("none")), _) => return Ok(None),
@@ -166,7 +176,7 @@ impl Metadata<'_> {
     }
 
     /// Checks that `key` is absent or `expected`.
-    fn require(&self, key: &str, expected: usize) -> Result<(), ConfigError> {
+    fn require(&self, key: &str, expected: usize) -> Result<(), ConfigFileError> {
         match self.get(key) {
             Some(value) if value.as_u64() != Some(expected as u64) => {
                 Err(self.invalid(key, &format!("{expected}, the width of a head")))
@@ -175,12 +185,12 @@ impl Metadata<'_> {
         }
     }
 
-    fn invalid(&self, key: &str, expected: &str) -> ConfigError {
+    fn invalid(&self, key: &str, expected: &str) -> ConfigFileError {
         let found = self.get(key).map_or_else(
             || if self.header.tensors.contains_key(key) { "a tensor" } else { "absent" }.to_owned(),
             |value| value.to_string().chars().take(60).collect(),
         );
-        ConfigError::Invalid {
+        ConfigFileError::Invalid {
             file: self.path.to_owned(),
             field: key.to_owned(),
             found,

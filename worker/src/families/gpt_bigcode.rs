@@ -1,15 +1,17 @@
 //! GPTBigCode (Allal et al., 2023), StarCoder: GPT-2 with one key and value head for all queries.
 
-use super::{ACTIVATIONS, Biases, DecoderSpec, Mlp, Positions, QkvNames, Residual, TensorNames, heads};
-use crate::checkpoint::config_section::{ConfigError, Section};
-use crate::kernels::{Heads, NormKind};
+use super::{
+    ACTIVATIONS, DecoderSpec, LinearBiases, MlpSpec, PositionEmbedding, QkvNames, ResidualLayout, TensorNames, heads,
+};
+use crate::checkpoint::config_section::{ConfigFileError, ConfigSection};
+use crate::kernels::{AttentionHeads, NormKind};
 
-pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
+pub(super) fn describe(config: &ConfigSection<'_>) -> Result<(DecoderSpec, TensorNames), ConfigFileError> {
     let layers = config.size("n_layer")?;
     let hidden = config.size("n_embd")?;
     let all = heads(config, hidden, "n_head", None)?;
     let (heads, groups) = match config.flag_or("multi_query", true)? {
-        true => (Heads { kv: 1, ..all }, 1),
+        true => (AttentionHeads { kv: 1, ..all }, 1),
         false => (all, all.query),
     };
     let spec = DecoderSpec {
@@ -21,25 +23,25 @@ pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames
         windows: vec![None; layers],
         norm: NormKind::Layer,
         norm_epsilon: config.number_or("layer_norm_epsilon", 1e-5)?,
-        positions: Positions::Learned,
-        residual: Residual::Sequential,
-        mlp: Mlp {
+        positions: PositionEmbedding::Learned,
+        residual: ResidualLayout::Sequential,
+        mlp: MlpSpec {
             inner: config.size_or("n_inner", 4 * hidden)?,
             activation: config.one_of_or("activation_function", "gelu_pytorch_tanh", &ACTIVATIONS)?,
             gated: false,
         },
-        biases: Biases { qkv: true, attention_output: true, mlp: true, head: false },
+        biases: LinearBiases { qkv: true, attention_output: true, mlp: true, head: false },
         tied: config.flag_or("tie_word_embeddings", true)?,
     };
     let names = TensorNames {
         embedding: "transformer.wte",
-        positions: "transformer.wpe",
+        positions: Some("transformer.wpe"),
         block: "transformer.h.",
         attention_norm: "ln_1",
         qkv: QkvNames::Fused { name: "attn.c_attn", groups, order: [0, 1, 2] },
         attention_output: "attn.c_proj",
-        mlp_norm: "ln_2",
-        mlp_gate: "",
+        mlp_norm: Some("ln_2"),
+        mlp_gate: None,
         mlp_up: "mlp.c_fc",
         mlp_down: "mlp.c_proj",
         final_norm: "transformer.ln_f",

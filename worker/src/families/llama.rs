@@ -1,28 +1,31 @@
 //! Llama (Touvron et al., 2023): DeepSeek-Coder, CodeLlama, Llama 3.
 
-use super::{ACTIVATIONS, Biases, DecoderSpec, Mlp, Positions, QkvNames, Residual, TensorNames, heads, rotary};
-use crate::checkpoint::config_section::{ConfigError, Section};
+use super::{
+    ACTIVATIONS, DecoderSpec, LinearBiases, MlpSpec, PositionEmbedding, QkvNames, ResidualLayout, TensorNames, heads,
+    rotary,
+};
+use crate::checkpoint::config_section::{ConfigFileError, ConfigSection};
 use crate::kernels::NormKind;
 
 /// Names of Llama's tensors, which several later families kept.
 pub(super) const NAMES: TensorNames = TensorNames {
     embedding: "model.embed_tokens",
-    positions: "",
+    positions: None,
     block: "model.layers.",
     attention_norm: "input_layernorm",
     qkv: QkvNames::Separate { names: ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"] },
     attention_output: "self_attn.o_proj",
-    mlp_norm: "post_attention_layernorm",
-    mlp_gate: "mlp.gate_proj",
+    mlp_norm: Some("post_attention_layernorm"),
+    mlp_gate: Some("mlp.gate_proj"),
     mlp_up: "mlp.up_proj",
     mlp_down: "mlp.down_proj",
     final_norm: "model.norm",
     head: "lm_head",
 };
 
-pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
+pub(super) fn describe(config: &ConfigSection<'_>) -> Result<(DecoderSpec, TensorNames), ConfigFileError> {
     let attention_bias = config.flag_or("attention_bias", false)?;
-    let biases = Biases {
+    let biases = LinearBiases {
         qkv: attention_bias,
         attention_output: attention_bias,
         mlp: config.flag_or("mlp_bias", false)?,
@@ -32,7 +35,7 @@ pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames
 }
 
 /// The spec of Llama and of the families that only differ in `biases`.
-pub(super) fn spec(config: &Section<'_>, biases: Biases) -> Result<DecoderSpec, ConfigError> {
+pub(super) fn spec(config: &ConfigSection<'_>, biases: LinearBiases) -> Result<DecoderSpec, ConfigFileError> {
     let layers = config.size("num_hidden_layers")?;
     let hidden = config.size("hidden_size")?;
     let heads = heads(config, hidden, "num_attention_heads", Some("num_key_value_heads"))?;
@@ -45,9 +48,9 @@ pub(super) fn spec(config: &Section<'_>, biases: Biases) -> Result<DecoderSpec, 
         windows: vec![None; layers],
         norm: NormKind::RootMeanSquare,
         norm_epsilon: config.number_or("rms_norm_eps", 1e-6)?,
-        positions: Positions::Rotary(rotary(config, heads.width, 1.0)?),
-        residual: Residual::Sequential,
-        mlp: Mlp {
+        positions: PositionEmbedding::Rotary(rotary(config, heads.width, 1.0)?),
+        residual: ResidualLayout::Sequential,
+        mlp: MlpSpec {
             inner: config.size("intermediate_size")?,
             activation: config.one_of_or("hidden_act", "silu", &ACTIVATIONS)?,
             gated: true,

@@ -1,10 +1,10 @@
 //! Model families as data: what a checkpoint's config means, and what its tensors are called.
 //!
-//! A family is a function from config.json to a [`Family`]. All of them go through the one decoder; if a family needs
+//! A family is a function from config.json to a [`ModelFamily`]. All of them go through the one decoder; if a family needs
 //! a branch there, the branch is a named field of [`DecoderSpec`].
 
-use crate::checkpoint::config_section::{ConfigError, Section};
-use crate::kernels::{Activation, CacheFormat, Heads, NormKind, Pairs};
+use crate::checkpoint::config_section::{ConfigFileError, ConfigSection};
+use crate::kernels::{Activation, AttentionHeads, CacheFormat, NormKind, RotaryPairs};
 
 mod codegen;
 pub mod gguf;
@@ -28,7 +28,7 @@ pub struct DecoderSpec {
     /// Longest sequence, in tokens.
     pub context_tokens: usize,
     /// Heads of attention.
-    pub heads: Heads,
+    pub heads: AttentionHeads,
     /// Keys that a query sees in each layer, itself included; `None` sees all.
     pub windows: Vec<Option<usize>>,
     /// Which normalisation.
@@ -36,13 +36,13 @@ pub struct DecoderSpec {
     /// Its epsilon.
     pub norm_epsilon: f64,
     /// How tokens know their order.
-    pub positions: Positions,
+    pub positions: PositionEmbedding,
     /// How attention and MLP join the residual stream.
-    pub residual: Residual,
+    pub residual: ResidualLayout,
     /// The MLP.
-    pub mlp: Mlp,
+    pub mlp: MlpSpec,
     /// Which linear layers have a bias.
-    pub biases: Biases,
+    pub biases: LinearBiases,
     /// Whether the embedding serves as head.
     pub tied: bool,
 }
@@ -57,20 +57,20 @@ impl DecoderSpec {
 
 /// How tokens know their order.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Positions {
+pub enum PositionEmbedding {
     /// Queries and keys are rotated.
-    Rotary(Rotary),
+    Rotary(RotaryEmbedding),
     /// A learned vector per position is added to the embedding.
     Learned,
 }
 
 /// Rotary position embedding (Su et al., 2021).
 #[derive(Clone, Debug, PartialEq)]
-pub struct Rotary {
+pub struct RotaryEmbedding {
     /// Elements of a head that are rotated; even.
     pub width: usize,
     /// How they pair up.
-    pub pairs: Pairs,
+    pub pairs: RotaryPairs,
     /// Base of the frequencies.
     pub theta: f64,
     /// Change of the frequencies for longer contexts.
@@ -114,7 +114,7 @@ pub enum RopeScaling {
 
 /// How attention and MLP join the residual stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Residual {
+pub enum ResidualLayout {
     /// `x += attention(norm₁(x))`, then `x += mlp(norm₂(x))`.
     Sequential,
     /// `x += attention(norm₁(x)) + mlp(norm₂(x))`.
@@ -125,7 +125,7 @@ pub enum Residual {
 
 /// The MLP of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mlp {
+pub struct MlpSpec {
     /// Width between its two layers.
     pub inner: usize,
     /// Nonlinearity.
@@ -136,7 +136,7 @@ pub struct Mlp {
 
 /// Which linear layers have a bias.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Biases {
+pub struct LinearBiases {
     /// Query, key and value projections.
     pub qkv: bool,
     /// Output projection of attention.
@@ -152,8 +152,8 @@ pub struct Biases {
 pub struct TensorNames {
     /// Token embedding.
     pub embedding: &'static str,
-    /// Learned positions; read when [`Positions::Learned`].
-    pub positions: &'static str,
+    /// Learned positions; none where [`PositionEmbedding::Rotary`].
+    pub positions: Option<&'static str>,
     /// What a block's number follows; the names below follow the number.
     pub block: &'static str,
     /// First normalisation of a block.
@@ -162,10 +162,10 @@ pub struct TensorNames {
     pub qkv: QkvNames,
     /// Output projection of attention.
     pub attention_output: &'static str,
-    /// Second normalisation of a block; read unless the first is shared.
-    pub mlp_norm: &'static str,
-    /// Gate of the MLP; read when it is gated.
-    pub mlp_gate: &'static str,
+    /// Second normalisation of a block; none where the MLP shares the first.
+    pub mlp_norm: Option<&'static str>,
+    /// Gate of the MLP, if it is gated.
+    pub mlp_gate: Option<&'static str>,
     /// First layer of the MLP.
     pub mlp_up: &'static str,
     /// Last layer of the MLP.
@@ -184,7 +184,9 @@ impl TensorNames {
             QkvNames::Separate { names } => names.to_vec(),
             QkvNames::Fused { name, .. } => vec![name],
         };
-        layers.extend([self.attention_output, self.mlp_gate, self.mlp_up, self.mlp_down, self.head]);
+        layers.push(self.attention_output);
+        layers.extend(self.mlp_gate);
+        layers.extend([self.mlp_up, self.mlp_down, self.head]);
         layers
     }
 }
@@ -210,7 +212,7 @@ pub enum QkvNames {
 
 /// A model as the decoder and the loader see it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Family {
+pub struct ModelFamily {
     /// `model_type` of config.json.
     pub name: &'static str,
     /// The forward pass.
@@ -219,10 +221,10 @@ pub struct Family {
     pub names: TensorNames,
 }
 
-type Describe = fn(&Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError>;
+type DescribeFamily = fn(&ConfigSection<'_>) -> Result<(DecoderSpec, TensorNames), ConfigFileError>;
 
 /// Every family by its `model_type`.
-const FAMILIES: [(&str, Describe); 7] = [
+const FAMILIES: [(&str, DescribeFamily); 7] = [
     ("codegen", codegen::describe),
     ("gpt_bigcode", gpt_bigcode::describe),
     ("gpt_neox", gpt_neox::describe),
@@ -235,11 +237,11 @@ const FAMILIES: [(&str, Describe); 7] = [
 /// Finds the family of a config and reads its spec.
 ///
 /// # Errors
-/// [`ConfigError`] names the field, what was found and what is allowed.
-pub fn describe(config: &Section<'_>) -> Result<Family, ConfigError> {
+/// [`ConfigFileError`] names the field, what was found and what is allowed.
+pub fn describe(config: &ConfigSection<'_>) -> Result<ModelFamily, ConfigFileError> {
     let (name, describe) = config.one_of("model_type", &FAMILIES.map(|family| (family.0, family)))?;
     let (spec, names) = describe(config)?;
-    Ok(Family { name, spec, names })
+    Ok(ModelFamily { name, spec, names })
 }
 
 /// Activations by the names that configs use.
@@ -253,7 +255,12 @@ const ACTIVATIONS: [(&str, Activation); 6] = [
 ];
 
 /// Reads the heads; their width is that of `hidden` shared out unless `head_dim` says otherwise.
-fn heads(config: &Section<'_>, hidden: usize, query: &str, kv: Option<&str>) -> Result<Heads, ConfigError> {
+fn heads(
+    config: &ConfigSection<'_>,
+    hidden: usize,
+    query: &str,
+    kv: Option<&str>,
+) -> Result<AttentionHeads, ConfigFileError> {
     let heads = config.size(query)?;
     let kv_heads = kv.map_or(Ok(heads), |field| config.size_or(field, heads))?;
     if !heads.is_multiple_of(kv_heads) {
@@ -264,11 +271,11 @@ fn heads(config: &Section<'_>, hidden: usize, query: &str, kv: Option<&str>) -> 
         None if hidden.is_multiple_of(heads) => hidden / heads,
         None => return Err(config.invalid(query, format!("a divisor of the hidden width ({hidden})"))),
     };
-    Ok(Heads { query: heads, kv: kv_heads, width })
+    Ok(AttentionHeads { query: heads, kv: kv_heads, width })
 }
 
 /// Reads rotary positions over `fraction` of a head, as transformers 4 and 5 write them.
-fn rotary(config: &Section<'_>, head_width: usize, fraction: f64) -> Result<Rotary, ConfigError> {
+fn rotary(config: &ConfigSection<'_>, head_width: usize, fraction: f64) -> Result<RotaryEmbedding, ConfigFileError> {
     let parameters = config.section("rope_parameters")?;
     let source = parameters.as_ref().unwrap_or(config);
     // GPT-NeoX's older name.
@@ -289,7 +296,12 @@ fn rotary(config: &Section<'_>, head_width: usize, fraction: f64) -> Result<Rota
         Some(parameters) => Some(parameters),
         None => config.section("rope_scaling")?,
     };
-    let unscaled =
-        Rotary { width, pairs: Pairs::Halves, theta, scaling: RopeScaling::Default, attention_factor: 1.0 };
+    let unscaled = RotaryEmbedding {
+        width,
+        pairs: RotaryPairs::Halves,
+        theta,
+        scaling: RopeScaling::Default,
+        attention_factor: 1.0,
+    };
     section.map_or(Ok(unscaled.clone()), |section| rope::scaled(unscaled, config, &section))
 }

@@ -1,17 +1,17 @@
 //! Qwen2 (Yang et al., 2024), Qwen2.5-Coder: Llama with biases on queries, keys and values, and a window in some layers.
 
-use super::{Biases, DecoderSpec, TensorNames, llama};
-use crate::checkpoint::config_section::{ConfigError, Section};
+use super::{DecoderSpec, LinearBiases, TensorNames, llama};
+use crate::checkpoint::config_section::{ConfigFileError, ConfigSection};
 
-pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
-    let biases = Biases { qkv: true, ..Biases::default() };
+pub(super) fn describe(config: &ConfigSection<'_>) -> Result<(DecoderSpec, TensorNames), ConfigFileError> {
+    let biases = LinearBiases { qkv: true, ..LinearBiases::default() };
     let spec = llama::spec(config, biases)?;
     let windows = windows(config, spec.layers)?;
     Ok((DecoderSpec { windows, ..spec }, llama::NAMES))
 }
 
 /// By `layer_types`, else in all layers from `max_window_layers` on.
-fn windows(config: &Section<'_>, layers: usize) -> Result<Vec<Option<usize>>, ConfigError> {
+fn windows(config: &ConfigSection<'_>, layers: usize) -> Result<Vec<Option<usize>>, ConfigFileError> {
     let window = match config.flag_or("use_sliding_window", false)? {
         true => config.optional_size("sliding_window")?,
         false => None,

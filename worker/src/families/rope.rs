@@ -2,13 +2,17 @@
 
 use std::f64::consts::TAU;
 
-use super::{RopeScaling, Rotary};
-use crate::checkpoint::config_section::{ConfigError, Section};
+use super::{RopeScaling, RotaryEmbedding};
+use crate::checkpoint::config_section::{ConfigFileError, ConfigSection};
 
 /// Reads the scaling in `section` into `rotary`.
-pub(super) fn scaled(rotary: Rotary, config: &Section<'_>, section: &Section<'_>) -> Result<Rotary, ConfigError> {
+pub(super) fn scaled(
+    rotary: RotaryEmbedding,
+    config: &ConfigSection<'_>,
+    section: &ConfigSection<'_>,
+) -> Result<RotaryEmbedding, ConfigFileError> {
     #[derive(Clone, Copy)]
-    enum Kind {
+    enum ScalingKind {
         Default,
         Linear,
         Dynamic,
@@ -16,26 +20,26 @@ pub(super) fn scaled(rotary: Rotary, config: &Section<'_>, section: &Section<'_>
         Yarn,
     }
     let kinds = [
-        ("default", Kind::Default),
-        ("linear", Kind::Linear),
-        ("dynamic", Kind::Dynamic),
-        ("llama3", Kind::Llama3),
-        ("yarn", Kind::Yarn),
+        ("default", ScalingKind::Default),
+        ("linear", ScalingKind::Linear),
+        ("dynamic", ScalingKind::Dynamic),
+        ("llama3", ScalingKind::Llama3),
+        ("yarn", ScalingKind::Yarn),
     ];
     let field = if section.has("rope_type") { "rope_type" } else { "type" };
     let scaling = match section.one_of(field, &kinds)? {
-        Kind::Default => RopeScaling::Default,
-        Kind::Linear => RopeScaling::Linear { factor: section.positive("factor")? },
-        Kind::Dynamic => dynamic(config, section)?,
-        Kind::Llama3 => llama3(section)?,
-        Kind::Yarn => return yarn(rotary, config, section),
+        ScalingKind::Default => RopeScaling::Default,
+        ScalingKind::Linear => RopeScaling::Linear { factor: section.positive("factor")? },
+        ScalingKind::Dynamic => dynamic(config, section)?,
+        ScalingKind::Llama3 => llama3(section)?,
+        ScalingKind::Yarn => return yarn(rotary, config, section),
     };
-    Ok(Rotary { scaling, ..rotary })
+    Ok(RotaryEmbedding { scaling, ..rotary })
 }
 
 /// Frequencies that change once a sequence is longer than the model's context: within the context they are as they
 /// were, and a worker's sequences stay within it.
-fn dynamic(config: &Section<'_>, section: &Section<'_>) -> Result<RopeScaling, ConfigError> {
+fn dynamic(config: &ConfigSection<'_>, section: &ConfigSection<'_>) -> Result<RopeScaling, ConfigFileError> {
     let original = section.optional_size("original_max_position_embeddings")?;
     let context = config.size("max_position_embeddings")?;
     match original {
@@ -50,7 +54,7 @@ fn dynamic(config: &Section<'_>, section: &Section<'_>) -> Result<RopeScaling, C
     }
 }
 
-fn llama3(section: &Section<'_>) -> Result<RopeScaling, ConfigError> {
+fn llama3(section: &ConfigSection<'_>) -> Result<RopeScaling, ConfigFileError> {
     let low_frequency_factor = section.positive("low_freq_factor")?;
     let high_frequency_factor = section.positive("high_freq_factor")?;
     if high_frequency_factor <= low_frequency_factor {
@@ -66,7 +70,11 @@ fn llama3(section: &Section<'_>) -> Result<RopeScaling, ConfigError> {
 
 /// Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models", 2023, with the bounds of the ramp
 /// rounded to whole pairs unless `truncate` is false.
-fn yarn(rotary: Rotary, config: &Section<'_>, section: &Section<'_>) -> Result<Rotary, ConfigError> {
+fn yarn(
+    rotary: RotaryEmbedding,
+    config: &ConfigSection<'_>,
+    section: &ConfigSection<'_>,
+) -> Result<RotaryEmbedding, ConfigFileError> {
     let context = config.size("max_position_embeddings")?;
     let original = section.size_or("original_max_position_embeddings", context)? as f64;
     let positive_or = |field: &str, default: f64| match section.has(field) {
@@ -101,5 +109,5 @@ fn yarn(rotary: Rotary, config: &Section<'_>, section: &Section<'_>) -> Result<R
             section.invalid("mscale_all_dim", "a number that gives a finite attention factor above 0".to_owned())
         );
     }
-    Ok(Rotary { scaling: RopeScaling::Yarn { factor, kept, divided }, attention_factor, ..rotary })
+    Ok(RotaryEmbedding { scaling: RopeScaling::Yarn { factor, kept, divided }, attention_factor, ..rotary })
 }

@@ -1,10 +1,13 @@
 //! StarCoder2 (Lozhkov et al., 2024): grouped queries and rotary positions with GPT-2's norms, biases and MLP.
 
-use super::{ACTIVATIONS, Biases, DecoderSpec, Mlp, Positions, Residual, TensorNames, heads, llama, rotary};
-use crate::checkpoint::config_section::{ConfigError, Section};
+use super::{
+    ACTIVATIONS, DecoderSpec, LinearBiases, MlpSpec, PositionEmbedding, ResidualLayout, TensorNames, heads, llama,
+    rotary,
+};
+use crate::checkpoint::config_section::{ConfigFileError, ConfigSection};
 use crate::kernels::NormKind;
 
-pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames), ConfigError> {
+pub(super) fn describe(config: &ConfigSection<'_>) -> Result<(DecoderSpec, TensorNames), ConfigFileError> {
     let layers = config.size("num_hidden_layers")?;
     let hidden = config.size("hidden_size")?;
     let heads = heads(config, hidden, "num_attention_heads", Some("num_key_value_heads"))?;
@@ -20,15 +23,15 @@ pub(super) fn describe(config: &Section<'_>) -> Result<(DecoderSpec, TensorNames
         windows: vec![config.optional_size("sliding_window")?; layers],
         norm: NormKind::Layer,
         norm_epsilon: config.number_or("norm_epsilon", 1e-5)?,
-        positions: Positions::Rotary(rotary(config, heads.width, 1.0)?),
-        residual: Residual::Sequential,
-        mlp: Mlp {
+        positions: PositionEmbedding::Rotary(rotary(config, heads.width, 1.0)?),
+        residual: ResidualLayout::Sequential,
+        mlp: MlpSpec {
             inner: config.size("intermediate_size")?,
             activation: config.one_of_or("hidden_act", "gelu_pytorch_tanh", &ACTIVATIONS)?,
             gated: false,
         },
-        biases: Biases { qkv: bias, attention_output: bias, mlp: bias, head: false },
+        biases: LinearBiases { qkv: bias, attention_output: bias, mlp: bias, head: false },
         tied: config.flag_or("tie_word_embeddings", true)?,
     };
-    Ok((spec, TensorNames { mlp_gate: "", mlp_up: "mlp.c_fc", mlp_down: "mlp.c_proj", ..llama::NAMES }))
+    Ok((spec, TensorNames { mlp_gate: None, mlp_up: "mlp.c_fc", mlp_down: "mlp.c_proj", ..llama::NAMES }))
 }

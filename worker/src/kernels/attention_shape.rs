@@ -2,7 +2,7 @@
 
 /// Heads of attention and their width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heads {
+pub struct AttentionHeads {
     /// Query heads; a multiple of `kv`.
     pub query: usize,
     /// Key heads, and value heads.
@@ -11,7 +11,7 @@ pub struct Heads {
     pub width: usize,
 }
 
-impl Heads {
+impl AttentionHeads {
     /// Width of a row of queries, and of attention's result.
     #[must_use]
     pub fn query_width(&self) -> usize {
@@ -37,12 +37,12 @@ pub struct RotaryLayout {
     /// Elements of a head that are rotated, from its beginning; even.
     pub width: usize,
     /// How they pair up.
-    pub pairs: Pairs,
+    pub pairs: RotaryPairs,
 }
 
 /// How the rotated elements of a head pair up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pairs {
+pub enum RotaryPairs {
     /// Element `i` with `i + width / 2` (GPT-NeoX, Llama).
     Halves,
     /// Element `2i` with `2i + 1` (GPT-J, CodeGen).
@@ -51,7 +51,7 @@ pub enum Pairs {
 
 /// Where a row of a batch stands in its sequence, and the sequence in the cache.
 #[derive(Clone, Copy, Debug)]
-pub struct Place<'a> {
+pub struct TokenPlace<'a> {
     /// Index of the token in its sequence.
     pub position: usize,
     /// Block `i` holds the tokens from `i · block_tokens` on.
@@ -83,7 +83,7 @@ impl CacheShape {
 
     /// Index of the first element of the token that stands at `position` of a sequence with these `blocks`.
     #[must_use]
-    pub fn offset(&self, layer: usize, place: Place<'_>) -> usize {
+    pub fn offset(&self, layer: usize, place: TokenPlace<'_>) -> usize {
         let block = place.blocks[place.position / self.block_tokens] as usize;
         let slot = (layer * self.blocks + block) * self.block_tokens + place.position % self.block_tokens;
         slot * self.kv_width

@@ -7,16 +7,16 @@ use candle_core::Tensor;
 use half::{bf16, f16};
 use parking_lot::Mutex;
 
-use self::attention::Rows;
-use self::elementwise::{Activate, ActivateGated, Normalise, Rotate};
+use self::attention::QueryRows;
+use self::elementwise::{ActivateGatedTask, ActivateTask, NormaliseTask, RotateTask};
 use self::instruction_set::InstructionSet;
-pub use self::matrix::Matrix;
-use self::memory::Pages;
-use self::simd8::Element;
-use self::threads::Threads;
+pub use self::matrix::CpuMatrix;
+use self::memory::PagedMemory;
+use self::simd8::StoredFloat;
+use self::threads::ThreadPool;
 use super::{
-    Activation, CacheFormat, CacheShape, Heads, KernelError, Kernels, NormWeights, Place, RotaryLayout, WeightFormat,
-    blocks,
+    Activation, AttentionHeads, CacheFormat, CacheShape, KernelError, Kernels, NormWeights, RotaryLayout, TokenPlace,
+    WeightFormat, blocks,
 };
 use crate::cpu_set::CpuSet;
 use crate::rows::{RowTask, Spare};
@@ -38,23 +38,23 @@ const PARALLEL_FROM: usize = 1 << 15;
 
 /// Kernels for the instruction set of this machine, and the threads they run on.
 #[derive(Debug)]
-pub struct Cpu {
+pub struct CpuKernels {
     instructions: InstructionSet,
-    threads: Threads,
+    threads: ThreadPool,
     /// Packed rows of the product under way.
     words: Mutex<Vec<u32>>,
     /// Of rows that were kept.
     spare_rows: Spare<Vec<f32>>,
 }
 
-impl Default for Cpu {
+impl Default for CpuKernels {
     /// On the caller's thread alone.
     fn default() -> Self {
-        Self::with(InstructionSet::detect(), Threads::alone())
+        Self::with(InstructionSet::detect(), ThreadPool::alone())
     }
 }
 
-impl Cpu {
+impl CpuKernels {
     /// Kernels on `threads` threads, the caller's among them; 0 takes one for each core. With `cpus` each is pinned to one
     /// of them, as far as they go; the caller's only when it asks for it, see [`Self::settle_caller`].
     ///
@@ -65,13 +65,13 @@ impl Cpu {
             0 => std::thread::available_parallelism()?.get(),
             threads => threads,
         };
-        Ok(Self::with(InstructionSet::detect(), Threads::new(count, cpus)?))
+        Ok(Self::with(InstructionSet::detect(), ThreadPool::new(count, cpus)?))
     }
 
     /// Kernels that use no instructions beyond the target's baseline, on the caller's thread.
     #[must_use]
     pub fn baseline() -> Self {
-        Self::with(InstructionSet::Baseline, Threads::alone())
+        Self::with(InstructionSet::Baseline, ThreadPool::alone())
     }
 
     /// Pins the calling thread, which takes part in what it hands out, to the CPU that the other threads left it; where they
@@ -91,30 +91,30 @@ impl Cpu {
         self.threads.chunks(x, width, x.len() >= PARALLEL_FROM, work);
     }
 
-    fn with(instructions: InstructionSet, threads: Threads) -> Self {
+    fn with(instructions: InstructionSet, threads: ThreadPool) -> Self {
         Self { instructions, threads, words: Mutex::default(), spare_rows: Spare::default() }
     }
 }
 
 /// Keys and values.
 #[derive(Debug)]
-pub struct Cache {
+pub struct CpuCache {
     shape: CacheShape,
-    stored: Stored,
+    stored: StoredCache,
 }
 
 /// Keys, then values.
 #[derive(Debug)]
-enum Stored {
-    F32([Pages<f32>; 2]),
-    F16([Pages<f16>; 2]),
-    Bf16([Pages<bf16>; 2]),
+enum StoredCache {
+    F32([PagedMemory<f32>; 2]),
+    F16([PagedMemory<f16>; 2]),
+    Bf16([PagedMemory<bf16>; 2]),
 }
 
-impl Kernels for Cpu {
+impl Kernels for CpuKernels {
     type Buffer = Vec<f32>;
-    type Matrix = Matrix;
-    type Cache = Cache;
+    type Matrix = CpuMatrix;
+    type Cache = CpuCache;
 
     fn buffer(&self, elements: usize) -> Result<Vec<f32>, KernelError> {
         let mut values = Vec::new();
@@ -123,8 +123,8 @@ impl Kernels for Cpu {
         Ok(values)
     }
 
-    fn matrix(&self, weights: &Tensor, format: WeightFormat) -> Result<Matrix, KernelError> {
-        Matrix::new(weights, format, &self.threads)
+    fn matrix(&self, weights: &Tensor, format: WeightFormat) -> Result<CpuMatrix, KernelError> {
+        CpuMatrix::new(weights, format, &self.threads)
     }
 
     fn matrix_from_blocks(
@@ -132,19 +132,19 @@ impl Kernels for Cpu {
         format: WeightFormat,
         shape: [usize; 2],
         blocks: &[u8],
-    ) -> Result<Matrix, KernelError> {
+    ) -> Result<CpuMatrix, KernelError> {
         blocks::check(format, shape, blocks)?;
-        Matrix::from_blocks(format, shape, blocks, &self.threads)
+        CpuMatrix::from_blocks(format, shape, blocks, &self.threads)
     }
 
-    fn cache(&self, shape: CacheShape) -> Result<Cache, KernelError> {
+    fn cache(&self, shape: CacheShape) -> Result<CpuCache, KernelError> {
         let elements = shape.elements().ok_or(KernelError::OutOfMemory { elements: usize::MAX })?;
         let stored = match shape.format {
-            CacheFormat::F32 => Stored::F32([Pages::zeros(elements)?, Pages::zeros(elements)?]),
-            CacheFormat::F16 => Stored::F16([Pages::zeros(elements)?, Pages::zeros(elements)?]),
-            CacheFormat::Bf16 => Stored::Bf16([Pages::zeros(elements)?, Pages::zeros(elements)?]),
+            CacheFormat::F32 => StoredCache::F32([PagedMemory::zeros(elements)?, PagedMemory::zeros(elements)?]),
+            CacheFormat::F16 => StoredCache::F16([PagedMemory::zeros(elements)?, PagedMemory::zeros(elements)?]),
+            CacheFormat::Bf16 => StoredCache::Bf16([PagedMemory::zeros(elements)?, PagedMemory::zeros(elements)?]),
         };
-        Ok(Cache { shape, stored })
+        Ok(CpuCache { shape, stored })
     }
 
     fn write(&self, values: &[f32], buffer: &mut Vec<f32>) -> Result<(), KernelError> {
@@ -157,7 +157,7 @@ impl Kernels for Cpu {
         Ok(())
     }
 
-    fn embed(&self, table: &Matrix, ids: &[u32], out: &mut Vec<f32>) {
+    fn embed(&self, table: &CpuMatrix, ids: &[u32], out: &mut Vec<f32>) {
         table.embed(ids, out);
     }
 
@@ -172,60 +172,74 @@ impl Kernels for Cpu {
         self.each_row(&mut out[..rows * width], width, |row, out| {
             let x = &x[row * width..][..width];
             let bias = bias.map(Vec::as_slice);
-            self.instructions.run(Normalise { kind, epsilon: epsilon as f32, x, weight, bias, out });
+            self.instructions.run(NormaliseTask { kind, epsilon: epsilon as f32, x, weight, bias, out });
         });
     }
 
-    fn linear(&self, x: &Vec<f32>, rows: usize, weight: &Matrix, bias: Option<&Vec<f32>>, out: &mut Vec<f32>) {
+    fn linear(&self, x: &Vec<f32>, rows: usize, weight: &CpuMatrix, bias: Option<&Vec<f32>>, out: &mut Vec<f32>) {
         let mut words = self.words.lock();
         weight.linear((self.instructions, &self.threads), (x, rows), bias.map(Vec::as_slice), (out, &mut words));
     }
 
-    fn rotate(&self, qkv: &mut Vec<f32>, rows: usize, heads: Heads, rotary: RotaryLayout, angles: &Vec<f32>) {
+    fn rotate(
+        &self,
+        qkv: &mut Vec<f32>,
+        rows: usize,
+        heads: AttentionHeads,
+        rotary: RotaryLayout,
+        angles: &Vec<f32>,
+    ) {
         let width = heads.qkv_width();
         self.each_row(&mut qkv[..rows * width], width, |row, qkv| {
             let angles = &angles[row * rotary.width..][..rotary.width];
             let heads_rotated = &mut qkv[..heads.query_width() + heads.kv_width()];
-            self.instructions.run(Rotate { rotary, head_width: heads.width, angles, heads: heads_rotated });
+            self.instructions.run(RotateTask { rotary, head_width: heads.width, angles, heads: heads_rotated });
         });
     }
 
-    fn append(&self, qkv: &Vec<f32>, heads: Heads, places: &[Place<'_>], cache: &mut Cache, layer: usize) {
+    fn append(
+        &self,
+        qkv: &Vec<f32>,
+        heads: AttentionHeads,
+        places: &[TokenPlace<'_>],
+        cache: &mut CpuCache,
+        layer: usize,
+    ) {
         match &mut cache.stored {
-            Stored::F32(stored) => append(qkv, heads, places, (&cache.shape, layer), stored),
-            Stored::F16(stored) => append(qkv, heads, places, (&cache.shape, layer), stored),
-            Stored::Bf16(stored) => append(qkv, heads, places, (&cache.shape, layer), stored),
+            StoredCache::F32(stored) => append(qkv, heads, places, (&cache.shape, layer), stored),
+            StoredCache::F16(stored) => append(qkv, heads, places, (&cache.shape, layer), stored),
+            StoredCache::Bf16(stored) => append(qkv, heads, places, (&cache.shape, layer), stored),
         }
     }
 
     fn attend(
         &self,
         qkv: &Vec<f32>,
-        heads: Heads,
+        heads: AttentionHeads,
         window: Option<usize>,
-        places: &[Place<'_>],
-        (cache, layer): (&Cache, usize),
+        places: &[TokenPlace<'_>],
+        (cache, layer): (&CpuCache, usize),
         out: &mut Vec<f32>,
     ) {
         let (on, rows, layer) =
-            ((self.instructions, &self.threads), Rows { qkv, heads, window, places }, (&cache.shape, layer));
+            ((self.instructions, &self.threads), QueryRows { qkv, heads, window, places }, (&cache.shape, layer));
         match &cache.stored {
-            Stored::F32(stored) => attention::attend(on, rows, layer, stored, out),
-            Stored::F16(stored) => attention::attend(on, rows, layer, stored, out),
-            Stored::Bf16(stored) => attention::attend(on, rows, layer, stored, out),
+            StoredCache::F32(stored) => attention::attend(on, rows, layer, stored, out),
+            StoredCache::F16(stored) => attention::attend(on, rows, layer, stored, out),
+            StoredCache::Bf16(stored) => attention::attend(on, rows, layer, stored, out),
         }
     }
 
     fn activate(&self, activation: Activation, x: &mut Vec<f32>, elements: usize) {
         self.each_row(&mut x[..elements], PARALLEL_FROM / 4, |_, x| {
-            self.instructions.run(Activate { activation, x })
+            self.instructions.run(ActivateTask { activation, x })
         });
     }
 
     fn activate_gated(&self, activation: Activation, x: &Vec<f32>, rows: usize, inner: usize, out: &mut Vec<f32>) {
         self.each_row(&mut out[..rows * inner], inner, |row, out| {
             let (gate, up) = x[row * 2 * inner..][..2 * inner].split_at(inner);
-            self.instructions.run(ActivateGated { activation, gate, up, out });
+            self.instructions.run(ActivateGatedTask { activation, gate, up, out });
         });
     }
 
@@ -254,12 +268,12 @@ impl Kernels for Cpu {
     }
 }
 
-fn append<W: Element>(
+fn append<W: StoredFloat>(
     qkv: &[f32],
-    heads: Heads,
-    places: &[Place<'_>],
+    heads: AttentionHeads,
+    places: &[TokenPlace<'_>],
     (shape, layer): (&CacheShape, usize),
-    [keys, values]: &mut [Pages<W>; 2],
+    [keys, values]: &mut [PagedMemory<W>; 2],
 ) {
     let width = heads.kv_width();
     for (row, &place) in qkv.chunks_exact(heads.qkv_width()).zip(places) {

@@ -13,19 +13,20 @@ use std::cell::RefCell;
 
 use cudarc::driver::CudaSlice;
 
-use self::attention::{Layer, Prepared};
-use self::driver::Address;
-use self::gpu::{Gpu, Size};
-pub use self::matrix::Matrix;
-use self::matrix::{Product, Rounding};
-use self::reader::Reader;
-use super::cpu::Cpu;
-use super::{CacheShape, Heads, KernelError, Place};
+use self::attention::{CacheLayer, PreparedAttention};
+use self::driver::DeviceAddress;
+use self::gpu::{GpuDevice, LaunchSize};
+pub use self::matrix::GpuMatrix;
+use self::matrix::{ActivationRounding, MatrixProduct};
+use self::reader::LogitsReader;
+use super::cpu::CpuKernels;
+use super::{AttentionHeads, CacheShape, KernelError, TokenPlace};
 
 mod attention;
 mod driver;
 mod gpu;
 mod kernels;
+mod logits_answers;
 mod logits_questions;
 mod matrix;
 mod profile;
@@ -36,27 +37,27 @@ mod timing;
 
 /// A GPU.
 #[derive(Debug)]
-pub struct Cuda {
-    gpu: Gpu,
+pub struct CudaKernels {
+    gpu: GpuDevice,
     /// What most of the matrices want activations rounded to.
-    rounding: RefCell<Rounding>,
-    scratch: RefCell<Scratch>,
-    reader: RefCell<Reader>,
+    rounding: RefCell<ActivationRounding>,
+    scratch: RefCell<GpuScratch>,
+    reader: RefCell<LogitsReader>,
 }
 
 /// Memory of operations, as large as it ever had to be.
 #[derive(Default)]
-struct Scratch {
+struct GpuScratch {
     /// Activations in another rounding or shape than their buffer has them.
     rounded: Option<CudaSlice<u16>>,
     /// Quantised weights in 16 bits.
     widened: Option<CudaSlice<u16>>,
     /// Tiles of attention.
     partial: Option<CudaSlice<f32>>,
-    prepared: Option<Prepared>,
+    prepared: Option<PreparedAttention>,
 }
 
-impl std::fmt::Debug for Scratch {
+impl std::fmt::Debug for GpuScratch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Scratch")
     }
@@ -64,32 +65,32 @@ impl std::fmt::Debug for Scratch {
 
 /// Activations, and what they are rounded to.
 #[derive(Debug)]
-pub struct Buffer {
+pub struct GpuBuffer {
     values: CudaSlice<f32>,
     rounded: Option<CudaSlice<u16>>,
     /// What `rounded` holds is this rounding of `values`.
-    rounding: Rounding,
+    rounding: ActivationRounding,
 }
 
 /// Keys and values.
 #[derive(Debug)]
-pub struct Cache {
+pub struct GpuCache {
     shape: CacheShape,
     keys: CudaSlice<u8>,
     values: CudaSlice<u8>,
 }
 
-impl Cuda {
+impl CudaKernels {
     /// The GPU of this number, as CUDA counts them; what is wanted of its logits is finished on the threads of `host`.
     ///
     /// # Errors
     /// [`KernelError::Device`] without driver, NVRTC or such a GPU, or when the GPU is too old.
-    pub fn open(number: usize, host: Cpu) -> Result<Self, KernelError> {
-        let (gpu, reader) = (Gpu::open(number)?, RefCell::new(Reader::new(host)));
+    pub fn open(number: usize, host: CpuKernels) -> Result<Self, KernelError> {
+        let (gpu, reader) = (GpuDevice::open(number)?, RefCell::new(LogitsReader::new(host)));
         Ok(Self { gpu, rounding: RefCell::default(), scratch: RefCell::default(), reader })
     }
 
-    /// Pins the calling thread; see [`Cpu::settle_caller`].
+    /// Pins the calling thread; see [`CpuKernels::settle_caller`].
     pub fn settle_caller(&self) {
         self.reader.borrow().host().settle_caller();
     }
@@ -100,14 +101,14 @@ impl Cuda {
         self.gpu.name()
     }
 
-    fn at(&self, buffer: &Buffer) -> Address {
+    fn at(&self, buffer: &GpuBuffer) -> DeviceAddress {
         self.gpu.address(&buffer.values)
     }
 
     /// Where an operation writes what a linear layer will read: the rounded copy and its rounding.
-    fn rounded(&self, out: &mut Buffer) -> (Address, u64) {
+    fn rounded(&self, out: &mut GpuBuffer) -> (DeviceAddress, u64) {
         out.rounding = *self.rounding.borrow();
-        if out.rounding == Rounding::None {
+        if out.rounding == ActivationRounding::None {
             return (0, 0);
         }
         let memory = match out.rounded.take() {
@@ -118,28 +119,28 @@ impl Cuda {
             Ok(memory) => (self.gpu.address(out.rounded.insert(memory)), out.rounding.number()),
             Err(error) => {
                 self.gpu.keep(error);
-                out.rounding = Rounding::None;
+                out.rounding = ActivationRounding::None;
                 (0, 0)
             }
         }
     }
 
     /// The buffer is about to be written without a rounded copy.
-    fn overwritten(&self, out: &mut Buffer) -> Address {
-        out.rounding = Rounding::None;
+    fn overwritten(&self, out: &mut GpuBuffer) -> DeviceAddress {
+        out.rounding = ActivationRounding::None;
         self.at(out)
     }
 
     /// `rows` of `x` as `weight` multiplies them.
     fn activations(
         &self,
-        x: &Buffer,
+        x: &GpuBuffer,
         rows: usize,
-        weight: &Matrix,
+        weight: &GpuMatrix,
         memory: &mut Option<CudaSlice<u16>>,
-    ) -> Result<Address, KernelError> {
+    ) -> Result<DeviceAddress, KernelError> {
         let (rounding, stored) = (weight.rounding(), weight.stored());
-        if rounding == Rounding::None {
+        if rounding == ActivationRounding::None {
             return Ok(self.at(x));
         }
         if let Some(rounded) = x.rounded.as_ref().filter(|_| x.rounding == rounding && stored == weight.inputs) {
@@ -151,7 +152,7 @@ impl Cuda {
         };
         let to = self.gpu.address(memory.insert(rounded));
         let arguments = [self.at(x), to, rounding.number(), weight.inputs as u64, stored as u64];
-        self.gpu.launch("round_rows", Size::rows(rows, 256), &arguments);
+        self.gpu.launch("round_rows", LaunchSize::rows(rows, 256), &arguments);
         Ok(to)
     }
 
@@ -162,7 +163,7 @@ impl Cuda {
         }
     }
 
-    fn upload(&self, numbers: impl IntoIterator<Item = usize>) -> Result<Address, KernelError> {
+    fn upload(&self, numbers: impl IntoIterator<Item = usize>) -> Result<DeviceAddress, KernelError> {
         // Tokens and rows, which 32 bits count.
         let numbers: Vec<u32> = numbers.into_iter().map(|number| number as u32).collect();
         self.gpu.upload(&numbers)
@@ -171,47 +172,47 @@ impl Cuda {
     /// Calls `with` with what is prepared for `places`, and memory for tiles.
     fn prepared(
         &self,
-        places: &[Place<'_>],
+        places: &[TokenPlace<'_>],
         shape: CacheShape,
-        heads: Heads,
-        with: impl FnOnce(&Prepared, &mut Option<CudaSlice<f32>>) -> Result<(), KernelError>,
+        heads: AttentionHeads,
+        with: impl FnOnce(&PreparedAttention, &mut Option<CudaSlice<f32>>) -> Result<(), KernelError>,
     ) {
         self.keep(|| {
             let mut scratch = self.scratch.borrow_mut();
-            let Scratch { prepared, partial, .. } = &mut *scratch;
+            let GpuScratch { prepared, partial, .. } = &mut *scratch;
             let known = match prepared.take() {
                 Some(known) if known.is_for(places, shape, heads) => known,
-                _ => Prepared::new(&self.gpu, places, shape, heads)?,
+                _ => PreparedAttention::new(&self.gpu, places, shape, heads)?,
             };
             with(prepared.insert(known), partial)
         });
     }
 }
 
-impl Cache {
-    fn layer(&self, gpu: &Gpu, layer: usize) -> Layer {
+impl GpuCache {
+    fn layer(&self, gpu: &GpuDevice, layer: usize) -> CacheLayer {
         let Self { shape, keys, values } = self;
         let first = layer * shape.blocks * shape.block_tokens * shape.kv_width * shape.format.bytes();
         let [keys, values] = [keys, values].map(|slice| gpu.address(slice) + first as u64);
-        Layer { shape: *shape, keys, values }
+        CacheLayer { shape: *shape, keys, values }
     }
 }
 
-impl Cuda {
+impl CudaKernels {
     fn multiply(
         &self,
-        (x, rows): (&Buffer, usize),
-        weight: &Matrix,
-        bias: Option<&Buffer>,
-        (out, adds): (&mut Buffer, bool),
+        (x, rows): (&GpuBuffer, usize),
+        weight: &GpuMatrix,
+        bias: Option<&GpuBuffer>,
+        (out, adds): (&mut GpuBuffer, bool),
     ) {
         if rows == 0 {
             return;
         }
         self.keep(|| {
             let mut scratch = self.scratch.borrow_mut();
-            let Scratch { rounded, widened, .. } = &mut *scratch;
-            let product = Product {
+            let GpuScratch { rounded, widened, .. } = &mut *scratch;
+            let product = MatrixProduct {
                 x: self.activations(x, rows, weight, rounded)?,
                 rows,
                 bias: bias.map_or(0, |bias| self.at(bias)),
@@ -223,9 +224,9 @@ impl Cuda {
         });
     }
 
-    fn take_rounding(&self, matrix: &Matrix) {
+    fn take_rounding(&self, matrix: &GpuMatrix) {
         let rounding = matrix.rounding();
-        if rounding != Rounding::None {
+        if rounding != ActivationRounding::None {
             *self.rounding.borrow_mut() = rounding;
         }
     }

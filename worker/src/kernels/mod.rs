@@ -23,7 +23,7 @@ mod layer_kinds;
 pub mod reference;
 mod weight_format;
 
-pub use attention_shape::{CacheFormat, CacheShape, Heads, Pairs, Place, RotaryLayout};
+pub use attention_shape::{AttentionHeads, CacheFormat, CacheShape, RotaryLayout, RotaryPairs, TokenPlace};
 pub(crate) use blocks::quantise;
 pub use error::KernelError;
 pub use layer_kinds::{Activation, NormKind, NormWeights};
@@ -144,18 +144,32 @@ pub trait Kernels {
     /// Rotates the query and key heads of `qkv` in place.
     ///
     /// `angles` is `[rows][rotary.width]`: the cosines of a row's pairs, then their sines.
-    fn rotate(&self, qkv: &mut Self::Buffer, rows: usize, heads: Heads, rotary: RotaryLayout, angles: &Self::Buffer);
+    fn rotate(
+        &self,
+        qkv: &mut Self::Buffer,
+        rows: usize,
+        heads: AttentionHeads,
+        rotary: RotaryLayout,
+        angles: &Self::Buffer,
+    );
 
     /// Stores the keys and values of the rows of `qkv` at their places in the cache.
-    fn append(&self, qkv: &Self::Buffer, heads: Heads, places: &[Place<'_>], cache: &mut Self::Cache, layer: usize);
+    fn append(
+        &self,
+        qkv: &Self::Buffer,
+        heads: AttentionHeads,
+        places: &[TokenPlace<'_>],
+        cache: &mut Self::Cache,
+        layer: usize,
+    );
 
     /// [`Self::rotate`] for the rows of `places`, then [`Self::append`].
     fn rotate_and_append(
         &self,
         qkv: &mut Self::Buffer,
-        heads: Heads,
+        heads: AttentionHeads,
         (rotary, angles): (RotaryLayout, &Self::Buffer),
-        places: &[Place<'_>],
+        places: &[TokenPlace<'_>],
         cache: &mut Self::Cache,
         layer: usize,
     ) {
@@ -169,9 +183,9 @@ pub trait Kernels {
     fn attend(
         &self,
         qkv: &Self::Buffer,
-        heads: Heads,
+        heads: AttentionHeads,
         window: Option<usize>,
-        places: &[Place<'_>],
+        places: &[TokenPlace<'_>],
         cache: (&Self::Cache, usize),
         out: &mut Self::Buffer,
     );

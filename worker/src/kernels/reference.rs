@@ -7,39 +7,39 @@ use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
 use super::{
-    Activation, CacheFormat, CacheShape, Heads, KernelError, Kernels, NormKind, NormWeights, Pairs, Place,
-    RotaryLayout, WeightFormat, blocks,
+    Activation, AttentionHeads, CacheFormat, CacheShape, KernelError, Kernels, NormKind, NormWeights, RotaryLayout,
+    RotaryPairs, TokenPlace, WeightFormat, blocks,
 };
 
 /// f64 on the host, one plain loop per formula.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Reference;
+pub struct ReferenceKernels;
 
 /// A matrix `[outputs, inputs]`.
 #[derive(Clone, Debug)]
-pub struct Matrix {
+pub struct ReferenceMatrix {
     values: Vec<f64>,
     inputs: usize,
 }
 
 /// Keys and values.
 #[derive(Clone, Debug)]
-pub struct Cache {
+pub struct ReferenceCache {
     shape: CacheShape,
     keys: Vec<f64>,
     values: Vec<f64>,
 }
 
-impl Kernels for Reference {
+impl Kernels for ReferenceKernels {
     type Buffer = Vec<f64>;
-    type Matrix = Matrix;
-    type Cache = Cache;
+    type Matrix = ReferenceMatrix;
+    type Cache = ReferenceCache;
 
     fn buffer(&self, elements: usize) -> Result<Vec<f64>, KernelError> {
         Ok(vec![0.0; elements])
     }
 
-    fn matrix(&self, weights: &Tensor, format: WeightFormat) -> Result<Matrix, KernelError> {
+    fn matrix(&self, weights: &Tensor, format: WeightFormat) -> Result<ReferenceMatrix, KernelError> {
         let (outputs, inputs) = weights.dims2().map_err(device)?;
         let stored = match format {
             WeightFormat::F32 => weights.to_dtype(DType::F32),
@@ -57,15 +57,15 @@ impl Kernels for Reference {
         format: WeightFormat,
         [outputs, inputs]: [usize; 2],
         blocks: &[u8],
-    ) -> Result<Matrix, KernelError> {
+    ) -> Result<ReferenceMatrix, KernelError> {
         // A last block of a row is filled up.
         let stored = [outputs, inputs.next_multiple_of(format.block().0)];
         matrix(dequantise(format, stored, blocks)?.narrow(1, 0, inputs))
     }
 
-    fn cache(&self, shape: CacheShape) -> Result<Cache, KernelError> {
+    fn cache(&self, shape: CacheShape) -> Result<ReferenceCache, KernelError> {
         let elements = shape.elements().ok_or(KernelError::OutOfMemory { elements: usize::MAX })?;
-        Ok(Cache { shape, keys: vec![0.0; elements], values: vec![0.0; elements] })
+        Ok(ReferenceCache { shape, keys: vec![0.0; elements], values: vec![0.0; elements] })
     }
 
     fn write(&self, values: &[f32], buffer: &mut Vec<f64>) -> Result<(), KernelError> {
@@ -82,7 +82,7 @@ impl Kernels for Reference {
         Ok(())
     }
 
-    fn embed(&self, table: &Matrix, ids: &[u32], out: &mut Vec<f64>) {
+    fn embed(&self, table: &ReferenceMatrix, ids: &[u32], out: &mut Vec<f64>) {
         let rows: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
         self.select(&table.values, table.inputs, &rows, out);
     }
@@ -108,7 +108,14 @@ impl Kernels for Reference {
         }
     }
 
-    fn linear(&self, x: &Vec<f64>, rows: usize, weight: &Matrix, bias: Option<&Vec<f64>>, out: &mut Vec<f64>) {
+    fn linear(
+        &self,
+        x: &Vec<f64>,
+        rows: usize,
+        weight: &ReferenceMatrix,
+        bias: Option<&Vec<f64>>,
+        out: &mut Vec<f64>,
+    ) {
         let outputs = weight.values.len() / weight.inputs;
         for row in 0..rows {
             let x = &x[row * weight.inputs..][..weight.inputs];
@@ -119,7 +126,14 @@ impl Kernels for Reference {
         }
     }
 
-    fn rotate(&self, qkv: &mut Vec<f64>, rows: usize, heads: Heads, rotary: RotaryLayout, angles: &Vec<f64>) {
+    fn rotate(
+        &self,
+        qkv: &mut Vec<f64>,
+        rows: usize,
+        heads: AttentionHeads,
+        rotary: RotaryLayout,
+        angles: &Vec<f64>,
+    ) {
         let half = rotary.width / 2;
         for row in 0..rows {
             let angles = &angles[row * rotary.width..][..rotary.width];
@@ -127,8 +141,8 @@ impl Kernels for Reference {
                 let x = &mut qkv[row * heads.qkv_width() + head * heads.width..][..heads.width];
                 for pair in 0..half {
                     let (i, j) = match rotary.pairs {
-                        Pairs::Halves => (pair, pair + half),
-                        Pairs::Neighbours => (2 * pair, 2 * pair + 1),
+                        RotaryPairs::Halves => (pair, pair + half),
+                        RotaryPairs::Neighbours => (2 * pair, 2 * pair + 1),
                     };
                     let (cos, sin) = (angles[pair], angles[half + pair]);
                     (x[i], x[j]) = (x[i] * cos - x[j] * sin, x[j] * cos + x[i] * sin);
@@ -137,7 +151,14 @@ impl Kernels for Reference {
         }
     }
 
-    fn append(&self, qkv: &Vec<f64>, heads: Heads, places: &[Place<'_>], cache: &mut Cache, layer: usize) {
+    fn append(
+        &self,
+        qkv: &Vec<f64>,
+        heads: AttentionHeads,
+        places: &[TokenPlace<'_>],
+        cache: &mut ReferenceCache,
+        layer: usize,
+    ) {
         let stored = |value: f64| match cache.shape.format {
             CacheFormat::F32 => value,
             CacheFormat::F16 => f16::from_f32(value as f32).to_f64(),
@@ -156,10 +177,10 @@ impl Kernels for Reference {
     fn attend(
         &self,
         qkv: &Vec<f64>,
-        heads: Heads,
+        heads: AttentionHeads,
         window: Option<usize>,
-        places: &[Place<'_>],
-        (cache, layer): (&Cache, usize),
+        places: &[TokenPlace<'_>],
+        (cache, layer): (&ReferenceCache, usize),
         out: &mut Vec<f64>,
     ) {
         let width = heads.width;
@@ -168,7 +189,7 @@ impl Kernels for Reference {
             for head in 0..heads.query {
                 let query = &qkv[row * heads.qkv_width() + head * width..][..width];
                 let kv = head / (heads.query / heads.kv) * width;
-                let at = |position| cache.shape.offset(layer, Place { position, ..*place }) + kv;
+                let at = |position| cache.shape.offset(layer, TokenPlace { position, ..*place }) + kv;
                 let score = |position| {
                     let key = &cache.keys[at(position)..][..width];
                     query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>() / (width as f64).sqrt()
@@ -220,11 +241,11 @@ fn device(error: candle_core::Error) -> KernelError {
     KernelError::Device(error.to_string())
 }
 
-fn matrix(weights: candle_core::Result<Tensor>) -> Result<Matrix, KernelError> {
+fn matrix(weights: candle_core::Result<Tensor>) -> Result<ReferenceMatrix, KernelError> {
     let weights = weights.and_then(|weights| weights.to_dtype(DType::F64)).map_err(device)?;
     let (_, inputs) = weights.dims2().map_err(device)?;
     let flat = weights.flatten_all().map_err(device)?;
-    Ok(Matrix { values: flat.to_vec1().map_err(device)?, inputs })
+    Ok(ReferenceMatrix { values: flat.to_vec1().map_err(device)?, inputs })
 }
 
 /// What the blocks stand for, by candle's reading of them.

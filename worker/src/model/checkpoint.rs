@@ -2,17 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::config_section::{ConfigError, JsonFile};
-use crate::checkpoint::gguf::{self, Header};
+use crate::checkpoint::config_section::{ConfigFileError, JsonFile};
+use crate::checkpoint::gguf::{self, GgufHeader};
 use crate::checkpoint::mapped_file::MappedFile;
-use crate::checkpoint::tensor_files::{self, Encoding, TensorError, TensorFiles};
-use crate::families::gguf::Origin;
-use crate::families::{self, Family};
+use crate::checkpoint::stored_tensor::TensorEncoding;
+use crate::checkpoint::tensor_files::{self, TensorError, TensorFiles};
+use crate::families::gguf::OriginalLayout;
+use crate::families::{self, ModelFamily};
 
 /// A model on disk.
 pub struct Checkpoint {
     /// What it computes.
-    pub family: Family,
+    pub family: ModelFamily,
     /// Its config, or what stands for it.
     pub(super) config: JsonFile,
     /// Which may have other ids that end a generation.
@@ -20,9 +21,9 @@ pub struct Checkpoint {
     /// Where its files are.
     pub(super) directory: PathBuf,
     /// A GGUF file, and what its header says.
-    pub(super) gguf: Option<(MappedFile, Header)>,
+    pub(super) gguf: Option<(MappedFile, GgufHeader)>,
     /// What a GGUF file was made from.
-    pub(super) origin: Option<Origin>,
+    pub(super) origin: Option<OriginalLayout>,
 }
 
 impl Checkpoint {
@@ -59,7 +60,7 @@ impl Checkpoint {
     #[must_use]
     pub fn is_quantised(&self) -> bool {
         let tensors = self.gguf.iter().flat_map(|(_, header)| header.tensors.values());
-        tensors.into_iter().any(|tensor| matches!(tensor.encoding, Encoding::Blocks(_)))
+        tensors.into_iter().any(|tensor| matches!(tensor.encoding, TensorEncoding::Blocks(_)))
     }
 
     /// Its tensors.
@@ -84,7 +85,7 @@ fn gguf_files(directory: &Path) -> Vec<PathBuf> {
 pub enum CheckpointError {
     /// A config file.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(#[from] ConfigFileError),
     /// A GGUF file.
     #[error(transparent)]
     Tensors(#[from] TensorError),

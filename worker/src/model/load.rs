@@ -7,15 +7,15 @@ use cosec_proto::tokenizer_fingerprint;
 
 use super::checkpoint::{Checkpoint, CheckpointError};
 use super::device::DeviceChoice;
-use super::memory_plan::{self, CacheSize, Plan, PlanError};
-use crate::checkpoint::config_section::ConfigError;
-use crate::checkpoint::hub::{self, Content, HubError};
+use super::memory_plan::{self, CacheSize, MemoryPlan, MemoryPlanError};
+use crate::checkpoint::config_section::ConfigFileError;
+use crate::checkpoint::hub::{self, HubError, RepoContent};
 use crate::checkpoint::tensor_files::TensorError;
 use crate::cpu_set::CpuSet;
-use crate::decoder::Decoder;
+use crate::decoder::DecoderModel;
 use crate::kernels::{CacheFormat, CacheShape, KernelError, Kernels};
-use crate::weights::lora::{Adapter, AdapterError, NamedAdapter};
-use crate::weights::{DtypeChoice, Quantize, Weights, WeightsError, digest};
+use crate::weights::lora::{AdapterError, LoraAdapter, NamedAdapter};
+use crate::weights::{DtypeChoice, ModelWeights, QuantizedFormat, WeightsError, digest};
 
 /// Element type of the KV cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
@@ -59,7 +59,7 @@ pub struct LoadOptions {
     /// Element type of the weights.
     pub dtype: DtypeChoice,
     /// How they are quantised.
-    pub quantize: Option<Quantize>,
+    pub quantize: Option<QuantizedFormat>,
     /// Element type of the KV cache.
     pub kv_dtype: KvDtype,
     /// Size of the KV cache.
@@ -102,21 +102,21 @@ pub struct ModelDescription {
 /// Loads the checkpoint at `path` for the device of `kernels`.
 ///
 /// # Errors
-/// [`LoadError`] names file, field or tensor, what was found and what is expected.
+/// [`ModelLoadError`] names file, field or tensor, what was found and what is expected.
 pub fn load<K: Kernels>(
     path: &Path,
     options: &LoadOptions,
     kernels: K,
-) -> Result<(Decoder<K>, ModelDescription), LoadError> {
+) -> Result<(DecoderModel<K>, ModelDescription), ModelLoadError> {
     let mut checkpoint = Checkpoint::open(path)?;
     if checkpoint.gguf.is_some() && options.adapter.is_some() {
-        return Err(LoadError::GgufAdapter { file: path.to_owned() });
+        return Err(ModelLoadError::GgufAdapter { file: path.to_owned() });
     }
-    let Tokenizer { content, fingerprint: tokenizer_fingerprint } = tokenizer(&checkpoint, options)?;
+    let TokenizerFile { content, fingerprint: tokenizer_fingerprint } = tokenizer(&checkpoint, options)?;
     let tensors = checkpoint.take_tensors()?;
     let Checkpoint { family, config, generation, origin, .. } = checkpoint;
     let spec = &family.spec;
-    let mut weights = Weights {
+    let mut weights = ModelWeights {
         tensors,
         adapter: options.adapter.as_deref().map(|merged| adapter("--adapter".to_owned(), merged)).transpose()?,
         beside: options.lora.iter().map(beside).collect::<Result<_, _>>()?,
@@ -127,7 +127,7 @@ pub fn load<K: Kernels>(
     };
     let cache_format = options.kv_dtype.format().unwrap_or_else(|| kernels.cache_format(weights.main_format()));
     let kv_bytes_per_token = spec.kv_bytes_per_token(cache_format);
-    let plan = Plan {
+    let plan = MemoryPlan {
         weight_bytes: weights.memory_bytes(&family),
         kv_bytes_per_token: kv_bytes_per_token as u64,
         cache: options.cache,
@@ -146,8 +146,8 @@ pub fn load<K: Kernels>(
         kv_width: spec.heads.kv_width(),
         format: cache_format,
     };
-    let decoder = Decoder::load(kernels, &family, &mut weights, cache)?;
-    weights.adapter.iter().chain(&weights.beside).try_for_each(Adapter::finish)?;
+    let decoder = DecoderModel::load(kernels, &family, &mut weights, cache)?;
+    weights.adapter.iter().chain(&weights.beside).try_for_each(LoraAdapter::finish)?;
     let end_token_ids = match &generation {
         Some(file) if file.root().has("eos_token_id") => file.root().token_ids("eos_token_id")?,
         _ => config.root().token_ids("eos_token_id")?,
@@ -171,51 +171,52 @@ pub fn load<K: Kernels>(
 }
 
 /// Opens the adapter that a path or hub id stands for, which `flag` asked for.
-fn adapter(flag: String, reference: &Path) -> Result<Adapter, LoadError> {
-    let open =
-        || -> Result<Adapter, LoadError> { Ok(Adapter::open(&hub::locate(reference, None, Content::Adapter)?)?) };
-    open().map_err(|source| LoadError::NoAdapter { flag, source: Box::new(source) })
+fn adapter(flag: String, reference: &Path) -> Result<LoraAdapter, ModelLoadError> {
+    let open = || -> Result<LoraAdapter, ModelLoadError> {
+        Ok(LoraAdapter::open(&hub::locate(reference, None, RepoContent::Adapter)?)?)
+    };
+    open().map_err(|source| ModelLoadError::NoAdapter { flag, source: Box::new(source) })
 }
 
-fn beside(NamedAdapter { name, directory }: &NamedAdapter) -> Result<Adapter, LoadError> {
+fn beside(NamedAdapter { name, directory }: &NamedAdapter) -> Result<LoraAdapter, ModelLoadError> {
     adapter(format!("--lora {name}"), directory)
 }
 
-struct Tokenizer {
+struct TokenizerFile {
     content: Option<Arc<[u8]>>,
     fingerprint: String,
 }
 
 /// Reads the tokenizer from where the options say, else from beside the weights. A directory may do without one; a GGUF
 /// file has one that is not read, so that another must be there.
-fn tokenizer(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Tokenizer, LoadError> {
+fn tokenizer(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<TokenizerFile, ModelLoadError> {
     let path = options.tokenizer.as_ref().unwrap_or(&checkpoint.directory).join("tokenizer.json");
     match std::fs::read(&path) {
         Ok(bytes) => {
-            let invalid = |error| LoadError::Tokenizer { file: path.clone(), problem: format!("{error}") };
+            let invalid = |error| ModelLoadError::Tokenizer { file: path.clone(), problem: format!("{error}") };
             let fingerprint = tokenizer_fingerprint::fingerprint(&bytes).map_err(invalid)?;
-            Ok(Tokenizer { content: Some(bytes.into()), fingerprint })
+            Ok(TokenizerFile { content: Some(bytes.into()), fingerprint })
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             if options.tokenizer.is_some() || checkpoint.gguf.is_some() {
                 let problem = "is missing; name the folder of the model's tokenizer.json with --tokenizer".to_owned();
-                return Err(LoadError::Tokenizer { file: path, problem });
+                return Err(ModelLoadError::Tokenizer { file: path, problem });
             }
             let fingerprint = tokenizer_fingerprint::without_tokenizer(checkpoint.family.spec.vocabulary);
-            Ok(Tokenizer { content: None, fingerprint })
+            Ok(TokenizerFile { content: None, fingerprint })
         }
-        Err(error) => Err(LoadError::Tokenizer { file: path, problem: error.to_string() }),
+        Err(error) => Err(ModelLoadError::Tokenizer { file: path, problem: error.to_string() }),
     }
 }
 
 /// The fingerprint of a model under an adapter that is applied beside it.
-fn adapted(model: &str, adapter: &Adapter) -> String {
+fn adapted(model: &str, adapter: &LoraAdapter) -> String {
     digest([model.as_bytes(), adapter.config(), &adapter.tensors_digest()])
 }
 
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum LoadError {
+pub enum ModelLoadError {
     /// A hub id.
     #[error(transparent)]
     Hub(#[from] HubError),
@@ -224,7 +225,7 @@ pub enum LoadError {
     Checkpoint(#[from] CheckpointError),
     /// A config file.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(#[from] ConfigFileError),
     /// The files of the weights.
     #[error(transparent)]
     Tensors(#[from] TensorError),
@@ -234,7 +235,7 @@ pub enum LoadError {
         /// What asked for it.
         flag: String,
         /// Why.
-        source: Box<LoadError>,
+        source: Box<ModelLoadError>,
     },
     /// The adapter.
     #[error(transparent)]
@@ -255,7 +256,7 @@ pub enum LoadError {
     },
     /// Too little memory.
     #[error(transparent)]
-    Plan(#[from] PlanError),
+    Memory(#[from] MemoryPlanError),
     /// The weights, on their way into memory.
     #[error(transparent)]
     Weights(Box<WeightsError>),
@@ -285,7 +286,7 @@ pub enum LoadError {
     Threads(std::io::Error),
 }
 
-impl From<WeightsError> for LoadError {
+impl From<WeightsError> for ModelLoadError {
     fn from(error: WeightsError) -> Self {
         Self::Weights(Box::new(error))
     }

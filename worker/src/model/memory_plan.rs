@@ -22,7 +22,7 @@ pub enum CacheSize {
 
 /// Figures of a model that is about to be loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct MemoryPlan {
     /// Bytes of the weights in memory.
     pub weight_bytes: u64,
     /// Bytes that one cached token takes over all layers.
@@ -37,7 +37,7 @@ pub struct Plan {
     pub available_bytes: Option<u64>,
 }
 
-impl Plan {
+impl MemoryPlan {
     /// Blocks of the KV cache.
     #[must_use]
     pub fn blocks(&self) -> u64 {
@@ -59,22 +59,22 @@ impl Plan {
     /// Checks that there is a cache, and that it and the weights fit.
     ///
     /// # Errors
-    /// [`PlanError`] names the flag to change.
-    pub fn check(&self) -> Result<(), PlanError> {
+    /// [`MemoryPlanError`] names the flag to change.
+    pub fn check(&self) -> Result<(), MemoryPlanError> {
         let ((blocks, origin), block_bytes) = (self.size(), self.block_bytes());
         // Block ids are 32-bit numbers.
         if !(1..=u64::from(u32::MAX)).contains(&blocks) {
-            return Err(PlanError::Blocks { blocks, origin, block_bytes });
+            return Err(MemoryPlanError::Blocks { blocks, origin, block_bytes });
         }
         let Some(available) = self.available_bytes else { return Ok(()) };
         let (weights_mib, available_mib) = (self.weight_bytes.div_ceil(MIB), available / MIB);
         let Some(room) = available.checked_sub(self.weight_bytes) else {
-            return Err(PlanError::Weights { weights_mib, available_mib });
+            return Err(MemoryPlanError::Weights { weights_mib, available_mib });
         };
         if self.kv_bytes() <= room {
             return Ok(());
         }
-        Err(PlanError::Cache {
+        Err(MemoryPlanError::Cache {
             weights_mib,
             available_mib,
             cache_mib: self.kv_bytes().div_ceil(MIB),
@@ -160,7 +160,7 @@ fn group_limit_files() -> Vec<PathBuf> {
 
 /// Why a model cannot be loaded into the memory that there is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PlanError {
+pub enum MemoryPlanError {
     /// No cache, or one of too many blocks.
     #[error("blocks is {blocks} ({block_bytes} bytes each, from {origin}); it must be 1 to 4294967295")]
     Blocks {
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     /// Weights of 100 MiB, blocks of 1 MiB.
-    const PLAN: Plan = Plan {
+    const PLAN: MemoryPlan = MemoryPlan {
         weight_bytes: 100 * MIB,
         kv_bytes_per_token: MIB / 16,
         cache: CacheSize::Blocks(20),
@@ -222,7 +222,7 @@ mod tests {
         available_bytes: Some(120 * MIB),
     };
 
-    fn check(plan: Plan, expected: Result<(), &[&str]>) {
+    fn check(plan: MemoryPlan, expected: Result<(), &[&str]>) {
         match (plan.check(), expected) {
             (Ok(()), Ok(())) => {}
             (Err(error), Err(parts)) => {
@@ -236,33 +236,33 @@ mod tests {
     #[test]
     fn what_cannot_fit_is_refused() {
         check(PLAN, Ok(()));
-        check(Plan { available_bytes: None, cache: CacheSize::Blocks(u32::MAX as usize), ..PLAN }, Ok(()));
+        check(MemoryPlan { available_bytes: None, cache: CacheSize::Blocks(u32::MAX as usize), ..PLAN }, Ok(()));
         let cache =
             ["100 MiB", "21 MiB", "120 MiB", "--kv-memory-mib to at most 20", "--blocks to at most 20", "--kv-dtype"];
-        check(Plan { cache: CacheSize::Blocks(21), ..PLAN }, Err(&cache));
-        check(Plan { cache: CacheSize::MemoryMib(21), ..PLAN }, Err(&["21 MiB", "from --kv-memory-mib"]));
-        check(Plan { available_bytes: Some(120 * MIB - 1), ..PLAN }, Err(&["at most 19 "]));
+        check(MemoryPlan { cache: CacheSize::Blocks(21), ..PLAN }, Err(&cache));
+        check(MemoryPlan { cache: CacheSize::MemoryMib(21), ..PLAN }, Err(&["21 MiB", "from --kv-memory-mib"]));
+        check(MemoryPlan { available_bytes: Some(120 * MIB - 1), ..PLAN }, Err(&["at most 19 "]));
         check(
-            Plan { available_bytes: Some(99 * MIB), ..PLAN },
+            MemoryPlan { available_bytes: Some(99 * MIB), ..PLAN },
             Err(&["weights take 100 MiB", "99 MiB", "--quantize"]),
         );
-        let all = Plan { cache: CacheSize::Blocks(u32::MAX as usize), ..PLAN };
-        check(Plan { kv_bytes_per_token: u64::MAX, ..all }, Err(&["--blocks to at most 0"]));
-        check(Plan { weight_bytes: u64::MAX, ..PLAN }, Err(&["--dtype"]));
+        let all = MemoryPlan { cache: CacheSize::Blocks(u32::MAX as usize), ..PLAN };
+        check(MemoryPlan { kv_bytes_per_token: u64::MAX, ..all }, Err(&["--blocks to at most 0"]));
+        check(MemoryPlan { weight_bytes: u64::MAX, ..PLAN }, Err(&["--dtype"]));
     }
 
     #[test]
     fn a_cache_has_blocks_and_not_too_many() {
         for blocks in [0, 1 << 32, usize::MAX] {
             check(
-                Plan { cache: CacheSize::Blocks(blocks), ..PLAN },
+                MemoryPlan { cache: CacheSize::Blocks(blocks), ..PLAN },
                 Err(&[&format!("blocks is {blocks} "), "--blocks"]),
             );
         }
-        let large = Plan { cache: CacheSize::MemoryMib(1), block_tokens: 17, ..PLAN };
+        let large = MemoryPlan { cache: CacheSize::MemoryMib(1), block_tokens: 17, ..PLAN };
         check(large, Err(&["blocks is 0 (1114112 bytes each, from --kv-memory-mib)"]));
         check(
-            Plan { context_tokens: u64::MAX, cache: CacheSize::Auto, ..PLAN },
+            MemoryPlan { context_tokens: u64::MAX, cache: CacheSize::Auto, ..PLAN },
             Err(&["blocks is ", "one sequence"]),
         );
     }
@@ -270,9 +270,9 @@ mod tests {
     /// Contexts of 100 tokens take 7 blocks of 1 MiB.
     #[test]
     fn a_cache_of_no_given_size_takes_half_of_what_is_free_within_bounds() {
-        let auto = Plan { cache: CacheSize::Auto, context_tokens: 100, ..PLAN };
+        let auto = MemoryPlan { cache: CacheSize::Auto, context_tokens: 100, ..PLAN };
         let check_size = |available_mib: Option<u64>, expected: u64, origin: &str| {
-            let plan = Plan { available_bytes: available_mib.map(|mib| mib * MIB), ..auto };
+            let plan = MemoryPlan { available_bytes: available_mib.map(|mib| mib * MIB), ..auto };
             assert_eq!((plan.blocks(), plan.size().1), (expected, origin), "{available_mib:?} MiB available");
             check(plan, Ok(()));
         };
@@ -286,14 +286,14 @@ mod tests {
             check_size(available_mib, 7, "one sequence of full length");
         }
         let refusal = ["KV cache 7 MiB", "from one sequence of full length", "--kv-memory-mib to at most 6"];
-        check(Plan { available_bytes: Some(107 * MIB - 1), ..auto }, Err(&refusal));
-        check(Plan { available_bytes: Some(99 * MIB), ..auto }, Err(&["weights take 100 MiB"]));
+        check(MemoryPlan { available_bytes: Some(107 * MIB - 1), ..auto }, Err(&refusal));
+        check(MemoryPlan { available_bytes: Some(99 * MIB), ..auto }, Err(&["weights take 100 MiB"]));
     }
 
     #[test]
     fn the_longest_context_is_the_models_or_the_caches() {
         assert_eq!(PLAN.longest_context(), 320);
-        assert_eq!(Plan { cache: CacheSize::Blocks(1000), ..PLAN }.longest_context(), 2048);
+        assert_eq!(MemoryPlan { cache: CacheSize::Blocks(1000), ..PLAN }.longest_context(), 2048);
     }
 
     #[test]

@@ -10,9 +10,9 @@ mod runner;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use device::DeviceChoice;
-pub use load::{KvDtype, LoadError, LoadOptions, ModelDescription, load};
+pub use load::{KvDtype, LoadOptions, ModelDescription, ModelLoadError, load};
 pub use memory_plan::CacheSize;
-pub use runner::{BatchItem, ForwardError, Logits, ModelRunner};
+pub use runner::{BatchItem, BatchLogits, ForwardError, ModelRunner};
 
 pub use crate::weights::lora::NamedAdapter;
-pub use crate::weights::{DtypeChoice, Quantize};
+pub use crate::weights::{DtypeChoice, QuantizedFormat};

@@ -6,51 +6,51 @@ use std::time::Duration;
 use cosec_proto::sampling::SamplingParams;
 
 use super::device::DeviceChoice;
-use super::load::{self, LoadError, LoadOptions, ModelDescription};
-use crate::decoder::{Batch, Decoder};
-use crate::kernels::cpu::Cpu;
-use crate::kernels::cuda::Cuda;
-use crate::kernels::{CacheShape, KernelError, Kernels, Place};
+use super::load::{self, LoadOptions, ModelDescription, ModelLoadError};
+use crate::decoder::{DecoderBatch, DecoderModel};
+use crate::kernels::cpu::CpuKernels;
+use crate::kernels::cuda::CudaKernels;
+use crate::kernels::{CacheShape, KernelError, Kernels, TokenPlace};
 use crate::rows::{Found, KeptRow, RowTask};
 
 /// A decoder on the device that was chosen.
 pub(super) enum PlacedDecoder {
-    Cpu(Box<Decoder<Cpu>>),
-    Cuda(Box<Decoder<Cuda>>),
+    Cpu(Box<DecoderModel<CpuKernels>>),
+    Cuda(Box<DecoderModel<CudaKernels>>),
 }
 
 impl PlacedDecoder {
-    pub(super) fn load(path: &Path, options: &LoadOptions) -> Result<(Self, ModelDescription), LoadError> {
-        let host = Cpu::new(options.threads, options.cpus.as_ref()).map_err(LoadError::Threads)?;
+    pub(super) fn load(path: &Path, options: &LoadOptions) -> Result<(Self, ModelDescription), ModelLoadError> {
+        let host = CpuKernels::new(options.threads, options.cpus.as_ref()).map_err(ModelLoadError::Threads)?;
         let DeviceChoice::Cuda(number) = options.device else {
             let (decoder, description) = load::load(path, options, host)?;
             return Ok((Self::Cpu(Box::new(decoder)), description));
         };
-        let gpu = Cuda::open(number, host)
-            .map_err(|error| LoadError::Device { device: options.device, cause: error.into() })?;
+        let gpu = CudaKernels::open(number, host)
+            .map_err(|error| ModelLoadError::Device { device: options.device, cause: error.into() })?;
         tracing::info!(device = %options.device, name = gpu.name(), "GPU");
         let (mut decoder, description) = load::load(path, options, gpu)?;
         // What the GPU cannot do shows now and not in the first request.
-        let place = Place { position: 0, blocks: &[0] };
-        let batch = Batch { tokens: vec![0], places: vec![place], wanted: vec![0], ..Batch::default() };
+        let place = TokenPlace { position: 0, blocks: &[0] };
+        let batch = DecoderBatch { tokens: vec![0], places: vec![place], wanted: vec![0], ..DecoderBatch::default() };
         let mut found = Found::default();
         let draw = Some((SamplingParams::RAW, 0.5));
         decoder.forward_rows(&batch, &mut [RowTask { views: &[], draw, keep: true, found: &mut found }])?;
         Ok((Self::Cuda(Box::new(decoder)), description))
     }
 
-    /// As [`Decoder::forward`].
-    pub(super) fn forward(&mut self, batch: &Batch<'_>, logits: &mut Vec<f32>) -> Result<(), KernelError> {
+    /// As [`DecoderModel::forward`].
+    pub(super) fn forward(&mut self, batch: &DecoderBatch<'_>, logits: &mut Vec<f32>) -> Result<(), KernelError> {
         match self {
             Self::Cpu(decoder) => decoder.forward(batch, logits),
             Self::Cuda(decoder) => decoder.forward(batch, logits),
         }
     }
 
-    /// As [`Decoder::forward_rows`].
+    /// As [`DecoderModel::forward_rows`].
     pub(super) fn forward_rows(
         &mut self,
-        batch: &Batch<'_>,
+        batch: &DecoderBatch<'_>,
         tasks: &mut [RowTask<'_>],
     ) -> Result<Duration, KernelError> {
         match self {

@@ -8,10 +8,10 @@ use std::path::Path;
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use super::load::{LoadError, LoadOptions, ModelDescription};
+use super::load::{LoadOptions, ModelDescription, ModelLoadError};
 use super::placed_decoder::PlacedDecoder;
-use crate::decoder::{AdaptedRows, Batch};
-use crate::kernels::{KernelError, Place};
+use crate::decoder::{AdaptedRows, DecoderBatch};
+use crate::kernels::{KernelError, TokenPlace};
 use crate::rows::{KeptRow, RowTask};
 
 /// Tokens of one sequence in a batch.
@@ -31,12 +31,12 @@ pub struct BatchItem<'a> {
 
 /// Logits of one forward pass, in the order of the items, then of their rows.
 #[derive(Clone, Copy, Debug)]
-pub struct Logits<'a> {
+pub struct BatchLogits<'a> {
     values: &'a [f32],
     vocabulary: usize,
 }
 
-impl<'a> Logits<'a> {
+impl<'a> BatchLogits<'a> {
     /// How many rows there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -80,7 +80,7 @@ pub struct ModelRunner {
     decoder: PlacedDecoder,
     description: ModelDescription,
     /// Memory of the last batch.
-    batch: Batch<'static>,
+    batch: DecoderBatch<'static>,
     logits: Vec<f32>,
     /// Whose forward pass was the last one.
     caller: Option<ThreadId>,
@@ -90,14 +90,14 @@ impl ModelRunner {
     /// Loads the checkpoint at a path: see [`Checkpoint::open`](super::Checkpoint::open).
     ///
     /// # Errors
-    /// [`LoadError`] names file, field or tensor, what was found and what is allowed.
-    pub fn load(directory: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
+    /// [`ModelLoadError`] names file, field or tensor, what was found and what is allowed.
+    pub fn load(directory: &Path, options: &LoadOptions) -> Result<Self, ModelLoadError> {
         let (option, value) = ("block_tokens", options.block_tokens);
         if !(1..=u32::MAX as usize).contains(&value) {
-            return Err(LoadError::Option { option, value, expected: "a number from 1 to 4294967295" });
+            return Err(ModelLoadError::Option { option, value, expected: "a number from 1 to 4294967295" });
         }
         let (decoder, description) = PlacedDecoder::load(directory, options)?;
-        Ok(Self { decoder, description, batch: Batch::default(), logits: Vec::new(), caller: None })
+        Ok(Self { decoder, description, batch: DecoderBatch::default(), logits: Vec::new(), caller: None })
     }
 
     /// What the model is.
@@ -119,12 +119,12 @@ impl ModelRunner {
     ///
     /// # Errors
     /// [`ForwardError`].
-    pub fn forward(&mut self, batch: &[BatchItem<'_>]) -> Result<Logits<'_>, ForwardError> {
+    pub fn forward(&mut self, batch: &[BatchItem<'_>]) -> Result<BatchLogits<'_>, ForwardError> {
         let mut logits = std::mem::take(&mut self.logits);
         let done = self.run(batch, |decoder, rows| decoder.forward(rows, &mut logits));
         self.logits = logits;
         done?;
-        Ok(Logits { values: &self.logits, vocabulary: self.description.vocabulary })
+        Ok(BatchLogits { values: &self.logits, vocabulary: self.description.vocabulary })
     }
 
     /// The same, but takes of wanted row i what `tasks[i]` wants. Returns how long that took after the forward pass.
@@ -151,7 +151,7 @@ impl ModelRunner {
     fn run<T>(
         &mut self,
         batch: &[BatchItem<'_>],
-        forward: impl FnOnce(&mut PlacedDecoder, &Batch<'_>) -> Result<T, KernelError>,
+        forward: impl FnOnce(&mut PlacedDecoder, &DecoderBatch<'_>) -> Result<T, KernelError>,
     ) -> Result<T, ForwardError> {
         let mut rows = std::mem::take(&mut self.batch).reused();
         for (index, item) in batch.iter().enumerate() {
@@ -160,7 +160,7 @@ impl ModelRunner {
             rows.wanted.extend(item.rows.clone().map(|row| first + row));
             rows.tokens.extend_from_slice(item.tokens);
             let positions = item.start..item.start + item.tokens.len();
-            rows.places.extend(positions.map(|position| Place { position, blocks: item.blocks }));
+            rows.places.extend(positions.map(|position| TokenPlace { position, blocks: item.blocks }));
             if let Some(adapter) = item.adapter {
                 adapt(&mut rows.adapted, adapter, first..rows.tokens.len());
                 adapt(&mut rows.adapted_wanted, adapter, first_wanted..rows.wanted.len());

@@ -6,8 +6,8 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::WeightsError;
-use super::lora::Factors;
-use crate::checkpoint::tensor_files::{Encoding, Rows};
+use super::lora::LoraFactors;
+use crate::checkpoint::stored_tensor::{StoredRows, TensorEncoding};
 use crate::kernels::{Kernels, WeightFormat, quantise};
 
 /// Rows that one thread quantises before it takes others.
@@ -35,7 +35,7 @@ impl HostMatrix {
     }
 
     /// Adds the next rows, with what an adapter adds to them.
-    pub(super) fn append(&mut self, rows: &Rows<'_>, update: Option<&Factors>) -> Result<(), WeightsError> {
+    pub(super) fn append(&mut self, rows: &StoredRows<'_>, update: Option<&LoraFactors>) -> Result<(), WeightsError> {
         if self.bytes.is_empty() {
             // The rows exist, so all of them are no more than a file holds.
             self.bytes.reserve_exact(self.shape[0].saturating_mul(row_bytes(self.format, self.shape[1])));
@@ -93,7 +93,7 @@ impl HostMatrix {
         stacked.bytes.reserve_exact(stacked.shape[0].saturating_mul(row_bytes(format, inputs)));
         for part in parts {
             let bytes = part.bytes.as_slice();
-            let rows = Rows { range: 0..part.shape[0], width: inputs, encoding: &encoding(part.format), bytes };
+            let rows = StoredRows { range: 0..part.shape[0], width: inputs, encoding: &encoding(part.format), bytes };
             stacked.append(&rows, None)?;
         }
         Ok(stacked)
@@ -120,7 +120,7 @@ impl HostMatrix {
     }
 }
 
-impl Factors {
+impl LoraFactors {
     /// The factors for a layer whose output `i` is this one's `order[i]`.
     ///
     /// # Errors
@@ -152,13 +152,13 @@ fn quantised(floats: &Tensor, format: WeightFormat) -> Result<Vec<u8>, WeightsEr
 }
 
 /// How a file stores rows that need no conversion.
-fn encoding(format: WeightFormat) -> Encoding {
+fn encoding(format: WeightFormat) -> TensorEncoding {
     match format {
-        WeightFormat::F32 => Encoding::Floats(DType::F32),
-        WeightFormat::Bf16 => Encoding::Floats(DType::BF16),
-        WeightFormat::F16 => Encoding::Floats(DType::F16),
-        WeightFormat::Q8_0 => Encoding::Blocks(GgmlDType::Q8_0),
-        WeightFormat::Q4K => Encoding::Blocks(GgmlDType::Q4K),
+        WeightFormat::F32 => TensorEncoding::Floats(DType::F32),
+        WeightFormat::Bf16 => TensorEncoding::Floats(DType::BF16),
+        WeightFormat::F16 => TensorEncoding::Floats(DType::F16),
+        WeightFormat::Q8_0 => TensorEncoding::Blocks(GgmlDType::Q8_0),
+        WeightFormat::Q4K => TensorEncoding::Blocks(GgmlDType::Q4K),
     }
 }
 
@@ -173,7 +173,7 @@ mod tests {
     use candle_core::quantized::QTensor;
 
     use super::*;
-    use crate::checkpoint::tensor_files::dequantise;
+    use crate::checkpoint::stored_tensor::dequantise;
 
     const SHAPE: [usize; 2] = [3, 256];
 
@@ -185,7 +185,8 @@ mod tests {
 
     fn read(format: WeightFormat, dtype: GgmlDType, bytes: &[u8]) -> HostMatrix {
         let mut matrix = HostMatrix::new(format, SHAPE);
-        let rows = Rows { range: 0..SHAPE[0], width: SHAPE[1], encoding: &Encoding::Blocks(dtype), bytes };
+        let rows =
+            StoredRows { range: 0..SHAPE[0], width: SHAPE[1], encoding: &TensorEncoding::Blocks(dtype), bytes };
         matrix.append(&rows, None).unwrap();
         matrix
     }

@@ -10,7 +10,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::checkpoint::config_section::{ConfigError, JsonFile, Section};
+use crate::checkpoint::config_section::{ConfigFileError, ConfigSection, JsonFile};
 use crate::checkpoint::tensor_files::{self, TensorError, TensorFiles};
 
 const CONFIG: &str = "adapter_config.json";
@@ -88,7 +88,7 @@ impl fmt::Display for NamedAdapter {
 
 /// What an adapter adds to a weight `[outputs, inputs]`: `up · down`, in f32, the adapter's scale in `up`.
 #[derive(Clone, Debug)]
-pub struct Factors {
+pub struct LoraFactors {
     /// `[rank, inputs]`.
     pub down: Tensor,
     /// `[outputs, rank]`.
@@ -99,7 +99,7 @@ pub struct Factors {
 ///
 /// `fan_in_fan_out` has no effect, as in PEFT: it is about layers that store their weights `[inputs, outputs]`, and no
 /// family here has one.
-pub struct Adapter {
+pub struct LoraAdapter {
     config: JsonFile,
     tensors: TensorFiles,
     alpha: f64,
@@ -109,7 +109,7 @@ pub struct Adapter {
     pending: BTreeSet<String>,
 }
 
-impl Adapter {
+impl LoraAdapter {
     /// Opens the adapter in `directory`.
     ///
     /// # Errors
@@ -156,7 +156,11 @@ impl Adapter {
     ///
     /// # Errors
     /// [`AdapterError`] when its tensors do not fit.
-    pub fn factors(&mut self, module: &str, [outputs, inputs]: [usize; 2]) -> Result<Option<Factors>, AdapterError> {
+    pub fn factors(
+        &mut self,
+        module: &str,
+        [outputs, inputs]: [usize; 2],
+    ) -> Result<Option<LoraFactors>, AdapterError> {
         if !self.pending.remove(module) {
             return Ok(None);
         }
@@ -168,7 +172,7 @@ impl Adapter {
         };
         let (down, up) = (factor("lora_A", [rank, inputs])?, factor("lora_B", [outputs, rank])?);
         let up = up.affine(scale, 0.0).map_err(AdapterError::Compute)?;
-        Ok(Some(Factors { down, up }))
+        Ok(Some(LoraFactors { down, up }))
     }
 
     /// Checks that every module of the adapter was read.
@@ -241,7 +245,7 @@ fn is_off(value: &Value) -> bool {
 }
 
 /// Keys are regular expressions for the end of a module's name, from the beginning of one of its parts on.
-fn patterns(root: &Section<'_>, field: &str) -> Result<Vec<(Regex, f64)>, ConfigError> {
+fn patterns(root: &ConfigSection<'_>, field: &str) -> Result<Vec<(Regex, f64)>, ConfigFileError> {
     let Some(section) = root.section(field)? else { return Ok(Vec::new()) };
     let compiled = section.iter().map(|(key, _)| {
         let pattern = Regex::new(&format!(r"^(?:.*\.)?(?:{key})$"));
@@ -262,7 +266,7 @@ fn module_of(tensor: &str) -> Option<String> {
 pub enum AdapterError {
     /// adapter_config.json.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(#[from] ConfigFileError),
     /// adapter_model.safetensors or adapter_model.bin.
     #[error(transparent)]
     Tensors(#[from] TensorError),

@@ -8,4 +8,4 @@ mod model_weights;
 pub use error::WeightsError;
 pub use host_matrix::HostMatrix;
 pub(crate) use model_weights::digest;
-pub use model_weights::{DtypeChoice, Quantize, Weights};
+pub use model_weights::{DtypeChoice, ModelWeights, QuantizedFormat};

@@ -9,11 +9,12 @@ use sha2::{Digest, Sha256};
 
 use super::WeightsError;
 use super::host_matrix::{HostMatrix, row_bytes};
-use super::lora::{Adapter, Factors};
+use super::lora::{LoraAdapter, LoraFactors};
 use crate::checkpoint::config_section::JsonFile;
-use crate::checkpoint::tensor_files::{Encoding, TensorFiles};
-use crate::families::gguf::Origin;
-use crate::families::{Family, TensorNames};
+use crate::checkpoint::stored_tensor::TensorEncoding;
+use crate::checkpoint::tensor_files::TensorFiles;
+use crate::families::gguf::OriginalLayout;
+use crate::families::{ModelFamily, TensorNames};
 use crate::kernels::{CacheFormat, WeightFormat};
 
 /// Element type of the weights in memory. Activations are f32.
@@ -34,7 +35,7 @@ pub enum DtypeChoice {
 /// How weights are quantised as they are loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Quantize {
+pub enum QuantizedFormat {
     /// 8 bits a weight and a scale for every 32, as GGML's Q8_0.
     #[value(name = "q8_0")]
     Q8_0,
@@ -46,20 +47,20 @@ pub enum Quantize {
 
 /// The weights of a checkpoint with an adapter merged, in the formats they are to have in memory, and the adapters beside
 /// them.
-pub struct Weights {
+pub struct ModelWeights {
     pub(crate) tensors: TensorFiles,
     /// Merged.
-    pub(crate) adapter: Option<Adapter>,
+    pub(crate) adapter: Option<LoraAdapter>,
     /// In the order of their indices.
-    pub(crate) beside: Vec<Adapter>,
+    pub(crate) beside: Vec<LoraAdapter>,
     pub(crate) names: TensorNames,
     /// What adapters are made for, where that is not the checkpoint itself.
-    pub(crate) origin: Option<Origin>,
+    pub(crate) origin: Option<OriginalLayout>,
     pub(crate) dtype: DtypeChoice,
-    pub(crate) quantize: Option<Quantize>,
+    pub(crate) quantize: Option<QuantizedFormat>,
 }
 
-impl Weights {
+impl ModelWeights {
     /// The weight `[outputs, inputs]` of the linear layer `module`.
     ///
     /// # Errors
@@ -85,7 +86,12 @@ impl Weights {
         self.read(table, shape, factors.as_ref())
     }
 
-    fn read(&mut self, table: &str, shape: [usize; 2], update: Option<&Factors>) -> Result<HostMatrix, WeightsError> {
+    fn read(
+        &mut self,
+        table: &str,
+        shape: [usize; 2],
+        update: Option<&LoraFactors>,
+    ) -> Result<HostMatrix, WeightsError> {
         let name = format!("{table}.weight");
         let format = self.format(table, &self.tensors.get(&name)?.encoding);
         let mut matrix = HostMatrix::new(format, shape);
@@ -103,7 +109,7 @@ impl Weights {
     ///
     /// # Errors
     /// [`WeightsError::Adapter`].
-    pub fn factors(&mut self, module: &str, shape: [usize; 2]) -> Result<Vec<Option<Factors>>, WeightsError> {
+    pub fn factors(&mut self, module: &str, shape: [usize; 2]) -> Result<Vec<Option<LoraFactors>>, WeightsError> {
         let Self { beside, origin, .. } = self;
         let Some(origin) = origin else {
             return beside.iter_mut().map(|adapter| Ok(adapter.factors(module, shape)?)).collect();
@@ -129,7 +135,7 @@ impl Weights {
     pub(crate) fn log_conversions(&self) {
         let mut conversions = BTreeMap::new();
         for (name, stored) in self.tensors.stored() {
-            if let Encoding::Blocks(dtype) = &stored.encoding
+            if let TensorEncoding::Blocks(dtype) = &stored.encoding
                 && kept(*dtype).is_none()
             {
                 let format = self.format(name.strip_suffix(".weight").unwrap_or(name), &stored.encoding);
@@ -149,12 +155,12 @@ impl Weights {
     }
 
     /// Bytes that the tensors take once they are loaded, by what the heads of the files say.
-    pub(crate) fn memory_bytes(&self, family: &Family) -> u64 {
+    pub(crate) fn memory_bytes(&self, family: &ModelFamily) -> u64 {
         let tied = |module: &str| family.spec.tied && module == family.names.head;
         let bytes = self.tensors.stored().map(|(name, stored)| {
             let module = name.strip_suffix(".weight").unwrap_or(name);
             match (&*stored.shape, &stored.encoding) {
-                (_, Encoding::Other(_)) => 0,
+                (_, TensorEncoding::Other(_)) => 0,
                 ([elements], _) => (*elements as u64).saturating_mul(size_of::<f32>() as u64),
                 ([outputs, inputs], encoding) if !tied(module) => {
                     (*outputs as u64).saturating_mul(row_bytes(self.format(module, encoding), *inputs) as u64)
@@ -163,20 +169,22 @@ impl Weights {
                 _ => 0,
             }
         });
-        let beside = self.beside.iter().map(Adapter::memory_bytes);
+        let beside = self.beside.iter().map(LoraAdapter::memory_bytes);
         bytes.chain(beside).fold(0, u64::saturating_add)
     }
 
     /// Format in memory of the matrix of `module`, which a file stores in `encoding`.
     ///
     /// What a file stores quantised is never made larger than Q8_0; learned positions stay as they are.
-    fn format(&self, module: &str, encoding: &Encoding) -> WeightFormat {
+    fn format(&self, module: &str, encoding: &TensorEncoding) -> WeightFormat {
         let TensorNames { embedding, positions, head, .. } = self.names;
         match (encoding, self.quantize) {
-            (Encoding::Blocks(dtype), _) if kept(*dtype).is_some() => kept(*dtype).unwrap_or(WeightFormat::Q8_0),
-            (Encoding::Floats(dtype), None) => self.float_format(*dtype),
-            (Encoding::Floats(dtype), Some(_)) if module == positions => self.float_format(*dtype),
-            (_, Some(Quantize::Q4K)) if module != embedding && module != head => WeightFormat::Q4K,
+            (TensorEncoding::Blocks(dtype), _) if kept(*dtype).is_some() => {
+                kept(*dtype).unwrap_or(WeightFormat::Q8_0)
+            }
+            (TensorEncoding::Floats(dtype), None) => self.float_format(*dtype),
+            (TensorEncoding::Floats(dtype), Some(_)) if positions == Some(module) => self.float_format(*dtype),
+            (_, Some(QuantizedFormat::Q4K)) if module != embedding && module != head => WeightFormat::Q4K,
             _ => WeightFormat::Q8_0,
         }
     }

@@ -1,7 +1,7 @@
 //! Logits and greedy continuations against those that transformers computed.
 
 use cosec_worker::check::{self, CheckArgs, CheckReport};
-use cosec_worker::model::{DeviceChoice, DtypeChoice, KvDtype, ModelRunner, Quantize};
+use cosec_worker::model::{DeviceChoice, DtypeChoice, KvDtype, ModelRunner, QuantizedFormat};
 
 use crate::{ALL, FAMILIES, golden, options};
 
@@ -73,9 +73,9 @@ fn rounded_weights_stay_close() {
 #[test]
 fn quantised_weights_stay_close() {
     for name in ALL.into_iter().take(FAMILIES) {
-        check(&CheckArgs { quantize: Some(Quantize::Q8_0), tolerance: Some(0.1), ..args(name, None) });
+        check(&CheckArgs { quantize: Some(QuantizedFormat::Q8_0), tolerance: Some(0.1), ..args(name, None) });
     }
-    check(&CheckArgs { quantize: Some(Quantize::Q8_0), ..args("codegen", Some("codegen-lora")) });
+    check(&CheckArgs { quantize: Some(QuantizedFormat::Q8_0), ..args("codegen", Some("codegen-lora")) });
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //!
 //! `tests/run` runs them on the stand-in, `tests/gpu` compares the same checkpoints on a GPU.
 
-use cosec_worker::check::{CheckArgs, Measure};
-use cosec_worker::model::{BatchItem, DeviceChoice, DtypeChoice, LoadOptions, ModelRunner, Quantize};
+use cosec_worker::check::{CheckArgs, ErrorMeasure};
+use cosec_worker::model::{BatchItem, DeviceChoice, DtypeChoice, LoadOptions, ModelRunner, QuantizedFormat};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -27,7 +27,7 @@ fn load(name: &str, dtype: DtypeChoice, block_tokens: usize) -> ModelRunner {
 fn every_family_agrees() {
     for name in ALL {
         let report = check(&on_gpu(name, None));
-        assert_eq!((report.measure, report.tolerance), (Measure::Absolute, 1e-4));
+        assert_eq!((report.measure, report.tolerance), (ErrorMeasure::Absolute, 1e-4));
     }
 }
 
@@ -57,7 +57,7 @@ fn rounded_weights_stay_close() {
 #[ignore = "needs a GPU, or the stand-in that tests/run gives it"]
 fn quantised_weights_stay_close() {
     for name in ["codegen", "llama-gqa-tied"] {
-        for (quantize, tolerance) in [(Quantize::Q8_0, 0.1), (Quantize::Q4K, 0.7)] {
+        for (quantize, tolerance) in [(QuantizedFormat::Q8_0, 0.1), (QuantizedFormat::Q4K, 0.7)] {
             check(&CheckArgs { quantize: Some(quantize), tolerance: Some(tolerance), ..on_gpu(name, None) });
         }
     }

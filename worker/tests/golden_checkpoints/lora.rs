@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::quantized::GgmlDType;
 use candle_core::{Device, Tensor, safetensors};
 use cosec_worker::check::CheckArgs;
-use cosec_worker::model::{BatchItem, LoadOptions, ModelRunner, NamedAdapter, Quantize};
+use cosec_worker::model::{BatchItem, LoadOptions, ModelRunner, NamedAdapter, QuantizedFormat};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
@@ -156,7 +156,7 @@ fn adapters_stand_beside_quantised_files() {
 fn company_under_other_adapters_changes_no_bit() {
     let cases = ALL.into_iter().map(|name| (name, None));
     for (name, quantize) in
-        cases.chain([("llama-linear-rope", Some(Quantize::Q8_0)), ("codegen", Some(Quantize::Q8_0))])
+        cases.chain([("llama-linear-rope", Some(QuantizedFormat::Q8_0)), ("codegen", Some(QuantizedFormat::Q8_0))])
     {
         let seed: u64 = rand::random();
         let rng = &mut StdRng::seed_from_u64(seed);

@@ -6,7 +6,7 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::llama;
-use cosec_worker::model::{BatchItem, LoadOptions, ModelRunner, Quantize};
+use cosec_worker::model::{BatchItem, LoadOptions, ModelRunner, QuantizedFormat};
 use serde_json::json;
 
 use crate::reference::{BLOCKS, Numbers, logits, plain_logits, relative};
@@ -32,7 +32,7 @@ fn fast_kernels_agree_with_plain_ones() {
 fn quantised_weights_are_their_rounded_numbers() {
     let tokens: Vec<u32> = (0..40).map(|i| i * 31 % 300).collect();
     for name in ALL {
-        for (quantize, tolerance) in [(Quantize::Q8_0, 5e-4), (Quantize::Q4K, 5e-2)] {
+        for (quantize, tolerance) in [(QuantizedFormat::Q8_0, 5e-4), (QuantizedFormat::Q4K, 5e-2)] {
             let rounded = Numbers::of(name).rounded(|tensor, _| format(quantize, tensor)).logits(&tokens);
             let options = LoadOptions { quantize: Some(quantize), ..options(BLOCKS.len(), 4) };
             let plain = plain_logits(&golden(name), &options, &tokens);
@@ -48,12 +48,14 @@ fn quantised_weights_are_their_rounded_numbers() {
 }
 
 /// What `--quantize` makes of a tensor.
-fn format(quantize: Quantize, tensor: &str) -> Option<GgmlDType> {
+fn format(quantize: QuantizedFormat, tensor: &str) -> Option<GgmlDType> {
     let is = |names: &[&str]| names.iter().any(|name| tensor.ends_with(&format!("{name}.weight")));
     match quantize {
         _ if is(&["wpe"]) => None,
-        Quantize::Q4K if !is(&["embed_tokens", "embed_in", "wte", "lm_head", "embed_out"]) => Some(GgmlDType::Q4K),
-        Quantize::Q8_0 | Quantize::Q4K => Some(GgmlDType::Q8_0),
+        QuantizedFormat::Q4K if !is(&["embed_tokens", "embed_in", "wte", "lm_head", "embed_out"]) => {
+            Some(GgmlDType::Q4K)
+        }
+        QuantizedFormat::Q8_0 | QuantizedFormat::Q4K => Some(GgmlDType::Q8_0),
     }
 }
 

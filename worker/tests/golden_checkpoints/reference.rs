@@ -5,9 +5,9 @@ use std::path::Path;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor, safetensors};
-use cosec_worker::decoder::Batch;
-use cosec_worker::kernels::Place;
-use cosec_worker::kernels::reference::Reference;
+use cosec_worker::decoder::DecoderBatch;
+use cosec_worker::kernels::TokenPlace;
+use cosec_worker::kernels::reference::ReferenceKernels;
 use cosec_worker::model::{self, BatchItem, LoadOptions, ModelRunner};
 use serde_json::Value;
 
@@ -25,9 +25,14 @@ pub(crate) fn logits(model: &mut ModelRunner, tokens: &[u32], adapter: Option<us
 
 /// The same, over the plain kernels.
 pub(crate) fn plain_logits(checkpoint: &Path, options: &LoadOptions, tokens: &[u32]) -> Vec<f32> {
-    let (mut plain, _) = model::load(checkpoint, options, Reference).unwrap();
-    let places = (0..tokens.len()).map(|position| Place { position, blocks: &BLOCKS }).collect();
-    let batch = Batch { tokens: tokens.to_vec(), places, wanted: (0..tokens.len()).collect(), ..Batch::default() };
+    let (mut plain, _) = model::load(checkpoint, options, ReferenceKernels).unwrap();
+    let places = (0..tokens.len()).map(|position| TokenPlace { position, blocks: &BLOCKS }).collect();
+    let batch = DecoderBatch {
+        tokens: tokens.to_vec(),
+        places,
+        wanted: (0..tokens.len()).collect(),
+        ..DecoderBatch::default()
+    };
     let mut logits = Vec::new();
     plain.forward(&batch, &mut logits).unwrap();
     logits

@@ -1,8 +1,8 @@
 //! Attention over a paged cache.
 
-use cosec_worker::kernels::cpu::Cpu;
-use cosec_worker::kernels::reference::Reference;
-use cosec_worker::kernels::{CacheFormat, CacheShape, Heads, Kernels, Place};
+use cosec_worker::kernels::cpu::CpuKernels;
+use cosec_worker::kernels::reference::ReferenceKernels;
+use cosec_worker::kernels::{AttentionHeads, CacheFormat, CacheShape, Kernels, TokenPlace};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -14,7 +14,7 @@ use crate::{
 /// One sequence, appended in chunks of rows into a cache of given blocks.
 struct Attended {
     qkv: Vec<f32>,
-    heads: Heads,
+    heads: AttentionHeads,
     window: Option<usize>,
     format: CacheFormat,
     block_tokens: usize,
@@ -31,8 +31,8 @@ impl Compute for Attended {
         let width = self.heads.qkv_width();
         for (index, rows) in self.qkv.chunks(self.chunk * width).enumerate() {
             let first = index * self.chunk;
-            let place = |position| Place { position, blocks: self.blocks.as_slice() };
-            let places: Vec<Place<'_>> = (first..first + rows.len() / width).map(place).collect();
+            let place = |position| TokenPlace { position, blocks: self.blocks.as_slice() };
+            let places: Vec<TokenPlace<'_>> = (first..first + rows.len() / width).map(place).collect();
             let qkv = upload(kernels, rows);
             let len = places.len() * self.heads.query_width();
             let mut out = kernels.buffer(len).unwrap();
@@ -60,12 +60,12 @@ fn attention_agrees_and_does_not_depend_on_chunks_or_blocks() {
             Attended { qkv: qkv.clone(), heads, window, format, block_tokens, blocks, chunk }
         };
         let (one, other) = (attended(rng), attended(rng));
-        assert_eq!(one.with(&Cpu::default()), other.with(&Cpu::default()));
+        assert_eq!(one.with(&CpuKernels::default()), other.with(&CpuKernels::default()));
         on_gpu(|cuda| assert!(one.with(cuda) == other.with(cuda)));
         check_cpu(2e-5, &one);
         // Tensor cores round to the cache's type.
         let tolerance = if format == CacheFormat::F32 { 2e-5 } else { 0.1 };
-        on_gpu(|cuda| compare("cuda", tolerance, &one.with(cuda), &one.with(&Reference)));
+        on_gpu(|cuda| compare("cuda", tolerance, &one.with(cuda), &one.with(&ReferenceKernels)));
     });
 }
 
@@ -77,7 +77,8 @@ fn attention_on_a_gpu_agrees_and_does_not_depend_on_chunks_or_blocks() {
     with_gpu(|cuda| {
         with_seeds(|rng| {
             let kv = rng.random_range(1..4);
-            let heads = Heads { query: kv * rng.random_range(1..10), kv, width: 8 * rng.random_range(1..17) };
+            let heads =
+                AttentionHeads { query: kv * rng.random_range(1..10), kv, width: 8 * rng.random_range(1..17) };
             let rows = rng.random_range(1..if is_stand_in(cuda) { 150 } else { 300 });
             let qkv = random(rng, rows * heads.qkv_width());
             let qkv: Vec<f32> = qkv.into_iter().map(|x| half::bf16::from_f32(2.0 * x).to_f32()).collect();
@@ -91,7 +92,7 @@ fn attention_on_a_gpu_agrees_and_does_not_depend_on_chunks_or_blocks() {
             };
             let whole = attended(rng, rows);
             let found = whole.with(cuda);
-            compare("cuda", 2e-2, &found, &whole.with(&Reference));
+            compare("cuda", 2e-2, &found, &whole.with(&ReferenceKernels));
             for chunk in [1, rng.random_range(1..=16), rng.random_range(1..=rows)] {
                 assert!(attended(rng, chunk).with(cuda) == found, "{heads:?}, {rows} rows in chunks of {chunk}");
             }

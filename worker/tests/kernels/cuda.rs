@@ -1,15 +1,15 @@
 //! What only a GPU's kernels do: programs that are compiled at start, ragged batches side by side, failures that wait.
 
 use cosec_worker::kernels::cuda::program::{PROGRAMS, compiled};
-use cosec_worker::kernels::reference::Reference;
-use cosec_worker::kernels::{CacheFormat, CacheShape, Heads, Kernels, Place};
+use cosec_worker::kernels::reference::ReferenceKernels;
+use cosec_worker::kernels::{AttentionHeads, CacheFormat, CacheShape, Kernels, TokenPlace};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::{upload, with_gpu};
 
-const HEADS: Heads = Heads { query: 4, kv: 2, width: 6 };
+const HEADS: AttentionHeads = AttentionHeads { query: 4, kv: 2, width: 6 };
 const SHAPE: CacheShape =
     CacheShape { layers: 2, blocks: 40, block_tokens: 4, kv_width: 12, format: CacheFormat::F32 };
 
@@ -26,9 +26,9 @@ fn attended<K: Kernels>(kernels: &K, steps: &[(Vec<Chunk>, Vec<f32>)], windows: 
     let mut all = Vec::new();
     for (chunks, values) in steps {
         let rows = |chunk: &'_ Chunk| chunk.start..chunk.start + chunk.rows;
-        let places: Vec<Place<'_>> = chunks
+        let places: Vec<TokenPlace<'_>> = chunks
             .iter()
-            .flat_map(|chunk| rows(chunk).map(|position| Place { position, blocks: &chunk.blocks }))
+            .flat_map(|chunk| rows(chunk).map(|position| TokenPlace { position, blocks: &chunk.blocks }))
             .collect();
         let mut qkv = kernels.buffer(values.len()).unwrap();
         kernels.write(values, &mut qkv).unwrap();
@@ -73,7 +73,7 @@ fn ragged_batches_agree_whatever_fits() {
         .filter(|(chunks, _): &(Vec<Chunk>, Vec<f32>)| !chunks.is_empty())
         .collect();
     let windows = [None, Some(rng.random_range(1..12))];
-    let expected = attended(&Reference, &steps, windows);
+    let expected = attended(&ReferenceKernels, &steps, windows);
     with_gpu(|cuda| {
         let found = attended(cuda, &steps, windows);
         let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);

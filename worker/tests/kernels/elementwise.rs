@@ -1,6 +1,6 @@
 //! Norms, activations and rotations.
 
-use cosec_worker::kernels::{Activation, Heads, Kernels, NormKind, NormWeights, Pairs, RotaryLayout};
+use cosec_worker::kernels::{Activation, AttentionHeads, Kernels, NormKind, NormWeights, RotaryLayout, RotaryPairs};
 use rand::Rng;
 
 use crate::{Compute, check, download, heads, random, upload, with_seeds};
@@ -70,7 +70,7 @@ fn activations_agree() {
 struct Rotated {
     qkv: Vec<f32>,
     rows: usize,
-    heads: Heads,
+    heads: AttentionHeads,
     rotary: RotaryLayout,
     angles: Vec<f32>,
 }
@@ -86,7 +86,7 @@ impl Compute for Rotated {
 #[test]
 fn rotations_agree() {
     with_seeds(|rng| {
-        for pairs in [Pairs::Halves, Pairs::Neighbours] {
+        for pairs in [RotaryPairs::Halves, RotaryPairs::Neighbours] {
             let (heads, rows) = (heads(rng), rng.random_range(1..5));
             let width = 2 * rng.random_range(1..=heads.width / 2);
             let (qkv, angles) = (random(rng, rows * heads.qkv_width()), random(rng, rows * width));

@@ -3,8 +3,8 @@
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use cosec_worker::cpu_set::CpuSet;
-use cosec_worker::kernels::cpu::Cpu;
-use cosec_worker::kernels::reference::Reference;
+use cosec_worker::kernels::cpu::CpuKernels;
+use cosec_worker::kernels::reference::ReferenceKernels;
 use cosec_worker::kernels::{Kernels, WeightFormat};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -84,7 +84,7 @@ fn linear_is_close_on_a_gpu() {
                 let linear = Linear::random(rng, format);
                 let x = matrix(&linear.x, linear.rows).to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap();
                 let linear = Linear { x: x.flatten_all().unwrap().to_vec1().unwrap(), ..linear };
-                let (found, expected) = (linear.with(cuda), linear.with(&Reference));
+                let (found, expected) = (linear.with(cuda), linear.with(&ReferenceKernels));
                 assert_eq!(found.len(), expected.len());
                 let error = distance(&found, &expected);
                 // A product of numbers in [-1, 1] has a mean square of 1/9.
@@ -133,7 +133,7 @@ fn linear_rows_do_not_depend_on_their_company_on_a_gpu() {
 fn rounding_activations_to_16_bits_costs_little() {
     with_seeds(|rng| {
         let linear = Linear { bias: None, ..Linear::random(rng, WeightFormat::Q8_0) };
-        let (found, expected) = (linear.with(&Cpu::default()), linear.with(&Reference));
+        let (found, expected) = (linear.with(&CpuKernels::default()), linear.with(&ReferenceKernels));
         let length = distance(&expected, &vec![0.0; expected.len()]);
         assert!(distance(&found, &expected) <= 5e-5 * length.max(1.0));
     });
@@ -149,12 +149,12 @@ fn rounding_activations_to_8_bits_costs_less_than_in_llama_cpp() {
             let size = rng.random_range(0.1..1.0);
             part.iter_mut().for_each(|x| *x *= size);
         }
-        let (found, expected) = (linear.with(&Cpu::default()), linear.with(&Reference));
+        let (found, expected) = (linear.with(&CpuKernels::default()), linear.with(&ReferenceKernels));
         for part in linear.x.chunks_mut(256) {
             let scale = part.iter().fold(0.0, |largest: f32, x| largest.max(x.abs())) / 127.0;
             part.iter_mut().for_each(|x| *x = (*x / scale).round() * scale);
         }
-        let (ours, theirs) = (distance(&found, &expected), distance(&linear.with(&Reference), &expected));
+        let (ours, theirs) = (distance(&found, &expected), distance(&linear.with(&ReferenceKernels), &expected));
         assert!(ours <= theirs, "{ours}, not at most {theirs}");
     });
 }
@@ -165,12 +165,12 @@ fn linear_rows_do_not_depend_on_their_company() {
         for format in FORMATS {
             let many = Linear::random(rng, format);
             let inputs = many.x.len() / many.rows;
-            let together = many.with(&Cpu::default());
+            let together = many.with(&CpuKernels::default());
             let outputs = together.len() / many.rows;
             for (row, x) in many.x.chunks_exact(inputs).enumerate() {
                 let (weight, bias) = (many.weight.clone(), many.bias.clone());
                 let one = Linear { x: x.to_vec(), rows: 1, weight, format, bias };
-                assert_eq!(one.with(&Cpu::default()), &together[row * outputs..][..outputs], "row {row}");
+                assert_eq!(one.with(&CpuKernels::default()), &together[row * outputs..][..outputs], "row {row}");
             }
         }
     });
@@ -184,10 +184,10 @@ fn linear_does_not_depend_on_threads() {
     for format in FORMATS {
         let weight = matrix(&random(&mut rng, inputs * outputs), outputs);
         let linear = Linear { x: random(&mut rng, rows * inputs), rows, weight, format, bias: None };
-        let alone = linear.with(&Cpu::new(1, None).unwrap());
-        assert_eq!(alone, linear.with(&Cpu::new(3, None).unwrap()));
+        let alone = linear.with(&CpuKernels::new(1, None).unwrap());
+        assert_eq!(alone, linear.with(&CpuKernels::new(3, None).unwrap()));
         // Nothing is pinned where the system cannot.
-        let pinned = Cpu::new(3, CpuSet::available().ok().as_ref()).unwrap();
+        let pinned = CpuKernels::new(3, CpuSet::available().ok().as_ref()).unwrap();
         assert_eq!(alone, linear.with(&pinned));
         check_cpu(tolerance(format), &linear);
     }
@@ -200,7 +200,7 @@ fn blocks_of_a_file_are_the_weights_they_stand_for() {
     let (weight, x) = (matrix(&random(&mut rng, outputs * inputs), outputs), random(&mut rng, inputs));
     for (format, dtype) in [(WeightFormat::Q8_0, GgmlDType::Q8_0), (WeightFormat::Q4K, GgmlDType::Q4K)] {
         let blocks = QTensor::quantize(&weight, dtype).unwrap().data().unwrap().into_owned();
-        for kernels in [Cpu::default(), Cpu::baseline()] {
+        for kernels in [CpuKernels::default(), CpuKernels::baseline()] {
             let product = |weight| {
                 let mut out = kernels.buffer(outputs).unwrap();
                 kernels.linear(&x, 1, &weight, None, &mut out);
@@ -223,7 +223,7 @@ fn half_precision_widens_exactly() {
     for dtype in [DType::F16, DType::BF16] {
         let table = Tensor::from_raw_buffer(&bits, dtype, &[1 << 13, 8], &Device::Cpu).unwrap();
         let expected: Vec<f32> = table.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        for cpu in [Cpu::default(), Cpu::baseline()] {
+        for cpu in [CpuKernels::default(), CpuKernels::baseline()] {
             // A product with a row of the identity picks one column out.
             for column in 0..8 {
                 let mut x = vec![0.0; 8];

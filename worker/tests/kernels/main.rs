@@ -4,10 +4,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use candle_core::{Device, Tensor};
-use cosec_worker::kernels::cpu::Cpu;
-use cosec_worker::kernels::cuda::Cuda;
-use cosec_worker::kernels::reference::Reference;
-use cosec_worker::kernels::{Heads, Kernels, WeightFormat};
+use cosec_worker::kernels::cpu::CpuKernels;
+use cosec_worker::kernels::cuda::CudaKernels;
+use cosec_worker::kernels::reference::ReferenceKernels;
+use cosec_worker::kernels::{AttentionHeads, Kernels, WeightFormat};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -55,33 +55,33 @@ pub(crate) fn download<K: Kernels>(kernels: &K, buffer: &K::Buffer, len: usize) 
 
 /// Both kinds of CPU kernels within `tolerance` of the reference.
 pub(crate) fn check_cpu(tolerance: f32, compute: &impl Compute) {
-    let expected = compute.with(&Reference);
-    compare("detected", tolerance, &compute.with(&Cpu::default()), &expected);
-    compare("baseline", tolerance, &compute.with(&Cpu::baseline()), &expected);
+    let expected = compute.with(&ReferenceKernels);
+    compare("detected", tolerance, &compute.with(&CpuKernels::default()), &expected);
+    compare("baseline", tolerance, &compute.with(&CpuKernels::baseline()), &expected);
 }
 
 /// All kernels within `tolerance` of the reference.
 pub(crate) fn check(tolerance: f32, compute: impl Compute) {
     check_cpu(tolerance, &compute);
-    on_gpu(|cuda| compare("cuda", tolerance, &compute.with(cuda), &compute.with(&Reference)));
+    on_gpu(|cuda| compare("cuda", tolerance, &compute.with(cuda), &compute.with(&ReferenceKernels)));
 }
 
 /// Calls `test` with the first GPU where `COSEC_TEST_GPU` is set: for tests that also say something without one.
-pub(crate) fn on_gpu(test: impl FnOnce(&Cuda)) {
+pub(crate) fn on_gpu(test: impl FnOnce(&CudaKernels)) {
     if std::env::var_os("COSEC_TEST_GPU").is_some() {
         with_gpu(test);
     }
 }
 
 /// Calls `test` with the first GPU, one test at a time.
-pub(crate) fn with_gpu(test: impl FnOnce(&Cuda)) {
-    static GPU: Mutex<Option<Cuda>> = Mutex::new(None);
+pub(crate) fn with_gpu(test: impl FnOnce(&CudaKernels)) {
+    static GPU: Mutex<Option<CudaKernels>> = Mutex::new(None);
     let mut gpu = GPU.lock();
-    test(gpu.get_or_insert_with(|| Cuda::open(0, Cpu::default()).unwrap()));
+    test(gpu.get_or_insert_with(|| CudaKernels::open(0, CpuKernels::default()).unwrap()));
 }
 
 /// Whether the GPU is the one of `tests/gpu_stand_in`, which is slow.
-pub(crate) fn is_stand_in(cuda: &Cuda) -> bool {
+pub(crate) fn is_stand_in(cuda: &CudaKernels) -> bool {
     cuda.name().starts_with("stand-in")
 }
 
@@ -99,7 +99,7 @@ pub(crate) trait Compute {
     fn with<K: Kernels>(&self, kernels: &K) -> Vec<f32>;
 }
 
-pub(crate) fn heads(rng: &mut StdRng) -> Heads {
+pub(crate) fn heads(rng: &mut StdRng) -> AttentionHeads {
     let kv = rng.random_range(1..4);
-    Heads { query: kv * rng.random_range(1..10), kv, width: 2 * rng.random_range(1..40) }
+    AttentionHeads { query: kv * rng.random_range(1..10), kv, width: 2 * rng.random_range(1..40) }
 }

@@ -2,7 +2,7 @@
 
 use cosec_proto::sampling::SamplingParams;
 use cosec_worker::kernels::Kernels;
-use cosec_worker::kernels::cpu::Cpu;
+use cosec_worker::kernels::cpu::CpuKernels;
 use cosec_worker::rows::{Found, Precision, RowTask, View};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -85,7 +85,7 @@ fn check(rng: &mut StdRng, vocabulary: usize) {
         })
         .collect();
     let logits: Vec<f32> = rows.iter().flat_map(|_| random_row(rng, vocabulary)).collect();
-    let expected = read(&Cpu::default(), vocabulary, &logits, &rows);
+    let expected = read(&CpuKernels::default(), vocabulary, &logits, &rows);
     with_gpu(|cuda| {
         for (index, (found, expected)) in read(cuda, vocabulary, &logits, &rows).iter().zip(&expected).enumerate() {
             let wanted = &rows[index % rows.len()];

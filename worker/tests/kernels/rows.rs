@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use candle_core::Tensor;
-use cosec_worker::kernels::cpu::Cpu;
-use cosec_worker::kernels::reference::Reference;
+use cosec_worker::kernels::cpu::CpuKernels;
+use cosec_worker::kernels::reference::ReferenceKernels;
 use cosec_worker::kernels::{Kernels, WeightFormat};
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -13,7 +13,7 @@ use crate::{Compute, FORMATS, check, check_cpu, compare, download, matrix, on_gp
 
 #[test]
 fn selected_and_embedded_rows_are_exact() {
-    let (cpu, table) = (Cpu::default(), [1.0, -2.5, 3.0, 0.25, 7.0, -0.5]);
+    let (cpu, table) = (CpuKernels::default(), [1.0, -2.5, 3.0, 0.25, 7.0, -0.5]);
     for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::F16] {
         let mut out = cpu.buffer(4).unwrap();
         cpu.embed(&cpu.matrix(&matrix(&table, 3), format).unwrap(), &[2, 0], &mut out);
@@ -46,7 +46,7 @@ fn embedded_rows_are_what_the_blocks_stand_for() {
             check_cpu(2e-7, &embedded);
             // A GPU has the scales of Q4_K, multiplied with each other, in f16.
             let tolerance = if format == WeightFormat::Q4K { 2e-3 } else { 2e-7 };
-            on_gpu(|cuda| compare("cuda", tolerance, &embedded.with(cuda), &embedded.with(&Reference)));
+            on_gpu(|cuda| compare("cuda", tolerance, &embedded.with(cuda), &embedded.with(&ReferenceKernels)));
         }
     });
 }

@@ -5,11 +5,11 @@ use std::sync::Barrier;
 use std::thread;
 
 use cosec_worker::cpu_set::CpuSet;
-use cosec_worker::kernels::cpu::Cpu;
+use cosec_worker::kernels::cpu::CpuKernels;
 
 /// The CPUs that each thread of a pool may run on.
 fn places(threads: usize, cpus: Option<&CpuSet>) -> Vec<Option<CpuSet>> {
-    let kernels = Cpu::new(threads, cpus).unwrap();
+    let kernels = CpuKernels::new(threads, cpus).unwrap();
     kernels.settle_caller();
     // A thread that has taken an item waits, so that every one takes one.
     let (mut places, all_there) = (vec![None; threads], Barrier::new(threads));

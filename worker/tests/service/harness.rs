@@ -19,7 +19,7 @@ use cosec_proto::{SessionId, transport};
 use cosec_worker::engine::{EngineOptions, Model};
 use cosec_worker::model::ModelRunner;
 use cosec_worker::registration;
-use cosec_worker::server::{LoadError, ServeError, Server};
+use cosec_worker::server::{BoundServer, BoxedLoadError, ServeError};
 use cosec_worker::service::Identity;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -92,17 +92,17 @@ impl Harness {
 
     async fn serve<M: Model>(
         gate: Arc<Gate>,
-        load: impl FnOnce() -> Result<(M, EngineOptions), LoadError> + Send + 'static,
+        load: impl FnOnce() -> Result<(M, EngineOptions), BoxedLoadError> + Send + 'static,
     ) -> Self {
         let any = "127.0.0.1:0";
-        let server = Server::bind(any, Some(any)).await.unwrap();
+        let server = BoundServer::bind(any, Some(any)).await.unwrap();
         let (address, metrics_address) = (server.address(), server.metrics_address().unwrap());
         let shutdown = CancellationToken::new();
         let identity = Identity {
             role: cosec_proto::WorkerRole::Expert,
             model: "fake".to_owned(),
             zone: "here".to_owned(),
-            registration: registration::Config::default(),
+            registration: registration::RegistrationConfig::default(),
         };
         let server = tokio::spawn(server.run(identity, load, PATIENCE, shutdown.clone()));
         let channel = transport::channel(&address.to_string()).unwrap();

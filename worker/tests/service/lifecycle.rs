@@ -5,7 +5,7 @@ use std::time::Duration;
 use cosec_proto::SessionId;
 use cosec_proto::wire::worker::DescribeRequest;
 use cosec_worker::engine::EngineOptions;
-use cosec_worker::server::Server;
+use cosec_worker::server::BoundServer;
 use tokio::time::sleep;
 use tonic_health::pb::health_check_response::ServingStatus;
 
@@ -28,10 +28,10 @@ async fn nothing_is_served_before_the_model_is_loaded() {
 #[tokio::test]
 async fn a_port_in_use_is_named() {
     let harness = Harness::start(options()).await;
-    let error = Server::bind(&harness.address.to_string(), None).await.unwrap_err().to_string();
+    let error = BoundServer::bind(&harness.address.to_string(), None).await.unwrap_err().to_string();
     assert!(error.contains(&format!("listen is {}", harness.address)), "{error}");
     let taken = harness.metrics_address.to_string();
-    let error = Server::bind("localhost:0", Some(&taken)).await.unwrap_err().to_string();
+    let error = BoundServer::bind("localhost:0", Some(&taken)).await.unwrap_err().to_string();
     assert!(error.contains(&format!("metrics_listen is {}", harness.metrics_address)), "{error}");
 }
 

@@ -2,8 +2,12 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use super::{HubId, PATIENCE};
+use super::hub_id::HubId;
+
+/// A download that brings nothing for so long has been interrupted.
+pub(super) const STALLED_AFTER: Duration = Duration::from_secs(60);
 
 /// Why a reference leads to no directory.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +92,7 @@ pub enum HubError {
         problem: String,
     },
     /// The connection brings nothing.
-    #[error("{id}: the download of {file} brought nothing for {} s; start again to go on from there", PATIENCE.as_secs())]
+    #[error("{id}: the download of {file} brought nothing for {} s; start again to go on from there", STALLED_AFTER.as_secs())]
     Stalled {
         /// The repository.
         id: HubId,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::checkpoint::config_section::ConfigError;
+use crate::checkpoint::config_section::ConfigFileError;
 use crate::checkpoint::gguf::GgufError;
 use crate::checkpoint::pickle::PickleError;
 use crate::checkpoint::safetensors::SafetensorsError;
@@ -20,7 +20,7 @@ pub enum TensorError {
     },
     /// The index of the shards.
     #[error(transparent)]
-    Index(#[from] ConfigError),
+    Index(#[from] ConfigFileError),
     /// No such file, or no permission.
     #[error("{}: cannot be read: {source}", file.display())]
     Unreadable {

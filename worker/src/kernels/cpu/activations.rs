@@ -8,8 +8,8 @@
 #![expect(clippy::needless_range_loop, reason = "iterators that are not inlined spill every register")]
 
 use super::instruction_set::InstructionSet;
-use super::simd16::{PANEL, PanelTask, Wide};
-use super::threads::Threads;
+use super::simd16::{PANEL, Simd16, Simd16Task};
+use super::threads::ThreadPool;
 use crate::kernels::weight_format::BLOCK;
 
 /// Rows of the largest group: with two registers each, what sixteen registers hold beside weights.
@@ -20,7 +20,7 @@ const PARALLEL_FROM: usize = 1 << 13;
 
 /// How rows are multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Arithmetic {
+pub(super) enum ProductArithmetic {
     Floats,
     /// Integers of 16 bits, two in a word.
     Pairs,
@@ -34,7 +34,7 @@ pub(super) const PAIRS: usize = BLOCK / 2;
 /// Words of 32 inputs as quads.
 pub(super) const QUADS: usize = BLOCK / 4;
 
-impl Arithmetic {
+impl ProductArithmetic {
     /// Words of 32 inputs of a row: a float each, or scale, sum and integers.
     fn words(self) -> usize {
         match self {
@@ -47,7 +47,7 @@ impl Arithmetic {
 
 /// Rows that are multiplied together.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Group {
+pub(super) struct RowGroup {
     /// Index of the first.
     pub(super) first: usize,
     /// How many there are: 1 to 6.
@@ -55,9 +55,9 @@ pub(super) struct Group {
 }
 
 /// The groups of some rows: whole ones, but for the last.
-pub(super) fn groups(rows: usize) -> impl Iterator<Item = Group> + Clone {
+pub(super) fn groups(rows: usize) -> impl Iterator<Item = RowGroup> + Clone {
     let size = group_size(rows);
-    (0..rows).step_by(size).map(move |first| Group { first, rows: size.min(rows - first) })
+    (0..rows).step_by(size).map(move |first| RowGroup { first, rows: size.min(rows - first) })
 }
 
 fn group_size(rows: usize) -> usize {
@@ -66,20 +66,20 @@ fn group_size(rows: usize) -> usize {
 
 /// Rows as they are multiplied with weights.
 #[derive(Clone, Copy)]
-pub(super) struct Packed<'a> {
-    /// For each group, for each 32 inputs: what [`Arithmetic::words`] says, the group's rows side by side.
+pub(super) struct PackedRows<'a> {
+    /// For each group, for each 32 inputs: what [`ProductArithmetic::words`] says, the group's rows side by side.
     words: &'a [u32],
     blocks: usize,
 }
 
 /// Packs `rows` rows of `inputs` numbers into `words`, which grows at need, with zeros up to `padded` inputs.
 pub(super) fn pack<'a>(
-    (instructions, threads): (InstructionSet, &Threads),
+    (instructions, threads): (InstructionSet, &ThreadPool),
     (x, rows): (&[f32], usize),
     (inputs, padded): (usize, usize),
-    arithmetic: Arithmetic,
+    arithmetic: ProductArithmetic,
     words: &'a mut Vec<u32>,
-) -> Packed<'a> {
+) -> PackedRows<'a> {
     let blocks = padded / BLOCK;
     let row_words = blocks * arithmetic.words();
     let needed = rows * row_words;
@@ -89,22 +89,22 @@ pub(super) fn pack<'a>(
     let size = group_size(rows);
     threads.chunks(&mut words[..needed], size * row_words, rows * inputs >= PARALLEL_FROM, |index, words| {
         let x = &x[index * size * inputs..][..words.len() / row_words * inputs];
-        instructions.run_panels(Pack { x, inputs, arithmetic, words });
+        instructions.run_panels(PackGroup { x, inputs, arithmetic, words });
     });
-    Packed { words, blocks }
+    PackedRows { words, blocks }
 }
 
 /// Packs one group.
-struct Pack<'a> {
+struct PackGroup<'a> {
     x: &'a [f32],
     inputs: usize,
-    arithmetic: Arithmetic,
+    arithmetic: ProductArithmetic,
     words: &'a mut [u32],
 }
 
-impl PanelTask for Pack<'_> {
+impl Simd16Task for PackGroup<'_> {
     #[inline(always)]
-    fn run<W: Wide>(self, wide: W) {
+    fn run<W: Simd16>(self, wide: W) {
         match self.x.len() / self.inputs {
             1 => self.rows::<1, W>(wide),
             2 => self.rows::<2, W>(wide),
@@ -116,9 +116,9 @@ impl PanelTask for Pack<'_> {
     }
 }
 
-impl Pack<'_> {
+impl PackGroup<'_> {
     #[inline(always)]
-    fn rows<const R: usize, W: Wide>(self, wide: W) {
+    fn rows<const R: usize, W: Simd16>(self, wide: W) {
         let (places, _) = self.words.as_chunks_mut::<R>();
         for (block, to) in places.chunks_exact_mut(self.arithmetic.words()).enumerate() {
             let mut rows = [[0.0; BLOCK]; R];
@@ -131,14 +131,14 @@ impl Pack<'_> {
                 }
             }
             match self.arithmetic {
-                Arithmetic::Floats => {
+                ProductArithmetic::Floats => {
                     for i in 0..BLOCK {
                         for r in 0..R {
                             to[i][r] = rows[r][i].to_bits();
                         }
                     }
                 }
-                Arithmetic::Pairs => {
+                ProductArithmetic::Pairs => {
                     for r in 0..R {
                         let row = quantise(wide, &rows[r], 32_767.0);
                         (to[0][r], to[1][r]) = (row.scale, row.sum);
@@ -147,7 +147,7 @@ impl Pack<'_> {
                         }
                     }
                 }
-                Arithmetic::Quads => {
+                ProductArithmetic::Quads => {
                     for r in 0..R {
                         let row = quantise(wide, &rows[r], 127.0);
                         (to[0][r], to[1][r]) = (row.scale, row.sum);
@@ -163,7 +163,7 @@ impl Pack<'_> {
 }
 
 /// 32 numbers as integers.
-struct Quantised {
+struct QuantisedInputs {
     /// Bits of what 1 stands for.
     scale: u32,
     /// Bits of what the sum stands for.
@@ -176,7 +176,7 @@ struct Quantised {
 ///
 /// What is infinite or no number gives a scale that is no number, so that it is not lost.
 #[inline(always)]
-fn quantise<W: Wide>(wide: W, values: &[f32; BLOCK], largest: f32) -> Quantised {
+fn quantise<W: Simd16>(wide: W, values: &[f32; BLOCK], largest: f32) -> QuantisedInputs {
     let (halves, _) = values.as_chunks::<PANEL>();
     let (low, high) = (wide.load(&halves[0]), wide.load(&halves[1]));
     let poison = wide.multiply_add(high, wide.zero(), wide.multiply(low, wide.zero()));
@@ -188,10 +188,10 @@ fn quantise<W: Wide>(wide: W, values: &[f32; BLOCK], largest: f32) -> Quantised 
     let sum = wide.sum(wide.multiply_add(wide.to_floats(low), wide.splat(1.0), wide.to_floats(high)));
     let mut pairs = [0; PAIRS];
     wide.store_words(wide.pairs(low, high), &mut pairs);
-    Quantised { scale: scale.to_bits(), sum: (scale * sum).to_bits(), pairs }
+    QuantisedInputs { scale: scale.to_bits(), sum: (scale * sum).to_bits(), pairs }
 }
 
-impl<'a> Packed<'a> {
+impl<'a> PackedRows<'a> {
     /// The bits of the 32 inputs from `input` on of the group of `R` rows whose first is `row`.
     #[inline(always)]
     pub(super) fn floats<const R: usize>(&self, row: usize, input: usize) -> &'a [[u32; R]; BLOCK] {
@@ -205,16 +205,16 @@ impl<'a> Packed<'a> {
         &self,
         row: usize,
         input: usize,
-    ) -> Integers<'a, R, WORDS> {
+    ) -> PackedIntegers<'a, R, WORDS> {
         let first = (row * self.blocks + input / BLOCK * R) * (2 + WORDS);
         let (words, _) = self.words[first..].as_chunks();
         let (integers, _) = words[2..].as_chunks();
-        Integers { scales: &words[0], sums: &words[1], words: &integers[0] }
+        PackedIntegers { scales: &words[0], sums: &words[1], words: &integers[0] }
     }
 }
 
 /// 32 inputs of `R` rows.
-pub(super) struct Integers<'a, const R: usize, const WORDS: usize> {
+pub(super) struct PackedIntegers<'a, const R: usize, const WORDS: usize> {
     /// Bits of what 1 stands for.
     pub(super) scales: &'a [u32; R],
     /// Bits of what the sum stands for.

@@ -8,10 +8,10 @@
 use std::ops::Range;
 
 use super::instruction_set::InstructionSet;
-use super::memory::Pages;
-use super::simd8::{Element, LANES, Simd, Task, dot_products, exp, multiply_add, sum};
-use super::threads::{Shares, Threads};
-use crate::kernels::{CacheShape, Heads, Place};
+use super::memory::PagedMemory;
+use super::simd8::{LANES, Simd8, Simd8Task, StoredFloat, dot_products, exp, multiply_add, sum};
+use super::threads::{SharedSlice, ThreadPool};
+use crate::kernels::{AttentionHeads, CacheShape, TokenPlace};
 
 /// Keys whose scores are held at once.
 const TILE: usize = 32;
@@ -24,14 +24,14 @@ const PARALLEL_FROM: usize = 1 << 15;
 
 /// Queries of a batch.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
+pub(super) struct QueryRows<'a> {
     pub(super) qkv: &'a [f32],
-    pub(super) heads: Heads,
+    pub(super) heads: AttentionHeads,
     pub(super) window: Option<usize>,
-    pub(super) places: &'a [Place<'a>],
+    pub(super) places: &'a [TokenPlace<'a>],
 }
 
-impl Rows<'_> {
+impl QueryRows<'_> {
     /// The first key that a row sees.
     fn first_key(&self, row: usize) -> usize {
         self.window.map_or(0, |window| (self.places[row].position + 1).saturating_sub(window))
@@ -48,27 +48,27 @@ impl Rows<'_> {
 ///
 /// A task is some query heads, which share a key head, of some rows that follow each other: what is read of the cache
 /// serves all heads, and all rows of the same sequence.
-pub(super) fn attend<W: Element>(
-    (instructions, threads): (InstructionSet, &Threads),
-    rows: Rows<'_>,
+pub(super) fn attend<W: StoredFloat>(
+    (instructions, threads): (InstructionSet, &ThreadPool),
+    rows: QueryRows<'_>,
     (shape, layer): (&CacheShape, usize),
-    [keys, values]: &[Pages<W>; 2],
+    [keys, values]: &[PagedMemory<W>; 2],
     out: &mut [f32],
 ) {
-    let Rows { heads, places, .. } = rows;
+    let QueryRows { heads, places, .. } = rows;
     let sharing = heads.query / heads.kv;
     let heads_together = (1..=TOGETHER).rev().find(|&count| sharing.is_multiple_of(count)).unwrap_or(1);
     let rows_together = TOGETHER / heads_together;
     let head_tasks = heads.query / heads_together;
-    let out = Shares::new(&mut out[..places.len() * heads.query_width()]);
+    let out = SharedSlice::new(&mut out[..places.len() * heads.query_width()]);
     let task = |index: usize| {
         let head = index % head_tasks * heads_together;
         let mut row = index / head_tasks * rows_together;
         let end = places.len().min(row + rows_together);
         while row < end {
             let same = (row..end).take_while(|&other| rows.share_tiles(row, other)).count();
-            let queries = Queries { first_row: row, rows: same, first_head: head, heads: heads_together };
-            instructions.run(Attend { of: &rows, queries, keys, values, shape, layer, out: &out });
+            let queries = QueryGroup { first_row: row, rows: same, first_head: head, heads: heads_together };
+            instructions.run(AttendTask { of: &rows, queries, keys, values, shape, layer, out: &out });
             row += same;
         }
     };
@@ -82,14 +82,14 @@ pub(super) fn attend<W: Element>(
 
 /// Some heads, which share a key head, of some rows of one sequence; row by row.
 #[derive(Clone, Copy)]
-struct Queries {
+struct QueryGroup {
     first_row: usize,
     rows: usize,
     first_head: usize,
     heads: usize,
 }
 
-impl Queries {
+impl QueryGroup {
     #[inline(always)]
     fn row(&self, query: usize) -> usize {
         self.first_row + query / self.heads
@@ -102,18 +102,18 @@ impl Queries {
 }
 
 /// The attention of up to [`TOGETHER`] queries, whose tiles are the same keys.
-struct Attend<'a, W> {
-    of: &'a Rows<'a>,
-    queries: Queries,
+struct AttendTask<'a, W> {
+    of: &'a QueryRows<'a>,
+    queries: QueryGroup,
     keys: &'a [W],
     values: &'a [W],
     shape: &'a CacheShape,
     layer: usize,
-    out: &'a Shares<'a, f32>,
+    out: &'a SharedSlice<'a, f32>,
 }
 
 /// Some keys, and what queries think of them.
-struct Tile {
+struct KeyTile {
     /// Where the keys (and values) of the key head lie.
     offsets: [usize; TILE],
     /// How many of them each query sees, from the first on.
@@ -122,12 +122,12 @@ struct Tile {
     weights: [[f32; TILE]; TOGETHER],
 }
 
-impl<W: Element> Task for Attend<'_, W> {
+impl<W: StoredFloat> Simd8Task for AttendTask<'_, W> {
     type Output = ();
 
     /// Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    fn run<S: Simd8>(self, simd: S) {
         let Self { of, queries, .. } = self;
         let count = queries.rows * queries.heads;
         let sharing = of.heads.query / of.heads.kv;
@@ -143,12 +143,12 @@ impl<W: Element> Task for Attend<'_, W> {
         let end = ends.into_iter().fold(0, usize::max);
         for begin in (first..end).step_by(TILE) {
             let mut tile =
-                Tile { offsets: [0; TILE], seen: [0; TOGETHER], weights: [[f32::NEG_INFINITY; TILE]; TOGETHER] };
+                KeyTile { offsets: [0; TILE], seen: [0; TOGETHER], weights: [[f32::NEG_INFINITY; TILE]; TOGETHER] };
             for query in 0..count {
                 tile.seen[query] = ends[query].saturating_sub(begin).min(TILE);
             }
             for i in 0..TILE.min(end - begin) {
-                let place = Place { position: begin + i, ..place };
+                let place = TokenPlace { position: begin + i, ..place };
                 tile.offsets[i] = self.shape.offset(self.layer, place) + kv_offset;
             }
             let mut query = 0;
@@ -185,10 +185,10 @@ impl<W: Element> Task for Attend<'_, W> {
     }
 }
 
-impl<W: Element> Attend<'_, W> {
+impl<W: StoredFloat> AttendTask<'_, W> {
     /// The scores of `R` queries from `first` on, `C` keys at a time where all see them; returns `R`.
     #[inline(always)]
-    fn scores<const R: usize, const C: usize, S: Simd>(&self, simd: S, first: usize, tile: &mut Tile) -> usize {
+    fn scores<const R: usize, const C: usize, S: Simd8>(&self, simd: S, first: usize, tile: &mut KeyTile) -> usize {
         let seen_by_all = tile.seen_by_all::<R>(first);
         let whole = seen_by_all - seen_by_all % C;
         for i in (0..whole).step_by(C) {
@@ -203,14 +203,14 @@ impl<W: Element> Attend<'_, W> {
     }
 
     #[inline(always)]
-    fn some_scores<const R: usize, const C: usize, S: Simd>(
+    fn some_scores<const R: usize, const C: usize, S: Simd8>(
         &self,
         simd: S,
         first: usize,
         key: usize,
-        tile: &mut Tile,
+        tile: &mut KeyTile,
     ) {
-        let Heads { width, .. } = self.of.heads;
+        let AttentionHeads { width, .. } = self.of.heads;
         let (mut queries, mut keys): ([&[f32]; R], [&[W]; C]) = ([&[]; R], [&[]; C]);
         for r in 0..R {
             let (row, head) = (self.queries.row(first + r), self.queries.head(first + r));
@@ -231,7 +231,7 @@ impl<W: Element> Attend<'_, W> {
     /// `out += weights · values` for `R` queries from `first` on, the values in ascending order, `C` vectors of them at
     /// a time; returns `R`.
     #[inline(always)]
-    fn add_values<const R: usize, const C: usize, S: Simd>(&self, simd: S, first: usize, tile: &Tile) -> usize {
+    fn add_values<const R: usize, const C: usize, S: Simd8>(&self, simd: S, first: usize, tile: &KeyTile) -> usize {
         let seen_by_all = tile.seen_by_all::<R>(first);
         let vectors = self.of.heads.width / LANES;
         let whole = vectors - vectors % C;
@@ -258,12 +258,12 @@ impl<W: Element> Attend<'_, W> {
     }
 
     #[inline(always)]
-    fn add_some<const R: usize, const C: usize, S: Simd>(
+    fn add_some<const R: usize, const C: usize, S: Simd8>(
         &self,
         simd: S,
         first: usize,
         vector: usize,
-        tile: &Tile,
+        tile: &KeyTile,
         keys: Range<usize>,
     ) {
         let mut sums = [[simd.zero(); C]; R];
@@ -298,7 +298,7 @@ impl<W: Element> Attend<'_, W> {
     #[inline(always)]
     #[expect(clippy::mut_from_ref, reason = "see `Shares`")]
     fn out(&self, query: usize) -> &mut [f32] {
-        let Heads { width, query: heads, .. } = self.of.heads;
+        let AttentionHeads { width, query: heads, .. } = self.of.heads;
         #[expect(unsafe_code, reason = "see `Shares`")]
         // SAFETY: `attend` gives every head of every row to exactly one task, and a task uses one part at a time.
         unsafe {
@@ -307,7 +307,7 @@ impl<W: Element> Attend<'_, W> {
     }
 }
 
-impl Tile {
+impl KeyTile {
     /// How many keys each of `R` queries from `first` on sees.
     #[inline(always)]
     fn seen_by_all<const R: usize>(&self, first: usize) -> usize {
@@ -322,7 +322,7 @@ impl Tile {
 /// Scores to weights relative to the largest score so far, which they may raise; returns by what earlier weights
 /// shrink.
 #[inline(always)]
-fn soften<S: Simd>(weights: &mut [f32; TILE], max: &mut f32, total: &mut f32) -> f32 {
+fn soften<S: Simd8>(weights: &mut [f32; TILE], max: &mut f32, total: &mut f32) -> f32 {
     let mut new_max = *max;
     for i in 0..TILE {
         new_max = new_max.max(weights[i]);

@@ -1,10 +1,10 @@
 //! What works on one row, or one element, at a time.
 
-use super::simd8::{LANES, Simd, Task, exp, multiply_add, sigmoid, sum};
-use crate::kernels::{Activation, NormKind, Pairs, RotaryLayout};
+use super::simd8::{LANES, Simd8, Simd8Task, exp, multiply_add, sigmoid, sum};
+use crate::kernels::{Activation, NormKind, RotaryLayout, RotaryPairs};
 
 /// One row through a normalisation.
-pub(super) struct Normalise<'a> {
+pub(super) struct NormaliseTask<'a> {
     pub(super) kind: NormKind,
     pub(super) epsilon: f32,
     pub(super) x: &'a [f32],
@@ -13,11 +13,11 @@ pub(super) struct Normalise<'a> {
     pub(super) out: &'a mut [f32],
 }
 
-impl Task for Normalise<'_> {
+impl Simd8Task for NormaliseTask<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd8>(self, _: S) {
         let width = self.x.len() as f32;
         let mean = match self.kind {
             NormKind::RootMeanSquare => 0.0,
@@ -52,30 +52,30 @@ fn reduce(x: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
 }
 
 /// Rotates one row's heads in place.
-pub(super) struct Rotate<'a> {
+pub(super) struct RotateTask<'a> {
     pub(super) rotary: RotaryLayout,
     pub(super) head_width: usize,
     pub(super) angles: &'a [f32],
     pub(super) heads: &'a mut [f32],
 }
 
-impl Task for Rotate<'_> {
+impl Simd8Task for RotateTask<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd8>(self, _: S) {
         let half = self.rotary.width / 2;
         let (cos, sin) = self.angles.split_at(half);
         for head in self.heads.chunks_exact_mut(self.head_width) {
             let head = &mut head[..self.rotary.width];
             match self.rotary.pairs {
-                Pairs::Halves => {
+                RotaryPairs::Halves => {
                     let (a, b) = head.split_at_mut(half);
                     for (((a, b), &cos), &sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
                         (*a, *b) = turn::<S>(*a, *b, cos, sin);
                     }
                 }
-                Pairs::Neighbours => {
+                RotaryPairs::Neighbours => {
                     for ((pair, &cos), &sin) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
                         *pair = turn::<S>(pair[0], pair[1], cos, sin).into();
                     }
@@ -86,21 +86,21 @@ impl Task for Rotate<'_> {
 }
 
 #[inline(always)]
-fn turn<S: Simd>(a: f32, b: f32, cos: f32, sin: f32) -> (f32, f32) {
+fn turn<S: Simd8>(a: f32, b: f32, cos: f32, sin: f32) -> (f32, f32) {
     (multiply_add::<S>(a, cos, -(b * sin)), multiply_add::<S>(b, cos, a * sin))
 }
 
 /// Applies a nonlinearity in place.
-pub(super) struct Activate<'a> {
+pub(super) struct ActivateTask<'a> {
     pub(super) activation: Activation,
     pub(super) x: &'a mut [f32],
 }
 
-impl Task for Activate<'_> {
+impl Simd8Task for ActivateTask<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd8>(self, _: S) {
         match self.activation {
             Activation::Silu => self.x.iter_mut().for_each(|x| *x *= sigmoid::<S>(*x)),
             Activation::GeluTanh => self.x.iter_mut().for_each(|x| *x = gelu_tanh::<S>(*x)),
@@ -110,27 +110,27 @@ impl Task for Activate<'_> {
 }
 
 /// `out = activation(gate) · up` for one row.
-pub(super) struct ActivateGated<'a> {
+pub(super) struct ActivateGatedTask<'a> {
     pub(super) activation: Activation,
     pub(super) gate: &'a [f32],
     pub(super) up: &'a [f32],
     pub(super) out: &'a mut [f32],
 }
 
-impl Task for ActivateGated<'_> {
+impl Simd8Task for ActivateGatedTask<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    fn run<S: Simd8>(self, simd: S) {
         self.out.copy_from_slice(self.gate);
-        Activate { activation: self.activation, x: &mut *self.out }.run(simd);
+        ActivateTask { activation: self.activation, x: &mut *self.out }.run(simd);
         self.out.iter_mut().zip(self.up).for_each(|(out, up)| *out *= up);
     }
 }
 
 /// `x/2 · (1 + tanh(y)) = x · sigmoid(2y)`, which loses no digits where tanh is near -1.
 #[inline(always)]
-fn gelu_tanh<S: Simd>(x: f32) -> f32 {
+fn gelu_tanh<S: Simd8>(x: f32) -> f32 {
     const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
     let inner = multiply_add::<S>(0.044_715 * x * x, x, x);
     x / (1.0 + exp::<S>(-TWICE_SQRT_2_OVER_PI * inner))

@@ -5,11 +5,11 @@
 
 #![expect(clippy::needless_range_loop, reason = "iterators that are not inlined spill every register")]
 
-use super::activations::{GROUP, Group, Packed, groups, pack};
+use super::activations::{GROUP, PackedRows, RowGroup, groups, pack};
 use super::instruction_set::InstructionSet;
-use super::packed_weights::Block;
-use super::simd16::{PANEL, PanelTask, Wide};
-use super::threads::{Shares, Threads};
+use super::packed_weights::PanelBlock;
+use super::simd16::{PANEL, Simd16, Simd16Task};
+use super::threads::{SharedSlice, ThreadPool};
 
 /// Multiplications below which waking other threads costs more than it saves.
 const PARALLEL_FROM: usize = 1 << 17;
@@ -35,28 +35,28 @@ const PASS_GROUPS: usize = 16;
 
 /// `[outputs, inputs]` in blocks: all of the first sixteen outputs, then all of the next.
 #[derive(Clone, Copy)]
-pub(super) struct Weights<'a, B> {
+pub(super) struct PackedWeights<'a, B> {
     pub(super) blocks: &'a [B],
     pub(super) outputs: usize,
     pub(super) inputs: usize,
 }
 
 /// `out[rows][n] = x[rows][k] · weight[n][k]ᵀ + bias[n]`.
-pub(super) fn linear<B: Block>(
-    (instructions, threads): (InstructionSet, &Threads),
+pub(super) fn linear<B: PanelBlock>(
+    (instructions, threads): (InstructionSet, &ThreadPool),
     (x, rows): (&[f32], usize),
-    weights: Weights<'_, B>,
+    weights: PackedWeights<'_, B>,
     bias: Option<&[f32]>,
     (out, words): (&mut [f32], &mut Vec<u32>),
 ) {
-    let Weights { blocks, outputs, inputs } = weights;
+    let PackedWeights { blocks, outputs, inputs } = weights;
     let padded = inputs.next_multiple_of(B::INPUTS);
     let x = pack((instructions, threads), (x, rows), (inputs, padded), B::ARITHMETIC, words);
-    let out = Shares::new(&mut out[..rows * outputs]);
+    let out = SharedSlice::new(&mut out[..rows * outputs]);
     let panel_blocks = padded / B::INPUTS;
     let task = |first: usize, count: usize| {
         let blocks = &blocks[first * panel_blocks..][..count * panel_blocks];
-        instructions.run_panels(Panels { x, rows, blocks, panel_blocks, first, outputs, bias, out });
+        instructions.run_panels(PanelProduct { x, rows, blocks, panel_blocks, first, outputs, bias, out });
     };
     let panels = outputs.div_ceil(PANEL);
     if rows * outputs * inputs < PARALLEL_FROM {
@@ -71,8 +71,8 @@ pub(super) fn linear<B: Block>(
 }
 
 /// Some panels of the result, for all rows.
-struct Panels<'a, B> {
-    x: Packed<'a>,
+struct PanelProduct<'a, B> {
+    x: PackedRows<'a>,
     rows: usize,
     /// Those of the panels from `first` on.
     blocks: &'a [B],
@@ -80,30 +80,30 @@ struct Panels<'a, B> {
     first: usize,
     outputs: usize,
     bias: Option<&'a [f32]>,
-    out: Shares<'a, f32>,
+    out: SharedSlice<'a, f32>,
 }
 
 /// The weights that groups of rows are multiplied with at once.
-struct Tile<'a, B> {
+struct WeightTile<'a, B> {
     blocks: &'a [B],
     /// The index of the first within the panel.
     first_block: usize,
     /// The first output.
     column: usize,
-    ahead: Ahead,
+    ahead: PrefetchAhead,
 }
 
 /// What each block of a tile asks for, so that memory is read while groups are multiplied: a share of the blocks behind
 /// those of the tile.
 #[derive(Clone, Copy)]
-struct Ahead {
+struct PrefetchAhead {
     /// Bytes from the first block to what it asks for.
     offset: usize,
     /// Bytes that each block asks for.
     share: usize,
 }
 
-impl Ahead {
+impl PrefetchAhead {
     #[inline(always)]
     fn of<B>(blocks: &[B], (group, groups): (usize, usize)) -> Self {
         match groups {
@@ -118,10 +118,10 @@ impl Ahead {
     }
 }
 
-impl<B: Block> PanelTask for Panels<'_, B> {
+impl<B: PanelBlock> Simd16Task for PanelProduct<'_, B> {
     // Loops, not closures: a closure is not compiled for the instructions of whoever calls it.
     #[inline(always)]
-    fn run<W: Wide>(self, wide: W) {
+    fn run<W: Simd16>(self, wide: W) {
         let count = groups(self.rows).count();
         if count == 2 {
             return self.run_pair(wide);
@@ -137,8 +137,8 @@ impl<B: Block> PanelTask for Panels<'_, B> {
                         let blocks = &blocks[first_block..self.panel_blocks.min(first_block + pass_blocks)];
                         let column = (self.first + set * together + panel) * PANEL;
                         for (index, group) in pass.clone().enumerate() {
-                            let ahead = Ahead::of(blocks, (index, count));
-                            let tile = Tile { blocks, first_block, column, ahead };
+                            let ahead = PrefetchAhead::of(blocks, (index, count));
+                            let tile = WeightTile { blocks, first_block, column, ahead };
                             match group.rows {
                                 1 => self.tile::<1, W>(wide, group, &tile),
                                 2 => self.tile::<2, W>(wide, group, &tile),
@@ -156,10 +156,10 @@ impl<B: Block> PanelTask for Panels<'_, B> {
     }
 }
 
-impl<B: Block> Panels<'_, B> {
+impl<B: PanelBlock> PanelProduct<'_, B> {
     /// Two groups go through the weights a few blocks at a time: while both are multiplied with them, the next ones are read.
     #[inline(always)]
-    fn run_pair<W: Wide>(self, wide: W) {
+    fn run_pair<W: Simd16>(self, wide: W) {
         for (panel, blocks) in self.blocks.chunks_exact(self.panel_blocks).enumerate() {
             let column = (self.first + panel) * PANEL;
             match self.rows - GROUP {
@@ -175,7 +175,7 @@ impl<B: Block> Panels<'_, B> {
 
     /// A whole group and one of `R` rows.
     #[inline(always)]
-    fn pair<const R: usize, W: Wide>(&self, wide: W, blocks: &[B], column: usize) {
+    fn pair<const R: usize, W: Simd16>(&self, wide: W, blocks: &[B], column: usize) {
         let (mut totals, mut others) = ([wide.zero(); GROUP], [wide.zero(); R]);
         for first in (0..blocks.len()).step_by(PAIR_BLOCKS) {
             let end = blocks.len().min(first + PAIR_BLOCKS);
@@ -193,7 +193,7 @@ impl<B: Block> Panels<'_, B> {
 
     /// Writes what rows from `first` on have in a panel, with a bias.
     #[inline(always)]
-    fn put<const R: usize, W: Wide>(
+    fn put<const R: usize, W: Simd16>(
         &self,
         wide: W,
         totals: &[W::Floats; R],
@@ -217,8 +217,8 @@ impl<B: Block> Panels<'_, B> {
     }
 
     #[inline(always)]
-    fn tile<const R: usize, W: Wide>(&self, wide: W, Group { first, .. }: Group, tile: &Tile<'_, B>) {
-        let &Tile { blocks, first_block, column, ahead } = tile;
+    fn tile<const R: usize, W: Simd16>(&self, wide: W, RowGroup { first, .. }: RowGroup, tile: &WeightTile<'_, B>) {
+        let &WeightTile { blocks, first_block, column, ahead } = tile;
         let mut totals = [wide.zero(); R];
         if first_block > 0 {
             for r in 0..R {

@@ -4,11 +4,11 @@ use candle_core::{DType, Tensor, WithDType};
 use half::{bf16, f16};
 
 use super::instruction_set::InstructionSet;
-use super::linear::{Weights, linear};
-use super::memory::Pages;
-use super::packed_weights::{Block, Float, Floats, Q4, Q8};
+use super::linear::{PackedWeights, linear};
+use super::memory::PagedMemory;
+use super::packed_weights::{FloatPanel, PanelBlock, PanelFloat, Q4Panel, Q8Panel};
 use super::simd16::PANEL;
-use super::threads::Threads;
+use super::threads::ThreadPool;
 use crate::kernels::blocks;
 use crate::kernels::weight_format::BLOCK;
 use crate::kernels::{KernelError, WeightFormat};
@@ -18,29 +18,29 @@ const STRIP: usize = 64 * PANEL;
 
 /// Weights `[outputs, inputs]`.
 #[derive(Debug)]
-pub struct Matrix {
+pub struct CpuMatrix {
     pub(super) outputs: usize,
     pub(super) inputs: usize,
-    pub(super) panels: Panels,
+    pub(super) panels: MatrixPanels,
 }
 
 /// The panels of a matrix, by format.
 #[derive(Debug)]
-pub(super) enum Panels {
-    F32(Pages<Floats<f32>>),
-    Bf16(Pages<Floats<bf16>>),
-    F16(Pages<Floats<f16>>),
-    Q8(Pages<Q8>),
-    Q4(Pages<Q4>),
+pub(super) enum MatrixPanels {
+    F32(PagedMemory<FloatPanel<f32>>),
+    Bf16(PagedMemory<FloatPanel<bf16>>),
+    F16(PagedMemory<FloatPanel<f16>>),
+    Q8(PagedMemory<Q8Panel>),
+    Q4(PagedMemory<Q4Panel>),
 }
 
-impl Matrix {
-    pub(super) fn new(weights: &Tensor, format: WeightFormat, threads: &Threads) -> Result<Self, KernelError> {
+impl CpuMatrix {
+    pub(super) fn new(weights: &Tensor, format: WeightFormat, threads: &ThreadPool) -> Result<Self, KernelError> {
         let (outputs, inputs) = weights.dims2().map_err(device)?;
         let panels = match format {
-            WeightFormat::F32 => floats(weights, DType::F32, threads).map(Panels::F32),
-            WeightFormat::Bf16 => floats(weights, DType::BF16, threads).map(Panels::Bf16),
-            WeightFormat::F16 => floats(weights, DType::F16, threads).map(Panels::F16),
+            WeightFormat::F32 => floats(weights, DType::F32, threads).map(MatrixPanels::F32),
+            WeightFormat::Bf16 => floats(weights, DType::BF16, threads).map(MatrixPanels::Bf16),
+            WeightFormat::F16 => floats(weights, DType::F16, threads).map(MatrixPanels::F16),
             WeightFormat::Q8_0 | WeightFormat::Q4K => {
                 let blocks = blocks::quantise(weights, format)?;
                 return Self::from_blocks(format, [outputs, inputs], &blocks, threads);
@@ -54,23 +54,23 @@ impl Matrix {
         format: WeightFormat,
         [outputs, inputs]: [usize; 2],
         blocks: &[u8],
-        threads: &Threads,
+        threads: &ThreadPool,
     ) -> Result<Self, KernelError> {
         let row_blocks = inputs.div_ceil(format.block().0);
         // What lies beyond the last output is zero, in every block format.
         let panels = match format {
             WeightFormat::Q4K => panels(outputs, row_blocks, threads, |panel, block| {
-                Q4::pack(&std::array::from_fn(|lane| {
+                Q4Panel::pack(&std::array::from_fn(|lane| {
                     blocks::q4_k(stored(blocks, panel * PANEL + lane, row_blocks, block, outputs))
                 }))
             })
-            .map(Panels::Q4),
+            .map(MatrixPanels::Q4),
             _ => panels(outputs, row_blocks, threads, |panel, block| {
-                Q8::pack(&std::array::from_fn(|lane| {
+                Q8Panel::pack(&std::array::from_fn(|lane| {
                     blocks::q8_0(stored(blocks, panel * PANEL + lane, row_blocks, block, outputs))
                 }))
             })
-            .map(Panels::Q8),
+            .map(MatrixPanels::Q8),
         };
         Ok(Self { outputs, inputs, panels: panels? })
     }
@@ -78,29 +78,29 @@ impl Matrix {
     /// `out[rows][outputs] = x[rows][inputs] · selfᵀ + bias`.
     pub(super) fn linear(
         &self,
-        on: (InstructionSet, &Threads),
+        on: (InstructionSet, &ThreadPool),
         x: (&[f32], usize),
         bias: Option<&[f32]>,
         out: (&mut [f32], &mut Vec<u32>),
     ) {
         let &Self { outputs, inputs, ref panels } = self;
         match panels {
-            Panels::F32(blocks) => linear(on, x, Weights { blocks, outputs, inputs }, bias, out),
-            Panels::Bf16(blocks) => linear(on, x, Weights { blocks, outputs, inputs }, bias, out),
-            Panels::F16(blocks) => linear(on, x, Weights { blocks, outputs, inputs }, bias, out),
-            Panels::Q8(blocks) => linear(on, x, Weights { blocks, outputs, inputs }, bias, out),
-            Panels::Q4(blocks) => linear(on, x, Weights { blocks, outputs, inputs }, bias, out),
+            MatrixPanels::F32(blocks) => linear(on, x, PackedWeights { blocks, outputs, inputs }, bias, out),
+            MatrixPanels::Bf16(blocks) => linear(on, x, PackedWeights { blocks, outputs, inputs }, bias, out),
+            MatrixPanels::F16(blocks) => linear(on, x, PackedWeights { blocks, outputs, inputs }, bias, out),
+            MatrixPanels::Q8(blocks) => linear(on, x, PackedWeights { blocks, outputs, inputs }, bias, out),
+            MatrixPanels::Q4(blocks) => linear(on, x, PackedWeights { blocks, outputs, inputs }, bias, out),
         }
     }
 
     /// `out[i] = self[ids[i]]`.
     pub(super) fn embed(&self, ids: &[u32], out: &mut [f32]) {
         match &self.panels {
-            Panels::F32(blocks) => embed(blocks, self.inputs, ids, out),
-            Panels::Bf16(blocks) => embed(blocks, self.inputs, ids, out),
-            Panels::F16(blocks) => embed(blocks, self.inputs, ids, out),
-            Panels::Q8(blocks) => embed(blocks, self.inputs, ids, out),
-            Panels::Q4(blocks) => embed(blocks, self.inputs, ids, out),
+            MatrixPanels::F32(blocks) => embed(blocks, self.inputs, ids, out),
+            MatrixPanels::Bf16(blocks) => embed(blocks, self.inputs, ids, out),
+            MatrixPanels::F16(blocks) => embed(blocks, self.inputs, ids, out),
+            MatrixPanels::Q8(blocks) => embed(blocks, self.inputs, ids, out),
+            MatrixPanels::Q4(blocks) => embed(blocks, self.inputs, ids, out),
         }
     }
 }
@@ -110,24 +110,24 @@ fn device(error: candle_core::Error) -> KernelError {
 }
 
 /// Converts and packs a strip of rows at a time: a second copy of a whole matrix would show in the peak of memory.
-fn floats<T: Float + WithDType>(
+fn floats<T: PanelFloat + WithDType>(
     weights: &Tensor,
     dtype: DType,
-    threads: &Threads,
-) -> Result<Pages<Floats<T>>, KernelError> {
+    threads: &ThreadPool,
+) -> Result<PagedMemory<FloatPanel<T>>, KernelError> {
     let (outputs, inputs) = weights.dims2().map_err(device)?;
     let panel_blocks = inputs.div_ceil(BLOCK);
-    let mut packed = Pages::filled(outputs.div_ceil(PANEL) * panel_blocks, Floats::ZERO)?;
+    let mut packed = PagedMemory::filled(outputs.div_ceil(PANEL) * panel_blocks, FloatPanel::ZERO)?;
     for (strip, to) in packed.chunks_mut(STRIP / PANEL * panel_blocks.max(1)).enumerate() {
         let first = strip * STRIP;
         let rows = STRIP.min(outputs - first);
         let strip = weights.narrow(0, first, rows).and_then(|strip| strip.to_dtype(dtype)?.flatten_all()?.to_vec1());
         let values: Vec<T> = strip.map_err(device)?;
         fill(to, panel_blocks, threads, |panel, block| {
-            Floats::pack(|lane, within| {
+            FloatPanel::pack(|lane, within| {
                 let (row, input) = (panel * PANEL + lane, block * BLOCK + within);
                 let inside = row < rows && input < inputs;
-                if inside { values[row * inputs + input] } else { Float::ZERO }
+                if inside { values[row * inputs + input] } else { PanelFloat::ZERO }
             })
         });
     }
@@ -135,21 +135,21 @@ fn floats<T: Float + WithDType>(
 }
 
 /// Makes the blocks of all panels.
-fn panels<B: Block>(
+fn panels<B: PanelBlock>(
     outputs: usize,
     panel_blocks: usize,
-    threads: &Threads,
+    threads: &ThreadPool,
     block: impl Fn(usize, usize) -> B + Sync,
-) -> Result<Pages<B>, KernelError> {
-    let mut blocks = Pages::filled(outputs.div_ceil(PANEL) * panel_blocks, B::ZERO)?;
+) -> Result<PagedMemory<B>, KernelError> {
+    let mut blocks = PagedMemory::filled(outputs.div_ceil(PANEL) * panel_blocks, B::ZERO)?;
     fill(&mut blocks, panel_blocks, threads, block);
     Ok(blocks)
 }
 
-fn fill<B: Block>(
+fn fill<B: PanelBlock>(
     blocks: &mut [B],
     panel_blocks: usize,
-    threads: &Threads,
+    threads: &ThreadPool,
     block: impl Fn(usize, usize) -> B + Sync,
 ) {
     threads.chunks(blocks, panel_blocks.max(1), true, |panel, blocks| {
@@ -171,7 +171,7 @@ fn stored<const BYTES: usize>(
     }
 }
 
-fn embed<B: Block>(blocks: &[B], inputs: usize, ids: &[u32], out: &mut [f32]) {
+fn embed<B: PanelBlock>(blocks: &[B], inputs: usize, ids: &[u32], out: &mut [f32]) {
     let panel_blocks = inputs.div_ceil(B::INPUTS);
     for (&id, out) in ids.iter().zip(out.chunks_exact_mut(inputs)) {
         let (panel, lane) = (id as usize / PANEL, id as usize % PANEL);

@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 
 use memmap2::MmapMut;
 
-use super::simd8::Element;
+use super::simd8::StoredFloat;
 use crate::kernels::KernelError;
 
 /// Bytes of a huge page, where there are any.
@@ -13,7 +13,7 @@ const HUGE_PAGE: usize = 2 << 20;
 
 /// Numbers in pages of their own.
 #[derive(Debug)]
-pub(super) struct Pages<T> {
+pub(super) struct PagedMemory<T> {
     memory: MmapMut,
     /// Bytes before the first number.
     offset: usize,
@@ -21,7 +21,7 @@ pub(super) struct Pages<T> {
     numbers: PhantomData<T>,
 }
 
-impl<T: Copy> Pages<T> {
+impl<T: Copy> PagedMemory<T> {
     /// `len` times `value`, in huge pages where the system has them, which spares the walks through page tables that cost a
     /// good part of the bandwidth when weights are read from first to last.
     ///
@@ -59,7 +59,7 @@ impl<T: Copy> Pages<T> {
     }
 }
 
-impl<T: Element> Pages<T> {
+impl<T: StoredFloat> PagedMemory<T> {
     /// `len` zeros. They take no memory before they are written.
     ///
     /// # Errors
@@ -69,7 +69,7 @@ impl<T: Element> Pages<T> {
     }
 }
 
-impl<T> Deref for Pages<T> {
+impl<T> Deref for PagedMemory<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -82,7 +82,7 @@ impl<T> Deref for Pages<T> {
     }
 }
 
-impl<T> DerefMut for Pages<T> {
+impl<T> DerefMut for PagedMemory<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         let first = self.memory.as_mut_ptr().wrapping_add(self.offset).cast();
         #[expect(unsafe_code, reason = "the map has bytes")]

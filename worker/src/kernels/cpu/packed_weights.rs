@@ -7,25 +7,25 @@
 
 use half::{bf16, f16};
 
-use super::activations::{Arithmetic, PAIRS, Packed, QUADS};
-use super::simd16::{PANEL, Sixteen, Wide};
+use super::activations::{PAIRS, PackedRows, ProductArithmetic, QUADS};
+use super::simd16::{PANEL, Simd16, Sixteen};
 use crate::kernels::blocks::{PARTS, Q4KBlock, Q8Block};
 use crate::kernels::weight_format::{BLOCK, SUPER_BLOCK};
 
 /// Sixteen outputs by some inputs, as they are stored.
-pub(super) trait Block: Copy + Send + Sync {
+pub(super) trait PanelBlock: Copy + Send + Sync {
     /// Weights that are all zero.
     const ZERO: Self;
     /// Inputs of a block.
     const INPUTS: usize;
     /// How rows are multiplied.
-    const ARITHMETIC: Arithmetic;
+    const ARITHMETIC: ProductArithmetic;
 
     /// Adds the products of `R` rows of `x`, from row `row` and input `input` on.
-    fn multiply<const R: usize, W: Wide>(
+    fn multiply<const R: usize, W: Simd16>(
         &self,
         wide: W,
-        x: &Packed<'_>,
+        x: &PackedRows<'_>,
         row: usize,
         input: usize,
         totals: &mut [W::Floats; R],
@@ -36,17 +36,17 @@ pub(super) trait Block: Copy + Send + Sync {
 }
 
 /// A type in which floats are stored.
-pub(super) trait Float: Copy + Send + Sync {
+pub(super) trait PanelFloat: Copy + Send + Sync {
     const ZERO: Self;
 
     /// Where each output of a panel stands.
     const PLACES: Sixteen<usize> = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
     fn widen(self) -> f32;
-    fn load<W: Wide>(wide: W, values: &Sixteen<Self>) -> W::Floats;
+    fn load<W: Simd16>(wide: W, values: &Sixteen<Self>) -> W::Floats;
 }
 
-impl Float for f32 {
+impl PanelFloat for f32 {
     const ZERO: Self = 0.0;
 
     fn widen(self) -> f32 {
@@ -54,12 +54,12 @@ impl Float for f32 {
     }
 
     #[inline(always)]
-    fn load<W: Wide>(wide: W, values: &Sixteen<f32>) -> W::Floats {
+    fn load<W: Simd16>(wide: W, values: &Sixteen<f32>) -> W::Floats {
         wide.load(values)
     }
 }
 
-impl Float for bf16 {
+impl PanelFloat for bf16 {
     const ZERO: Self = bf16::ZERO;
     const PLACES: Sixteen<usize> = [0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15];
 
@@ -68,12 +68,12 @@ impl Float for bf16 {
     }
 
     #[inline(always)]
-    fn load<W: Wide>(wide: W, values: &Sixteen<bf16>) -> W::Floats {
+    fn load<W: Simd16>(wide: W, values: &Sixteen<bf16>) -> W::Floats {
         wide.load_bf16(values)
     }
 }
 
-impl Float for f16 {
+impl PanelFloat for f16 {
     const ZERO: Self = f16::ZERO;
 
     fn widen(self) -> f32 {
@@ -81,7 +81,7 @@ impl Float for f16 {
     }
 
     #[inline(always)]
-    fn load<W: Wide>(wide: W, values: &Sixteen<f16>) -> W::Floats {
+    fn load<W: Simd16>(wide: W, values: &Sixteen<f16>) -> W::Floats {
         wide.load_f16(values)
     }
 }
@@ -89,9 +89,9 @@ impl Float for f16 {
 /// Floats of 32 inputs.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-pub(super) struct Floats<T>([Sixteen<T>; BLOCK]);
+pub(super) struct FloatPanel<T>([Sixteen<T>; BLOCK]);
 
-impl<T: Float> Floats<T> {
+impl<T: PanelFloat> FloatPanel<T> {
     /// `weight` of an output and an input.
     pub(super) fn pack(weight: impl Fn(usize, usize) -> T) -> Self {
         let mut packed = [[T::ZERO; PANEL]; BLOCK];
@@ -102,16 +102,16 @@ impl<T: Float> Floats<T> {
     }
 }
 
-impl<T: Float> Block for Floats<T> {
+impl<T: PanelFloat> PanelBlock for FloatPanel<T> {
     const ZERO: Self = Self([[T::ZERO; PANEL]; BLOCK]);
     const INPUTS: usize = BLOCK;
-    const ARITHMETIC: Arithmetic = Arithmetic::Floats;
+    const ARITHMETIC: ProductArithmetic = ProductArithmetic::Floats;
 
     #[inline(always)]
-    fn multiply<const R: usize, W: Wide>(
+    fn multiply<const R: usize, W: Simd16>(
         &self,
         wide: W,
-        x: &Packed<'_>,
+        x: &PackedRows<'_>,
         row: usize,
         input: usize,
         totals: &mut [W::Floats; R],
@@ -133,29 +133,29 @@ impl<T: Float> Block for Floats<T> {
 /// [`Q8Block`]s of sixteen outputs.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(32))]
-pub(super) struct Q8 {
+pub(super) struct Q8Panel {
     scales: Sixteen<f16>,
     /// Number `i` are inputs `i` and `i + 16`.
     pairs: [Sixteen<[i8; 2]>; PAIRS],
 }
 
-impl Q8 {
+impl Q8Panel {
     pub(super) fn pack(blocks: &Sixteen<Q8Block>) -> Self {
         let pair = |step: usize| blocks.each_ref().map(|block| [block.quants[step], block.quants[step + PAIRS]]);
         Self { scales: blocks.each_ref().map(|block| block.scale), pairs: std::array::from_fn(pair) }
     }
 }
 
-impl Block for Q8 {
+impl PanelBlock for Q8Panel {
     const ZERO: Self = Self { scales: [f16::ZERO; PANEL], pairs: [[[0; 2]; PANEL]; PAIRS] };
     const INPUTS: usize = BLOCK;
-    const ARITHMETIC: Arithmetic = Arithmetic::Pairs;
+    const ARITHMETIC: ProductArithmetic = ProductArithmetic::Pairs;
 
     #[inline(always)]
-    fn multiply<const R: usize, W: Wide>(
+    fn multiply<const R: usize, W: Simd16>(
         &self,
         wide: W,
-        x: &Packed<'_>,
+        x: &PackedRows<'_>,
         row: usize,
         input: usize,
         totals: &mut [W::Floats; R],
@@ -182,7 +182,7 @@ impl Block for Q8 {
 /// [`Q4KBlock`]s of sixteen outputs.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(32))]
-pub(super) struct Q4 {
+pub(super) struct Q4Panel {
     scales: Sixteen<f16>,
     /// With the sign changed.
     minimums: Sixteen<f16>,
@@ -203,7 +203,7 @@ impl Q4Part {
     const ZERO: Self = Self { scales: [0; PANEL], minimums: [0; PANEL], words: [[0; PANEL]; QUADS / 2] };
 }
 
-impl Q4 {
+impl Q4Panel {
     pub(super) fn pack(blocks: &Sixteen<Q4KBlock>) -> Self {
         let part = |part: usize| Q4Part {
             scales: blocks.each_ref().map(|block| block.scales[part]),
@@ -224,17 +224,17 @@ impl Q4 {
     }
 }
 
-impl Block for Q4 {
+impl PanelBlock for Q4Panel {
     const ZERO: Self =
         Self { scales: [f16::ZERO; PANEL], minimums: [f16::ZERO; PANEL], parts: [Q4Part::ZERO; PARTS] };
     const INPUTS: usize = SUPER_BLOCK;
-    const ARITHMETIC: Arithmetic = Arithmetic::Quads;
+    const ARITHMETIC: ProductArithmetic = ProductArithmetic::Quads;
 
     #[inline(always)]
-    fn multiply<const R: usize, W: Wide>(
+    fn multiply<const R: usize, W: Simd16>(
         &self,
         wide: W,
-        x: &Packed<'_>,
+        x: &PackedRows<'_>,
         row: usize,
         input: usize,
         totals: &mut [W::Floats; R],
@@ -273,7 +273,7 @@ impl Block for Q4 {
 
 /// `total += sums · x_scale · scales`.
 #[inline(always)]
-fn add_scaled<W: Wide>(wide: W, sums: W::Floats, x_scale: u32, scales: W::Floats, total: &mut W::Floats) {
+fn add_scaled<W: Simd16>(wide: W, sums: W::Floats, x_scale: u32, scales: W::Floats, total: &mut W::Floats) {
     let scaled = wide.multiply(sums, wide.splat(f32::from_bits(x_scale)));
     *total = wide.multiply_add(scaled, scales, *total);
 }

@@ -26,14 +26,14 @@ pub(super) type Sixteen<T> = [T; PANEL];
 
 /// A kernel over panels that can be compiled for several instruction sets.
 ///
-/// `run` and all that it calls must be `#[inline(always)]`, as in [`super::simd8::Task`].
-pub(super) trait PanelTask {
+/// `run` and all that it calls must be `#[inline(always)]`, as in [`super::simd8::Simd8Task`].
+pub(super) trait Simd16Task {
     /// Computes it with the given instructions.
-    fn run<W: Wide>(self, wide: W);
+    fn run<W: Simd16>(self, wide: W);
 }
 
 /// Instructions on sixteen numbers. A value is the proof that the machine has them.
-pub(super) trait Wide: Copy {
+pub(super) trait Simd16: Copy {
     /// Sixteen floats.
     type Floats: Copy;
     /// Sixteen words of 32 bits: integers, pairs or quads.
@@ -83,7 +83,7 @@ pub(super) trait Wide: Copy {
 impl InstructionSet {
     /// Runs `task` with the widest instructions of the set.
     #[inline]
-    pub(super) fn run_panels<T: PanelTask>(self, task: T) {
+    pub(super) fn run_panels<T: Simd16Task>(self, task: T) {
         match self {
             #[cfg(target_arch = "x86_64")]
             #[expect(unsafe_code, reason = "calls code compiled for instructions that not every machine has")]
@@ -102,12 +102,12 @@ impl InstructionSet {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn with_avx512<T: PanelTask>(task: T, wide: Avx512) {
+fn with_avx512<T: Simd16Task>(task: T, wide: Avx512) {
     task.run(wide);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn with_avx2<T: PanelTask>(task: T, wide: Avx2) {
+fn with_avx2<T: Simd16Task>(task: T, wide: Avx2) {
     task.run(wide);
 }

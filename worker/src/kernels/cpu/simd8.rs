@@ -1,6 +1,6 @@
 //! Eight floats at a time, with or without fused multiply-add.
 //!
-//! A kernel is written once, over [`Simd`], and compiled twice: for AVX2 with FMA, and for whatever the target's
+//! A kernel is written once, over [`Simd8`], and compiled twice: for AVX2 with FMA, and for whatever the target's
 //! baseline is. Which one runs is decided when the kernels are made, so that all results of a process are rounded
 //! alike.
 
@@ -23,16 +23,16 @@ pub(super) type Lanes = [f32; LANES];
 /// A kernel that can be compiled for several instruction sets.
 ///
 /// `run` and all that it calls must be `#[inline(always)]`: only code inlined into [`fused`] gets its instructions.
-pub(super) trait Task {
+pub(super) trait Simd8Task {
     /// What it computes.
     type Output;
 
     /// Computes it with the given instructions.
-    fn run<S: Simd>(self, simd: S) -> Self::Output;
+    fn run<S: Simd8>(self, simd: S) -> Self::Output;
 }
 
 /// Instructions on eight floats. A value is the proof that the machine has them.
-pub(super) trait Simd: Copy {
+pub(super) trait Simd8: Copy {
     /// Eight floats.
     type Vector: Copy;
 
@@ -62,7 +62,7 @@ pub(super) trait Simd: Copy {
 impl InstructionSet {
     /// Runs `task` with these instructions.
     #[inline]
-    pub(super) fn run<T: Task>(self, task: T) -> T::Output {
+    pub(super) fn run<T: Simd8Task>(self, task: T) -> T::Output {
         match self {
             #[cfg(target_arch = "x86_64")]
             #[expect(unsafe_code, reason = "calls code compiled for instructions that not every machine has")]
@@ -77,12 +77,12 @@ impl InstructionSet {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn fused<T: Task>(task: T, avx2: Avx2) -> T::Output {
+fn fused<T: Simd8Task>(task: T, avx2: Avx2) -> T::Output {
     task.run(avx2)
 }
 
 /// A float in which weights, keys or values are stored. Zero bytes are the number zero.
-pub(super) trait Element: Copy + Default + Send + Sync {
+pub(super) trait StoredFloat: Copy + Default + Send + Sync {
     /// The same number as f32.
     fn widen(self) -> f32;
 
@@ -90,10 +90,10 @@ pub(super) trait Element: Copy + Default + Send + Sync {
     fn narrow(value: f32) -> Self;
 
     /// Eight of them as f32.
-    fn load<S: Simd>(simd: S, values: &[Self; LANES]) -> S::Vector;
+    fn load<S: Simd8>(simd: S, values: &[Self; LANES]) -> S::Vector;
 }
 
-impl Element for f32 {
+impl StoredFloat for f32 {
     fn widen(self) -> f32 {
         self
     }
@@ -103,12 +103,12 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    fn load<S: Simd>(simd: S, values: &[f32; LANES]) -> S::Vector {
+    fn load<S: Simd8>(simd: S, values: &[f32; LANES]) -> S::Vector {
         simd.load_f32(values)
     }
 }
 
-impl Element for bf16 {
+impl StoredFloat for bf16 {
     fn widen(self) -> f32 {
         self.to_f32()
     }
@@ -118,12 +118,12 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
-    fn load<S: Simd>(simd: S, values: &[bf16; LANES]) -> S::Vector {
+    fn load<S: Simd8>(simd: S, values: &[bf16; LANES]) -> S::Vector {
         simd.load_bf16(values)
     }
 }
 
-impl Element for f16 {
+impl StoredFloat for f16 {
     fn widen(self) -> f32 {
         self.to_f32()
     }
@@ -133,14 +133,14 @@ impl Element for f16 {
     }
 
     #[inline(always)]
-    fn load<S: Simd>(simd: S, values: &[f16; LANES]) -> S::Vector {
+    fn load<S: Simd8>(simd: S, values: &[f16; LANES]) -> S::Vector {
         simd.load_f16(values)
     }
 }
 
 /// Up to eight values, with zeros behind them.
 #[inline(always)]
-pub(super) fn padded<W: Element>(values: &[W]) -> [W; LANES] {
+pub(super) fn padded<W: StoredFloat>(values: &[W]) -> [W; LANES] {
     let mut padded = [W::default(); LANES];
     padded[..values.len()].copy_from_slice(values);
     padded
@@ -148,7 +148,7 @@ pub(super) fn padded<W: Element>(values: &[W]) -> [W; LANES] {
 
 /// `a · b + c`.
 #[inline(always)]
-pub(super) fn multiply_add<S: Simd>(a: f32, b: f32, c: f32) -> f32 {
+pub(super) fn multiply_add<S: Simd8>(a: f32, b: f32, c: f32) -> f32 {
     if S::FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
@@ -164,7 +164,7 @@ pub(super) fn sum(lanes: Lanes) -> f32 {
 /// Element `i` goes to lane `i % LANES`, in ascending order, whatever `R` and `C` are: so a dot product has the same
 /// bits whatever is computed beside it.
 #[inline(always)]
-pub(super) fn dot_products<const R: usize, const C: usize, S: Simd, W: Element>(
+pub(super) fn dot_products<const R: usize, const C: usize, S: Simd8, W: StoredFloat>(
     simd: S,
     x: [&[f32]; R],
     w: [&[W]; C],
@@ -220,7 +220,7 @@ pub(super) fn dot_products<const R: usize, const C: usize, S: Simd, W: Element>(
 /// Cephes' `expf`: `x = n ln 2 + r` with |r| <= ln 2 / 2, a polynomial for `e^r`, and `2^n` by its bits. Free of
 /// branches, so that loops over it vectorise.
 #[inline(always)]
-pub(super) fn exp<S: Simd>(x: f32) -> f32 {
+pub(super) fn exp<S: Simd8>(x: f32) -> f32 {
     // Adding and subtracting 1.5 · 2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
     // 355 / 512 exactly: its products with n are exact.
@@ -243,6 +243,6 @@ pub(super) fn exp<S: Simd>(x: f32) -> f32 {
 
 /// `1 / (1 + e^-x)`.
 #[inline(always)]
-pub(super) fn sigmoid<S: Simd>(x: f32) -> f32 {
+pub(super) fn sigmoid<S: Simd8>(x: f32) -> f32 {
     1.0 / (1.0 + exp::<S>(-x))
 }

@@ -22,12 +22,12 @@ const LOOK: Duration = Duration::from_micros(100);
 /// How often a thread looks between two glances at the clock.
 const LOOKS: usize = 64;
 
-/// In [`Shared::state`]: whether work may be taken up. Below it the threads at work, above it how often it was.
+/// In [`PoolState::state`]: whether work may be taken up. Below it the threads at work, above it how often it was.
 const OPEN: u64 = 1 << 16;
 
 /// Threads that share the work of whoever holds this.
-pub(super) struct Threads {
-    shared: Arc<Shared>,
+pub(super) struct ThreadPool {
+    shared: Arc<PoolState>,
     /// Held while work is handed out, so that there is one at a time.
     workers: Mutex<Vec<JoinHandle<()>>>,
     count: usize,
@@ -35,9 +35,9 @@ pub(super) struct Threads {
     place: Option<CpuSet>,
 }
 
-struct Shared {
+struct PoolState {
     state: AtomicU64,
-    work: UnsafeCell<Work>,
+    work: UnsafeCell<PoolWork>,
     next: AtomicUsize,
     asleep: Vec<AtomicBool>,
     ended: AtomicBool,
@@ -45,8 +45,8 @@ struct Shared {
 }
 
 #[derive(Clone, Copy)]
-struct Work {
-    /// Lives as long as the call of [`Threads::each`] that wrote it.
+struct PoolWork {
+    /// Lives as long as the call of [`ThreadPool::each`] that wrote it.
     task: *const (dyn Fn(usize) + Sync),
     tasks: usize,
 }
@@ -54,13 +54,13 @@ struct Work {
 #[expect(unsafe_code, reason = "a pointer to work that lives on the stack of the thread that hands it out")]
 // SAFETY: `work` is written while no thread is at work and none can begin, and read by threads at work only; the
 // closure that it points to may be called from any thread.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for PoolState {}
 
 #[expect(unsafe_code, reason = "as above")]
 // SAFETY: as above.
-unsafe impl Send for Shared {}
+unsafe impl Send for PoolState {}
 
-impl Threads {
+impl ThreadPool {
     /// The caller's thread only.
     pub(super) fn alone() -> Self {
         Self::waiting(1)
@@ -86,9 +86,9 @@ impl Threads {
 
     /// Before its threads are started.
     fn waiting(count: usize) -> Self {
-        let shared = Shared {
+        let shared = PoolState {
             state: AtomicU64::new(0),
-            work: UnsafeCell::new(Work { task: &|_| (), tasks: 0 }),
+            work: UnsafeCell::new(PoolWork { task: &|_| (), tasks: 0 }),
             next: AtomicUsize::new(0),
             asleep: (1..count).map(|_| AtomicBool::new(false)).collect(),
             ended: AtomicBool::new(false),
@@ -119,7 +119,7 @@ impl Threads {
         // other can; the cell is not read meanwhile, because the state is closed and nobody is at work.
         unsafe {
             let task = std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task);
-            *shared.work.get() = Work { task, tasks };
+            *shared.work.get() = PoolWork { task, tasks };
         }
         shared.next.store(0, Ordering::Relaxed);
         shared.state.fetch_add(2 * OPEN + OPEN, Ordering::SeqCst);
@@ -150,7 +150,7 @@ impl Threads {
             return values.chunks_mut(size).enumerate().for_each(|(index, chunk)| work(index, chunk));
         }
         let len = values.len();
-        let shares = Shares::new(values);
+        let shares = SharedSlice::new(values);
         self.each(len.div_ceil(size), &|index| {
             let first = index * size;
             #[expect(unsafe_code, reason = "see `Shares`")]
@@ -170,7 +170,7 @@ fn settle(place: Option<&CpuSet>) {
 
 /// A slice that several threads write at once, each its own elements.
 #[derive(Clone, Copy)]
-pub(super) struct Shares<'a, T> {
+pub(super) struct SharedSlice<'a, T> {
     values: *mut T,
     len: usize,
     borrowed: PhantomData<&'a mut [T]>,
@@ -178,9 +178,9 @@ pub(super) struct Shares<'a, T> {
 
 #[expect(unsafe_code, reason = "what threads write interleaves in memory, so that no safe split gives each its own")]
 // SAFETY: elements are only reached by `part`, whose callers keep to their own.
-unsafe impl<T: Send> Sync for Shares<'_, T> {}
+unsafe impl<T: Send> Sync for SharedSlice<'_, T> {}
 
-impl<'a, T> Shares<'a, T> {
+impl<'a, T> SharedSlice<'a, T> {
     pub(super) fn new(values: &'a mut [T]) -> Self {
         Self { values: values.as_mut_ptr(), len: values.len(), borrowed: PhantomData }
     }
@@ -198,7 +198,7 @@ impl<'a, T> Shares<'a, T> {
     }
 }
 
-impl Drop for Threads {
+impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::SeqCst);
         for worker in self.workers.get_mut().drain(..) {
@@ -209,7 +209,7 @@ impl Drop for Threads {
     }
 }
 
-impl Shared {
+impl PoolState {
     fn serve(&self, index: usize) {
         let mut done = 0;
         while let Some(state) = self.wait(index, done) {
@@ -287,7 +287,7 @@ impl Shared {
     }
 }
 
-impl std::fmt::Debug for Threads {
+impl std::fmt::Debug for ThreadPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Threads").field("count", &self.count).finish()
     }

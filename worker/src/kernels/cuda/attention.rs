@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use cudarc::driver::CudaSlice;
 
-use super::driver::Address;
-use super::gpu::{Gpu, Size};
-use crate::kernels::{CacheFormat, CacheShape, Heads, KernelError, Pairs, Place, RotaryLayout};
+use super::driver::DeviceAddress;
+use super::gpu::{GpuDevice, LaunchSize};
+use crate::kernels::{AttentionHeads, CacheFormat, CacheShape, KernelError, RotaryLayout, RotaryPairs, TokenPlace};
 
 /// Keys of a tile, and slots of a warp: a slot is a row and one of the query heads that share a key head.
 const TILE: usize = 64;
@@ -28,29 +28,29 @@ const MOST_WIDTH: usize = 128;
 const ITEM: usize = 6;
 
 /// The places of a batch on the GPU: every layer asks for the same ones.
-pub(super) struct Prepared {
+pub(super) struct PreparedAttention {
     shape: CacheShape,
-    heads: Heads,
+    heads: AttentionHeads,
     rows: usize,
     /// Where the places lie on the host, and what the last one is: they stay while the batch runs.
     places: (usize, Option<(usize, usize)>),
-    slots: Address,
-    positions: Address,
+    slots: DeviceAddress,
+    positions: DeviceAddress,
     /// Of each row: where the blocks of its sequence begin in `tables`.
-    row_tables: Address,
-    tables: Address,
+    row_tables: DeviceAddress,
+    tables: DeviceAddress,
     /// Items of few slots, then of many.
-    items: Address,
+    items: DeviceAddress,
     many_items: Range<usize>,
     /// The rows whose tiles are written down, in the order of their items.
-    few_rows: Address,
+    few_rows: DeviceAddress,
     /// Pieces of them that fit into memory.
-    pieces: Vec<Piece>,
+    pieces: Vec<PartialPiece>,
 }
 
 /// Some of the rows whose tiles are written down.
 #[derive(Clone, Debug)]
-struct Piece {
+struct PartialPiece {
     rows: Range<usize>,
     items: Range<usize>,
     /// Tiles of the longest sequence.
@@ -59,33 +59,38 @@ struct Piece {
 
 /// Keys and values of a layer.
 #[derive(Clone, Copy)]
-pub(super) struct Layer {
+pub(super) struct CacheLayer {
     pub(super) shape: CacheShape,
-    pub(super) keys: Address,
-    pub(super) values: Address,
+    pub(super) keys: DeviceAddress,
+    pub(super) values: DeviceAddress,
 }
 
 /// Rows of new tokens that follow each other in one sequence.
-struct Run<'a> {
+struct SequenceRun<'a> {
     first_row: usize,
     rows: usize,
     position: usize,
     blocks: &'a [u32],
 }
 
-impl Prepared {
-    pub(super) fn new(gpu: &Gpu, places: &[Place<'_>], shape: CacheShape, heads: Heads) -> Result<Self, KernelError> {
+impl PreparedAttention {
+    pub(super) fn new(
+        gpu: &GpuDevice,
+        places: &[TokenPlace<'_>],
+        shape: CacheShape,
+        heads: AttentionHeads,
+    ) -> Result<Self, KernelError> {
         let group = heads.query / heads.kv;
         let plainly = !takes_tensor_cores(shape, heads);
         let (mut slots, mut positions, mut row_tables, mut tables) = (vec![], vec![], vec![], vec![]);
         let (mut few, mut many, mut few_rows) = (vec![], vec![], vec![]);
-        let mut pieces: Vec<Piece> = Vec::new();
+        let mut pieces: Vec<PartialPiece> = Vec::new();
         for run in runs(places) {
             let table = tables.len() as u32;
             let last = run.position + run.rows - 1;
             tables.extend_from_slice(&run.blocks[..=last / shape.block_tokens]);
             for row in 0..run.rows {
-                let place = Place { position: run.position + row, blocks: run.blocks };
+                let place = TokenPlace { position: run.position + row, blocks: run.blocks };
                 slots.push((shape.offset(0, place) / shape.kv_width) as u32);
                 positions.push(place.position as u32);
                 row_tables.push(table);
@@ -103,7 +108,7 @@ impl Prepared {
                 few.extend(numbers);
                 few_rows.extend((run.first_row..run.first_row + run.rows).map(|row| row as u32));
                 let rows = partial_row..few_rows.len();
-                take(&mut pieces, Piece { rows, items: 0..few.len() / ITEM, tiles: last / TILE + 1 }, heads);
+                take(&mut pieces, PartialPiece { rows, items: 0..few.len() / ITEM, tiles: last / TILE + 1 }, heads);
             } else {
                 many.push(numbers.collect::<Vec<u32>>());
             }
@@ -138,15 +143,21 @@ impl Prepared {
         })
     }
 
-    pub(super) fn is_for(&self, places: &[Place<'_>], shape: CacheShape, heads: Heads) -> bool {
+    pub(super) fn is_for(&self, places: &[TokenPlace<'_>], shape: CacheShape, heads: AttentionHeads) -> bool {
         (self.shape, self.heads) == (shape, heads) && self.rows == places.len() && self.places == identity(places)
     }
 
     /// Queues the storing of keys and values; queries and keys are rotated before where there are angles.
-    pub(super) fn append(&self, gpu: &Gpu, qkv: Address, layer: Layer, rotary: Option<(RotaryLayout, Address)>) {
-        let Heads { query, kv, width } = self.heads;
+    pub(super) fn append(
+        &self,
+        gpu: &GpuDevice,
+        qkv: DeviceAddress,
+        layer: CacheLayer,
+        rotary: Option<(RotaryLayout, DeviceAddress)>,
+    ) {
+        let AttentionHeads { query, kv, width } = self.heads;
         let (turning, pairs, angles) =
-            rotary.map_or((0, Pairs::Halves, 0), |(layout, angles)| (layout.width, layout.pairs, angles));
+            rotary.map_or((0, RotaryPairs::Halves, 0), |(layout, angles)| (layout.width, layout.pairs, angles));
         let arguments = [
             qkv,
             self.slots,
@@ -158,21 +169,21 @@ impl Prepared {
             width as u64,
             angles,
             turning as u64,
-            u64::from(pairs == Pairs::Neighbours),
+            u64::from(pairs == RotaryPairs::Neighbours),
         ];
-        gpu.launch("append", Size::pairs(self.rows, (query + 2 * kv) * width.div_ceil(2)), &arguments);
+        gpu.launch("append", LaunchSize::pairs(self.rows, (query + 2 * kv) * width.div_ceil(2)), &arguments);
     }
 
     /// Queues attention. `out` and `rounded` are `[rows][heads][width]`.
     pub(super) fn attend(
         &self,
-        gpu: &Gpu,
-        (qkv, window): (Address, Option<usize>),
-        layer: Layer,
-        (out, rounded, rounding): (Address, Address, u64),
+        gpu: &GpuDevice,
+        (qkv, window): (DeviceAddress, Option<usize>),
+        layer: CacheLayer,
+        (out, rounded, rounding): (DeviceAddress, DeviceAddress, u64),
         partial: &mut Option<CudaSlice<f32>>,
     ) -> Result<(), KernelError> {
-        let Heads { query, kv, width } = self.heads;
+        let AttentionHeads { query, kv, width } = self.heads;
         let window = window.unwrap_or(0) as u64;
         let scale = u64::from((1.0 / (width as f64).sqrt() as f32).to_bits());
         let queries = [qkv, self.positions, self.row_tables, query as u64, kv as u64, width as u64, window, scale];
@@ -183,10 +194,10 @@ impl Prepared {
             let items = self.items + (4 * ITEM * self.many_items.start) as u64;
             let arguments = [&[items], &queries[..], &cached, &[out, rounded, rounding]].concat();
             let blocks = [self.many_items.len() as u32, kv as u32, 1];
-            let size = Size { blocks, threads: 32 * WARPS as u32, shared_bytes: 2 * tile_bytes };
+            let size = LaunchSize { blocks, threads: 32 * WARPS as u32, shared_bytes: 2 * tile_bytes };
             gpu.launch(names(format, width)[1], size, &arguments);
         }
-        for Piece { rows, items, tiles } in &self.pieces {
+        for PartialPiece { rows, items, tiles } in &self.pieces {
             let elements = rows.len() * query * tiles * (width + 2);
             let memory = match partial.take() {
                 Some(memory) if memory.len() >= elements => memory,
@@ -201,13 +212,13 @@ impl Prepared {
                 let arguments =
                     [&[first_item], &queries[..], &cached, &[written, rows.start as u64, *tiles as u64]].concat();
                 let blocks = [items.len() as u32, kv as u32, (*tiles as u32).div_ceil(warps)];
-                let size = Size { blocks, threads: 32 * warps, shared_bytes: warps * tile_bytes };
+                let size = LaunchSize { blocks, threads: 32 * warps, shared_bytes: warps * tile_bytes };
                 gpu.launch(names(format, width)[0], size, &arguments);
             } else {
                 let arguments =
                     [&[of_piece], &queries[..], &cached, &[number(format), written, *tiles as u64]].concat();
                 let blocks = [(rows.len() * query) as u32, 1, tiles.div_ceil(WARPS) as u32];
-                let size = Size { blocks, threads: 32 * WARPS as u32, shared_bytes: 0 };
+                let size = LaunchSize { blocks, threads: 32 * WARPS as u32, shared_bytes: 0 };
                 gpu.launch("attend_plainly", size, &arguments);
             }
             let arguments = [
@@ -222,46 +233,47 @@ impl Prepared {
                 rounding,
                 *tiles as u64,
             ];
-            gpu.launch("combine_tiles", Size::rows(rows.len() * query, padded(width) as u32), &arguments);
+            gpu.launch("combine_tiles", LaunchSize::rows(rows.len() * query, padded(width) as u32), &arguments);
         }
         Ok(())
     }
 }
 
 /// Adds the rows of a run, whose items are the last ones, to the last piece or to a new one.
-fn take(pieces: &mut Vec<Piece>, run: Piece, heads: Heads) {
+fn take(pieces: &mut Vec<PartialPiece>, run: PartialPiece, heads: AttentionHeads) {
     let bytes = |rows: usize, tiles: usize| 4 * rows * heads.query * tiles * (heads.width + 2);
     let first_item = pieces.last().map_or(0, |piece| piece.items.end);
     if let Some(last) = pieces.last_mut() {
         let (rows, tiles) = (last.rows.start..run.rows.end, last.tiles.max(run.tiles));
         if bytes(rows.len(), tiles) <= PARTIAL_BYTES {
-            *last = Piece { rows, items: last.items.start..run.items.end, tiles };
+            *last = PartialPiece { rows, items: last.items.start..run.items.end, tiles };
             return;
         }
     }
     // The rows of one run, which tensor cores have few of, stay together.
-    pieces.push(Piece { items: first_item..run.items.end, ..run });
+    pieces.push(PartialPiece { items: first_item..run.items.end, ..run });
 }
 
-fn identity(places: &[Place<'_>]) -> (usize, Option<(usize, usize)>) {
+fn identity(places: &[TokenPlace<'_>]) -> (usize, Option<(usize, usize)>) {
     let last = places.last().map(|place| (place.position, place.blocks.as_ptr().addr()));
     (places.as_ptr().addr(), last)
 }
 
 /// The places as runs.
-fn runs<'a>(places: &'a [Place<'a>]) -> impl Iterator<Item = Run<'a>> {
+fn runs<'a>(places: &'a [TokenPlace<'a>]) -> impl Iterator<Item = SequenceRun<'a>> {
     let mut first_row = 0;
-    let follows = |a: &Place<'_>, b: &Place<'_>| b.position == a.position + 1 && std::ptr::eq(a.blocks, b.blocks);
+    let follows =
+        |a: &TokenPlace<'_>, b: &TokenPlace<'_>| b.position == a.position + 1 && std::ptr::eq(a.blocks, b.blocks);
     places.chunk_by(follows).map(move |run| {
         let (position, blocks) = run.first().map_or((0, [].as_slice()), |place| (place.position, place.blocks));
-        let run = Run { first_row, rows: run.len(), position, blocks };
+        let run = SequenceRun { first_row, rows: run.len(), position, blocks };
         first_row += run.rows;
         run
     })
 }
 
 /// Whether a cache and its heads are as tensor cores take them here: 16 bits, and whole chunks of 16 bytes.
-fn takes_tensor_cores(shape: CacheShape, heads: Heads) -> bool {
+fn takes_tensor_cores(shape: CacheShape, heads: AttentionHeads) -> bool {
     shape.format != CacheFormat::F32 && heads.width <= MOST_WIDTH && heads.width.is_multiple_of(8)
 }
 

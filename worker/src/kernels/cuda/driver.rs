@@ -5,7 +5,7 @@ use cudarc::driver::{DriverError, sys};
 use crate::kernels::KernelError;
 
 /// Where something lies in the GPU's memory; 0 stands for nothing.
-pub(super) type Address = u64;
+pub(super) type DeviceAddress = u64;
 
 #[expect(unsafe_code, reason = "cudarc asks for a library's file so")]
 pub(super) fn driver_is_present() -> bool {

@@ -14,10 +14,10 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, PinnedHo
 use cudarc::nvrtc::Ptx;
 
 use super::driver::{device, driver_is_present, driver_version};
-use super::profile::Profile;
-use super::program::{self, Program, compiled};
-use super::staging::{UPLOADS, Uploads};
-use super::timing::Mark;
+use super::profile::KernelProfile;
+use super::program::{self, GpuProgram, compiled};
+use super::staging::{UPLOADS, UploadStaging};
+use super::timing::StreamEvent;
 use crate::kernels::KernelError;
 
 mod transfers;
@@ -32,7 +32,7 @@ const FREELY_SHARED_BYTES: u32 = 48 << 10;
 const MOST_ARGUMENTS: usize = 18;
 
 /// A GPU that is used by one thread at a time.
-pub(super) struct Gpu {
+pub(super) struct GpuDevice {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     capability: (i32, i32),
@@ -41,15 +41,15 @@ pub(super) struct Gpu {
     pub(super) shared_bytes: u32,
     /// By name, with the most bytes that they may share.
     functions: RefCell<HashMap<&'static str, (CudaFunction, u32)>>,
-    modules: RefCell<Vec<(Program, Arc<CudaModule>)>>,
-    uploads: RefCell<Uploads>,
+    modules: RefCell<Vec<(GpuProgram, Arc<CudaModule>)>>,
+    uploads: RefCell<UploadStaging>,
     downloads: RefCell<Option<PinnedHostSlice<u32>>>,
     /// The first failure since the last time that somebody waited.
     failure: Cell<Option<KernelError>>,
-    profile: RefCell<Option<Profile>>,
+    profile: RefCell<Option<KernelProfile>>,
 }
 
-impl Gpu {
+impl GpuDevice {
     /// The GPU of this number, as CUDA counts them.
     pub(super) fn open(number: usize) -> Result<Self, KernelError> {
         if !driver_is_present() {
@@ -87,14 +87,14 @@ impl Gpu {
             shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             functions: RefCell::default(),
             modules: RefCell::default(),
-            uploads: RefCell::new(Uploads::new(&context, &stream, UPLOADS)?),
+            uploads: RefCell::new(UploadStaging::new(&context, &stream, UPLOADS)?),
             downloads: RefCell::default(),
             failure: Cell::default(),
-            profile: RefCell::new(Profile::from_environment()),
+            profile: RefCell::new(KernelProfile::from_environment()),
             context,
             stream,
         };
-        gpu.load(&[Program::Layers, Program::Rows])?;
+        gpu.load(&[GpuProgram::Layers, GpuProgram::Rows])?;
         Ok(gpu)
     }
 
@@ -109,7 +109,7 @@ impl Gpu {
     }
 
     /// Compiles and loads the programs that are not there yet.
-    pub(super) fn load(&self, programs: &[Program]) -> Result<(), KernelError> {
+    pub(super) fn load(&self, programs: &[GpuProgram]) -> Result<(), KernelError> {
         for &program in programs {
             if self.modules.borrow().iter().any(|(known, _)| *known == program) {
                 continue;
@@ -124,8 +124,8 @@ impl Gpu {
     }
 
     /// Notes when the GPU comes to what is queued from now on.
-    pub(super) fn mark(&self) -> Result<Mark, KernelError> {
-        self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map(Mark::new).map_err(device)
+    pub(super) fn mark(&self) -> Result<StreamEvent, KernelError> {
+        self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map(StreamEvent::new).map_err(device)
     }
 
     /// Keeps `failure` until somebody waits.
@@ -137,8 +137,8 @@ impl Gpu {
     /// Queues the function `name` of a program that was loaded; a failure is kept.
     ///
     /// `arguments` are its parameters in order, each in the low bits.
-    pub(super) fn launch(&self, name: &'static str, size: Size, arguments: &[u64]) {
-        let Size { blocks, .. } = size;
+    pub(super) fn launch(&self, name: &'static str, size: LaunchSize, arguments: &[u64]) {
+        let LaunchSize { blocks, .. } = size;
         if blocks.contains(&0) {
             return;
         }
@@ -159,8 +159,8 @@ impl Gpu {
     }
 
     #[expect(unsafe_code, reason = "a launch of a kernel")]
-    fn try_launch(&self, name: &'static str, size: Size, arguments: &[u64]) -> Result<(), KernelError> {
-        let Size { blocks: [x, y, z], threads, shared_bytes } = size;
+    fn try_launch(&self, name: &'static str, size: LaunchSize, arguments: &[u64]) -> Result<(), KernelError> {
+        let LaunchSize { blocks: [x, y, z], threads, shared_bytes } = size;
         self.context.bind_to_thread().map_err(device)?;
         let function = self.function(name, shared_bytes)?;
         let mut parameters = [std::ptr::null_mut(); MOST_ARGUMENTS];
@@ -203,7 +203,7 @@ impl Gpu {
     }
 }
 
-impl std::fmt::Debug for Gpu {
+impl std::fmt::Debug for GpuDevice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Gpu").field(&self.name()).finish()
     }
@@ -211,13 +211,13 @@ impl std::fmt::Debug for Gpu {
 
 /// Blocks of a launch, threads of a block, and bytes that they share.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Size {
+pub(super) struct LaunchSize {
     pub(super) blocks: [u32; 3],
     pub(super) threads: u32,
     pub(super) shared_bytes: u32,
 }
 
-impl Size {
+impl LaunchSize {
     /// One block to a row.
     pub(super) fn rows(rows: usize, threads: u32) -> Self {
         Self { blocks: [rows as u32, 1, 1], threads, shared_bytes: 0 }

@@ -5,23 +5,23 @@ use std::time::Duration;
 
 use candle_core::Tensor;
 
-use super::gpu::Size;
-use super::matrix::{Matrix, Rounding};
-use super::program::Program;
-use super::{Buffer, Cache, Cuda};
+use super::gpu::LaunchSize;
+use super::matrix::{ActivationRounding, GpuMatrix};
+use super::program::GpuProgram;
+use super::{CudaKernels, GpuBuffer, GpuCache};
 use crate::kernels::{
-    Activation, CacheFormat, CacheShape, Heads, KernelError, Kernels, NormKind, NormWeights, Pairs, Place,
-    RotaryLayout, WeightFormat,
+    Activation, AttentionHeads, CacheFormat, CacheShape, KernelError, Kernels, NormKind, NormWeights, RotaryLayout,
+    RotaryPairs, TokenPlace, WeightFormat,
 };
 use crate::rows::{KeptRow, RowTask};
 
 /// As `elementwise.cu` has it.
 const NORM_THREADS: u32 = 512;
 
-impl Kernels for Cuda {
-    type Buffer = Buffer;
-    type Matrix = Matrix;
-    type Cache = Cache;
+impl Kernels for CudaKernels {
+    type Buffer = GpuBuffer;
+    type Matrix = GpuMatrix;
+    type Cache = GpuCache;
 
     fn free_bytes(&self) -> Result<Option<u64>, KernelError> {
         self.gpu.free_bytes().map(Some)
@@ -35,12 +35,12 @@ impl Kernels for Cuda {
         }
     }
 
-    fn buffer(&self, elements: usize) -> Result<Buffer, KernelError> {
-        Ok(Buffer { values: self.gpu.zeros(elements)?, rounded: None, rounding: Rounding::None })
+    fn buffer(&self, elements: usize) -> Result<GpuBuffer, KernelError> {
+        Ok(GpuBuffer { values: self.gpu.zeros(elements)?, rounded: None, rounding: ActivationRounding::None })
     }
 
-    fn matrix(&self, weights: &Tensor, format: WeightFormat) -> Result<Matrix, KernelError> {
-        let matrix = Matrix::upload(&self.gpu, weights, format)?;
+    fn matrix(&self, weights: &Tensor, format: WeightFormat) -> Result<GpuMatrix, KernelError> {
+        let matrix = GpuMatrix::upload(&self.gpu, weights, format)?;
         self.take_rounding(&matrix);
         Ok(matrix)
     }
@@ -50,8 +50,8 @@ impl Kernels for Cuda {
         format: WeightFormat,
         shape: [usize; 2],
         blocks: &[u8],
-    ) -> Result<Matrix, KernelError> {
-        let matrix = Matrix::from_blocks(&self.gpu, format, shape, blocks)?;
+    ) -> Result<GpuMatrix, KernelError> {
+        let matrix = GpuMatrix::from_blocks(&self.gpu, format, shape, blocks)?;
         self.take_rounding(&matrix);
         Ok(matrix)
     }
@@ -61,39 +61,39 @@ impl Kernels for Cuda {
         format: WeightFormat,
         shape: [usize; 2],
         bytes: Vec<u8>,
-    ) -> Result<Matrix, KernelError> {
-        let matrix = Matrix::from_floats(&self.gpu, format, shape, &bytes)?;
+    ) -> Result<GpuMatrix, KernelError> {
+        let matrix = GpuMatrix::from_floats(&self.gpu, format, shape, &bytes)?;
         self.take_rounding(&matrix);
         Ok(matrix)
     }
 
-    fn cache(&self, shape: CacheShape) -> Result<Cache, KernelError> {
+    fn cache(&self, shape: CacheShape) -> Result<GpuCache, KernelError> {
         let elements = shape.elements().ok_or(KernelError::OutOfMemory { elements: usize::MAX })?;
         // Slots on the GPU have 32 bits.
         if u32::try_from(shape.blocks * shape.block_tokens).is_err() {
             return Err(KernelError::OutOfMemory { elements });
         }
         // Programs of f32 are also for heads that tensor cores do not take, and have the fold of tiles.
-        self.gpu.load(&[Program::Attention(CacheFormat::F32), Program::Attention(shape.format)])?;
+        self.gpu.load(&[GpuProgram::Attention(CacheFormat::F32), GpuProgram::Attention(shape.format)])?;
         let bytes = elements.saturating_mul(shape.format.bytes());
-        Ok(Cache { shape, keys: self.gpu.zeros(bytes)?, values: self.gpu.zeros(bytes)? })
+        Ok(GpuCache { shape, keys: self.gpu.zeros(bytes)?, values: self.gpu.zeros(bytes)? })
     }
 
-    fn write(&self, values: &[f32], buffer: &mut Buffer) -> Result<(), KernelError> {
-        buffer.rounding = Rounding::None;
+    fn write(&self, values: &[f32], buffer: &mut GpuBuffer) -> Result<(), KernelError> {
+        buffer.rounding = ActivationRounding::None;
         if values.is_empty() {
             return Ok(());
         }
         self.gpu.write(values, &buffer.values)
     }
 
-    fn read(&self, buffer: &Buffer, values: &mut [f32]) -> Result<(), KernelError> {
+    fn read(&self, buffer: &GpuBuffer, values: &mut [f32]) -> Result<(), KernelError> {
         // Blocks of other batches may come to lie where those of this one do.
         self.scratch.borrow_mut().prepared = None;
         self.gpu.read(&buffer.values, values)
     }
 
-    fn embed(&self, table: &Matrix, ids: &[u32], out: &mut Buffer) {
+    fn embed(&self, table: &GpuMatrix, ids: &[u32], out: &mut GpuBuffer) {
         self.keep(|| {
             let (rows, ids) = (ids.len(), self.gpu.upload(ids)?);
             table.embed(&self.gpu, ids, rows, self.overwritten(out));
@@ -101,15 +101,15 @@ impl Kernels for Cuda {
         });
     }
 
-    fn select(&self, x: &Buffer, width: usize, rows: &[usize], out: &mut Buffer) {
+    fn select(&self, x: &GpuBuffer, width: usize, rows: &[usize], out: &mut GpuBuffer) {
         self.keep(|| {
             let arguments = [self.at(x), self.upload(rows.iter().copied())?, self.overwritten(out), width as u64];
-            self.gpu.launch("select_rows", Size::rows(rows.len(), 256), &arguments);
+            self.gpu.launch("select_rows", LaunchSize::rows(rows.len(), 256), &arguments);
             Ok(())
         });
     }
 
-    fn norm(&self, x: &Buffer, rows: usize, norm: NormWeights<'_, Buffer>, out: &mut Buffer) {
+    fn norm(&self, x: &GpuBuffer, rows: usize, norm: NormWeights<'_, GpuBuffer>, out: &mut GpuBuffer) {
         let NormWeights { kind, epsilon, width, weight, bias } = norm;
         let (rounded, rounding) = self.rounded(out);
         let arguments = [
@@ -123,26 +123,33 @@ impl Kernels for Cuda {
             u64::from((epsilon as f32).to_bits()),
             u64::from(kind == NormKind::Layer),
         ];
-        self.gpu.launch("normalise", Size::rows(rows, NORM_THREADS), &arguments);
+        self.gpu.launch("normalise", LaunchSize::rows(rows, NORM_THREADS), &arguments);
     }
 
-    fn linear(&self, x: &Buffer, rows: usize, weight: &Matrix, bias: Option<&Buffer>, out: &mut Buffer) {
+    fn linear(&self, x: &GpuBuffer, rows: usize, weight: &GpuMatrix, bias: Option<&GpuBuffer>, out: &mut GpuBuffer) {
         self.multiply((x, rows), weight, bias, (out, false));
     }
 
     fn linear_add(
         &self,
-        x: &Buffer,
+        x: &GpuBuffer,
         rows: usize,
-        weight: &Matrix,
-        bias: Option<&Buffer>,
-        (sum, _): (&mut Buffer, usize),
-        _product: &mut Buffer,
+        weight: &GpuMatrix,
+        bias: Option<&GpuBuffer>,
+        (sum, _): (&mut GpuBuffer, usize),
+        _product: &mut GpuBuffer,
     ) {
         self.multiply((x, rows), weight, bias, (sum, true));
     }
 
-    fn rotate(&self, qkv: &mut Buffer, rows: usize, heads: Heads, rotary: RotaryLayout, angles: &Buffer) {
+    fn rotate(
+        &self,
+        qkv: &mut GpuBuffer,
+        rows: usize,
+        heads: AttentionHeads,
+        rotary: RotaryLayout,
+        angles: &GpuBuffer,
+    ) {
         let arguments = [
             self.overwritten(qkv),
             self.at(angles),
@@ -150,13 +157,20 @@ impl Kernels for Cuda {
             (heads.query + heads.kv) as u64,
             heads.width as u64,
             rotary.width as u64,
-            u64::from(rotary.pairs == Pairs::Neighbours),
+            u64::from(rotary.pairs == RotaryPairs::Neighbours),
         ];
         let pairs = (heads.query + heads.kv) * rotary.width / 2;
-        self.gpu.launch("rotate", Size::pairs(rows, pairs), &arguments);
+        self.gpu.launch("rotate", LaunchSize::pairs(rows, pairs), &arguments);
     }
 
-    fn append(&self, qkv: &Buffer, heads: Heads, places: &[Place<'_>], cache: &mut Cache, layer: usize) {
+    fn append(
+        &self,
+        qkv: &GpuBuffer,
+        heads: AttentionHeads,
+        places: &[TokenPlace<'_>],
+        cache: &mut GpuCache,
+        layer: usize,
+    ) {
         let to = cache.layer(&self.gpu, layer);
         self.prepared(places, to.shape, heads, |prepared, _| {
             prepared.append(&self.gpu, self.at(qkv), to, None);
@@ -166,11 +180,11 @@ impl Kernels for Cuda {
 
     fn rotate_and_append(
         &self,
-        qkv: &mut Buffer,
-        heads: Heads,
-        (rotary, angles): (RotaryLayout, &Buffer),
-        places: &[Place<'_>],
-        cache: &mut Cache,
+        qkv: &mut GpuBuffer,
+        heads: AttentionHeads,
+        (rotary, angles): (RotaryLayout, &GpuBuffer),
+        places: &[TokenPlace<'_>],
+        cache: &mut GpuCache,
         layer: usize,
     ) {
         let (qkv, angles, to) = (self.overwritten(qkv), self.at(angles), cache.layer(&self.gpu, layer));
@@ -182,12 +196,12 @@ impl Kernels for Cuda {
 
     fn attend(
         &self,
-        qkv: &Buffer,
-        heads: Heads,
+        qkv: &GpuBuffer,
+        heads: AttentionHeads,
         window: Option<usize>,
-        places: &[Place<'_>],
-        (cache, layer): (&Cache, usize),
-        out: &mut Buffer,
+        places: &[TokenPlace<'_>],
+        (cache, layer): (&GpuCache, usize),
+        out: &mut GpuBuffer,
     ) {
         let from = cache.layer(&self.gpu, layer);
         let (rounded, rounding) = self.rounded(out);
@@ -197,38 +211,38 @@ impl Kernels for Cuda {
         });
     }
 
-    fn activate(&self, activation: Activation, x: &mut Buffer, elements: usize) {
+    fn activate(&self, activation: Activation, x: &mut GpuBuffer, elements: usize) {
         let (rounded, rounding) = self.rounded(x);
         let arguments = [number(activation), self.at(x), rounded, rounding, elements as u64];
-        self.gpu.launch("activate", Size::elements(elements), &arguments);
+        self.gpu.launch("activate", LaunchSize::elements(elements), &arguments);
     }
 
-    fn activate_gated(&self, activation: Activation, x: &Buffer, rows: usize, inner: usize, out: &mut Buffer) {
+    fn activate_gated(&self, activation: Activation, x: &GpuBuffer, rows: usize, inner: usize, out: &mut GpuBuffer) {
         let (rounded, rounding) = self.rounded(out);
         let arguments = [number(activation), self.at(x), self.at(out), rounded, rounding, inner as u64];
-        let columns = Size::elements(inner.div_ceil(4));
-        let size = Size { blocks: [columns.blocks[0], rows as u32, 1], ..columns };
+        let columns = LaunchSize::elements(inner.div_ceil(4));
+        let size = LaunchSize { blocks: [columns.blocks[0], rows as u32, 1], ..columns };
         self.gpu.launch("activate_gated", size, &arguments);
     }
 
-    fn add(&self, x: &mut Buffer, y: &Buffer, elements: usize) {
+    fn add(&self, x: &mut GpuBuffer, y: &GpuBuffer, elements: usize) {
         let arguments = [self.overwritten(x), self.at(y), elements as u64];
-        self.gpu.launch("add", Size::elements(elements), &arguments);
+        self.gpu.launch("add", LaunchSize::elements(elements), &arguments);
     }
 
-    fn add_rows(&self, x: &mut Buffer, width: usize, rows: &[usize], columns: Range<usize>, y: &Buffer) {
+    fn add_rows(&self, x: &mut GpuBuffer, width: usize, rows: &[usize], columns: Range<usize>, y: &GpuBuffer) {
         self.keep(|| {
             let (first, count) = (columns.start as u64, columns.len() as u64);
             let indices = self.upload(rows.iter().copied())?;
             let arguments = [self.overwritten(x), indices, self.at(y), width as u64, first, count];
-            self.gpu.launch("add_rows", Size::rows(rows.len(), 256), &arguments);
+            self.gpu.launch("add_rows", LaunchSize::rows(rows.len(), 256), &arguments);
             Ok(())
         });
     }
 
     fn read_rows(
         &self,
-        logits: &Buffer,
+        logits: &GpuBuffer,
         vocabulary: usize,
         tasks: &mut [RowTask<'_>],
     ) -> Result<Duration, KernelError> {

@@ -1,13 +1,10 @@
-//! What a GPU is asked of rows of logits, and what its answers mean.
-//!
-//! The program in draw.cu finds sums, draws and the few tokens that can matter; what can be decided by these is decided
-//! here, by the code that the host has for whole rows.
+//! What a GPU is asked about rows of logits, in the layout of draw.cu.
 
 use std::ops::Range;
 
-use cosec_proto::sampling::{Distribution, InvalidLogits, LogitsProcessor, LogitsSums, SamplingParams};
+use cosec_proto::sampling::SamplingParams;
 
-use crate::rows::{Content, RowTask, View, nucleus};
+use crate::rows::{RowTask, View};
 
 /// Tokens whose numbers are summed before those of others.
 const CHUNK: usize = 512;
@@ -24,25 +21,23 @@ const FULL_TASKS: usize = 32;
 /// Candidates of each task that are copied with the rest of the answers, on average.
 const FIRST_CANDIDATES: usize = 1024;
 
-const NONE: u32 = u32::MAX;
-
 // Of a task; see draw.cu.
 const NEEDS_TOTAL: u32 = 1;
 const NEEDS_PROBABILITIES: u32 = 2;
-const NEEDS_CANDIDATES: u32 = 4;
+pub(super) const NEEDS_CANDIDATES: u32 = 4;
 
 // Numbers of 32 bits in the structures of draw.cu.
-const RESULT_WORDS: usize = 8;
+pub(super) const RESULT_WORDS: usize = 8;
 const BEST_WORDS: usize = 3;
 
 /// What is wanted of the rows of one forward pass. Kept from one to the next for its memory.
 #[derive(Debug, Default)]
-pub(super) struct Questions {
-    vocabulary: usize,
-    rows: Vec<OfRow>,
-    tasks: Vec<Task>,
-    draws: Vec<Draw>,
-    lookups: Vec<Lookup>,
+pub(super) struct LogitsQuestions {
+    pub(super) vocabulary: usize,
+    pub(super) rows: Vec<RowQuestions>,
+    pub(super) tasks: Vec<DistributionTask>,
+    pub(super) draws: Vec<TokenDraw>,
+    pub(super) lookups: Vec<LogitLookup>,
     /// Tasks with candidates.
     parts: usize,
     input: Vec<u32>,
@@ -50,69 +45,52 @@ pub(super) struct Questions {
 
 /// What belongs to a row.
 #[derive(Clone, Debug)]
-struct OfRow {
-    tasks: Range<usize>,
-    first_draw: usize,
-    first_lookup: usize,
+pub(super) struct RowQuestions {
+    pub(super) tasks: Range<usize>,
+    pub(super) first_draw: usize,
+    pub(super) first_lookup: usize,
     /// The host is to read the row itself.
-    is_for_host: bool,
+    pub(super) is_for_host: bool,
 }
 
 /// A distribution that is wanted of a row.
 #[derive(Clone, Copy, Debug)]
-struct Task {
+pub(super) struct DistributionTask {
     row: usize,
-    warp: SamplingParams,
-    flags: u32,
+    pub(super) warp: SamplingParams,
+    pub(super) flags: u32,
     top_k: usize,
     /// How many tasks with candidates come before.
-    part: usize,
+    pub(super) part: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Draw {
+pub(super) struct TokenDraw {
     u: f64,
     task: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Lookup {
+pub(super) struct LogitLookup {
     row: usize,
     id: u32,
 }
 
 /// Which functions of the program are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Needs {
+pub(super) struct NeededKernels {
     pub(super) totals: bool,
     pub(super) probabilities: bool,
     pub(super) thresholds: bool,
     pub(super) candidates: bool,
 }
 
-/// Memory in which answers are finished.
-#[derive(Debug, Default)]
-pub(super) struct Desk {
-    processor: LogitsProcessor,
-    ids: Vec<u32>,
-    logits: Vec<f32>,
-    /// Whose distribution the processor has.
-    warped: Option<usize>,
-}
-
-/// What the GPU found for a task.
-struct Summary {
-    sums: LogitsSums,
-    arg_max: u32,
-    invalid: Option<InvalidLogits>,
-}
-
 /// Whether probabilities are weights by the total, nothing else.
-fn is_plain(warp: &SamplingParams) -> bool {
+pub(super) fn is_plain(warp: &SamplingParams) -> bool {
     warp.temperature() > 0.0 && !warp.cuts()
 }
 
-impl Questions {
+impl LogitsQuestions {
     /// Forgets the last questions and takes down what `tasks` want of rows of `vocabulary`.
     pub(super) fn ask(&mut self, vocabulary: usize, tasks: &[RowTask<'_>]) {
         self.vocabulary = vocabulary;
@@ -122,7 +100,7 @@ impl Questions {
         self.lookups.clear();
         self.parts = 0;
         for (row, task) in tasks.iter().enumerate() {
-            let of_row = OfRow {
+            let of_row = RowQuestions {
                 tasks: self.tasks.len()..self.tasks.len(),
                 first_draw: self.draws.len(),
                 first_lookup: self.lookups.len(),
@@ -161,7 +139,7 @@ impl Questions {
             match view {
                 View::Gather { warp, ids } if is_plain(warp) => {
                     self.task(row, warp, NEEDS_TOTAL, 0);
-                    self.lookups.extend(ids.iter().map(|&id| Lookup { row, id }));
+                    self.lookups.extend(ids.iter().map(|&id| LogitLookup { row, id }));
                 }
                 View::Nucleus { warp, cap } if is_plain(warp) => {
                     // One more than the cap tells whether that was all.
@@ -181,7 +159,7 @@ impl Questions {
     fn ask_draw(&mut self, row: usize, warp: &SamplingParams, u: f64) {
         if is_plain(warp) {
             let task = self.task(row, warp, NEEDS_TOTAL | NEEDS_PROBABILITIES, 0);
-            self.draws.push(Draw { u, task });
+            self.draws.push(TokenDraw { u, task });
         } else {
             self.ask_distribution(row, warp);
         }
@@ -202,7 +180,7 @@ impl Questions {
         let known = self.tasks[tasks.clone()].iter_mut().position(|task| task.warp == *warp);
         let at = known.map_or(tasks.end, |known| tasks.start + known);
         if at == tasks.end {
-            self.tasks.push(Task { row, warp: *warp, flags: 0, top_k: 0, part: 0 });
+            self.tasks.push(DistributionTask { row, warp: *warp, flags: 0, top_k: 0, part: 0 });
             tasks.end += 1;
         }
         let task = &mut self.tasks[at];
@@ -220,9 +198,9 @@ impl Questions {
         (self.tasks.len(), self.draws.len())
     }
 
-    pub(super) fn needs(&self) -> Needs {
+    pub(super) fn needs(&self) -> NeededKernels {
         let any = |flag| self.tasks.iter().any(|task| task.flags & flag > 0);
-        Needs {
+        NeededKernels {
             totals: any(NEEDS_TOTAL),
             probabilities: any(NEEDS_PROBABILITIES),
             thresholds: self.tasks.iter().any(|task| task.top_k > 0),
@@ -242,7 +220,7 @@ impl Questions {
     }
 
     /// Numbers of 32 bits that the GPU answers with, candidates not counted.
-    fn fixed_words(&self) -> usize {
+    pub(super) fn fixed_words(&self) -> usize {
         let of_tasks = RESULT_WORDS * self.tasks.len() + 2 * self.parts * self.segments();
         2 + of_tasks + 2 * self.draws.len() + self.lookups.len()
     }
@@ -294,131 +272,6 @@ impl Questions {
         }
         input.extend(lookups.iter().flat_map(|lookup| [lookup.row as u32, lookup.id]));
         input
-    }
-
-    /// Rows of the forward pass.
-    pub(super) fn rows(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// Whether all tokens of a row matter, or by the first of the `answers` more than the GPU hands over: then the host has
-    /// to read the row.
-    pub(super) fn is_for_host(&self, answers: &[u32], row: usize) -> bool {
-        let OfRow { tasks, is_for_host, .. } = &self.rows[row];
-        let is_lost = |task: &Task| {
-            task.flags & NEEDS_CANDIDATES > 0 && self.parts(answers, task).any(|(first, _)| first == NONE)
-        };
-        *is_for_host || self.tasks[tasks.clone()].iter().any(is_lost)
-    }
-
-    /// Takes from the `answers` what `task` wants of row `row`, unless it is for the host; whether the row stays is not its
-    /// business.
-    pub(super) fn finish(&self, answers: &[u32], row: usize, task: &mut RowTask<'_>, desk: &mut Desk) {
-        let OfRow { tasks, mut first_draw, mut first_lookup, .. } = self.rows[row].clone();
-        let found = &mut *task.found;
-        found.clear();
-        found.invalid = tasks.clone().find_map(|task| self.summary(answers, task).invalid);
-        if found.invalid.is_some() {
-            return;
-        }
-        desk.warped = None;
-        let mut token = |desk: &mut Desk, warp: &SamplingParams, u: f64| {
-            let at = self.task_of(&tasks, warp);
-            if is_plain(warp) {
-                let (id, logit) = self.drawn(answers, first_draw);
-                first_draw += 1;
-                return (id, self.summary(answers, at).sums.probability(logit, warp));
-            }
-            let distribution = self.distribution(answers, at, desk);
-            let id = distribution.sample(u);
-            (id, distribution.probability(id))
-        };
-        for (index, view) in task.views {
-            let content = match view {
-                View::Gather { warp, ids } if is_plain(warp) => {
-                    let sums = self.summary(answers, self.task_of(&tasks, warp)).sums;
-                    let logits = self.looked_up(answers, first_lookup..first_lookup + ids.len());
-                    first_lookup += ids.len();
-                    Content::Gathered(logits.map(|logit| sums.probability(logit, warp)).collect())
-                }
-                View::Gather { warp, ids } => {
-                    let distribution = self.distribution(answers, self.task_of(&tasks, warp), desk);
-                    Content::Gathered(ids.iter().map(|&id| distribution.probability(id)).collect())
-                }
-                View::Nucleus { warp, cap } => {
-                    nucleus(self.distribution(answers, self.task_of(&tasks, warp), desk), *cap)
-                }
-                View::Sample { warp, u } => {
-                    let (id, probability) = token(desk, warp, *u);
-                    Content::Sampled { id, probability }
-                }
-                // Such a row is for the host.
-                View::Full(_) => continue,
-            };
-            found.contents.push((*index, content));
-        }
-        found.drawn = task.draw.map(|(warp, u)| token(desk, &warp, u));
-    }
-
-    /// Every warp was asked for.
-    fn task_of(&self, tasks: &Range<usize>, warp: &SamplingParams) -> usize {
-        tasks.clone().find(|&task| self.tasks[task].warp == *warp).unwrap_or(tasks.start)
-    }
-
-    /// The distribution of a task, but for a plain warp only its likeliest tokens.
-    fn distribution<'a>(&self, answers: &[u32], task: usize, desk: &'a mut Desk) -> &'a Distribution {
-        if desk.warped != Some(task) {
-            let Summary { sums, arg_max, .. } = self.summary(answers, task);
-            let Task { warp, flags, .. } = self.tasks[task];
-            desk.ids.clear();
-            desk.logits.clear();
-            if flags & NEEDS_CANDIDATES > 0 {
-                self.take_candidates(answers, task, desk);
-            } else {
-                desk.ids.push(arg_max);
-                desk.logits.push(sums.max);
-            }
-            desk.processor.process_partial(&sums, (&desk.ids, &desk.logits), &warp);
-            desk.warped = Some(task);
-        }
-        desk.processor.distribution()
-    }
-
-    fn take_candidates(&self, answers: &[u32], task: usize, desk: &mut Desk) {
-        for (first, count) in self.parts(answers, &self.tasks[task]) {
-            let tokens = &answers[self.fixed_words() + 2 * first as usize..][..2 * count as usize];
-            desk.ids.extend(tokens.chunks_exact(2).map(|token| token[0]));
-            desk.logits.extend(tokens.chunks_exact(2).map(|token| f32::from_bits(token[1])));
-        }
-    }
-
-    /// Where the candidates of each segment lie, and how many they are.
-    fn parts<'a>(&self, answers: &'a [u32], task: &Task) -> impl Iterator<Item = (u32, u32)> + 'a {
-        let (segments, parts) = (self.segments(), 2 + RESULT_WORDS * self.tasks.len() + 2 * self.draws.len());
-        let parts = &answers[parts + 2 * segments * task.part..][..2 * segments];
-        parts.chunks_exact(2).map(|part| (part[0], part[1]))
-    }
-
-    fn summary(&self, answers: &[u32], task: usize) -> Summary {
-        let words = &answers[2 + RESULT_WORDS * task..][..RESULT_WORDS];
-        let total = f64::from_bits(u64::from(words[1]) << 32 | u64::from(words[0]));
-        let sums = LogitsSums { max: f32::from_bits(words[2]), total, vocabulary: self.vocabulary };
-        let invalid = match words[4] {
-            NONE if sums.max == f32::NEG_INFINITY => Some(InvalidLogits::NoSupport),
-            NONE => None,
-            index => Some(InvalidLogits::Value { index: index as usize, value: f32::from_bits(words[5]) }),
-        };
-        Summary { sums, arg_max: words[3], invalid }
-    }
-
-    fn drawn(&self, answers: &[u32], draw: usize) -> (u32, f32) {
-        let words = &answers[2 + RESULT_WORDS * self.tasks.len() + 2 * draw..][..2];
-        (words[0], f32::from_bits(words[1]))
-    }
-
-    fn looked_up<'a>(&self, answers: &'a [u32], lookups: Range<usize>) -> impl Iterator<Item = f32> + 'a {
-        let first = self.fixed_words() - self.lookups.len();
-        answers[first + lookups.start..first + lookups.end].iter().map(|&bits| f32::from_bits(bits))
     }
 }
 

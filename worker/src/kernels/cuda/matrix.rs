@@ -4,9 +4,9 @@ use candle_core::{DType, Tensor};
 use cudarc::driver::CudaSlice;
 use half::{bf16, f16};
 
-use super::driver::Address;
-use super::gpu::{Gpu, Size};
-use super::program::Program;
+use super::driver::DeviceAddress;
+use super::gpu::{GpuDevice, LaunchSize};
+use super::program::GpuProgram;
 use crate::kernels::{KernelError, WeightFormat, blocks};
 
 /// Outputs and inputs that a matrix is filled up to multiples of.
@@ -18,14 +18,14 @@ const TILE_INPUTS: usize = 32;
 
 /// Weights `[outputs, inputs]`.
 #[derive(Debug)]
-pub struct Matrix {
+pub struct GpuMatrix {
     pub(super) outputs: usize,
     pub(super) inputs: usize,
-    pub(super) weights: Weights,
+    pub(super) weights: GpuWeights,
 }
 
 #[derive(Debug)]
-pub(super) enum Weights {
+pub(super) enum GpuWeights {
     /// Row by row.
     F32(CudaSlice<f32>),
     /// As tensor cores take them; see `linear.cu`.
@@ -34,14 +34,14 @@ pub(super) enum Weights {
 
 /// What activations are rounded to before they are multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Rounding {
+pub(super) enum ActivationRounding {
     #[default]
     None,
     Bf16,
     F16,
 }
 
-impl Rounding {
+impl ActivationRounding {
     /// As kernels are told.
     pub(super) fn number(self) -> u64 {
         match self {
@@ -53,7 +53,7 @@ impl Rounding {
 }
 
 /// The names of one format's functions.
-struct Functions {
+struct FormatFunctions {
     embed: &'static str,
     /// In the order of [`FEW`].
     few: [&'static str; FEW.len()],
@@ -63,42 +63,42 @@ struct Functions {
 
 /// A kernel for few rows.
 #[derive(Clone, Copy, Debug)]
-struct Few {
+struct FewRowsKernel {
     rows: usize,
     warps: u32,
     stages: u32,
 }
 
 /// By rows, then by warps.
-const FEW: [Few; 8] = [
-    Few { rows: 8, warps: 1, stages: 8 },
-    Few { rows: 8, warps: 4, stages: 5 },
-    Few { rows: 16, warps: 2, stages: 6 },
-    Few { rows: 16, warps: 4, stages: 4 },
-    Few { rows: 32, warps: 2, stages: 6 },
-    Few { rows: 32, warps: 4, stages: 4 },
-    Few { rows: 64, warps: 2, stages: 4 },
-    Few { rows: 64, warps: 4, stages: 3 },
+const FEW: [FewRowsKernel; 8] = [
+    FewRowsKernel { rows: 8, warps: 1, stages: 8 },
+    FewRowsKernel { rows: 8, warps: 4, stages: 5 },
+    FewRowsKernel { rows: 16, warps: 2, stages: 6 },
+    FewRowsKernel { rows: 16, warps: 4, stages: 4 },
+    FewRowsKernel { rows: 32, warps: 2, stages: 6 },
+    FewRowsKernel { rows: 32, warps: 4, stages: 4 },
+    FewRowsKernel { rows: 64, warps: 2, stages: 4 },
+    FewRowsKernel { rows: 64, warps: 4, stages: 3 },
 ];
 
 /// A kernel for many rows: outputs and rows of a block of 128 threads.
 #[derive(Clone, Copy, Debug)]
-struct Many {
+struct ManyRowsKernel {
     outputs: usize,
     rows: usize,
     stages: u32,
 }
 
 /// The larger, the fewer times weights and activations are read.
-const MANY: [Many; 3] = [
-    Many { outputs: 64, rows: 64, stages: 5 },
-    Many { outputs: 128, rows: 64, stages: 4 },
-    Many { outputs: 128, rows: 128, stages: 4 },
+const MANY: [ManyRowsKernel; 3] = [
+    ManyRowsKernel { outputs: 64, rows: 64, stages: 5 },
+    ManyRowsKernel { outputs: 128, rows: 64, stages: 4 },
+    ManyRowsKernel { outputs: 128, rows: 128, stages: 4 },
 ];
 
 macro_rules! functions {
     ($format:literal, $number:literal) => {
-        Functions {
+        FormatFunctions {
             embed: concat!("embed_", $format),
             few: [
                 concat!("few_8_1_", $format),
@@ -119,24 +119,24 @@ macro_rules! functions {
     };
 }
 
-static OF_BF16: Functions = functions!("bf16", "bf16");
-static OF_F16: Functions = functions!("f16", "f16");
-static OF_Q8_0: Functions = functions!("q8_0", "bf16");
-static OF_Q4_K: Functions = functions!("q4_k", "bf16");
+static OF_BF16: FormatFunctions = functions!("bf16", "bf16");
+static OF_F16: FormatFunctions = functions!("f16", "f16");
+static OF_Q8_0: FormatFunctions = functions!("q8_0", "bf16");
+static OF_Q4_K: FormatFunctions = functions!("q4_k", "bf16");
 
 /// A product that is to be computed.
-pub(super) struct Product {
+pub(super) struct MatrixProduct {
     /// `[rows][stored]`, rounded, or `[rows][inputs]` in f32 beside weights of f32.
-    pub(super) x: Address,
+    pub(super) x: DeviceAddress,
     pub(super) rows: usize,
-    pub(super) bias: Address,
-    pub(super) out: Address,
+    pub(super) bias: DeviceAddress,
+    pub(super) out: DeviceAddress,
     /// Whether it is added to what `out` holds.
     pub(super) adds: bool,
 }
 
-impl Matrix {
-    pub(super) fn upload(gpu: &Gpu, weights: &Tensor, format: WeightFormat) -> Result<Self, KernelError> {
+impl GpuMatrix {
+    pub(super) fn upload(gpu: &GpuDevice, weights: &Tensor, format: WeightFormat) -> Result<Self, KernelError> {
         let (outputs, inputs) = weights.dims2().map_err(host)?;
         let all = |dtype| weights.to_dtype(dtype).and_then(|weights| weights.flatten_all());
         let bytes: Vec<u8> = match format {
@@ -160,12 +160,12 @@ impl Matrix {
     }
 
     pub(super) fn from_floats(
-        gpu: &Gpu,
+        gpu: &GpuDevice,
         format: WeightFormat,
         [outputs, inputs]: [usize; 2],
         bytes: &[u8],
     ) -> Result<Self, KernelError> {
-        gpu.load(&[Program::Linear(format)])?;
+        gpu.load(&[GpuProgram::Linear(format)])?;
         let size = format.dtype()?.size_in_bytes();
         if outputs.checked_mul(inputs).and_then(|elements| elements.checked_mul(size)) != Some(bytes.len()) {
             let found = bytes.len();
@@ -175,7 +175,7 @@ impl Matrix {
             WeightFormat::F32 => {
                 let (values, _) = bytes.as_chunks();
                 let values: Vec<f32> = values.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
-                Weights::F32(gpu.copy(&values)?)
+                GpuWeights::F32(gpu.copy(&values)?)
             }
             _ => packed(gpu, format, [outputs, inputs], bytes)?,
         };
@@ -183,39 +183,39 @@ impl Matrix {
     }
 
     pub(super) fn from_blocks(
-        gpu: &Gpu,
+        gpu: &GpuDevice,
         format: WeightFormat,
         [outputs, inputs]: [usize; 2],
         stored: &[u8],
     ) -> Result<Self, KernelError> {
         blocks::check(format, [outputs, inputs], stored)?;
-        gpu.load(&[Program::Linear(format)])?;
+        gpu.load(&[GpuProgram::Linear(format)])?;
         Ok(Self { outputs, inputs, weights: packed(gpu, format, [outputs, inputs], stored)? })
     }
 
     /// What activations are rounded to.
-    pub(super) fn rounding(&self) -> Rounding {
+    pub(super) fn rounding(&self) -> ActivationRounding {
         match &self.weights {
-            Weights::F32(_) => Rounding::None,
-            Weights::Tiles { format: WeightFormat::F16, .. } => Rounding::F16,
-            Weights::Tiles { .. } => Rounding::Bf16,
+            GpuWeights::F32(_) => ActivationRounding::None,
+            GpuWeights::Tiles { format: WeightFormat::F16, .. } => ActivationRounding::F16,
+            GpuWeights::Tiles { .. } => ActivationRounding::Bf16,
         }
     }
 
     /// Inputs of a rounded row.
     pub(super) fn stored(&self) -> usize {
         match &self.weights {
-            Weights::F32(_) => self.inputs,
-            Weights::Tiles { stored, .. } => *stored,
+            GpuWeights::F32(_) => self.inputs,
+            GpuWeights::Tiles { stored, .. } => *stored,
         }
     }
 
     /// `out[i] = self[ids[i]]`.
-    pub(super) fn embed(&self, gpu: &Gpu, ids: Address, rows: usize, out: Address) {
-        let (size, inputs) = (Size::rows(rows, 256), self.inputs as u64);
+    pub(super) fn embed(&self, gpu: &GpuDevice, ids: DeviceAddress, rows: usize, out: DeviceAddress) {
+        let (size, inputs) = (LaunchSize::rows(rows, 256), self.inputs as u64);
         match &self.weights {
-            Weights::F32(table) => gpu.launch("embed_f32", size, &[gpu.address(table), ids, out, inputs]),
-            Weights::Tiles { format, tiles, scales, stored } => {
+            GpuWeights::F32(table) => gpu.launch("embed_f32", size, &[gpu.address(table), ids, out, inputs]),
+            GpuWeights::Tiles { format, tiles, scales, stored } => {
                 let arguments = [gpu.address(tiles), gpu.address(scales), ids, out, inputs, *stored as u64];
                 gpu.launch(functions(*format).embed, size, &arguments);
             }
@@ -223,19 +223,19 @@ impl Matrix {
     }
 
     /// Queues `product`. `widened` is memory for quantised weights beside many rows.
-    pub(super) fn multiply(&self, gpu: &Gpu, product: &Product, widened: &mut Option<CudaSlice<u16>>) {
+    pub(super) fn multiply(&self, gpu: &GpuDevice, product: &MatrixProduct, widened: &mut Option<CudaSlice<u16>>) {
         match &self.weights {
-            Weights::F32(weights) => {
+            GpuWeights::F32(weights) => {
                 const WARPS: usize = 8;
                 const ROWS: usize = 4;
                 let blocks = [self.outputs.div_ceil(WARPS) as u32, product.rows.div_ceil(ROWS) as u32, 1];
-                let size = Size { blocks, threads: 32 * WARPS as u32, shared_bytes: 0 };
-                let &Product { x, rows, bias, out, adds } = product;
+                let size = LaunchSize { blocks, threads: 32 * WARPS as u32, shared_bytes: 0 };
+                let &MatrixProduct { x, rows, bias, out, adds } = product;
                 let (outputs, inputs) = (self.outputs as u64, self.inputs as u64);
                 let arguments = [gpu.address(weights), x, bias, out, rows as u64, outputs, inputs, u64::from(adds)];
                 gpu.launch("multiply_f32", size, &arguments);
             }
-            Weights::Tiles { format, tiles, scales, stored } => {
+            GpuWeights::Tiles { format, tiles, scales, stored } => {
                 let (tiles, scales) = (gpu.address(tiles), gpu.address(scales));
                 match self.few(gpu, *format, product.rows) {
                     Some((name, size)) => {
@@ -251,23 +251,30 @@ impl Matrix {
     }
 
     /// The kernel for few rows that takes so many, and its size.
-    fn few(&self, gpu: &Gpu, format: WeightFormat, rows: usize) -> Option<(&'static str, Size)> {
+    fn few(&self, gpu: &GpuDevice, format: WeightFormat, rows: usize) -> Option<(&'static str, LaunchSize)> {
         let tiles = self.outputs.div_ceil(OUTPUTS) as u32;
-        let sized = |few: &Few| {
+        let sized = |few: &FewRowsKernel| {
             let (stage, scale) = stage_bytes(format);
             let shared_bytes = few.stages * (few.warps * (stage + scale) + few.rows as u32 * 256);
-            Size { blocks: [tiles.div_ceil(few.warps), 1, 1], threads: few.warps * 32, shared_bytes }
+            LaunchSize { blocks: [tiles.div_ceil(few.warps), 1, 1], threads: few.warps * 32, shared_bytes }
         };
-        let takes = |few: &Few| few.rows >= rows && sized(few).shared_bytes <= gpu.shared_bytes;
+        let takes = |few: &FewRowsKernel| few.rows >= rows && sized(few).shared_bytes <= gpu.shared_bytes;
         let first = FEW.iter().position(takes)?;
         // Larger blocks read activations fewer times, as long as there are blocks for all processors.
-        let larger = |few: &Few| few.rows == FEW[first].rows && sized(few).blocks[0] >= 2 * gpu.processors;
+        let larger = |few: &FewRowsKernel| few.rows == FEW[first].rows && sized(few).blocks[0] >= 2 * gpu.processors;
         let index = FEW.iter().rposition(|few| takes(few) && larger(few)).unwrap_or(first);
         Some((functions(format).few[index], sized(&FEW[index])))
     }
 
-    fn multiply_many(&self, gpu: &Gpu, format: WeightFormat, tiles: Address, product: &Product, stored: usize) {
-        let sized = |many: &Many| Size {
+    fn multiply_many(
+        &self,
+        gpu: &GpuDevice,
+        format: WeightFormat,
+        tiles: DeviceAddress,
+        product: &MatrixProduct,
+        stored: usize,
+    ) {
+        let sized = |many: &ManyRowsKernel| LaunchSize {
             blocks: [product.rows.div_ceil(many.rows) as u32, self.outputs.div_ceil(many.outputs) as u32, 1],
             threads: 128,
             shared_bytes: many.stages * (many.outputs + many.rows) as u32 * 64,
@@ -283,8 +290,8 @@ impl Matrix {
     }
 
     /// The tiles in 16 bits.
-    fn widen(&self, gpu: &Gpu, memory: &mut Option<CudaSlice<u16>>) -> Result<Address, KernelError> {
-        let Weights::Tiles { format, tiles, scales, stored } = &self.weights else { return Ok(0) };
+    fn widen(&self, gpu: &GpuDevice, memory: &mut Option<CudaSlice<u16>>) -> Result<DeviceAddress, KernelError> {
+        let GpuWeights::Tiles { format, tiles, scales, stored } = &self.weights else { return Ok(0) };
         let name = match format {
             WeightFormat::Q8_0 => "widen_q8_0",
             WeightFormat::Q4K => "widen_q4_k",
@@ -296,21 +303,21 @@ impl Matrix {
             _ => gpu.allocate(elements)?,
         };
         let widened = gpu.address(memory.insert(widened));
-        let size = Size { blocks: [8 * gpu.processors, 1, 1], threads: 256, shared_bytes: 0 };
+        let size = LaunchSize { blocks: [8 * gpu.processors, 1, 1], threads: 256, shared_bytes: 0 };
         let count = elements / (OUTPUTS * TILE_INPUTS);
         gpu.launch(name, size, &[gpu.address(tiles), gpu.address(scales), widened, count as u64]);
         Ok(widened)
     }
 }
 
-impl Product {
-    fn arguments(&self, tiles: Address, scales: Address, outputs: usize, stored: usize) -> [u64; 9] {
+impl MatrixProduct {
+    fn arguments(&self, tiles: DeviceAddress, scales: DeviceAddress, outputs: usize, stored: usize) -> [u64; 9] {
         let &Self { x, rows, bias, out, adds } = self;
         [tiles, scales, x, bias, out, rows as u64, outputs as u64, stored as u64, u64::from(adds)]
     }
 }
 
-fn functions(format: WeightFormat) -> &'static Functions {
+fn functions(format: WeightFormat) -> &'static FormatFunctions {
     match format {
         // Never asked for.
         WeightFormat::F32 | WeightFormat::Bf16 => &OF_BF16,
@@ -331,11 +338,11 @@ fn stage_bytes(format: WeightFormat) -> (u32, u32) {
 
 /// Brings weights to the GPU as their format stores them, and packs them there.
 fn packed(
-    gpu: &Gpu,
+    gpu: &GpuDevice,
     format: WeightFormat,
     [outputs, inputs]: [usize; 2],
     weights: &[u8],
-) -> Result<Weights, KernelError> {
+) -> Result<GpuWeights, KernelError> {
     let stored = inputs.next_multiple_of(INPUTS);
     let elements = outputs.next_multiple_of(OUTPUTS) * stored;
     let (stage, scale) = stage_bytes(format);
@@ -347,20 +354,24 @@ fn packed(
     let (from, to, scales_to) = (gpu.address(&from), gpu.address(&tiles), gpu.address(&scales));
     match format {
         WeightFormat::Q8_0 => {
-            gpu.launch("pack_q8_0", Size::elements(elements), &[&[from, to, scales_to], shape.as_slice()].concat());
+            gpu.launch(
+                "pack_q8_0",
+                LaunchSize::elements(elements),
+                &[&[from, to, scales_to], shape.as_slice()].concat(),
+            );
         }
         WeightFormat::Q4K => {
             gpu.launch(
                 "pack_q4_k",
-                Size::elements(elements / 2),
+                LaunchSize::elements(elements / 2),
                 &[&[from, to, scales_to], shape.as_slice()].concat(),
             );
         }
         WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::F16 => {
-            gpu.launch("pack_16_bits", Size::elements(elements), &[&[from, to], shape.as_slice()].concat());
+            gpu.launch("pack_16_bits", LaunchSize::elements(elements), &[&[from, to], shape.as_slice()].concat());
         }
     }
-    Ok(Weights::Tiles { format, tiles, scales, stored })
+    Ok(GpuWeights::Tiles { format, tiles, scales, stored })
 }
 
 fn host(error: candle_core::Error) -> KernelError {

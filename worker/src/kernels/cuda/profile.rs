@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::timing::Mark;
+use super::timing::StreamEvent;
 use crate::kernels::KernelError;
 
 /// Waits after which the figures are logged.
@@ -13,20 +13,20 @@ const WAITS: u32 = 64;
 
 /// Launches since the figures were last logged.
 #[derive(Default)]
-pub(super) struct Profile {
-    launched: Vec<(&'static str, Mark, Mark)>,
+pub(super) struct KernelProfile {
+    launched: Vec<(&'static str, StreamEvent, StreamEvent)>,
     /// Launches and time, by kernel.
     totals: BTreeMap<&'static str, (u32, Duration)>,
     waits: u32,
 }
 
-impl Profile {
+impl KernelProfile {
     /// A profile where one is asked for.
     pub(super) fn from_environment() -> Option<Self> {
         std::env::var_os("COSEC_KERNEL_TIMES").map(|_| Self::default())
     }
 
-    pub(super) fn launched(&mut self, name: &'static str, began: Mark, ended: Mark) {
+    pub(super) fn launched(&mut self, name: &'static str, began: StreamEvent, ended: StreamEvent) {
         self.launched.push((name, began, ended));
     }
 

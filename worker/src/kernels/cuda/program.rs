@@ -20,7 +20,7 @@ const LINEAR: &str = include_str!("linear.cu");
 
 /// A source file of its own, with what it needs of others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Program {
+pub enum GpuProgram {
     /// What lies between linear layers and attention.
     Layers,
     /// Attention over a cache of one format.
@@ -32,20 +32,20 @@ pub enum Program {
 }
 
 /// Every program.
-pub const PROGRAMS: [Program; 10] = [
-    Program::Layers,
-    Program::Attention(CacheFormat::F32),
-    Program::Attention(CacheFormat::F16),
-    Program::Attention(CacheFormat::Bf16),
-    Program::Rows,
-    Program::Linear(WeightFormat::F32),
-    Program::Linear(WeightFormat::Bf16),
-    Program::Linear(WeightFormat::F16),
-    Program::Linear(WeightFormat::Q8_0),
-    Program::Linear(WeightFormat::Q4K),
+pub const PROGRAMS: [GpuProgram; 10] = [
+    GpuProgram::Layers,
+    GpuProgram::Attention(CacheFormat::F32),
+    GpuProgram::Attention(CacheFormat::F16),
+    GpuProgram::Attention(CacheFormat::Bf16),
+    GpuProgram::Rows,
+    GpuProgram::Linear(WeightFormat::F32),
+    GpuProgram::Linear(WeightFormat::Bf16),
+    GpuProgram::Linear(WeightFormat::F16),
+    GpuProgram::Linear(WeightFormat::Q8_0),
+    GpuProgram::Linear(WeightFormat::Q4K),
 ];
 
-impl Program {
+impl GpuProgram {
     fn source(self) -> String {
         match self {
             Self::Layers => [NUMBERS, ELEMENTWISE].concat(),
@@ -73,14 +73,14 @@ impl Program {
 }
 
 /// Machine code by program and compute capability.
-type Compiled = HashMap<(Program, (i32, i32)), Arc<[u8]>>;
+type CompiledPrograms = HashMap<(GpuProgram, (i32, i32)), Arc<[u8]>>;
 
 /// `program` as machine code for GPUs of a compute capability, 9.0 being (9, 0); a process compiles it once.
 ///
 /// # Errors
 /// [`CompileError`].
-pub fn compiled(program: Program, capability: (i32, i32)) -> Result<Arc<[u8]>, CompileError> {
-    static KNOWN: Mutex<Option<Compiled>> = Mutex::new(None);
+pub fn compiled(program: GpuProgram, capability: (i32, i32)) -> Result<Arc<[u8]>, CompileError> {
+    static KNOWN: Mutex<Option<CompiledPrograms>> = Mutex::new(None);
     let mut known = KNOWN.lock();
     let known = known.get_or_insert_default();
     if let Some(code) = known.get(&(program, capability)) {
@@ -108,7 +108,7 @@ pub(super) fn version() -> Result<(i32, i32), CompileError> {
 }
 
 #[expect(unsafe_code, reason = "NVRTC is a C library")]
-fn compile(program: Program, (major, minor): (i32, i32)) -> Result<Vec<u8>, CompileError> {
+fn compile(program: GpuProgram, (major, minor): (i32, i32)) -> Result<Vec<u8>, CompileError> {
     // SAFETY: it only looks for a file.
     if !unsafe { sys::is_culib_present() } {
         return Err(CompileError::NoCompiler);

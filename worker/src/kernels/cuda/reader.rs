@@ -5,18 +5,19 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::CudaSlice;
 
-use super::driver::Address;
-use super::gpu::{Gpu, Size};
-use super::logits_questions::{Desk, Questions};
+use super::driver::DeviceAddress;
+use super::gpu::{GpuDevice, LaunchSize};
+use super::logits_answers::{AnswerScratch, LogitsAnswers};
+use super::logits_questions::LogitsQuestions;
 use crate::kernels::KernelError;
-use crate::kernels::cpu::Cpu;
+use crate::kernels::cpu::CpuKernels;
 use crate::rows::{GpuRow, KeptRow, Lent, RowTask, Spare};
 
 /// Memory of questions and answers, as large as it ever had to be, and the threads that finish them.
 #[derive(Debug)]
-pub(super) struct Reader {
-    host: Cpu,
-    questions: Questions,
+pub(super) struct LogitsReader {
+    host: CpuKernels,
+    questions: LogitsQuestions,
     scratch: Option<CudaSlice<u32>>,
     answers: Option<CudaSlice<u32>>,
     /// The answers here, and behind them the rows that the host has to read.
@@ -28,16 +29,16 @@ pub(super) struct Reader {
 }
 
 thread_local! {
-    static DESK: RefCell<Desk> = RefCell::default();
+    static DESK: RefCell<AnswerScratch> = RefCell::default();
     static ROW: RefCell<Vec<f32>> = RefCell::default();
 }
 
-impl Reader {
+impl LogitsReader {
     /// A reader that finishes answers on the threads of `host`.
-    pub(super) fn new(host: Cpu) -> Self {
+    pub(super) fn new(host: CpuKernels) -> Self {
         Self {
             host,
-            questions: Questions::default(),
+            questions: LogitsQuestions::default(),
             scratch: None,
             answers: None,
             words: Vec::new(),
@@ -47,15 +48,15 @@ impl Reader {
         }
     }
 
-    pub(super) fn host(&self) -> &Cpu {
+    pub(super) fn host(&self) -> &CpuKernels {
         &self.host
     }
 
     /// Takes what `tasks` want of the rows of `vocabulary` that lie at `logits`. Returns how long that took.
     pub(super) fn read(
         &mut self,
-        gpu: &Gpu,
-        logits: Address,
+        gpu: &GpuDevice,
+        logits: DeviceAddress,
         vocabulary: usize,
         tasks: &mut [RowTask<'_>],
     ) -> Result<Duration, KernelError> {
@@ -81,7 +82,7 @@ impl Reader {
         Ok(on_gpu + began.elapsed())
     }
 
-    fn keep(&self, gpu: &Gpu, row: Address, vocabulary: usize) -> Result<Lent<GpuRow>, KernelError> {
+    fn keep(&self, gpu: &GpuDevice, row: DeviceAddress, vocabulary: usize) -> Result<Lent<GpuRow>, KernelError> {
         let mut kept = self.spare.lend();
         let memory = match kept.take() {
             // As long as the row: whoever reads it again takes its length for the vocabulary.
@@ -93,7 +94,7 @@ impl Reader {
     }
 
     /// Queues all that is needed, and says where the answers will be.
-    fn launch(&mut self, gpu: &Gpu, logits: Address, rows: usize) -> Result<Address, KernelError> {
+    fn launch(&mut self, gpu: &GpuDevice, logits: DeviceAddress, rows: usize) -> Result<DeviceAddress, KernelError> {
         let Self { questions, scratch, answers, .. } = self;
         if questions.is_empty() {
             return Ok(0);
@@ -105,7 +106,7 @@ impl Reader {
         let (tasks, draws) = questions.tasks_and_draws();
         let launch = |name, is_needed, [x, y]: [usize; 2], threads| {
             if is_needed {
-                gpu.launch(name, Size { blocks: [x as u32, y as u32, 1], threads, shared_bytes: 0 }, &[step]);
+                gpu.launch(name, LaunchSize { blocks: [x as u32, y as u32, 1], threads, shared_bytes: 0 }, &[step]);
             }
         };
         launch("draw_maxima", true, [segments, rows], 256);
@@ -121,10 +122,10 @@ impl Reader {
     /// Brings what the first answers show to be of interest.
     fn fetch_rest(
         &mut self,
-        gpu: &Gpu,
-        answers: Address,
+        gpu: &GpuDevice,
+        answers: DeviceAddress,
         vocabulary: usize,
-        row_at: impl Fn(usize) -> Address,
+        row_at: impl Fn(usize) -> DeviceAddress,
     ) -> Result<(), KernelError> {
         let Self { questions, words, rows, .. } = self;
         let (mut places, mut end) = (Vec::new(), words.len());
@@ -136,8 +137,9 @@ impl Reader {
             }
         }
         rows.clear();
-        for row in 0..questions.rows() {
-            let is_for_host = questions.is_for_host(words, row);
+        let known = LogitsAnswers { questions, words };
+        for row in 0..questions.rows.len() {
+            let is_for_host = known.is_for_host(row);
             rows.push(is_for_host.then_some(end));
             if is_for_host {
                 places.push((row_at(row), vocabulary));
@@ -149,19 +151,20 @@ impl Reader {
 
     fn finish(&self, vocabulary: usize, tasks: &mut [RowTask<'_>]) {
         let Self { host, questions, words, rows, .. } = self;
+        let answers = LogitsAnswers { questions, words };
         host.each(tasks, |row, task| match rows[row] {
             Some(at) => ROW.with_borrow_mut(|logits| {
                 logits.clear();
                 logits.extend(words[at..at + vocabulary].iter().map(|&bits| f32::from_bits(bits)));
                 RowTask { keep: false, found: &mut *task.found, ..*task }.read(logits, &Spare::default());
             }),
-            None => DESK.with_borrow_mut(|desk| questions.finish(words, row, task, desk)),
+            None => DESK.with_borrow_mut(|desk| answers.finish(row, task, desk)),
         });
     }
 }
 
 fn reserve<'a>(
-    gpu: &Gpu,
+    gpu: &GpuDevice,
     memory: &'a mut Option<CudaSlice<u32>>,
     words: usize,
 ) -> Result<&'a CudaSlice<u32>, KernelError> {

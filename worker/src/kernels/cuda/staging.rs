@@ -11,7 +11,7 @@ use crate::kernels::KernelError;
 pub(super) const UPLOADS: usize = 1 << 16;
 
 /// Small things on their way to the GPU: they are written behind each other until the stream has been waited for.
-pub(super) struct Uploads {
+pub(super) struct UploadStaging {
     pub(super) host: PinnedHostSlice<u32>,
     pub(super) device: CudaSlice<u32>,
     pub(super) used: usize,
@@ -19,7 +19,7 @@ pub(super) struct Uploads {
     pub(super) outgrown: Vec<(PinnedHostSlice<u32>, CudaSlice<u32>)>,
 }
 
-impl Uploads {
+impl UploadStaging {
     pub(super) fn new(
         context: &Arc<CudaContext>,
         stream: &Arc<CudaStream>,

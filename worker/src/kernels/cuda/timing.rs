@@ -8,9 +8,9 @@ use super::driver::device;
 use crate::kernels::KernelError;
 
 /// A moment of the GPU.
-pub(super) struct Mark(CudaEvent);
+pub(super) struct StreamEvent(CudaEvent);
 
-impl Mark {
+impl StreamEvent {
     pub(super) fn new(event: CudaEvent) -> Self {
         Self(event)
     }

@@ -4,13 +4,13 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Sixteen, Wide};
+use super::{Simd16, Sixteen};
 use crate::kernels::cpu::instruction_set::Avx2;
 
 #[expect(unsafe_code, reason = "instructions that not every machine has, and loads through pointers")]
 // SAFETY of all blocks: an `Avx2` is only made after the features were detected, and references to arrays of sixteen
 // are valid for the unaligned loads and stores of all their bytes.
-impl Wide for Avx2 {
+impl Simd16 for Avx2 {
     type Floats = [__m256; 2];
     type Words = [__m256i; 2];
 

@@ -4,13 +4,13 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Sixteen, Wide};
+use super::{Simd16, Sixteen};
 use crate::kernels::cpu::instruction_set::Avx512;
 
 #[expect(unsafe_code, reason = "instructions that not every machine has, and loads through pointers")]
 // SAFETY of all blocks: an `Avx512` is only made after the features were detected, and references to arrays of
 // sixteen are valid for the unaligned loads and stores of all their bytes.
-impl Wide for Avx512 {
+impl Simd16 for Avx512 {
     type Floats = __m512;
     type Words = __m512i;
 

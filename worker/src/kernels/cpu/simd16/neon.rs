@@ -4,12 +4,12 @@ use std::arch::aarch64::*;
 
 use half::{bf16, f16};
 
-use super::{Sixteen, Wide};
+use super::{Simd16, Sixteen};
 use crate::kernels::cpu::instruction_set::Neon;
 
 #[expect(unsafe_code, reason = "loads and stores through pointers")]
 // SAFETY of all blocks: references to arrays of sixteen are valid for the loads and stores of all their numbers.
-impl Wide for Neon {
+impl Simd16 for Neon {
     type Floats = [float32x4_t; 4];
     type Words = [uint32x4_t; 4];
 

@@ -2,11 +2,11 @@
 
 use half::{bf16, f16};
 
-use super::{Sixteen, Wide};
+use super::{Simd16, Sixteen};
 use crate::kernels::cpu::instruction_set::Baseline;
 use crate::kernels::cpu::simd8::multiply_add;
 
-impl Wide for Baseline {
+impl Simd16 for Baseline {
     type Floats = Sixteen<f32>;
     type Words = Sixteen<u32>;
 

@@ -8,13 +8,13 @@ use std::arch::x86_64::{
 
 use half::{bf16, f16};
 
-use super::{LANES, Lanes, Simd};
+use super::{LANES, Lanes, Simd8};
 use crate::kernels::cpu::instruction_set::Avx2;
 
 #[expect(unsafe_code, reason = "instructions that not every machine has, and loads through pointers")]
 // SAFETY of all blocks: an `Avx2` is only made after the features were detected, and references to arrays of eight
 // are valid for the unaligned loads and stores of eight.
-impl Simd for Avx2 {
+impl Simd8 for Avx2 {
     type Vector = __m256;
     const FUSED: bool = true;
 

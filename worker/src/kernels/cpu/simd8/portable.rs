@@ -2,10 +2,10 @@
 
 use half::{bf16, f16};
 
-use super::{LANES, Lanes, Simd, multiply_add};
+use super::{LANES, Lanes, Simd8, multiply_add};
 use crate::kernels::cpu::instruction_set::Baseline;
 
-impl Simd for Baseline {
+impl Simd8 for Baseline {
     type Vector = Lanes;
     // Every AArch64 has fused multiply-add; elsewhere it would be a slow library call.
     const FUSED: bool = cfg!(target_arch = "aarch64");

@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr, PinnedHostSlice, ValidAsZeroBits, result};
 
-use super::Gpu;
+use super::GpuDevice;
 use crate::kernels::KernelError;
-use crate::kernels::cuda::driver::{Address, device, out_of_memory};
-use crate::kernels::cuda::staging::{Uploads, pinned};
+use crate::kernels::cuda::driver::{DeviceAddress, device, out_of_memory};
+use crate::kernels::cuda::staging::{UploadStaging, pinned};
 
-impl Gpu {
+impl GpuDevice {
     /// Memory whose content is undefined.
     #[expect(unsafe_code, reason = "memory that is written before it is read")]
     pub(in crate::kernels::cuda) fn allocate<T: DeviceRepr>(
@@ -39,12 +39,12 @@ impl Gpu {
     }
 
     /// Where `slice` lies. It must not be dropped before the operations that use it are queued.
-    pub(in crate::kernels::cuda) fn address<T>(&self, slice: &CudaSlice<T>) -> Address {
+    pub(in crate::kernels::cuda) fn address<T>(&self, slice: &CudaSlice<T>) -> DeviceAddress {
         slice.device_ptr(&self.stream).0
     }
 
     /// Queues a copy of small `numbers` to a place that is theirs until somebody waits.
-    pub(in crate::kernels::cuda) fn upload(&self, numbers: &[u32]) -> Result<Address, KernelError> {
+    pub(in crate::kernels::cuda) fn upload(&self, numbers: &[u32]) -> Result<DeviceAddress, KernelError> {
         let mut uploads = self.uploads.borrow_mut();
         let at = self.stage(&mut uploads, numbers)?;
         let to = self.address(&uploads.device) + 4 * at as u64;
@@ -61,14 +61,14 @@ impl Gpu {
     }
 
     /// Writes `numbers` behind those that are under way, and says where.
-    fn stage(&self, uploads: &mut Uploads, numbers: &[u32]) -> Result<usize, KernelError> {
+    fn stage(&self, uploads: &mut UploadStaging, numbers: &[u32]) -> Result<usize, KernelError> {
         // 16 bytes, as copies on the GPU like it.
         let at = uploads.used.next_multiple_of(4);
         let (at, end) = match at + numbers.len() {
             end if end <= uploads.host.len() => (at, end),
             end => {
-                let larger = Uploads::new(&self.context, &self.stream, (2 * end).next_power_of_two())?;
-                let Uploads { host, device, mut outgrown, .. } = std::mem::replace(uploads, larger);
+                let larger = UploadStaging::new(&self.context, &self.stream, (2 * end).next_power_of_two())?;
+                let UploadStaging { host, device, mut outgrown, .. } = std::mem::replace(uploads, larger);
                 outgrown.push((host, device));
                 uploads.outgrown = outgrown;
                 (0, numbers.len())
@@ -80,7 +80,12 @@ impl Gpu {
     }
 
     #[expect(unsafe_code, reason = "an asynchronous copy")]
-    fn copy_staged(&self, uploads: &Uploads, range: Range<usize>, to: Address) -> Result<(), KernelError> {
+    fn copy_staged(
+        &self,
+        uploads: &UploadStaging,
+        range: Range<usize>,
+        to: DeviceAddress,
+    ) -> Result<(), KernelError> {
         let from = &uploads.host.as_slice().map_err(device)?[range];
         self.context.bind_to_thread().map_err(device)?;
         // SAFETY: the host's part is pinned and not written again before the stream has been waited for; the device's part
@@ -92,8 +97,8 @@ impl Gpu {
     #[expect(unsafe_code, reason = "an asynchronous copy")]
     pub(in crate::kernels::cuda) fn copy_on_gpu(
         &self,
-        from: Address,
-        to: Address,
+        from: DeviceAddress,
+        to: DeviceAddress,
         bytes: usize,
     ) -> Result<(), KernelError> {
         self.context.bind_to_thread().map_err(device)?;
@@ -126,13 +131,13 @@ impl Gpu {
     /// The first failure since the last time.
     pub(in crate::kernels::cuda) fn fetch(
         &self,
-        places: &[(Address, usize)],
+        places: &[(DeviceAddress, usize)],
         words: &mut Vec<u32>,
     ) -> Result<(), KernelError> {
         self.fetch_with(places, |fetched| words.extend_from_slice(fetched))
     }
 
-    fn fetch_with(&self, places: &[(Address, usize)], take: impl FnOnce(&[u32])) -> Result<(), KernelError> {
+    fn fetch_with(&self, places: &[(DeviceAddress, usize)], take: impl FnOnce(&[u32])) -> Result<(), KernelError> {
         let len = places.iter().map(|(_, len)| len).sum();
         let mut downloads = self.downloads.borrow_mut();
         let pinned = match downloads.take() {
@@ -157,7 +162,7 @@ impl Gpu {
     }
 
     #[expect(unsafe_code, reason = "an asynchronous copy")]
-    fn copy_back(&self, places: &[(Address, usize)], to: &mut PinnedHostSlice<u32>) -> Result<(), KernelError> {
+    fn copy_back(&self, places: &[(DeviceAddress, usize)], to: &mut PinnedHostSlice<u32>) -> Result<(), KernelError> {
         let mut to = to.as_mut_slice().map_err(device)?;
         self.context.bind_to_thread().map_err(device)?;
         for &(from, len) in places.iter().filter(|&&(_, len)| len > 0) {
