@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use cosec_coordinator::merge::Lacking;
-use cosec_coordinator::request::{
-    Adjustments, ChosenBy, Decision, FinishReason, Rejected, RuleSettings, SessionError, SessionEvent, Settings,
-    TokenEvent, Transport,
+use cosec_coordinator::merge::{
+    BaseOnly, ChosenBy, Cosec, Decision, LogitAdjustments, LogitsTransport, MissingEvidence, RejectedProposal,
+    SelectedRule,
 };
+use cosec_coordinator::request::{FinishReason, GenerationSettings, SessionError, SessionEvent, TokenEvent};
 use cosec_coordinator::session::config::ExpertAbsent;
 use cosec_coordinator::session::event::{Action, Event, Phase, Task};
-use cosec_coordinator::session::plan::Plan;
+use cosec_coordinator::session::plan::DecodePlan;
 use cosec_coordinator::session::state::Session;
 use cosec_coordinator::speculation::controller::DraftPlan;
 use cosec_coordinator::speculation::tally::VerifiedBlock;
@@ -22,8 +22,8 @@ use cosec_proto::sampling::{SamplingParams, TokenProbability};
 use proptest::prelude::*;
 use tokio::time::Instant;
 
-fn task(rule: RuleSettings, transport: Transport, prompt: Vec<u32>, now: Instant) -> Task {
-    let settings = Settings {
+fn task(rule: SelectedRule, transport: LogitsTransport, prompt: Vec<u32>, now: Instant) -> Task {
+    let settings = GenerationSettings {
         n: 1,
         seed: 1,
         max_tokens: None,
@@ -33,7 +33,7 @@ fn task(rule: RuleSettings, transport: Transport, prompt: Vec<u32>, now: Instant
         expert: SamplingParams::RAW,
         reference_code: false,
         rule,
-        adjustments: Adjustments::default(),
+        adjustments: LogitAdjustments::default(),
         transport,
         logprobs: None,
         echo: false,
@@ -41,7 +41,7 @@ fn task(rule: RuleSettings, transport: Transport, prompt: Vec<u32>, now: Instant
         deadline: now + Duration::from_secs(10),
     };
     Task {
-        plan: Plan::new(&settings, false).unwrap(),
+        plan: DecodePlan::new(&settings, false).unwrap(),
         draft_plan: DraftPlan::SEQUENTIAL,
         prompt,
         max_new_tokens: 2,
@@ -59,13 +59,13 @@ struct Script {
 }
 
 impl Script {
-    fn new(rule: RuleSettings, transport: Transport, prompt: Vec<u32>) -> Self {
+    fn new(rule: SelectedRule, transport: LogitsTransport, prompt: Vec<u32>) -> Self {
         let now = Instant::now();
         Self { session: Session::new(task(rule, transport, prompt, now)), now }
     }
 
     /// Three drafts at a time, the expert running ahead; up to `max_new_tokens`.
-    fn lookahead(transport: Transport, prompt: Vec<u32>, max_new_tokens: u32) -> Self {
+    fn lookahead(transport: LogitsTransport, prompt: Vec<u32>, max_new_tokens: u32) -> Self {
         let now = Instant::now();
         let draft_plan = DraftPlan { num_draft_tokens: 3, pipelined: true };
         let task = Task { draft_plan, max_new_tokens, ..task(COSEC, transport, prompt, now) };
@@ -146,7 +146,7 @@ fn judged(ids: &[u32]) -> Reply {
     Reply::Rows(ids.iter().flat_map(|&id| [RowView::Gathered(vec![drawn(id)]), RowView::Sampled(drawn(4))]).collect())
 }
 
-fn decided(id: u32, rejected: Option<Rejected>) -> Event {
+fn decided(id: u32, rejected: Option<RejectedProposal>) -> Event {
     let decision = Decision { id, chosen_by: ChosenBy::Base, p: None, q: None, rejected };
     Event::Decided(TokenEvent { decision, score: None })
 }
@@ -155,21 +155,21 @@ fn token(id: u32) -> Event {
     decided(id, None)
 }
 
-fn lacking(lacking: Lacking) -> Event {
-    Event::Lacking { lacking, evidence: Box::default() }
+fn lacking(lacking: MissingEvidence) -> Event {
+    Event::Missing { missing: lacking, evidence: Box::default() }
 }
 
-const COSEC: RuleSettings = RuleSettings::Cosec { tau: 0.3 };
+const COSEC: SelectedRule = SelectedRule::Cosec(Cosec { tau: 0.3 });
 
 #[test]
 fn cosec_asks_ahead_for_all_that_needs_no_id() {
-    let mut script = Script::new(COSEC, Transport::Auto, vec![1, 2]);
+    let mut script = Script::new(COSEC, LogitsTransport::Auto, vec![1, 2]);
     script.check(Event::Started, &["locate base after 0", "locate expert after 0"]);
     script.check(located(WorkerRole::Expert), &[]);
     script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2] sample@2", "expert: at 0 feed [1, 2] draft 1"]);
     script.check(answered(WorkerRole::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &[]);
     script.check(answered(WorkerRole::Expert, 0, drafted(&[5])), &["merge 2"]);
-    script.check(lacking(Lacking::Judgement(5)), &["base: at 2 feed [] gather [5]@0"]);
+    script.check(lacking(MissingEvidence::Judgement(5)), &["base: at 2 feed [] gather [5]@0"]);
     assert_eq!(*script.session.phase(), Phase::Verifying);
     script.check(answered(WorkerRole::Base, 1, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 2"]);
     script.check(token(5), &["token 5"]);
@@ -183,22 +183,22 @@ fn cosec_asks_ahead_for_all_that_needs_no_id() {
 
 #[test]
 fn with_gather_the_base_is_fed_while_the_expert_drafts() {
-    let mut script = Script::new(COSEC, Transport::Gather, vec![1]);
+    let mut script = Script::new(COSEC, LogitsTransport::Gather, vec![1]);
     script.check(Event::Started, &["locate base after 0", "locate expert after 0"]);
     script.check(located(WorkerRole::Base), &[]);
     script.check(located(WorkerRole::Expert), &["base: at 0 feed [1]", "expert: at 0 feed [1] draft 1"]);
     script.check(answered(WorkerRole::Expert, 0, drafted(&[5])), &[]);
     script.check(answered(WorkerRole::Base, 0, Reply::Rows(Vec::new())), &["merge 1"]);
-    script.check(lacking(Lacking::Judgement(5)), &["base: at 1 feed [] gather [5]@0"]);
+    script.check(lacking(MissingEvidence::Judgement(5)), &["base: at 1 feed [] gather [5]@0"]);
     script.check(answered(WorkerRole::Base, 1, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 1"]);
-    script.check(lacking(Lacking::Fallback), &["base: at 1 feed [] sample@0"]);
+    script.check(lacking(MissingEvidence::Fallback), &["base: at 1 feed [] sample@0"]);
     script.check(answered(WorkerRole::Base, 2, Reply::Rows(vec![RowView::Sampled(drawn(3))])), &["merge 1"]);
     script.check(token(3), &["token 3"]);
 }
 
 #[test]
 fn a_long_prompt_goes_in_pieces_and_a_lost_cache_goes_again() {
-    let mut script = Script::new(RuleSettings::BaseOnly, Transport::Full, vec![1, 2, 3, 4, 5, 6, 7]);
+    let mut script = Script::new(SelectedRule::BaseOnly(BaseOnly), LogitsTransport::Full, vec![1, 2, 3, 4, 5, 6, 7]);
     script.check(Event::Started, &["locate base after 0"]);
     script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2, 3]"]);
     script.check(answered(WorkerRole::Base, 0, Reply::Rows(Vec::new())), &["base: at 3 feed [4, 5, 6]"]);
@@ -210,7 +210,7 @@ fn a_long_prompt_goes_in_pieces_and_a_lost_cache_goes_again() {
 
 #[test]
 fn a_worker_that_fails_is_replaced_and_the_sequence_goes_to_the_new_one() {
-    let mut script = Script::new(RuleSettings::BaseOnly, Transport::Auto, vec![1, 2]);
+    let mut script = Script::new(SelectedRule::BaseOnly(BaseOnly), LogitsTransport::Auto, vec![1, 2]);
     script.check(Event::Started, &["locate base after 0"]);
     script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2] sample@2"]);
     script.check(answered(WorkerRole::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &["merge 2"]);
@@ -228,7 +228,7 @@ fn a_worker_that_fails_is_replaced_and_the_sequence_goes_to_the_new_one() {
 
 #[test]
 fn an_error_that_no_other_worker_can_mend_ends_the_session() {
-    let mut script = Script::new(RuleSettings::BaseOnly, Transport::Auto, vec![1]);
+    let mut script = Script::new(SelectedRule::BaseOnly(BaseOnly), LogitsTransport::Auto, vec![1]);
     script.step(Event::Started);
     script.step(located(WorkerRole::Base));
     script.check(failed(WorkerRole::Base, 0, ErrorCode::InvalidArgument), &["failed invalid_argument"]);
@@ -238,7 +238,7 @@ fn an_error_that_no_other_worker_can_mend_ends_the_session() {
 #[test]
 fn a_degraded_session_ignores_answers_to_what_it_asked_before() {
     let now = Instant::now();
-    let task = Task { expert_absent: ExpertAbsent::Degrade, ..task(COSEC, Transport::Auto, vec![1], now) };
+    let task = Task { expert_absent: ExpertAbsent::Degrade, ..task(COSEC, LogitsTransport::Auto, vec![1], now) };
     let mut script = Script { session: Session::new(task), now };
     script.step(Event::Started);
     script.step(located(WorkerRole::Base));
@@ -253,7 +253,7 @@ fn a_degraded_session_ignores_answers_to_what_it_asked_before() {
 
 #[test]
 fn without_leave_to_degrade_an_absent_expert_ends_the_session() {
-    let mut script = Script::new(COSEC, Transport::Auto, vec![1]);
+    let mut script = Script::new(COSEC, LogitsTransport::Auto, vec![1]);
     script.step(Event::Started);
     let error = OperationError { code: ErrorCode::ExpertUnavailable, message: "none".to_owned() };
     script.check(Event::Absent { role: WorkerRole::Expert, error }, &["failed expert_unavailable"]);
@@ -261,7 +261,7 @@ fn without_leave_to_degrade_an_absent_expert_ends_the_session() {
 
 #[test]
 fn the_deadline_ends_the_session_at_any_event() {
-    let mut script = Script::new(COSEC, Transport::Auto, vec![1]);
+    let mut script = Script::new(COSEC, LogitsTransport::Auto, vec![1]);
     script.step(Event::Started);
     script.now += Duration::from_secs(11);
     script.check(Event::Tick, &["failed deadline_exceeded"]);
@@ -270,13 +270,13 @@ fn the_deadline_ends_the_session_at_any_event() {
 
 #[test]
 fn a_token_that_a_model_does_not_have_is_a_fault_and_a_proposal_beyond_the_base_has_no_mass() {
-    let mut script = Script::new(COSEC, Transport::Auto, vec![1]);
+    let mut script = Script::new(COSEC, LogitsTransport::Auto, vec![1]);
     script.step(Event::Started);
     script.step(located(WorkerRole::Base));
     script.step(located(WorkerRole::Expert));
     script.step(answered(WorkerRole::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])));
     script.step(answered(WorkerRole::Expert, 0, drafted(&[77])));
-    let actions = script.session.step(script.now, lacking(Lacking::Judgement(77)));
+    let actions = script.session.step(script.now, lacking(MissingEvidence::Judgement(77)));
     let [Action::Merge { evidence, .. }] = actions.as_slice() else { panic!("{actions:?}") };
     assert_eq!(evidence[WorkerRole::Base.index()].looked_up, Some(TokenProbability { id: 77, probability: 0.0 }));
     script.check(token(77), &["failed worker_fault"]);
@@ -284,7 +284,7 @@ fn a_token_that_a_model_does_not_have_is_a_fault_and_a_proposal_beyond_the_base_
 
 #[test]
 fn a_block_of_drafts_is_verified_at_once_while_the_expert_runs_ahead() {
-    let mut script = Script::lookahead(Transport::Auto, vec![1, 2], 20);
+    let mut script = Script::lookahead(LogitsTransport::Auto, vec![1, 2], 20);
     // The base holds the prompt but its last token while it waits for drafts.
     script.check(located(WorkerRole::Expert), &["base: at 0 feed [1]", "expert: at 0 feed [1, 2] draft 3"]);
     script.check(answered(WorkerRole::Base, 0, Reply::Rows(Vec::new())), &[]);
@@ -314,7 +314,7 @@ fn a_block_of_drafts_is_verified_at_once_while_the_expert_runs_ahead() {
 
 #[test]
 fn a_rejection_withdraws_what_was_drafted_ahead_and_cuts_the_caches_back() {
-    let mut script = Script::lookahead(Transport::Auto, vec![1], 20);
+    let mut script = Script::lookahead(LogitsTransport::Auto, vec![1], 20);
     script.check(located(WorkerRole::Expert), &["expert: at 0 feed [1] draft 3"]);
     script.step(answered(WorkerRole::Expert, 0, drafted(&[5, 6, 7])));
     script.check(answered(WorkerRole::Base, 0, judged(&[5, 6, 7])), &["merge 1"]);
@@ -335,12 +335,12 @@ fn a_rejection_withdraws_what_was_drafted_ahead_and_cuts_the_caches_back() {
 }
 
 fn rejected(id: u32, proposal: u32) -> Event {
-    decided(id, Some(Rejected { id: proposal, p: 0.1, q: 0.5 }))
+    decided(id, Some(RejectedProposal { id: proposal, p: 0.1, q: 0.5 }))
 }
 
 #[test]
 fn a_fallback_that_is_the_drafted_token_discards_nothing() {
-    let mut script = Script::lookahead(Transport::Auto, vec![1], 20);
+    let mut script = Script::lookahead(LogitsTransport::Auto, vec![1], 20);
     script.step(located(WorkerRole::Expert));
     script.step(answered(WorkerRole::Expert, 0, drafted(&[5, 6, 7])));
     script.step(answered(WorkerRole::Base, 0, judged(&[5, 6, 7])));
@@ -350,7 +350,7 @@ fn a_fallback_that_is_the_drafted_token_discards_nothing() {
 
 #[test]
 fn nothing_is_drafted_behind_an_end_token_or_the_last_token() {
-    let mut script = Script::lookahead(Transport::Auto, vec![1], 5);
+    let mut script = Script::lookahead(LogitsTransport::Auto, vec![1], 5);
     script.step(located(WorkerRole::Expert));
     // Token 9 ends the choice: what was drafted behind it is dropped.
     let expected = ["base: at 0 feed [1, 5] gather [5]@1 gather [9]@2 sample@1 sample@2"];
@@ -367,7 +367,7 @@ fn nothing_is_drafted_behind_an_end_token_or_the_last_token() {
 
 #[test]
 fn a_worker_lost_while_drafts_are_verified_is_fed_them_again() {
-    let mut script = Script::lookahead(Transport::Gather, vec![1, 2, 3, 4], 20);
+    let mut script = Script::lookahead(LogitsTransport::Gather, vec![1, 2, 3, 4], 20);
     let expected = ["base: at 0 feed [1, 2, 3]", "expert: at 0 feed [1, 2, 3]"];
     script.check(located(WorkerRole::Expert), &expected);
     script.check(answered(WorkerRole::Expert, 0, Reply::Rows(Vec::new())), &["expert: at 3 feed [4] draft 3"]);
@@ -384,7 +384,7 @@ fn a_worker_lost_while_drafts_are_verified_is_fed_them_again() {
     );
     script.check(answered(WorkerRole::Base, 3, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 4"]);
     // The rule needs the base's own token of a row that was kept: no forward pass.
-    script.check(lacking(Lacking::Fallback), &["base: at 4 feed [] sample@0"]);
+    script.check(lacking(MissingEvidence::Fallback), &["base: at 4 feed [] sample@0"]);
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
@@ -407,8 +407,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => (role.clone(), error).prop_map(|(role, error)| Event::Absent { role, error }),
         8 => (role, 0u64..20, reply).prop_map(|(role, ticket, reply)| Event::Answered { role, ticket, reply }),
         4 => (0u32..12).prop_map(token),
-        2 => (0u32..12).prop_map(|id| lacking(Lacking::Judgement(id))),
-        2 => Just(lacking(Lacking::Row(WorkerRole::Expert))),
+        2 => (0u32..12).prop_map(|id| lacking(MissingEvidence::Judgement(id))),
+        2 => Just(lacking(MissingEvidence::Logits(WorkerRole::Expert))),
         4 => Just(Event::Emitted),
         1 => Just(Event::MergeFailed(SessionError::new(ErrorCode::Internal, String::new()))),
         1 => Just(Event::Tick),
@@ -427,7 +427,7 @@ proptest! {
     ) {
         let now = Instant::now();
         let expert_absent = if degrades { ExpertAbsent::Degrade } else { ExpertAbsent::FailClosed };
-        let of = task(COSEC, Transport::Auto, (0..prompt).collect(), now);
+        let of = task(COSEC, LogitsTransport::Auto, (0..prompt).collect(), now);
         let mut session = Session::new(Task {
             prompt_scores: scores,
             expert_absent,

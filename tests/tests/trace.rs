@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cosec_coordinator::merge::{Cosec, Evidence, Laws, MergeRule, Warps};
+use cosec_coordinator::merge::{Cosec, MergeRule, ModelEvidence, PositionDistributions, RuleSampling};
 use cosec_proto::sampling::SamplingParams;
 use cosec_worker::model::{BatchItem, CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
 use serde::Deserialize;
@@ -67,7 +67,7 @@ impl Cached {
     }
 
     /// Feeds tokens and returns what is known of the next one.
-    fn feed(&mut self, tokens: &[u32]) -> Evidence {
+    fn feed(&mut self, tokens: &[u32]) -> ModelEvidence {
         let blocks: Vec<u32> = (0..16).collect();
         let item = BatchItem {
             tokens,
@@ -78,7 +78,7 @@ impl Cached {
         };
         let row = self.model.forward(&[item]).unwrap().row(0).to_vec();
         self.tokens += tokens.len();
-        Evidence { row: Some(row), ..Evidence::default() }
+        ModelEvidence { logits: Some(row), ..ModelEvidence::default() }
     }
 }
 
@@ -105,13 +105,13 @@ fn check(trace: &Trace, checkpoints: &Path) {
     let of_base =
         SamplingParams::new(params.base_temperature.unwrap_or(1.0), params.base_top_p.unwrap_or(1.0), 0).unwrap();
     let of_expert = SamplingParams::new(params.expert_temperature, params.expert_top_p, 0).unwrap();
-    let warps = Warps { judged: of_base, fallback: of_base, expert: of_expert };
+    let warps = RuleSampling { acceptance: of_base, fallback: of_base, expert: of_expert };
     let rule = Cosec { tau: params.tau };
     let mut fed = trace.prompt.clone();
     for (index, step) in trace.steps.iter().enumerate() {
-        let evidence = [base.feed(&fed), expert.feed(&fed), Evidence::default()];
-        let laws = Laws::new(Box::new(evidence), warps);
-        let law = rule.law(&laws).unwrap();
+        let evidence = [base.feed(&fed), expert.feed(&fed), ModelEvidence::default()];
+        let laws = PositionDistributions::new(Box::new(evidence), warps);
+        let law = rule.distribution(&laws).unwrap();
         for (id, &wanted) in (0u32..).zip(&step.merged) {
             let got = law.probability(id);
             assert!(
@@ -121,7 +121,7 @@ fn check(trace: &Trace, checkpoints: &Path) {
                 trace.expert_adapter
             );
         }
-        let (judged, proposed) = (laws.judged_law().unwrap(), laws.expert_law().unwrap());
+        let (judged, proposed) = (laws.acceptance_distribution().unwrap(), laws.expert_distribution().unwrap());
         let accepted = proposed.iter().filter(|&(id, q)| rule.accepts(judged.probability(id), q));
         assert_eq!(accepted.map(|(id, _)| id).collect::<Vec<_>>(), step.accept_tokens, "step {index}");
         fed = vec![step.forced_next];

@@ -15,9 +15,9 @@ use super::settings::{Bounds, RawSettings};
 use super::{Doors, Model, ModelText, SessionEvents};
 use crate::postprocess::{ChoiceText, Delta};
 use crate::request::{
-    ChatMessage, ChosenBy, FinishReason, GenerateRequest, Prompt, SessionEvent, Settings, TokenizedRequest,
+    ChatMessage, FinishReason, GenerateRequest, GenerationSettings, Prompt, SessionEvent, TokenizedRequest,
 };
-use crate::session::plan::Plan;
+use crate::session::plan::DecodePlan;
 use crate::tenant::Tenant;
 
 /// New tokens of a completion whose client gives no limit, as OpenAI has it.
@@ -48,7 +48,7 @@ impl Doors {
         let request = self.check(raw, &model)?;
         let settings = request.settings.clone();
         let has_anti_expert = model.info.readiness.anti_expert.is_some();
-        let plan = Plan::new(&settings, has_anti_expert)
+        let plan = DecodePlan::new(&settings, has_anti_expert)
             .map_err(|error| ApiError::new(ErrorCode::InvalidArgument, error.to_string()))?;
         let prompts = self.tokenize(request, &model).await?;
         let mut generation = Generation::new(&model, settings.clone(), in_flight, self.halted.clone());
@@ -182,7 +182,7 @@ fn encode(text: &ModelText, prompt: &Prompt, suffix: Option<&str>, vocabulary: u
 }
 
 /// New tokens that a prompt of `tokens` may get.
-fn room(tokens: usize, settings: &Settings, model: &Model) -> Result<u32, ApiError> {
+fn room(tokens: usize, settings: &GenerationSettings, model: &Model) -> Result<u32, ApiError> {
     let context = model.facts.context_tokens;
     let exceeded = |parameter: &str, message: String| {
         Err(ApiError::new(ErrorCode::ContextLengthExceeded, message).of(parameter))
@@ -219,15 +219,6 @@ pub(crate) enum ChoiceEvent {
     Finished(FinishReason),
 }
 
-/// As reports spell it.
-pub(crate) fn chosen_by(who: ChosenBy) -> &'static str {
-    match who {
-        ChosenBy::Expert => "expert",
-        ChosenBy::Base => "base",
-        ChosenBy::Merged => "merged",
-    }
-}
-
 /// As `finish_reason` spells it.
 pub(crate) fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
@@ -239,7 +230,7 @@ pub(crate) fn finish_reason(reason: FinishReason) -> &'static str {
 /// A request in flight. Dropping it ends its sessions.
 pub(crate) struct Generation {
     text: Arc<ModelText>,
-    settings: Arc<Settings>,
+    settings: Arc<GenerationSettings>,
     streams: StreamMap<u32, SessionEvents>,
     choices: Vec<Choice>,
     ready: VecDeque<(u32, ChoiceEvent)>,
@@ -257,7 +248,12 @@ struct Choice {
 }
 
 impl Generation {
-    fn new(model: &Model, settings: Arc<Settings>, in_flight: TaskTrackerToken, halted: CancellationToken) -> Self {
+    fn new(
+        model: &Model,
+        settings: Arc<GenerationSettings>,
+        in_flight: TaskTrackerToken,
+        halted: CancellationToken,
+    ) -> Self {
         Self {
             text: model.text.clone(),
             settings,
@@ -273,7 +269,7 @@ impl Generation {
     }
 
     /// How to generate.
-    pub(crate) fn settings(&self) -> &Settings {
+    pub(crate) fn settings(&self) -> &GenerationSettings {
         &self.settings
     }
 

@@ -10,11 +10,12 @@ use tonic::{Request, Response, Status};
 
 use super::Doors;
 use super::error::ApiError;
-use super::generation::{ChoiceEvent, Generation, RawRequest, chosen_by, finish_reason};
+use super::generation::{ChoiceEvent, Generation, RawRequest, finish_reason};
 use super::settings::{RawCosec, RawSettings};
+use crate::merge::{Decision, RejectedProposal, RuleParameters};
 use crate::metrics::RequestInFlight;
 use crate::postprocess::{Delta, PlacedToken};
-use crate::request::{ChatMessage, Decision, Prompt, Rejected};
+use crate::request::{ChatMessage, Prompt};
 
 const ROUTE: &str = "cosec.coordinator.v1.Coordinator/Generate";
 
@@ -86,12 +87,15 @@ fn raw(request: wire::GenerateRequest) -> Result<RawRequest, ApiError> {
             echo: request.echo.unwrap_or(false),
             cosec: RawCosec {
                 rule: cosec.rule,
-                tau: cosec.tau,
                 expert_temperature: cosec.expert_temperature,
                 expert_top_p: cosec.expert_top_p,
                 reference_code: cosec.reference_code,
-                lambda: cosec.lambda,
-                alpha: cosec.alpha,
+                rule_parameters: RuleParameters(
+                    [("tau", cosec.tau), ("lambda", cosec.lambda), ("alpha", cosec.alpha)]
+                        .into_iter()
+                        .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+                        .collect(),
+                ),
                 transport: cosec.transport,
                 report: cosec.report,
             },
@@ -152,10 +156,10 @@ fn token_of(token: PlacedToken, report: bool) -> wire::Token {
     };
     let alternative = |(id, log_probability)| wire::Alternative { id, log_probability };
     let report_of = |decision: Decision| wire::TokenReport {
-        chosen_by: chosen_by(decision.chosen_by).to_owned(),
+        chosen_by: decision.chosen_by.name().to_owned(),
         p: decision.p,
         q: decision.q,
-        rejected: decision.rejected.map(|Rejected { id, p, q }| wire::Rejected { id, p, q }),
+        rejected: decision.rejected.map(|RejectedProposal { id, p, q }| wire::Rejected { id, p, q }),
     };
     wire::Token {
         id: token.id,

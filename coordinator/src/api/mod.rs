@@ -32,14 +32,14 @@ use tokio_util::task::TaskTracker;
 
 use self::error::ApiError;
 use self::openai::ResumeKey;
-use self::settings::{AllowedRules, Defaults};
+use self::settings::{AllowedRules, DefaultSettings};
 use crate::admission::QueuedPermit;
 use crate::metrics::DoorMetrics;
 use crate::models::{ModelFacts, ModelInfo};
 use crate::postprocess::detokenizer::{Decoder, UnsupportedDecoder};
 use crate::preprocess::tokenizer::{LoadError, PromptEncoder};
 use crate::request::{SessionError, SessionEvent, TokenizedRequest};
-use crate::session::plan::Plan;
+use crate::session::plan::DecodePlan;
 use crate::session::service::{SessionService, SessionStream};
 use crate::tenant::{Tenant, Tenants};
 
@@ -99,7 +99,7 @@ pub trait Generator: Send + Sync + 'static {
     fn enter(
         &self,
         model: &ModelInfo,
-        plan: &Plan,
+        plan: &DecodePlan,
         tenant: &Arc<Tenant>,
         tokens: u64,
     ) -> Result<QueuedPermit, SessionError>;
@@ -111,7 +111,7 @@ pub trait Generator: Send + Sync + 'static {
     fn open(
         &self,
         request: TokenizedRequest,
-        plan: Plan,
+        plan: DecodePlan,
         permit: QueuedPermit,
     ) -> Result<SessionEvents, SessionError>;
 }
@@ -143,7 +143,7 @@ impl Generator for SessionService {
     fn enter(
         &self,
         model: &ModelInfo,
-        plan: &Plan,
+        plan: &DecodePlan,
         tenant: &Arc<Tenant>,
         tokens: u64,
     ) -> Result<QueuedPermit, SessionError> {
@@ -153,7 +153,7 @@ impl Generator for SessionService {
     fn open(
         &self,
         request: TokenizedRequest,
-        plan: Plan,
+        plan: DecodePlan,
         permit: QueuedPermit,
     ) -> Result<SessionEvents, SessionError> {
         Ok(Box::new(self.open(request, plan, permit)?))
@@ -200,7 +200,7 @@ pub struct Doors {
     generator: Arc<dyn Generator>,
     texts: HashMap<String, Arc<ModelText>>,
     config: ApiConfig,
-    defaults: Defaults,
+    defaults: DefaultSettings,
     resume_key: ResumeKey,
     tenants: Tenants,
     metrics: Arc<DoorMetrics>,
@@ -229,7 +229,7 @@ impl Doors {
         generator: Arc<dyn Generator>,
         texts: HashMap<String, Arc<ModelText>>,
         config: ApiConfig,
-        defaults: Defaults,
+        defaults: DefaultSettings,
         metrics: Arc<DoorMetrics>,
     ) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);

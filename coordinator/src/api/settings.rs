@@ -11,7 +11,12 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::error::ApiError;
-use crate::request::{Adjustments, RuleSettings, Settings, Transport};
+use crate::merge::{
+    BaseOnly, DegenerateRule, LogitAdjustments, LogitsTransport, MergeRule, RuleParameter, RuleParameters,
+    SelectedRule,
+};
+use crate::request::GenerationSettings;
+use cosec_proto::WorkerRole;
 
 /// Most choices of one prompt.
 const MAX_N: u32 = 128;
@@ -27,158 +32,101 @@ const SEED_BOUND: u64 = 1 << 53;
 
 /// What takes the place of a setting that a client leaves out.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Defaults {
+#[serde(default)]
+pub struct DefaultSettings {
     /// cosec, linear, product, base_only or expert_only. Default cosec.
-    pub rule: RuleName,
-    /// Acceptance threshold of `cosec`. Default 0.3 (CoSec's).
-    pub tau: f64,
+    pub rule: String,
     /// Default 0.4 (CoSec's). A client that asks for temperature 0 gets 0 here, too.
     pub expert_temperature: f64,
     /// Default 0.95 (CoSec's).
     pub expert_top_p: f64,
-    /// Weight of the expert in `linear`. Default 0.5.
-    pub lambda: f64,
-    /// Weight of the expert's logits in `product`. Default 1.
-    pub alpha: f64,
+    /// Parameters of the rules by name: `tau`, `lambda`, `alpha`. Default: what each rule says.
+    #[serde(flatten)]
+    pub rule_parameters: RuleParameters,
 }
 
-impl Default for Defaults {
+impl Default for DefaultSettings {
     fn default() -> Self {
-        Self { rule: RuleName::Cosec, tau: 0.3, expert_temperature: 0.4, expert_top_p: 0.95, lambda: 0.5, alpha: 1.0 }
+        Self {
+            rule: "cosec".to_owned(),
+            expert_temperature: 0.4,
+            expert_top_p: 0.95,
+            rule_parameters: RuleParameters::default(),
+        }
     }
 }
 
-impl Defaults {
+impl DefaultSettings {
     /// Checks the values as if clients had sent them.
     ///
     /// # Errors
     /// Names the field.
     pub fn validate(&self, allowed: &AllowedRules) -> Result<(), ApiError> {
-        allowed.check_name(self.rule)?;
-        for rule in RuleName::ALL {
-            let settings = self.rule_settings(rule, &RawCosec::default())?;
-            if allowed.0.contains(&rule) {
-                allowed.check(&settings)?;
-            }
+        let known = |name: &String| rule_parameters().any(|parameter| parameter.name == name);
+        if let Some(name) = self.rule_parameters.0.keys().find(|name| !known(name)) {
+            return Err(ApiError::field(name, format!("there is no parameter {name:.60?}")));
         }
+        for name in &allowed.0 {
+            allowed.check(&rule_named("api.allowed_rules", name, &self.rule_parameters)?)?;
+        }
+        for rule in SelectedRule::all(&self.rule_parameters) {
+            check_parameters(&rule, &self.rule_parameters)?;
+        }
+        allowed.check(&rule_named("cosec.rule", &self.rule, &self.rule_parameters)?)?;
         expert_warp(self.expert_temperature, self.expert_top_p, 0).map(|_| ())
     }
-
-    fn rule_settings(&self, rule: RuleName, cosec: &RawCosec) -> Result<RuleSettings, ApiError> {
-        Ok(match rule {
-            RuleName::Cosec => {
-                let tau = cosec.tau.unwrap_or(self.tau);
-                RuleSettings::Cosec { tau: within("cosec.tau", tau, 0.0..=f64::MAX, "a number of at least 0")? }
-            }
-            RuleName::Linear => {
-                let lambda = cosec.lambda.unwrap_or(self.lambda);
-                RuleSettings::Linear { lambda: within("cosec.lambda", lambda, 0.0..=1.0, "from 0 to 1")? }
-            }
-            RuleName::Product => {
-                let alpha = cosec.alpha.unwrap_or(self.alpha);
-                let alpha = within("cosec.alpha", alpha, f64::MIN..=f64::MAX, "a finite number")?;
-                RuleSettings::Product { alpha }
-            }
-            RuleName::BaseOnly => RuleSettings::BaseOnly,
-            RuleName::ExpertOnly => RuleSettings::ExpertOnly,
-        })
-    }
 }
 
-/// A merge rule without its parameters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RuleName {
-    /// See [`RuleSettings::Cosec`].
-    Cosec,
-    /// See [`RuleSettings::Linear`].
-    Linear,
-    /// See [`RuleSettings::Product`].
-    Product,
-    /// See [`RuleSettings::BaseOnly`].
-    BaseOnly,
-    /// See [`RuleSettings::ExpertOnly`].
-    ExpertOnly,
+/// The parameters of all rules.
+pub(crate) fn rule_parameters() -> impl Iterator<Item = &'static RuleParameter> {
+    SelectedRule::all(&RuleParameters::default()).into_iter().flat_map(|rule| rule.parameters())
 }
 
-impl RuleName {
-    /// All there are.
-    pub const ALL: [Self; 5] = [Self::Cosec, Self::Linear, Self::Product, Self::BaseOnly, Self::ExpertOnly];
-
-    /// As requests and responses spell it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Cosec => "cosec",
-            Self::Linear => "linear",
-            Self::Product => "product",
-            Self::BaseOnly => "base_only",
-            Self::ExpertOnly => "expert_only",
-        }
-    }
+fn rule_named(field: &str, name: &str, parameters: &RuleParameters) -> Result<SelectedRule, ApiError> {
+    SelectedRule::named(name, parameters).ok_or_else(|| {
+        let all = SelectedRule::names().collect::<Vec<_>>().join(", ");
+        ApiError::value(field, format_args!("{name:.60?}"), format_args!("one of {all}"))
+    })
 }
 
-impl From<&RuleSettings> for RuleName {
-    fn from(rule: &RuleSettings) -> Self {
-        match rule {
-            RuleSettings::Cosec { .. } => Self::Cosec,
-            RuleSettings::Linear { .. } => Self::Linear,
-            RuleSettings::Product { .. } => Self::Product,
-            RuleSettings::BaseOnly => Self::BaseOnly,
-            RuleSettings::ExpertOnly => Self::ExpertOnly,
-        }
-    }
+fn check_parameters(rule: &SelectedRule, values: &RuleParameters) -> Result<(), ApiError> {
+    rule.parameters().iter().try_for_each(|parameter| {
+        let Some(&value) = values.0.get(parameter.name) else { return Ok(()) };
+        within(format!("cosec.{}", parameter.name), value, parameter.range.clone(), parameter.allowed).map(|_| ())
+    })
 }
 
 /// The rules that clients may name. Where `base_only` is not among them, settings that come to the same are refused, too.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
-pub struct AllowedRules(pub Vec<RuleName>);
+pub struct AllowedRules(pub Vec<String>);
 
 impl Default for AllowedRules {
     /// All under which the expert has a say.
     fn default() -> Self {
-        Self(RuleName::ALL.into_iter().filter(|&rule| rule != RuleName::BaseOnly).collect())
+        Self(SelectedRule::names().filter(|&name| name != BaseOnly.name()).map(str::to_owned).collect())
     }
 }
 
 impl AllowedRules {
-    fn check_name(&self, rule: RuleName) -> Result<(), ApiError> {
-        if self.0.contains(&rule) {
-            return Ok(());
-        }
-        let all = self.0.iter().map(|rule| rule.as_str()).collect::<Vec<_>>().join(", ");
-        let allowed = format!("one of those that the operator allows: {all}");
-        Err(ApiError::value("cosec.rule", rule.as_str(), allowed))
+    fn allows(&self, rule: &dyn MergeRule) -> bool {
+        self.0.iter().any(|name| name == rule.name())
     }
 
-    fn check(&self, rule: &RuleSettings) -> Result<(), ApiError> {
-        self.check_name(rule.into())?;
-        let (field, value, allowed) = match *rule {
-            RuleSettings::Cosec { tau } if tau >= 1.0 => ("cosec.tau", tau, "less than 1"),
-            RuleSettings::Linear { lambda } if lambda <= 0.0 => ("cosec.lambda", lambda, "greater than 0"),
-            RuleSettings::Product { alpha } if alpha <= 0.0 => ("cosec.alpha", alpha, "greater than 0"),
-            RuleSettings::Cosec { .. }
-            | RuleSettings::Linear { .. }
-            | RuleSettings::Product { .. }
-            | RuleSettings::BaseOnly
-            | RuleSettings::ExpertOnly => return Ok(()),
-        };
-        if self.0.contains(&RuleName::BaseOnly) {
-            return Ok(());
+    fn check(&self, rule: &SelectedRule) -> Result<(), ApiError> {
+        if !self.allows(&**rule) {
+            let allowed = format!("one of those that the operator allows: {}", self.0.join(", "));
+            return Err(ApiError::value("cosec.rule", rule.name(), allowed));
         }
-        Err(ApiError::value(field, value, format!("{allowed}, as the operator does not allow the base alone")))
+        match rule.degenerate() {
+            Some(DegenerateRule { to: WorkerRole::Base, parameter, value, required }) if !self.allows(&BaseOnly) => {
+                let allowed = format!("{required}, as the operator does not allow the base alone");
+                Err(ApiError::value(format!("cosec.{parameter}"), value, allowed))
+            }
+            _ => Ok(()),
+        }
     }
 }
-
-const TRANSPORTS: [(&str, Transport); 5] = [
-    ("auto", Transport::Auto),
-    ("gather", Transport::Gather),
-    ("nucleus", Transport::Nucleus),
-    ("sample", Transport::Sample),
-    ("full", Transport::Full),
-];
 
 /// Settings as a client sent them; their types are right, their values unchecked.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -203,12 +151,10 @@ pub(crate) struct RawSettings {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct RawCosec {
     pub(crate) rule: Option<String>,
-    pub(crate) tau: Option<f64>,
     pub(crate) expert_temperature: Option<f64>,
     pub(crate) expert_top_p: Option<f64>,
     pub(crate) reference_code: Option<bool>,
-    pub(crate) lambda: Option<f64>,
-    pub(crate) alpha: Option<f64>,
+    pub(crate) rule_parameters: RuleParameters,
     pub(crate) transport: Option<String>,
     pub(crate) report: Option<bool>,
 }
@@ -231,13 +177,17 @@ impl RawSettings {
     ///
     /// # Errors
     /// Names the first field whose value is not allowed.
-    pub(crate) fn check(self, defaults: &Defaults, bounds: Bounds<'_>) -> Result<Arc<Settings>, ApiError> {
+    pub(crate) fn check(
+        self,
+        defaults: &DefaultSettings,
+        bounds: Bounds<'_>,
+    ) -> Result<Arc<GenerationSettings>, ApiError> {
         let rule = self.cosec.rule(defaults)?;
-        self.cosec.refuse_others_of(rule)?;
-        let rule_settings = defaults.rule_settings(rule, &self.cosec)?;
-        bounds.rules.check(&rule_settings)?;
+        self.cosec.refuse_others_of(&rule)?;
+        check_parameters(&rule, &self.cosec.rule_parameters)?;
+        bounds.rules.check(&rule)?;
         self.check_stops()?;
-        let (base, expert) = self.warps(rule, defaults)?;
+        let (base, expert) = self.warps(&rule, defaults)?;
         let max_tokens = self.max_tokens.or(bounds.max_tokens);
         if max_tokens == Some(0) && !self.echo {
             return Err(ApiError::value("max_tokens", 0, "at least 1, or 0 together with echo"));
@@ -246,7 +196,7 @@ impl RawSettings {
         if let Some(max) = max_tokens.filter(|&max| min_tokens > max) {
             return Err(ApiError::value("min_tokens", min_tokens, format_args!("at most max_tokens, {max}")));
         }
-        let settings = Settings {
+        let settings = GenerationSettings {
             n: within("n", self.n.unwrap_or(1), 1..=MAX_N, format_args!("from 1 to {MAX_N}"))?,
             seed: self.seed.unwrap_or_else(|| rand::random_range(0..SEED_BOUND)),
             max_tokens,
@@ -254,7 +204,7 @@ impl RawSettings {
             base,
             expert,
             reference_code: self.cosec.reference_code.unwrap_or(false),
-            rule: rule_settings,
+            rule,
             adjustments: self.adjustments(bounds.vocabulary)?,
             transport: self.cosec.transport()?,
             logprobs: self
@@ -269,16 +219,20 @@ impl RawSettings {
         Ok(Arc::new(settings))
     }
 
-    /// The base gets the client's settings, the expert its own. The rule `expert_only` has no base, so there the expert
-    /// takes the client's where it has none of its own.
-    fn warps(&self, rule: RuleName, defaults: &Defaults) -> Result<(SamplingParams, SamplingParams), ApiError> {
+    /// The base gets the client's settings, the expert its own. Where a rule does not read the base, the expert
+    /// takes the client's unless it has its own.
+    fn warps(
+        &self,
+        rule: &SelectedRule,
+        defaults: &DefaultSettings,
+    ) -> Result<(SamplingParams, SamplingParams), ApiError> {
         let base = warp(
             ["temperature", "top_p"],
             self.temperature.unwrap_or(1.0),
             self.top_p.unwrap_or(1.0),
             self.top_k.unwrap_or(0),
         )?;
-        let alone = rule == RuleName::ExpertOnly;
+        let alone = !rule.needs().roles.contains(&WorkerRole::Base);
         let inherited = self.temperature.filter(|&temperature| alone || temperature == 0.0);
         let temperature = self.cosec.expert_temperature.or(inherited).unwrap_or(defaults.expert_temperature);
         let top_p = self.cosec.expert_top_p.or(self.top_p.filter(|_| alone)).unwrap_or(defaults.expert_top_p);
@@ -301,7 +255,7 @@ impl RawSettings {
         }
     }
 
-    fn adjustments(&self, vocabulary: u32) -> Result<Adjustments, ApiError> {
+    fn adjustments(&self, vocabulary: u32) -> Result<LogitAdjustments, ApiError> {
         let penalty = |name, value: Option<f64>| within(name, value.unwrap_or(0.0), -2.0..=2.0, "from -2 to 2");
         if self.logit_bias.len() > MAX_BIASES {
             let count = format!("a map of {} entries", self.logit_bias.len());
@@ -315,7 +269,7 @@ impl RawSettings {
             within(format!("logit_bias.{id}"), bias, -100.0..=100.0, "from -100 to 100")
                 .map_err(|error| error.of("logit_bias"))?;
         }
-        Ok(Adjustments {
+        Ok(LogitAdjustments {
             frequency_penalty: penalty("frequency_penalty", self.frequency_penalty)?,
             presence_penalty: penalty("presence_penalty", self.presence_penalty)?,
             logit_bias: self.logit_bias.clone(),
@@ -324,44 +278,53 @@ impl RawSettings {
 }
 
 impl RawCosec {
-    fn rule(&self, defaults: &Defaults) -> Result<RuleName, ApiError> {
-        let Some(name) = &self.rule else { return Ok(defaults.rule) };
-        RuleName::ALL.into_iter().find(|rule| rule.as_str() == name).ok_or_else(|| {
-            let all = RuleName::ALL.map(RuleName::as_str).join(", ");
-            ApiError::value("cosec.rule", format_args!("{name:.60?}"), format_args!("one of {all}"))
-        })
+    fn rule(&self, defaults: &DefaultSettings) -> Result<SelectedRule, ApiError> {
+        let mut parameters = defaults.rule_parameters.clone();
+        parameters.0.extend(self.rule_parameters.0.clone());
+        rule_named("cosec.rule", self.rule.as_ref().unwrap_or(&defaults.rule), &parameters)
     }
 
-    fn transport(&self) -> Result<Transport, ApiError> {
-        let Some(name) = &self.transport else { return Ok(Transport::Auto) };
-        TRANSPORTS.iter().find(|(known, _)| known == name).map(|&(_, transport)| transport).ok_or_else(|| {
-            let all = TRANSPORTS.map(|(known, _)| known).join(", ");
+    fn transport(&self) -> Result<LogitsTransport, ApiError> {
+        let Some(name) = &self.transport else { return Ok(LogitsTransport::Auto) };
+        LogitsTransport::ALL.into_iter().find(|transport| transport.name() == name).ok_or_else(|| {
+            let all = LogitsTransport::ALL.map(LogitsTransport::name).join(", ");
             ApiError::value("cosec.transport", format_args!("{name:.60?}"), format_args!("one of {all}"))
         })
     }
 
     /// Refuses parameters that would have no effect under `rule`.
-    fn refuse_others_of(&self, rule: RuleName) -> Result<(), ApiError> {
-        use RuleName::{Cosec, ExpertOnly, Linear, Product};
-        let with_expert: &[RuleName] = &[Cosec, Linear, Product, ExpertOnly];
-        let owners: [(&str, bool, &[RuleName]); 6] = [
-            ("tau", self.tau.is_some(), &[Cosec]),
-            ("reference_code", self.reference_code.is_some(), &[Cosec]),
-            ("lambda", self.lambda.is_some(), &[Linear]),
-            ("alpha", self.alpha.is_some(), &[Product]),
-            ("expert_temperature", self.expert_temperature.is_some(), with_expert),
-            ("expert_top_p", self.expert_top_p.is_some(), with_expert),
+    fn refuse_others_of(&self, rule: &SelectedRule) -> Result<(), ApiError> {
+        let reads_expert = |rule: &SelectedRule| rule.needs().roles.contains(&WorkerRole::Expert);
+        let judges = |rule: &SelectedRule| rule.needs().judges;
+        let general: [(&str, bool, RuleFilter<'_>); 3] = [
+            ("reference_code", self.reference_code.is_some(), &judges),
+            ("expert_temperature", self.expert_temperature.is_some(), &reads_expert),
+            ("expert_top_p", self.expert_top_p.is_some(), &reads_expert),
         ];
-        for (name, set, rules) in owners {
-            if set && !rules.contains(&rule) {
-                let all = rules.iter().map(|rule| rule.as_str()).collect::<Vec<_>>().join(", ");
-                let path = format!("cosec.{name}");
-                let message = format!("{path} has no effect under the rule {}; it belongs to {all}", rule.as_str());
-                return Err(ApiError::field(path, message));
+        for (name, is_set, has_effect) in general {
+            if is_set && !has_effect(rule) {
+                return Err(without_effect(name, rule, has_effect));
+            }
+        }
+        for name in self.rule_parameters.0.keys() {
+            let reads = |rule: &SelectedRule| rule.parameters().iter().any(|parameter| parameter.name == name);
+            if !reads(rule) {
+                return Err(without_effect(name, rule, &reads));
             }
         }
         Ok(())
     }
+}
+
+/// Rules under which a parameter has an effect.
+type RuleFilter<'a> = &'a dyn Fn(&SelectedRule) -> bool;
+
+fn without_effect(name: &str, rule: &SelectedRule, has_effect: RuleFilter<'_>) -> ApiError {
+    let rules = SelectedRule::all(&RuleParameters::default()).into_iter().filter(has_effect);
+    let rules = rules.map(|rule| rule.name()).collect::<Vec<_>>().join(", ");
+    let path = format!("cosec.{name}");
+    let message = format!("{path} has no effect under the rule {}; it belongs to {rules}", rule.name());
+    ApiError::field(path, message)
 }
 
 fn expert_warp(temperature: f64, top_p: f64, top_k: u32) -> Result<SamplingParams, ApiError> {

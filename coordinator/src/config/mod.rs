@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::admission::AdmissionLimits;
 use crate::api::ApiConfig;
-use crate::api::settings::Defaults;
+use crate::api::settings::DefaultSettings;
 use crate::discovery::DiscoveryConfig;
 use crate::models::ModelConfig;
 use crate::session::config::SessionConfig;
@@ -39,7 +39,7 @@ pub struct Config {
     /// Bounds on requests.
     pub api: ApiConfig,
     /// What clients leave out.
-    pub defaults: Defaults,
+    pub defaults: DefaultSettings,
     /// Models to serve. None by default.
     pub models: Vec<ModelConfig>,
     /// Where workers are looked up. Default: the addresses under the models.
@@ -62,7 +62,7 @@ impl Default for Config {
             log_format: LogFormat::Text,
             grace_seconds: 30,
             api: ApiConfig::default(),
-            defaults: Defaults::default(),
+            defaults: DefaultSettings::default(),
             models: Vec::new(),
             discovery: DiscoveryConfig::default(),
             admission: AdmissionLimits::default(),
@@ -174,7 +174,8 @@ mod tests {
             jail.set_env("COSEC_COORDINATOR_CONFIG", "c.toml");
             let config = Config::load(&with_file()).unwrap();
             assert_eq!((config.http_listen.as_str(), config.grpc_listen.as_str()), ("file:1", "env:2"));
-            assert_eq!((config.defaults.tau, config.defaults.lambda, config.defaults.alpha), (0.6, 0.1, 1.0));
+            let parameters = config.defaults.rule_parameters.0;
+            assert_eq!(parameters, [("tau".to_owned(), 0.6), ("lambda".to_owned(), 0.1)].into());
             assert_eq!(config.models[0].name, "a");
             let flags = Flags {
                 grpc_listen: Some("flag:2".to_owned()),

@@ -1,13 +1,22 @@
-//! What a client asks to change in the logits of both models before their warps.
+//! What a client asks to change in the logits of both models before sampling parameters apply.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use crate::request::Adjustments;
+/// Changes to logits, the same for base and expert.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LogitAdjustments {
+    /// Subtracted once per earlier occurrence in the new tokens; in [-2, 2].
+    pub frequency_penalty: f64,
+    /// Subtracted when the token occurs in the new tokens; in [-2, 2].
+    pub presence_penalty: f64,
+    /// Added, by token id; in [-100, 100].
+    pub logit_bias: BTreeMap<u32, f64>,
+}
 
-/// Changes rows of logits; keeps count of the new tokens.
+/// Changes logits; keeps count of the new tokens.
 #[derive(Clone, Debug)]
-pub struct Adjuster {
-    adjustments: Adjustments,
+pub struct LogitAdjuster {
+    adjustments: LogitAdjustments,
     /// Not to be drawn before so many new tokens.
     banned: Vec<u32>,
     min_tokens: u32,
@@ -15,15 +24,15 @@ pub struct Adjuster {
     occurrences: HashMap<u32, u32>,
 }
 
-/// A row of which the adjustments left nothing.
+/// Logits of which the adjustments left nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("logit_bias, the penalties and min_tokens together leave no token to draw")]
 pub struct OverAdjusted;
 
-impl Adjuster {
+impl LogitAdjuster {
     /// Bans `end_tokens` before `min_tokens` new tokens.
     #[must_use]
-    pub fn new(adjustments: Adjustments, end_tokens: Vec<u32>, min_tokens: u32) -> Self {
+    pub fn new(adjustments: LogitAdjustments, end_tokens: Vec<u32>, min_tokens: u32) -> Self {
         Self { adjustments, banned: end_tokens, min_tokens, new_tokens: 0, occurrences: HashMap::new() }
     }
 
@@ -33,13 +42,13 @@ impl Adjuster {
         *self.occurrences.entry(id).or_default() += 1;
     }
 
-    /// Applies bias, then penalties, then the ban of end tokens to a row of raw logits.
+    /// Applies bias, then penalties, then the ban of end tokens to raw logits.
     ///
     /// # Errors
-    /// [`OverAdjusted`] when no finite logit is left; `row` held one before.
-    pub fn adjust(&self, row: &mut [f32]) -> Result<(), OverAdjusted> {
+    /// [`OverAdjusted`] when no finite logit is left; `logits` held one before.
+    pub fn adjust(&self, logits: &mut [f32]) -> Result<(), OverAdjusted> {
         let mut change = |id: u32, by: f64| {
-            if let Some(logit) = row.get_mut(id as usize) {
+            if let Some(logit) = logits.get_mut(id as usize) {
                 *logit = (f64::from(*logit) + by) as f32;
             }
         };
@@ -52,12 +61,12 @@ impl Adjuster {
         }
         if self.new_tokens < self.min_tokens {
             for &id in &self.banned {
-                if let Some(logit) = row.get_mut(id as usize) {
+                if let Some(logit) = logits.get_mut(id as usize) {
                     *logit = f32::NEG_INFINITY;
                 }
             }
         }
-        if row.iter().any(|logit| logit.is_finite()) { Ok(()) } else { Err(OverAdjusted) }
+        if logits.iter().any(|logit| logit.is_finite()) { Ok(()) } else { Err(OverAdjusted) }
     }
 }
 
@@ -67,9 +76,12 @@ mod tests {
 
     #[test]
     fn bias_penalties_and_ban_add_up() {
-        let adjustments =
-            Adjustments { frequency_penalty: 0.5, presence_penalty: 0.25, logit_bias: [(0, 3.0), (9, 1.0)].into() };
-        let mut adjuster = Adjuster::new(adjustments, vec![3], 3);
+        let adjustments = LogitAdjustments {
+            frequency_penalty: 0.5,
+            presence_penalty: 0.25,
+            logit_bias: [(0, 3.0), (9, 1.0)].into(),
+        };
+        let mut adjuster = LogitAdjuster::new(adjustments, vec![3], 3);
         adjuster.emitted(1);
         adjuster.emitted(1);
         let mut row = [1.0, 1.0, 1.0, 1.0];
@@ -83,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_row_of_which_nothing_is_left_is_refused() {
-        let adjuster = Adjuster::new(Adjustments::default(), vec![1], 1);
+        let adjuster = LogitAdjuster::new(LogitAdjustments::default(), vec![1], 1);
         assert_eq!(adjuster.adjust(&mut [f32::NEG_INFINITY, 2.0]), Err(OverAdjusted));
     }
 }

@@ -3,12 +3,23 @@
 use cosec_proto::sampling::Distribution;
 
 use super::blend::blend;
-use super::{Laws, MergeError, MergeRule};
-use crate::request::{ChosenBy, Decision, Rejected};
+use super::decision::{ChosenBy, Decision, RejectedProposal};
+use super::evidence::PositionDistributions;
+use super::rule::{DegenerateRule, MergeError, MergeRule, RuleNeeds, RuleParameter, RuleParameters};
+use super::transport::LogitsTransport;
+use cosec_proto::WorkerRole;
 use cosec_proto::sampling::PositionRandom;
 
+const TAU: RuleParameter = RuleParameter {
+    name: "tau",
+    documentation: "Acceptance threshold of `cosec` (CoSec's is 0.3).",
+    default: 0.3,
+    range: 0.0..=f64::MAX,
+    allowed: "a number of at least 0",
+};
+
 /// Draft x ~ q; keep it when `min(1, p(x) / q(x)) > tau`; else take x' ~ p, from the whole of p.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cosec {
     /// From 1 on nothing is accepted; at 0 whatever the base gives any mass.
     pub tau: f64,
@@ -23,18 +34,46 @@ impl Cosec {
 }
 
 impl MergeRule for Cosec {
+    fn with(parameters: &RuleParameters) -> Self {
+        Self { tau: parameters.get(&TAU) }
+    }
+
+    fn name(&self) -> &'static str {
+        "cosec"
+    }
+
+    fn parameters(&self) -> &'static [RuleParameter] {
+        &[TAU]
+    }
+
+    fn needs(&self) -> RuleNeeds {
+        use LogitsTransport::{Full, Gather, Nucleus, Sample};
+        RuleNeeds {
+            roles: &[WorkerRole::Base, WorkerRole::Expert],
+            judges: true,
+            transports: &[Sample, Gather, Nucleus, Full],
+        }
+    }
+
+    fn degenerate(&self) -> Option<DegenerateRule> {
+        let to_base =
+            DegenerateRule { to: WorkerRole::Base, parameter: TAU.name, value: self.tau, required: "less than 1" };
+        (self.tau >= 1.0).then_some(to_base)
+    }
+
     /// `q(x) A(x) + R p(x)`: A is the test, R the expert's mass on what fails it.
-    fn law(&self, laws: &Laws) -> Result<Distribution, MergeError> {
-        let (judged, fallback, expert) = (laws.judged_law()?, laws.fallback_law()?, laws.expert_law()?);
-        let accepts = |id, q| self.accepts(judged.probability(id), q);
+    fn distribution(&self, models: &PositionDistributions) -> Result<Distribution, MergeError> {
+        let judge = models.acceptance_distribution()?;
+        let (fallback, expert) = (models.fallback_distribution()?, models.expert_distribution()?);
+        let accepts = |id, q| self.accepts(judge.probability(id), q);
         let rejected: f64 = expert.iter().filter(|&(id, q)| !accepts(id, q)).map(|(_, q)| q).sum();
         let accepted = |id, q| if accepts(id, q) { q } else { 0.0 };
         Ok(blend((expert, accepted), (fallback, |_, p| rejected * p))?)
     }
 
-    fn decide(&self, laws: &Laws, draws: &PositionRandom) -> Result<Decision, MergeError> {
-        let proposal = laws.proposal(draws.draft())?;
-        let p = laws.judged(proposal.id)?;
+    fn decide(&self, models: &PositionDistributions, draws: &PositionRandom) -> Result<Decision, MergeError> {
+        let proposal = models.proposal(draws.draft())?;
+        let p = models.judgement(proposal.id)?;
         if self.accepts(p, proposal.probability) {
             return Ok(Decision {
                 id: proposal.id,
@@ -44,8 +83,8 @@ impl MergeRule for Cosec {
                 rejected: None,
             });
         }
-        let own = laws.fallback(draws.fallback())?;
-        let rejected = Rejected { id: proposal.id, p, q: proposal.probability };
+        let own = models.fallback(draws.fallback())?;
+        let rejected = RejectedProposal { id: proposal.id, p, q: proposal.probability };
         Ok(Decision {
             id: own.id,
             chosen_by: ChosenBy::Base,

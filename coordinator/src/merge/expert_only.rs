@@ -2,21 +2,40 @@
 
 use cosec_proto::sampling::Distribution;
 
-use super::{Laws, MergeError, MergeRule};
-use crate::request::{ChosenBy, Decision};
+use super::decision::{ChosenBy, Decision};
+use super::evidence::PositionDistributions;
+use super::rule::{MergeError, MergeRule, RuleNeeds, RuleParameters};
+use super::transport::LogitsTransport;
+use cosec_proto::WorkerRole;
 use cosec_proto::sampling::PositionRandom;
 
 /// q, drawn with the numbers that a proposal takes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ExpertOnly;
 
 impl MergeRule for ExpertOnly {
-    fn law(&self, laws: &Laws) -> Result<Distribution, MergeError> {
-        laws.expert_law().cloned()
+    fn with(_: &RuleParameters) -> Self {
+        Self
     }
 
-    fn decide(&self, laws: &Laws, draws: &PositionRandom) -> Result<Decision, MergeError> {
-        let proposal = laws.proposal(draws.draft())?;
+    fn name(&self) -> &'static str {
+        "expert_only"
+    }
+
+    fn needs(&self) -> RuleNeeds {
+        RuleNeeds {
+            roles: &[WorkerRole::Expert],
+            judges: false,
+            transports: &[LogitsTransport::Sample, LogitsTransport::Nucleus, LogitsTransport::Full],
+        }
+    }
+
+    fn distribution(&self, models: &PositionDistributions) -> Result<Distribution, MergeError> {
+        models.expert_distribution().cloned()
+    }
+
+    fn decide(&self, models: &PositionDistributions, draws: &PositionRandom) -> Result<Decision, MergeError> {
+        let proposal = models.proposal(draws.draft())?;
         Ok(Decision {
             id: proposal.id,
             chosen_by: ChosenBy::Expert,

@@ -2,13 +2,24 @@
 
 use cosec_proto::sampling::Distribution;
 
-use super::{Lacking, Laws, MergeError, MergeRule, rejection};
-use crate::request::Decision;
+use super::decision::Decision;
+use super::evidence::PositionDistributions;
+use super::rejection;
+use super::rule::{DegenerateRule, MergeError, MergeRule, MissingEvidence, RuleNeeds, RuleParameter, RuleParameters};
+use super::transport::LogitsTransport;
 use cosec_proto::WorkerRole;
 use cosec_proto::sampling::PositionRandom;
 
-/// `softmax(base + alpha (expert - anti-expert))` through the base's warp; without an anti-expert, `base + alpha expert`.
-#[derive(Clone, Copy, Debug)]
+const ALPHA: RuleParameter = RuleParameter {
+    name: "alpha",
+    documentation: "Weight of the expert's logits in `product`.",
+    default: 1.0,
+    range: f64::MIN..=f64::MAX,
+    allowed: "a finite number",
+};
+
+/// `softmax(base + alpha (expert - anti-expert))` through the base's sampling parameters; without an anti-expert, `base + alpha expert`.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Product {
     /// Finite.
     pub alpha: f64,
@@ -32,21 +43,48 @@ impl Product {
 }
 
 impl MergeRule for Product {
-    fn law(&self, laws: &Laws) -> Result<Distribution, MergeError> {
-        let row = |role| laws.row(role).ok_or(Lacking::Row(role));
-        let (base, expert) = (row(WorkerRole::Base)?, row(WorkerRole::Expert)?);
-        let anti = laws.row(WorkerRole::AntiExpert);
-        // Rows differ in length by padding: an id that a model does not know is ruled out by it.
-        let at = |row: &[f32], id| row.get(id).copied().unwrap_or(f32::NEG_INFINITY);
+    fn with(parameters: &RuleParameters) -> Self {
+        Self { alpha: parameters.get(&ALPHA) }
+    }
+
+    fn name(&self) -> &'static str {
+        "product"
+    }
+
+    fn parameters(&self) -> &'static [RuleParameter] {
+        &[ALPHA]
+    }
+
+    fn needs(&self) -> RuleNeeds {
+        RuleNeeds { roles: &WorkerRole::ALL, judges: false, transports: &[LogitsTransport::Full] }
+    }
+
+    /// A negative weight turns the expert against its purpose: no better than the base alone.
+    fn degenerate(&self) -> Option<DegenerateRule> {
+        let to_base = DegenerateRule {
+            to: WorkerRole::Base,
+            parameter: ALPHA.name,
+            value: self.alpha,
+            required: "greater than 0",
+        };
+        (self.alpha <= 0.0).then_some(to_base)
+    }
+
+    fn distribution(&self, models: &PositionDistributions) -> Result<Distribution, MergeError> {
+        let logits = |role| models.logits(role).ok_or(MissingEvidence::Logits(role));
+        let (base, expert) = (logits(WorkerRole::Base)?, logits(WorkerRole::Expert)?);
+        let anti = models.logits(WorkerRole::AntiExpert);
+        // Vocabularies differ in length by padding: an id that a model does not know is ruled out by it.
+        let at = |logits: &[f32], id| logits.get(id).copied().unwrap_or(f32::NEG_INFINITY);
         let blended: Vec<f32> = base
             .iter()
             .enumerate()
-            .map(|(id, &logit)| self.logit(logit, at(expert, id), anti.map_or(0.0, |row| at(row, id))))
+            .map(|(id, &logit)| self.logit(logit, at(expert, id), anti.map_or(0.0, |logits| at(logits, id))))
             .collect();
-        Ok(Distribution::from_logits(&blended, &laws.warps().fallback)?)
+        Ok(Distribution::from_logits(&blended, &models.sampling().fallback)?)
     }
 
-    fn decide(&self, laws: &Laws, draws: &PositionRandom) -> Result<Decision, MergeError> {
-        rejection::decide(&self.law(laws)?, laws, draws)
+    fn decide(&self, models: &PositionDistributions, draws: &PositionRandom) -> Result<Decision, MergeError> {
+        rejection::decide(&self.distribution(models)?, models, draws)
     }
 }

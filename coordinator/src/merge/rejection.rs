@@ -1,40 +1,46 @@
-//! Modified rejection sampling (Leviathan et al. 2023, Chen et al. 2023): a draw from any law that takes the expert's
-//! proposal as often as the law allows.
+//! Modified rejection sampling (Leviathan et al. 2023, Chen et al. 2023): a draw from any distribution that takes the
+//! expert's proposal as often as the distribution allows.
 //!
-//! Draft x ~ q; keep it with probability `min(1, L(x) / q(x))`; else draw from `max(0, L - q)`, normalised. The draw follows
-//! L whatever q is. All three numbers belong to the position, and no token beyond the drafts is ever taken, so that the same
+//! Draft x ~ q; keep it with probability `min(1, m(x) / q(x))`; else draw from `max(0, m - q)`, normalised. The draw follows
+//! m whatever q is. All three numbers belong to the position, and no token beyond the drafts is ever taken, so that the same
 //! seed gives the same tokens however many are drafted at a time.
 
 use cosec_proto::sampling::Distribution;
 
 use super::blend::blend;
-use super::{Laws, MergeError};
-use crate::request::{ChosenBy, Decision, Rejected};
+use super::decision::{ChosenBy, Decision, RejectedProposal};
+use super::evidence::PositionDistributions;
+use super::rule::MergeError;
 use cosec_proto::sampling::PositionRandom;
 
-/// Draws from `law`.
+/// PositionRandom from `merged`.
 ///
 /// # Errors
-/// Unless the laws of base and expert are known.
-pub(super) fn decide(law: &Distribution, laws: &Laws, draws: &PositionRandom) -> Result<Decision, MergeError> {
-    let (base, expert) = (laws.fallback_law()?, laws.expert_law()?);
-    let proposal = laws.proposal(draws.draft())?;
-    let merged = |id, rejected| Decision {
+/// Unless the distributions of base and expert are known.
+pub(super) fn decide(
+    merged: &Distribution,
+    models: &PositionDistributions,
+    draws: &PositionRandom,
+) -> Result<Decision, MergeError> {
+    let (base, expert) = (models.fallback_distribution()?, models.expert_distribution()?);
+    let proposal = models.proposal(draws.draft())?;
+    let decision = |id, rejected| Decision {
         id,
         chosen_by: ChosenBy::Merged,
         p: Some(base.probability(id)),
         q: Some(expert.probability(id)),
         rejected,
     };
-    if draws.acceptance() * proposal.probability < law.probability(proposal.id) {
-        return Ok(merged(proposal.id, None));
+    if draws.acceptance() * proposal.probability < merged.probability(proposal.id) {
+        return Ok(decision(proposal.id, None));
     }
-    match blend((law, |_, mass| mass), (expert, |_, q| -q)) {
+    match blend((merged, |_, mass| mass), (expert, |_, q| -q)) {
         Ok(residual) => {
-            let rejected = Rejected { id: proposal.id, p: base.probability(proposal.id), q: proposal.probability };
-            Ok(merged(residual.sample(draws.fallback()), Some(rejected)))
+            let p = base.probability(proposal.id);
+            let rejected = RejectedProposal { id: proposal.id, p, q: proposal.probability };
+            Ok(decision(residual.sample(draws.fallback()), Some(rejected)))
         }
-        // Both laws are the same but for rounding.
-        Err(_) => Ok(merged(proposal.id, None)),
+        // Both distributions are the same but for rounding.
+        Err(_) => Ok(decision(proposal.id, None)),
     }
 }

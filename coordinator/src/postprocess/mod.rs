@@ -16,7 +16,8 @@ use std::sync::Arc;
 
 use self::detokenizer::{Decoder, Detokenizer};
 use self::stop::StopScanner;
-use crate::request::{Decision, FinishReason, Score, TokenEvent};
+use crate::merge::{Decision, TokenScore};
+use crate::request::{FinishReason, TokenEvent};
 
 /// A piece of one choice.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -49,7 +50,7 @@ pub struct PlacedToken {
     /// Characters of the choice's text before it.
     pub offset: usize,
     /// Present when `logprobs` is set; the prompt's first token has none.
-    pub score: Option<Score>,
+    pub score: Option<TokenScore>,
     /// How it came about; a token of the prompt has none.
     pub decision: Option<Decision>,
 }
@@ -96,7 +97,7 @@ impl ChoiceText {
 
     /// The prompt's tokens with their scores, which are as many or none. No stop string is looked for.
     #[must_use]
-    pub fn echo(&mut self, prompt: &[u32], scores: Vec<Option<Score>>) -> Delta {
+    pub fn echo(&mut self, prompt: &[u32], scores: Vec<Option<TokenScore>>) -> Delta {
         let mut text = String::new();
         let mut scores = scores.into_iter();
         for &id in prompt {
@@ -133,7 +134,7 @@ impl ChoiceText {
         (delta, reason)
     }
 
-    fn place(&mut self, id: u32, score: Option<Score>, decision: Option<Decision>) {
+    fn place(&mut self, id: u32, score: Option<TokenScore>, decision: Option<Decision>) {
         let token = PlacedToken { id, offset: self.decoded_characters, score, decision };
         self.waiting.push_back((self.decoded_bytes, token));
     }
@@ -162,7 +163,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::request::ChosenBy;
+    use crate::merge::ChosenBy;
 
     fn token(id: u32) -> TokenEvent {
         let chosen_by = ChosenBy::Expert;
@@ -221,7 +222,7 @@ mod tests {
         let decoder = Arc::new(Decoder::of(tokenizer.clone()).unwrap());
         let prompt = tokenizer.encode("a\n", false).unwrap().get_ids().to_vec();
         let mut choice = ChoiceText::echoing(decoder, &["\n".to_owned()], 0);
-        let score = Score { log_probability: -1.0, alternatives: vec![] };
+        let score = TokenScore { log_probability: -1.0, alternatives: vec![] };
         let delta = choice.echo(&prompt, vec![None, Some(score.clone())]);
         assert_eq!(delta.text, "a\n");
         assert_eq!(

@@ -17,11 +17,13 @@ use tracing::{Instrument, Span};
 use super::config::ExpertAbsent;
 use super::event::{Action, Event, Phase, Task};
 use super::metrics::SessionMetrics;
-use super::plan::Plan;
+use super::plan::DecodePlan;
 use super::state::Session;
 use crate::admission::ActivePermit;
-use crate::merge::{Adjuster, Evidence, Laws, MergeError, OverAdjusted, score};
-use crate::request::{RuleSettings, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
+use crate::merge::{
+    LogitAdjuster, MergeError, ModelEvidence, OverAdjusted, PositionDistributions, SelectedRule, score,
+};
+use crate::request::{SessionError, SessionEvent, TokenEvent, TokenizedRequest};
 use crate::speculation::{RoundTimer, SharedController};
 use crate::worker_pool::operation::Ask;
 use crate::worker_pool::placement::prefix_hash;
@@ -42,7 +44,7 @@ const LIGHT_ROW: usize = 1024;
 /// All that a session begins with.
 pub(crate) struct Opening {
     pub(crate) request: TokenizedRequest,
-    pub(crate) plan: Plan,
+    pub(crate) plan: DecodePlan,
     pub(crate) controller: SharedController,
     pub(crate) end_tokens: Vec<u32>,
     pub(crate) expert_absent: ExpertAbsent,
@@ -89,7 +91,7 @@ pub(crate) struct Driver {
     /// Also those that are given back.
     seats_taken: u16,
     opening: Opening,
-    adjuster: Adjuster,
+    adjuster: LogitAdjuster,
     last_token: Option<Instant>,
     /// When a role's workers failed, and where, until one answers again.
     failed: [Vec<(Instant, String)>; 3],
@@ -110,7 +112,8 @@ impl Driver {
             expert_absent: opening.expert_absent,
             deadline: settings.deadline,
         });
-        let adjuster = Adjuster::new(settings.adjustments.clone(), opening.end_tokens.clone(), settings.min_tokens);
+        let adjuster =
+            LogitAdjuster::new(settings.adjustments.clone(), opening.end_tokens.clone(), settings.min_tokens);
         Self {
             running: FuturesUnordered::new(),
             withdrawals: [None, None, None],
@@ -321,13 +324,14 @@ impl Driver {
 
     // === tokens ===
 
-    fn merge(&self, position: u32, evidence: Box<[Evidence; 3]>) -> impl Future<Output = Done> + Send + use<> {
+    fn merge(&self, position: u32, evidence: Box<[ModelEvidence; 3]>) -> impl Future<Output = Done> + Send + use<> {
         // Whole rows of a code model take milliseconds; short rows and points take less than a way to another thread.
-        let is_heavy = evidence.iter().any(|of_role| of_role.row.as_ref().is_some_and(|row| row.len() > LIGHT_ROW));
+        let is_heavy =
+            evidence.iter().any(|of_role| of_role.logits.as_ref().is_some_and(|row| row.len() > LIGHT_ROW));
         let plan = self.session.plan();
         let job = Merge {
             rule: plan.rule,
-            laws: Laws::new(evidence, plan.warps),
+            models: PositionDistributions::new(evidence, plan.sampling),
             draws: PositionRandom { seed: self.randomness(), position },
             alternatives: self.opening.request.settings.logprobs,
         };
@@ -396,8 +400,8 @@ impl Driver {
 
 /// One decision, to be made on any thread.
 struct Merge {
-    rule: RuleSettings,
-    laws: Laws,
+    rule: SelectedRule,
+    models: PositionDistributions,
     draws: PositionRandom,
     /// Most probable others to score.
     alternatives: Option<u32>,
@@ -407,19 +411,18 @@ impl Merge {
     fn run(self) -> Event {
         match self.decide() {
             Ok(token) => Event::Decided(token),
-            Err(MergeError::Lacking(lacking)) => Event::Lacking { lacking, evidence: self.laws.into_evidence() },
-            Err(error @ (MergeError::Logits(_) | MergeError::Law(_))) => {
+            Err(MergeError::Missing(missing)) => Event::Missing { missing, evidence: self.models.into_evidence() },
+            Err(error @ (MergeError::Logits(_) | MergeError::Blend(_))) => {
                 Event::MergeFailed(SessionError::new(ErrorCode::WorkerFault, error.to_string()))
             }
         }
     }
 
     fn decide(&self) -> Result<TokenEvent, MergeError> {
-        let rule = self.rule.rule();
-        let decision = rule.decide(&self.laws, &self.draws)?;
+        let decision = self.rule.decide(&self.models, &self.draws)?;
         let score = match self.alternatives {
-            Some(alternatives) => Some(score(&rule.law(&self.laws)?, decision.id, alternatives as usize)),
             None => None,
+            Some(count) => Some(score(&self.rule.distribution(&self.models)?, decision.id, count as usize)),
         };
         Ok(TokenEvent { decision, score })
     }

@@ -3,9 +3,9 @@
 use tokio::time::Instant;
 
 use super::config::ExpertAbsent;
-use super::plan::Plan;
-use crate::merge::{Evidence, Lacking};
-use crate::request::{Score, SessionError, SessionEvent, TokenEvent};
+use super::plan::DecodePlan;
+use crate::merge::{MissingEvidence, ModelEvidence, TokenScore};
+use crate::request::{SessionError, SessionEvent, TokenEvent};
 use crate::speculation::controller::DraftPlan;
 use crate::worker_pool::operation::Ask;
 use crate::worker_pool::reply::{OperationError, Reply};
@@ -44,11 +44,11 @@ pub enum Event {
     /// The rule decided.
     Decided(TokenEvent),
     /// The rule needs to know more.
-    Lacking {
+    Missing {
         /// What.
-        lacking: Lacking,
+        missing: MissingEvidence,
         /// Of the action, given back.
-        evidence: Box<[Evidence; 3]>,
+        evidence: Box<[ModelEvidence; 3]>,
     },
     /// The rows make no distribution.
     MergeFailed(SessionError),
@@ -90,12 +90,12 @@ pub enum Action {
         /// Of the action that sent it.
         ticket: u64,
     },
-    /// Let the rule decide; answered by `Decided`, `Lacking` or `MergeFailed`.
+    /// Let the rule decide; answered by `Decided`, `Missing` or `MergeFailed`.
     Merge {
         /// Of the token to decide.
         position: u32,
         /// In the order of [`WorkerRole::ALL`].
-        evidence: Box<[Evidence; 3]>,
+        evidence: Box<[ModelEvidence; 3]>,
     },
     /// Hand an event to the client; answered by `Emitted`.
     Emit(SessionEvent),
@@ -109,7 +109,7 @@ pub enum Phase {
     /// Has the base score the prompt.
     Scoring {
         /// By position; the first token has none.
-        scores: Vec<Option<Score>>,
+        scores: Vec<Option<TokenScore>>,
     },
     /// As `Drafting`, with a prompt to feed first.
     Prefilling,
@@ -157,7 +157,7 @@ pub enum Then {
 #[derive(Clone, Debug)]
 pub struct Task {
     /// What.
-    pub plan: Plan,
+    pub plan: DecodePlan,
     /// To begin with.
     pub draft_plan: DraftPlan,
     /// Not empty.

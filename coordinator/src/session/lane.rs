@@ -3,8 +3,7 @@
 use cosec_proto::sampling::SamplingParams;
 
 use super::event::Action;
-use crate::merge::score;
-use crate::request::Score;
+use crate::merge::{TokenScore, score};
 use crate::worker_pool::operation::{Ask, RowAsk, View};
 use crate::worker_pool::reply::RowView;
 use cosec_proto::WorkerRole;
@@ -238,7 +237,7 @@ fn score_rows(next: &[u32], alternatives: u32) -> Vec<RowAsk> {
 }
 
 /// Enters the answer to [`score_rows`] for the tokens behind position `at`.
-pub(super) fn note_scores(scores: &mut [Option<Score>], at: usize, rows: Vec<RowView>) {
+pub(super) fn note_scores(scores: &mut [Option<TokenScore>], at: usize, rows: Vec<RowView>) {
     let mut position = at;
     for row in rows {
         match row {
@@ -246,7 +245,7 @@ pub(super) fn note_scores(scores: &mut [Option<Score>], at: usize, rows: Vec<Row
                 position += 1;
                 if let (Some(slot), Some(token)) = (scores.get_mut(position), tokens.first()) {
                     let log_probability = token.probability.ln();
-                    *slot = Some(Score { log_probability, alternatives: Vec::new() });
+                    *slot = Some(TokenScore { log_probability, alternatives: Vec::new() });
                 }
             }
             RowView::Nucleus { survivors, .. } => {

@@ -1,36 +1,26 @@
-//! Which workers a rule reads, and as what their rows travel.
+//! Which workers a rule reads, and what their logits travel as.
 
 use cosec_proto::sampling::{DrawPurpose, SamplingParams};
 
-use crate::merge::{Lacking, Warps};
-use crate::request::{Adjustments, RuleSettings, Settings, Transport};
+use crate::merge::{
+    BaseOnly, LogitAdjustments, LogitsTransport, MissingEvidence, RuleNeeds, RuleSampling, SelectedRule,
+};
+use crate::request::GenerationSettings;
 use crate::worker_pool::operation::{NUCLEUS_CAP, View};
 use cosec_proto::WorkerRole;
 
 /// How a session decodes. Pure: made once from the settings.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
+pub struct DecodePlan {
     /// The rule.
-    pub rule: RuleSettings,
-    /// How logits become laws.
-    pub warps: Warps,
-    travel: Travel,
-    /// The rule `product` compares the expert with an anti-expert.
+    pub rule: SelectedRule,
+    /// How logits become distributions.
+    pub sampling: RuleSampling,
+    /// Never `Auto`.
+    transport: LogitsTransport,
     has_anti_expert: bool,
     /// Logits are changed here, by what was generated before: no worker can draw from the result.
     is_adjusted: bool,
-}
-
-/// What rows travel as, with `auto` resolved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Travel {
-    /// Workers draw and look up.
-    Points {
-        /// Whether the base draws its fallback before it is known to be needed.
-        ahead: bool,
-    },
-    Nucleus,
-    Full,
 }
 
 /// Settings that contradict each other.
@@ -39,154 +29,129 @@ enum Travel {
 pub struct TransportNotAllowed {
     transport: &'static str,
     needs: String,
-    allowed: &'static str,
+    allowed: String,
 }
 
-impl Plan {
+impl DecodePlan {
     /// Chooses the least transport that works, or holds the client's choice against the rule.
     ///
     /// # Errors
     /// [`TransportNotAllowed`].
-    pub fn new(settings: &Settings, has_anti_expert: bool) -> Result<Self, TransportNotAllowed> {
-        let travel = travel(settings)?;
-        let has_anti_expert = has_anti_expert && matches!(settings.rule, RuleSettings::Product { .. });
-        let is_adjusted = settings.min_tokens > 0 || settings.adjustments != Adjustments::default();
-        Ok(Self { rule: settings.rule, warps: Warps::of(settings), travel, has_anti_expert, is_adjusted })
+    pub fn new(settings: &GenerationSettings, has_anti_expert: bool) -> Result<Self, TransportNotAllowed> {
+        let sampling = RuleSampling::new(settings.base, settings.expert, settings.reference_code);
+        let is_adjusted = settings.min_tokens > 0 || settings.adjustments != LogitAdjustments::default();
+        let transport = transport(settings, &sampling)?;
+        Ok(Self { rule: settings.rule, sampling, transport, has_anti_expert, is_adjusted })
     }
 
     /// The same request without its expert.
     #[must_use]
     pub fn degraded(&self) -> Self {
-        Self { rule: RuleSettings::BaseOnly, has_anti_expert: false, ..self.clone() }
+        Self { rule: SelectedRule::BaseOnly(BaseOnly), ..self.clone() }
     }
 
     /// Whether the rule reads the workers of this role.
     #[must_use]
     pub fn reads(&self, role: WorkerRole) -> bool {
-        match role {
-            WorkerRole::Base => self.rule != RuleSettings::ExpertOnly,
-            WorkerRole::Expert => self.rule != RuleSettings::BaseOnly,
-            WorkerRole::AntiExpert => self.has_anti_expert,
-        }
+        self.rule.needs().roles.contains(&role) && (role != WorkerRole::AntiExpert || self.has_anti_expert)
     }
 
-    /// Whether the expert draws its proposals itself, any number at a time. Where it does not, its row is read as the
-    /// base's is, one position at a time.
+    /// Whether the expert draws its proposals itself, any number at a time. Where it does not, its logits are read as the
+    /// base's are, one position at a time.
     #[must_use]
     pub fn drafts(&self) -> bool {
         self.reads(WorkerRole::Expert) && !self.is_adjusted
     }
 
-    /// Whether logits are changed before they make laws.
+    /// Whether logits are changed before they make distributions.
     #[must_use]
     pub fn is_adjusted(&self) -> bool {
         self.is_adjusted
     }
 
-    /// What rows travel as, by name.
+    /// What logits travel as; never [`LogitsTransport::Auto`].
     #[must_use]
-    pub fn transport(&self) -> &'static str {
-        match self.travel {
-            Travel::Points { ahead: true } => "sample",
-            Travel::Points { ahead: false } => "gather",
-            Travel::Nucleus => "nucleus",
-            Travel::Full => "full",
-        }
+    pub fn transport(&self) -> LogitsTransport {
+        self.transport
     }
 
-    /// What to ask a worker of the row at a position, with the proposal for it where that is known.
+    /// What to ask a worker at a position, with the proposal for it where that is known.
     #[must_use]
     pub fn views(&self, role: WorkerRole, proposal: Option<u32>) -> Vec<View> {
         let nucleus = |warp| View::Nucleus { warp, cap: NUCLEUS_CAP };
-        match (self.travel, role) {
-            (Travel::Full, _) => vec![View::Full],
-            (Travel::Nucleus, WorkerRole::Expert) => vec![nucleus(self.warps.expert)],
-            (Travel::Nucleus, WorkerRole::Base | WorkerRole::AntiExpert) => {
-                self.base_warps().into_iter().map(nucleus).collect()
+        match (self.transport, role) {
+            (LogitsTransport::Full | LogitsTransport::Auto, _) => vec![View::Full],
+            (LogitsTransport::Nucleus, WorkerRole::Expert) => vec![nucleus(self.sampling.expert)],
+            (LogitsTransport::Nucleus, WorkerRole::Base | WorkerRole::AntiExpert) => {
+                let RuleSampling { acceptance, fallback, .. } = self.sampling;
+                let judges_apart = self.rule.needs().judges && acceptance != fallback;
+                judges_apart.then_some(acceptance).into_iter().chain([fallback]).map(nucleus).collect()
             }
-            (Travel::Points { .. }, WorkerRole::Expert | WorkerRole::AntiExpert) => Vec::new(),
-            (Travel::Points { ahead }, WorkerRole::Base) => {
+            (LogitsTransport::Gather | LogitsTransport::Sample, WorkerRole::Expert | WorkerRole::AntiExpert) => {
+                Vec::new()
+            }
+            (LogitsTransport::Gather | LogitsTransport::Sample, WorkerRole::Base) => {
                 let judged = proposal.map(|id| self.judgement(id));
-                let needed = ahead || self.rule == RuleSettings::BaseOnly;
-                judged.into_iter().chain(needed.then(|| self.fallback())).collect()
+                // Nothing can be rejected where nothing is proposed: the base's own token is the one that is needed.
+                let draws = self.transport == LogitsTransport::Sample || !self.reads(WorkerRole::Expert);
+                judged.into_iter().chain(draws.then(|| self.fallback())).collect()
             }
         }
     }
 
-    /// The laws that the base is read under.
-    fn base_warps(&self) -> Vec<SamplingParams> {
-        let judges_apart =
-            matches!(self.rule, RuleSettings::Cosec { .. }) && self.warps.judged != self.warps.fallback;
-        if judges_apart { vec![self.warps.judged, self.warps.fallback] } else { vec![self.warps.fallback] }
-    }
-
-    /// What to ask of whom for what a rule still lacks.
+    /// What to ask of which model for what a rule still misses.
     #[must_use]
-    pub fn supply(&self, lacking: Lacking) -> (WorkerRole, View) {
-        match (lacking, self.travel) {
-            (Lacking::Judgement(id), Travel::Points { .. }) => (WorkerRole::Base, self.judgement(id)),
-            (Lacking::Fallback, Travel::Points { .. }) => (WorkerRole::Base, self.fallback()),
+    pub fn request_for(&self, missing: MissingEvidence) -> (WorkerRole, View) {
+        let by_points = matches!(self.transport, LogitsTransport::Gather | LogitsTransport::Sample);
+        match missing {
+            MissingEvidence::Judgement(id) if by_points => (WorkerRole::Base, self.judgement(id)),
+            MissingEvidence::Fallback if by_points => (WorkerRole::Base, self.fallback()),
             // A nucleus was cut short.
-            (Lacking::Judgement(_) | Lacking::Fallback, Travel::Nucleus | Travel::Full) => {
-                (WorkerRole::Base, View::Full)
-            }
-            (Lacking::Proposal, _) => (WorkerRole::Expert, View::Full),
-            (Lacking::Row(role), _) => (role, View::Full),
+            MissingEvidence::Judgement(_) | MissingEvidence::Fallback => (WorkerRole::Base, View::Full),
+            MissingEvidence::Proposal => (WorkerRole::Expert, View::Full),
+            MissingEvidence::Logits(role) => (role, View::Full),
         }
     }
 
     fn judgement(&self, id: u32) -> View {
-        View::Gather { warp: self.warps.judged, ids: vec![id] }
+        View::Gather { warp: self.sampling.acceptance, ids: vec![id] }
     }
 
     fn fallback(&self) -> View {
-        View::Sample { warp: self.warps.fallback, purpose: DrawPurpose::Fallback }
+        View::Sample { warp: self.sampling.fallback, purpose: DrawPurpose::Fallback }
     }
 }
 
-fn travel(settings: &Settings) -> Result<Travel, TransportNotAllowed> {
-    let refuse = |needs: &str, allowed| {
-        let transport = match settings.transport {
-            Transport::Auto => "auto",
-            Transport::Gather => "gather",
-            Transport::Nucleus => "nucleus",
-            Transport::Sample => "sample",
-            Transport::Full => "full",
-        };
-        Err(TransportNotAllowed { transport, needs: needs.to_owned(), allowed })
+/// The client's transport, or for `auto` the first of the rule's that suits the request.
+fn transport(settings: &GenerationSettings, sampling: &RuleSampling) -> Result<LogitsTransport, TransportNotAllowed> {
+    let RuleNeeds { transports, .. } = settings.rule.needs();
+    let (needs, allowed) = match needs_logits(settings) {
+        Some(needs) => (needs.to_owned(), &[LogitsTransport::Full][..]),
+        None => (format!("the rule {}", settings.rule.name()), transports),
     };
-    if let Some(needs) = needs_rows(settings) {
-        return match settings.transport {
-            Transport::Auto | Transport::Full => Ok(Travel::Full),
-            Transport::Gather | Transport::Nucleus | Transport::Sample => refuse(needs, "auto and full"),
+    if settings.transport == LogitsTransport::Auto {
+        let suits = |transport: &LogitsTransport| match transport {
+            LogitsTransport::Nucleus => is_bounded(&sampling.fallback) && is_bounded(&sampling.expert),
+            _ => true,
         };
+        return Ok(allowed.iter().copied().find(suits).unwrap_or(LogitsTransport::Full));
     }
-    match (settings.rule, settings.transport) {
-        (_, Transport::Full) | (RuleSettings::Product { .. }, Transport::Auto) => Ok(Travel::Full),
-        (RuleSettings::Product { .. }, _) => refuse("the rule product", "auto and full"),
-        (_, Transport::Nucleus) => Ok(Travel::Nucleus),
-        (RuleSettings::Linear { .. }, Transport::Auto) => {
-            let warps = Warps::of(settings);
-            let both_bounded = is_bounded(&warps.fallback) && is_bounded(&warps.expert);
-            Ok(if both_bounded { Travel::Nucleus } else { Travel::Full })
-        }
-        (RuleSettings::Linear { .. }, _) => refuse("the rule linear", "auto, nucleus and full"),
-        (_, Transport::Auto | Transport::Sample) => Ok(Travel::Points { ahead: true }),
-        (RuleSettings::Cosec { .. }, Transport::Gather) => Ok(Travel::Points { ahead: false }),
-        (RuleSettings::BaseOnly, Transport::Gather) => refuse("the rule base_only", "auto, sample, nucleus and full"),
-        (RuleSettings::ExpertOnly, Transport::Gather) => {
-            refuse("the rule expert_only", "auto, sample, nucleus and full")
-        }
+    if allowed.contains(&settings.transport) {
+        return Ok(settings.transport);
     }
+    let (last, others) = allowed.split_last().unwrap_or((&LogitsTransport::Full, &[]));
+    let others: String = others.iter().map(|transport| format!(", {}", transport.name())).collect();
+    let allowed = format!("auto{others} and {}", last.name());
+    Err(TransportNotAllowed { transport: settings.transport.name(), needs, allowed })
 }
 
 /// Why the coordinator must see the logits themselves, if it must.
-fn needs_rows(settings: &Settings) -> Option<&'static str> {
+fn needs_logits(settings: &GenerationSettings) -> Option<&'static str> {
     if settings.logprobs.is_some() {
         Some("a request with logprobs")
     } else if settings.min_tokens > 0 {
         Some("a request with min_tokens")
-    } else if settings.adjustments != Adjustments::default() {
+    } else if settings.adjustments != LogitAdjustments::default() {
         Some("a request with logit_bias or penalties")
     } else {
         None

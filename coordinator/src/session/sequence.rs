@@ -2,14 +2,14 @@
 
 use std::collections::VecDeque;
 
-use crate::merge::Evidence;
+use crate::merge::ModelEvidence;
 use crate::worker_pool::operation::View;
 use crate::worker_pool::reply::RowView;
 use cosec_proto::WorkerRole;
 use cosec_proto::sampling::TokenProbability;
 
 /// What is known of one position, in the order of [`WorkerRole::ALL`].
-type Known = Box<[Evidence; 3]>;
+type Known = Box<[ModelEvidence; 3]>;
 
 #[derive(Debug)]
 pub(super) struct Sequence {
@@ -86,7 +86,7 @@ impl Sequence {
         match (row, view) {
             (RowView::Gathered(tokens), _) => evidence.looked_up = tokens.first().copied(),
             (RowView::Sampled(token), _) => evidence.drawn = Some(token),
-            (RowView::Full(row), _) => evidence.row = Some(row),
+            (RowView::Full(row), _) => evidence.logits = Some(row),
             (RowView::Nucleus { survivors, complete: true }, View::Nucleus { warp, .. }) => {
                 evidence.nuclei.push((*warp, survivors));
             }

@@ -17,7 +17,7 @@ use tracing::Instrument;
 
 use super::config::{ExpertAbsent, SessionConfig};
 use super::metrics::SessionMetrics;
-use super::plan::Plan;
+use super::plan::DecodePlan;
 use super::{Driver, Opening};
 use crate::admission::{ActivePermit, Admission, AdmissionLimits, QueuedPermit, SessionSize};
 use crate::models::{ModelConfig, ModelInfo, ServedModels};
@@ -110,7 +110,7 @@ impl SessionService {
     pub fn enter(
         &self,
         model: &ModelInfo,
-        plan: &Plan,
+        plan: &DecodePlan,
         tenant: &Arc<Tenant>,
         tokens: u64,
     ) -> Result<QueuedPermit, SessionError> {
@@ -136,7 +136,7 @@ impl SessionService {
     pub fn open(
         &self,
         request: TokenizedRequest,
-        plan: Plan,
+        plan: DecodePlan,
         permit: QueuedPermit,
     ) -> Result<SessionStream, SessionError> {
         let unknown = || SessionError::new(ErrorCode::NotFound, format!("there is no model {:?}", request.model));
@@ -157,7 +157,7 @@ impl SessionService {
             prompt_tokens = prompt_tokens as i64
         );
         let opening = Opening {
-            controller: self.controllers.of(&model.name, plan.rule.name(), plan.transport()),
+            controller: self.controllers.of(&model.name, plan.rule.name(), plan.transport().name()),
             request,
             plan,
             end_tokens,

@@ -20,10 +20,10 @@ use tokio::time::Instant;
 use super::config::ExpertAbsent;
 use super::event::{Action, Event, Phase, Task, Then};
 use super::lane::{Aim, Lane, Sent, note_scores};
-use super::plan::Plan;
+use super::plan::DecodePlan;
 use super::sequence::Sequence;
-use crate::merge::{Evidence, Lacking};
-use crate::request::{FinishReason, RuleSettings, SessionError, SessionEvent, TokenEvent};
+use crate::merge::{MissingEvidence, ModelEvidence};
+use crate::request::{FinishReason, SessionError, SessionEvent, TokenEvent};
 use crate::speculation::controller::DraftPlan;
 use crate::speculation::tally::DraftTally;
 use crate::worker_pool::operation::View;
@@ -67,7 +67,7 @@ impl Session {
 
     /// How it decodes now.
     #[must_use]
-    pub fn plan(&self) -> &Plan {
+    pub fn plan(&self) -> &DecodePlan {
         &self.task.plan
     }
 
@@ -112,11 +112,11 @@ impl Session {
             }
             Event::Answered { role, ticket, reply } => self.answered(role, ticket, reply),
             Event::Decided(token) if self.phase == Phase::Merging => self.decided(token),
-            Event::Lacking { lacking, evidence } if self.phase == Phase::Merging => self.look_up(lacking, evidence),
+            Event::Missing { missing, evidence } if self.phase == Phase::Merging => self.look_up(missing, evidence),
             Event::MergeFailed(error) => self.fail(error.code, error.message),
             Event::Emitted => self.emitted(),
             // Nobody asked for a decision, or only the time was to be looked at.
-            Event::Decided(_) | Event::Lacking { .. } | Event::Tick => Vec::new(),
+            Event::Decided(_) | Event::Missing { .. } | Event::Tick => Vec::new(),
         }
     }
 
@@ -152,9 +152,9 @@ impl Session {
 
     /// Goes on without a worker, or not at all.
     fn do_without(&mut self, role: WorkerRole, error: OperationError) -> Vec<Action> {
-        // Without its expert, `expert_only` is nothing that could go on.
-        let is_expert_only = self.task.plan.rule == RuleSettings::ExpertOnly;
-        if role == WorkerRole::Base || self.task.expert_absent != ExpertAbsent::Degrade || is_expert_only {
+        // A rule that does not read the base, such as `expert_only`, cannot go on without its expert.
+        let is_needed = role == WorkerRole::Base || !self.task.plan.reads(WorkerRole::Base);
+        if is_needed || self.task.expert_absent != ExpertAbsent::Degrade {
             return self.fail(error.code, error.message);
         }
         self.task.plan = self.task.plan.degraded();
@@ -297,7 +297,7 @@ impl Session {
             return None;
         }
         let views = self.task.plan.views(WorkerRole::Expert, None);
-        Some(Aim::Draft { k, warp: self.task.plan.warps.expert, views, is_ahead: !drafts.is_empty() })
+        Some(Aim::Draft { k, warp: self.task.plan.sampling.expert, views, is_ahead: !drafts.is_empty() })
     }
 
     /// Whether nothing can follow a draft: it ends the choice, or a model does not have it.
@@ -310,14 +310,17 @@ impl Session {
         WorkerRole::ALL.into_iter().filter(reads).find(|role| self.lanes[role.index()].vocabulary() <= id)
     }
 
-    fn look_up(&mut self, lacking: Lacking, evidence: Box<[Evidence; 3]>) -> Vec<Action> {
+    fn look_up(&mut self, missing: MissingEvidence, evidence: Box<[ModelEvidence; 3]>) -> Vec<Action> {
         self.sequence.give_back(evidence);
-        match lacking {
-            Lacking::Judgement(id) if self.lanes[WorkerRole::Base.index()].vocabulary() <= id => {
+        match missing {
+            MissingEvidence::Judgement(id) if self.lanes[WorkerRole::Base.index()].vocabulary() <= id => {
                 self.sequence.look_up(WorkerRole::Base, TokenProbability { id, probability: 0.0 });
             }
-            Lacking::Judgement(_) | Lacking::Proposal | Lacking::Fallback | Lacking::Row(_) => {
-                self.lookup = Some(self.task.plan.supply(lacking));
+            MissingEvidence::Judgement(_)
+            | MissingEvidence::Proposal
+            | MissingEvidence::Fallback
+            | MissingEvidence::Logits(_) => {
+                self.lookup = Some(self.task.plan.request_for(missing));
             }
         }
         self.phase = Phase::Verifying;

@@ -20,14 +20,14 @@ fn every_vector_agrees() {
     for case in &cases() {
         let laws = case.laws();
         let rule = Cosec { tau: case.params.tau };
-        check(case, "p_base", laws.judged_law().unwrap(), &case.p_base);
-        check(case, "p_expert", laws.expert_law().unwrap(), &case.p_expert);
-        check(case, "merged", &rule.law(&laws).unwrap(), &case.merged);
+        check(case, "p_base", laws.acceptance_distribution().unwrap(), &case.p_base);
+        check(case, "p_expert", laws.expert_distribution().unwrap(), &case.p_expert);
+        check(case, "merged", &rule.distribution(&laws).unwrap(), &case.merged);
 
         let mut rejected = 0.0;
         for (id, &wanted) in (0u32..).zip(&case.accept) {
-            let q = laws.expert_law().unwrap().probability(id);
-            let accepted = rule.accepts(laws.judged_law().unwrap().probability(id), q);
+            let q = laws.expert_distribution().unwrap().probability(id);
+            let accepted = rule.accepts(laws.acceptance_distribution().unwrap().probability(id), q);
             assert_eq!(u8::from(accepted), wanted, "{}: accept[{id}]", case.name);
             rejected += if accepted { 0.0 } else { q };
         }

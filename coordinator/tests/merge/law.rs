@@ -1,7 +1,9 @@
 //! Holds the draws of every rule against the law that the rule states, by chi-square.
 
 use crate::vectors::cases;
-use cosec_coordinator::merge::{BaseOnly, Cosec, Evidence, ExpertOnly, Laws, Linear, MergeRule, Product, Warps};
+use cosec_coordinator::merge::{
+    BaseOnly, Cosec, ExpertOnly, Linear, MergeRule, ModelEvidence, PositionDistributions, Product, RuleSampling,
+};
 use cosec_proto::WorkerRole;
 use cosec_proto::sampling::PositionRandom;
 use cosec_proto::sampling::{Distribution, SamplingParams, SamplingSeed};
@@ -13,7 +15,7 @@ const SEED: u64 = 3407;
 const FALSE_ALARM: f64 = 1e-7;
 
 /// Draws as production does and returns the chi-square p-value against `law`.
-fn p_value(name: &str, rule: &dyn MergeRule, laws: &Laws, law: &Distribution) -> f64 {
+fn p_value(name: &str, rule: &dyn MergeRule, laws: &PositionDistributions, law: &Distribution) -> f64 {
     let mut counts = vec![0u32; law.ids().len()];
     for position in 0..SAMPLES {
         let draws = PositionRandom { seed: SamplingSeed { seed: SEED, sample: 0 }, position };
@@ -43,9 +45,9 @@ fn p_value(name: &str, rule: &dyn MergeRule, laws: &Laws, law: &Distribution) ->
     ChiSquared::new((bins.len() - 1) as f64).unwrap().sf(statistic)
 }
 
-fn check(rules: &[(&str, Box<dyn MergeRule>)], name: &str, laws: &Laws, of: usize) {
+fn check(rules: &[(&str, Box<dyn MergeRule>)], name: &str, laws: &PositionDistributions, of: usize) {
     for (rule_name, rule) in rules {
-        let law = rule.law(laws).unwrap();
+        let law = rule.distribution(laws).unwrap();
         let mass: f64 = law.probabilities().iter().sum();
         assert!((mass - 1.0).abs() < 1e-9, "{name}: the law of {rule_name} has mass {mass}");
         let p = p_value(name, rule.as_ref(), laws, &law);
@@ -79,16 +81,17 @@ fn the_other_rules_draw_their_laws_in_every_small_golden_case() {
 
 #[test]
 fn product_subtracts_the_anti_expert() {
-    let row = |logits: [f32; 4]| Evidence { row: Some(logits.to_vec()), ..Evidence::default() };
+    let row = |logits: [f32; 4]| ModelEvidence { logits: Some(logits.to_vec()), ..ModelEvidence::default() };
     let evidence = [
         row([0.0, 1.0, 2.0, f32::NEG_INFINITY]),
         row([1.0, 0.0, f32::NEG_INFINITY, 5.0]),
         row([0.5, f32::NEG_INFINITY, 0.0, 0.0]),
     ];
-    let warps = Warps { judged: SamplingParams::RAW, fallback: SamplingParams::RAW, expert: SamplingParams::RAW };
-    let laws = Laws::new(Box::new(evidence), warps);
-    assert!(laws.row(WorkerRole::AntiExpert).is_some());
-    let law = Product { alpha: 2.0 }.law(&laws).unwrap();
+    let warps =
+        RuleSampling { acceptance: SamplingParams::RAW, fallback: SamplingParams::RAW, expert: SamplingParams::RAW };
+    let laws = PositionDistributions::new(Box::new(evidence), warps);
+    assert!(laws.logits(WorkerRole::AntiExpert).is_some());
+    let law = Product { alpha: 2.0 }.distribution(&laws).unwrap();
     // Blended logits: 0 + 2 (1 - 0.5) = 1, 1 + 2 (0 - 0) = 1, ruled out, ruled out.
     assert_eq!(law.ids(), [0, 1]);
     assert_eq!(law.probabilities(), [0.5, 0.5]);
@@ -97,11 +100,15 @@ fn product_subtracts_the_anti_expert() {
 
 #[test]
 fn a_greedy_base_judges_by_its_raw_softmax_and_falls_back_to_its_arg_max() {
-    let row = |logits: [f32; 3]| Evidence { row: Some(logits.to_vec()), ..Evidence::default() };
-    let warps =
-        Warps { judged: SamplingParams::RAW, fallback: SamplingParams::GREEDY, expert: SamplingParams::GREEDY };
+    let row = |logits: [f32; 3]| ModelEvidence { logits: Some(logits.to_vec()), ..ModelEvidence::default() };
+    let warps = RuleSampling {
+        acceptance: SamplingParams::RAW,
+        fallback: SamplingParams::GREEDY,
+        expert: SamplingParams::GREEDY,
+    };
     let decide = |tau: f64, base: [f32; 3]| {
-        let laws = Laws::new(Box::new([row(base), row([0.0, 1.0, 2.0]), Evidence::default()]), warps);
+        let laws =
+            PositionDistributions::new(Box::new([row(base), row([0.0, 1.0, 2.0]), ModelEvidence::default()]), warps);
         let draws = PositionRandom { seed: SamplingSeed { seed: 1, sample: 0 }, position: 9 };
         Cosec { tau }.decide(&laws, &draws).unwrap()
     };

@@ -1,6 +1,8 @@
 //! What must hold of the rules for all rows and settings.
 
-use cosec_coordinator::merge::{BaseOnly, Cosec, Evidence, ExpertOnly, Laws, Linear, MergeRule, Product, Warps};
+use cosec_coordinator::merge::{
+    BaseOnly, Cosec, ExpertOnly, Linear, MergeRule, ModelEvidence, PositionDistributions, Product, RuleSampling,
+};
 use cosec_proto::sampling::PositionRandom;
 use cosec_proto::sampling::{SamplingParams, SamplingSeed};
 use proptest::prelude::*;
@@ -23,12 +25,12 @@ fn warp() -> impl Strategy<Value = SamplingParams> {
         .prop_map(|(temperature, top_p, top_k)| SamplingParams::new(temperature, top_p, top_k).unwrap())
 }
 
-fn laws() -> impl Strategy<Value = Laws> {
+fn laws() -> impl Strategy<Value = PositionDistributions> {
     (logits(), logits(), warp(), warp()).prop_map(|(base, expert, fallback, of_expert)| {
-        let row = |row| Evidence { row: Some(row), ..Evidence::default() };
+        let row = |row| ModelEvidence { logits: Some(row), ..ModelEvidence::default() };
         let judged = if fallback.temperature() == 0.0 { SamplingParams::RAW } else { fallback };
-        let warps = Warps { judged, fallback, expert: of_expert };
-        Laws::new(Box::new([row(base), row(expert), Evidence::default()]), warps)
+        let warps = RuleSampling { acceptance: judged, fallback, expert: of_expert };
+        PositionDistributions::new(Box::new([row(base), row(expert), ModelEvidence::default()]), warps)
     })
 }
 
@@ -48,7 +50,7 @@ proptest! {
         laws in laws(), tau in 0.0f64..1.2, lambda in 0.0f64..=1.0, alpha in -2.0f64..2.0, seed in any::<u64>(),
     ) {
         for rule in rules(tau, lambda, alpha) {
-            let law = rule.law(&laws).unwrap();
+            let law = rule.distribution(&laws).unwrap();
             let mass: f64 = law.probabilities().iter().sum();
             prop_assert!((mass - 1.0).abs() < 1e-9, "mass {mass}");
             for position in 0..20 {
@@ -61,8 +63,8 @@ proptest! {
 
     #[test]
     fn from_tau_one_on_the_law_is_the_base_s(laws in laws(), tau in 1.0f64..3.0) {
-        let law = Cosec { tau }.law(&laws).unwrap();
-        let base = laws.fallback_law().unwrap();
+        let law = Cosec { tau }.distribution(&laws).unwrap();
+        let base = laws.fallback_distribution().unwrap();
         prop_assert_eq!(law.ids(), base.ids());
         for (id, p) in base.iter() {
             prop_assert!((law.probability(id) - p).abs() < 1e-12);
@@ -71,10 +73,10 @@ proptest! {
 
     #[test]
     fn at_tau_zero_every_proposal_that_the_base_gives_mass_keeps_it(laws in laws()) {
-        let law = Cosec { tau: 0.0 }.law(&laws).unwrap();
-        for (id, q) in laws.expert_law().unwrap().iter() {
+        let law = Cosec { tau: 0.0 }.distribution(&laws).unwrap();
+        for (id, q) in laws.expert_distribution().unwrap().iter() {
             // Ratios below the smallest number count as zero.
-            if laws.judged_law().unwrap().probability(id) / q > 0.0 {
+            if laws.acceptance_distribution().unwrap().probability(id) / q > 0.0 {
                 prop_assert!(law.probability(id) >= q - 1e-12);
             }
         }
@@ -82,15 +84,15 @@ proptest! {
 
     #[test]
     fn the_ends_of_linear_are_base_and_expert(laws in laws()) {
-        let base = Linear { lambda: 0.0 }.law(&laws).unwrap();
-        prop_assert_eq!(base.ids(), laws.fallback_law().unwrap().ids());
-        let expert = Linear { lambda: 1.0 }.law(&laws).unwrap();
-        prop_assert_eq!(expert.probabilities(), laws.expert_law().unwrap().probabilities());
+        let base = Linear { lambda: 0.0 }.distribution(&laws).unwrap();
+        prop_assert_eq!(base.ids(), laws.fallback_distribution().unwrap().ids());
+        let expert = Linear { lambda: 1.0 }.distribution(&laws).unwrap();
+        prop_assert_eq!(expert.probabilities(), laws.expert_distribution().unwrap().probabilities());
     }
 
     #[test]
     fn product_without_weight_is_the_base(laws in laws()) {
-        let law = Product { alpha: 0.0 }.law(&laws).unwrap();
-        prop_assert_eq!(&law, laws.fallback_law().unwrap());
+        let law = Product { alpha: 0.0 }.distribution(&laws).unwrap();
+        prop_assert_eq!(&law, laws.fallback_distribution().unwrap());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cosec_coordinator::merge::{Evidence, Laws, Warps};
+use cosec_coordinator::merge::{ModelEvidence, PositionDistributions, RuleSampling};
 use cosec_proto::sampling::SamplingParams;
 use serde::Deserialize;
 
@@ -51,16 +51,16 @@ pub(crate) fn cases() -> Vec<Case> {
 
 impl Case {
     /// The models' laws as the case warps them.
-    pub(crate) fn laws(&self) -> Laws {
+    pub(crate) fn laws(&self) -> PositionDistributions {
         let params = &self.params;
         let base =
             SamplingParams::new(params.base_temperature.unwrap_or(1.0), params.base_top_p.unwrap_or(1.0), 0).unwrap();
         let expert = SamplingParams::new(params.expert_temperature, params.expert_top_p, 0).unwrap();
-        let evidence = |logits: &[Option<f32>]| Evidence {
-            row: Some(logits.iter().map(|logit| logit.unwrap_or(f32::NEG_INFINITY)).collect()),
-            ..Evidence::default()
+        let evidence = |logits: &[Option<f32>]| ModelEvidence {
+            logits: Some(logits.iter().map(|logit| logit.unwrap_or(f32::NEG_INFINITY)).collect()),
+            ..ModelEvidence::default()
         };
-        let evidence = [evidence(&self.base_logits), evidence(&self.expert_logits), Evidence::default()];
-        Laws::new(Box::new(evidence), Warps { judged: base, fallback: base, expert })
+        let evidence = [evidence(&self.base_logits), evidence(&self.expert_logits), ModelEvidence::default()];
+        PositionDistributions::new(Box::new(evidence), RuleSampling { acceptance: base, fallback: base, expert })
     }
 }

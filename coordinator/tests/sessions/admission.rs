@@ -2,8 +2,9 @@
 
 use cosec_coordinator::admission::AdmissionLimits;
 use cosec_coordinator::config::Config;
+use cosec_coordinator::merge::{Cosec, SelectedRule};
 use cosec_coordinator::models::ModelConfig;
-use cosec_coordinator::request::{RuleSettings, Settings};
+use cosec_coordinator::request::GenerationSettings;
 use cosec_coordinator::session::config::SessionConfig;
 use cosec_proto::ErrorCode;
 use cosec_tests::mock_worker::MockModel;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::cluster::{Cluster, gather, prompt, request, settings, until};
 
-const COSEC: RuleSettings = RuleSettings::Cosec { tau: 0.3 };
+const COSEC: SelectedRule = SelectedRule::Cosec(Cosec { tau: 0.3 });
 
 #[tokio::test]
 async fn a_full_queue_refuses_at_once_and_the_admitted_finish() {
@@ -42,7 +43,7 @@ async fn a_session_that_waits_too_long_for_its_turn_misses_its_deadline() {
         Cluster::with(MockModel::base(), MockModel::expert(), |config| config.admission.max_sessions = 1).await;
     cluster.base.set_delay(Duration::from_millis(200));
     let first = cluster.service.open(request(settings(COSEC), &prompt(9))).unwrap();
-    let hasty = Settings { deadline: Instant::now() + Duration::from_millis(50), ..settings(COSEC) };
+    let hasty = GenerationSettings { deadline: Instant::now() + Duration::from_millis(50), ..settings(COSEC) };
     let second = cluster.service.open(request(hasty, &prompt(9))).unwrap();
     let error = gather(second).await.end.unwrap_err();
     assert_eq!(error.code, ErrorCode::DeadlineExceeded);

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cosec_coordinator::discovery::DiscoveryConfig;
+use cosec_coordinator::merge::{LogitAdjustments, LogitsTransport, SelectedRule};
 use cosec_coordinator::models::ModelConfig;
 use cosec_coordinator::request::{
-    Adjustments, FinishReason, RuleSettings, SessionError, SessionEvent, Settings, TokenEvent, TokenizedRequest,
-    Transport,
+    FinishReason, GenerationSettings, SessionError, SessionEvent, TokenEvent, TokenizedRequest,
 };
 use cosec_coordinator::session::metrics::SessionMetrics;
-use cosec_coordinator::session::plan::Plan;
+use cosec_coordinator::session::plan::DecodePlan;
 use cosec_coordinator::session::service::{ServiceConfig, SessionService, SessionStream};
 use cosec_coordinator::tasks::TaskSpawner;
 use cosec_coordinator::worker_pool::{PoolConfig, WorkerSource};
@@ -63,7 +63,7 @@ impl Service {
     pub(crate) fn open(&self, request: TokenizedRequest) -> Result<SessionStream, SessionError> {
         let unknown = || SessionError::new(ErrorCode::NotFound, format!("there is no model {:?}", request.model));
         let model = self.0.model(&request.model).ok_or_else(unknown)?;
-        let plan = Plan::new(&request.settings, model.readiness.anti_expert.is_some())
+        let plan = DecodePlan::new(&request.settings, model.readiness.anti_expert.is_some())
             .map_err(|error| SessionError::new(ErrorCode::InvalidArgument, error.to_string()))?;
         let tokens = request.prompt.len() as u64 + u64::from(request.max_new_tokens);
         let permit = self.0.enter(&model, &plan, &request.tenant, tokens)?;
@@ -124,8 +124,8 @@ pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-pub(crate) fn settings(rule: RuleSettings) -> Settings {
-    Settings {
+pub(crate) fn settings(rule: SelectedRule) -> GenerationSettings {
+    GenerationSettings {
         n: 1,
         seed: 3407,
         max_tokens: Some(40),
@@ -135,8 +135,8 @@ pub(crate) fn settings(rule: RuleSettings) -> Settings {
         expert: SamplingParams::new(0.6, 0.9, 0).unwrap(),
         reference_code: false,
         rule,
-        adjustments: Adjustments::default(),
-        transport: Transport::Auto,
+        adjustments: LogitAdjustments::default(),
+        transport: LogitsTransport::Auto,
         logprobs: None,
         echo: false,
         report: false,
@@ -144,7 +144,7 @@ pub(crate) fn settings(rule: RuleSettings) -> Settings {
     }
 }
 
-pub(crate) fn request(settings: Settings, prompt: &[u32]) -> TokenizedRequest {
+pub(crate) fn request(settings: GenerationSettings, prompt: &[u32]) -> TokenizedRequest {
     let max_new_tokens = settings.max_tokens.unwrap_or(40);
     TokenizedRequest {
         model: "mock".to_owned(),

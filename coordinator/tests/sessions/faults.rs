@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use cosec_coordinator::request::{ChosenBy, RuleSettings, SessionEvent, Settings, Transport};
+use cosec_coordinator::merge::{BaseOnly, ChosenBy, Cosec, ExpertOnly, LogitsTransport, SelectedRule};
+use cosec_coordinator::request::{GenerationSettings, SessionEvent};
 use cosec_coordinator::session::config::ExpertAbsent;
 use cosec_proto::ErrorCode;
 use cosec_proto::wire::worker;
@@ -17,9 +18,9 @@ use tokio::time::Instant;
 use crate::cluster::{Cluster, collect, config, gather, prompt, request, settings, start, until};
 use crate::simulation::{Models, simulate};
 
-const COSEC: RuleSettings = RuleSettings::Cosec { tau: 0.3 };
+const COSEC: SelectedRule = SelectedRule::Cosec(Cosec { tau: 0.3 });
 
-fn expected(settings: &Settings, length: u32) -> Vec<u32> {
+fn expected(settings: &GenerationSettings, length: u32) -> Vec<u32> {
     let models = Models { base: MockModel::base(), expert: MockModel::expert(), anti_expert: None };
     simulate(&models, &request(settings.clone(), &prompt(length))).into_iter().map(|(id, _)| id).collect()
 }
@@ -29,7 +30,7 @@ async fn a_dropped_stream_gives_its_caches_back() {
     let cluster = Cluster::start().await;
     cluster.base.set_delay(Duration::from_millis(20));
     for tokens in [0, 1, 5] {
-        let settings = Settings { max_tokens: Some(1000), ..settings(COSEC) };
+        let settings = GenerationSettings { max_tokens: Some(1000), ..settings(COSEC) };
         let mut stream = cluster.service.open(request(settings, &prompt(30))).unwrap();
         for _ in 0..tokens {
             assert!(matches!(stream.next().await, Some(SessionEvent::Token(_))));
@@ -54,7 +55,7 @@ async fn a_dropped_stream_gives_its_caches_back() {
 async fn a_client_that_does_not_read_holds_nothing_beyond_its_deadline() {
     let cluster = Cluster::start().await;
     let deadline = Instant::now() + Duration::from_millis(600);
-    let settings = Settings { max_tokens: Some(1500), min_tokens: 1500, deadline, ..settings(COSEC) };
+    let settings = GenerationSettings { max_tokens: Some(1500), min_tokens: 1500, deadline, ..settings(COSEC) };
     let stream = cluster.service.open(request(settings, &prompt(30))).unwrap();
     until("the session decodes", || cluster.base.sessions() == 1).await;
     cluster.released().await;
@@ -64,9 +65,9 @@ async fn a_client_that_does_not_read_holds_nothing_beyond_its_deadline() {
 #[tokio::test]
 async fn a_worker_that_restarts_in_mid_session_changes_no_token() {
     for kills_expert in [false, true] {
-        for transport in [Transport::Auto, Transport::Nucleus] {
+        for transport in [LogitsTransport::Auto, LogitsTransport::Nucleus] {
             let mut cluster = Cluster::start().await;
-            let settings = Settings { transport, ..settings(COSEC) };
+            let settings = GenerationSettings { transport, ..settings(COSEC) };
             let wanted = expected(&settings, 30);
             assert!(wanted.len() > 12, "seed with an early end");
             let mut stream = cluster.service.open(request(settings, &prompt(30))).unwrap();
@@ -110,8 +111,8 @@ async fn restart(model: MockModel, address: std::net::SocketAddr) -> MockWorker 
 #[tokio::test]
 async fn a_worker_that_loses_its_caches_is_healed() {
     let cluster = Cluster::start().await;
-    for transport in [Transport::Auto, Transport::Gather, Transport::Full] {
-        let settings = Settings { transport, ..settings(COSEC) };
+    for transport in [LogitsTransport::Auto, LogitsTransport::Gather, LogitsTransport::Full] {
+        let settings = GenerationSettings { transport, ..settings(COSEC) };
         let wanted = expected(&settings, 50);
         let mut stream = cluster.service.open(request(settings, &prompt(50))).unwrap();
         let mut ids = Vec::new();
@@ -174,48 +175,48 @@ async fn answers_that_cannot_be_true_are_the_worker_s_fault() {
         };
         rows.iter_mut().filter_map(|row| row.content.as_mut())
     }
-    let lies: [(&str, Transport, Lie); 14] = [
-        ("no outcome", Transport::Auto, |r| r.outcome = None),
-        ("wrong kind", Transport::Auto, |r| r.outcome = Some(Outcome::Released(worker::Released {}))),
-        ("unknown code", Transport::Auto, |r| r.outcome = Some(Outcome::Failure(worker::Failure::default()))),
-        ("prefix too long", Transport::Auto, |r| {
+    let lies: [(&str, LogitsTransport, Lie); 14] = [
+        ("no outcome", LogitsTransport::Auto, |r| r.outcome = None),
+        ("wrong kind", LogitsTransport::Auto, |r| r.outcome = Some(Outcome::Released(worker::Released {}))),
+        ("unknown code", LogitsTransport::Auto, |r| r.outcome = Some(Outcome::Failure(worker::Failure::default()))),
+        ("prefix too long", LogitsTransport::Auto, |r| {
             r.outcome = Some(Outcome::NeedPrefix(worker::NeedPrefix { have: u32::MAX }));
         }),
-        ("no rows", Transport::Auto, |r| r.outcome = Some(Outcome::Rows(worker::Rows::default()))),
-        ("wrong offset", Transport::Full, |r| {
+        ("no rows", LogitsTransport::Auto, |r| r.outcome = Some(Outcome::Rows(worker::Rows::default()))),
+        ("wrong offset", LogitsTransport::Full, |r| {
             if let Some(Outcome::Rows(rows)) = &mut r.outcome {
                 rows.rows.iter_mut().for_each(|row| row.offset += 1);
             }
         }),
-        ("id out of range", Transport::Auto, |r| {
+        ("id out of range", LogitsTransport::Auto, |r| {
             contents(r).for_each(|content| {
                 if let row::Content::Sampled(sampled) = content {
                     sampled.id = u32::MAX;
                 }
             });
         }),
-        ("probability above 1", Transport::Auto, |r| {
+        ("probability above 1", LogitsTransport::Auto, |r| {
             contents(r).for_each(|content| {
                 if let row::Content::Gathered(gathered) = content {
                     gathered.probabilities[0] = 1.5;
                 }
             });
         }),
-        ("NaN", Transport::Auto, |r| {
+        ("NaN", LogitsTransport::Auto, |r| {
             contents(r).for_each(|content| {
                 if let row::Content::Gathered(gathered) = content {
                     gathered.probabilities[0] = f64::NAN;
                 }
             });
         }),
-        ("no probability", Transport::Auto, |r| {
+        ("no probability", LogitsTransport::Auto, |r| {
             contents(r).for_each(|content| {
                 if let row::Content::Gathered(gathered) = content {
                     gathered.probabilities.clear();
                 }
             });
         }),
-        ("descending nucleus", Transport::Nucleus, |r| {
+        ("descending nucleus", LogitsTransport::Nucleus, |r| {
             contents(r).for_each(|content| {
                 if let row::Content::Nucleus(nucleus) = content {
                     nucleus.ids.reverse();
@@ -223,21 +224,21 @@ async fn answers_that_cannot_be_true_are_the_worker_s_fault() {
                 }
             });
         }),
-        ("nucleus of no mass", Transport::Nucleus, |r| {
+        ("nucleus of no mass", LogitsTransport::Nucleus, |r| {
             contents(r).for_each(|content| {
                 if let row::Content::Nucleus(nucleus) = content {
                     nucleus.probabilities.iter_mut().for_each(|probability| *probability /= 2.0);
                 }
             });
         }),
-        ("short row", Transport::Full, |r| {
+        ("short row", LogitsTransport::Full, |r| {
             contents(r).for_each(|content| {
                 if let row::Content::Full(full) = content {
                     full.logits.pop();
                 }
             });
         }),
-        ("NaN logits", Transport::Full, |r| {
+        ("NaN logits", LogitsTransport::Full, |r| {
             contents(r).for_each(|content| {
                 if let row::Content::Full(full) = content {
                     full.logits[..4].copy_from_slice(&f32::NAN.to_le_bytes());
@@ -251,7 +252,7 @@ async fn answers_that_cannot_be_true_are_the_worker_s_fault() {
             lie(&mut response);
             Some(response)
         })));
-        let settings = Settings { transport, ..settings(COSEC) };
+        let settings = GenerationSettings { transport, ..settings(COSEC) };
         let outcome = collect(&cluster.service, request(settings.clone(), &prompt(9))).await;
         assert_eq!(outcome.end.unwrap_err().code, ErrorCode::WorkerFault, "{name}");
         cluster.base.set_fault(None);
@@ -290,7 +291,7 @@ async fn without_an_expert_nothing_hardened_is_served() {
     assert!(service.ready().unwrap_err().contains("no expert"));
     let error = service.open(request(settings(COSEC), &prompt(5))).err().unwrap();
     assert_eq!(error.code, ErrorCode::ExpertUnavailable);
-    let outcome = collect(&service, request(settings(RuleSettings::BaseOnly), &prompt(5))).await;
+    let outcome = collect(&service, request(settings(SelectedRule::BaseOnly(BaseOnly)), &prompt(5))).await;
     assert!(outcome.end.is_ok());
 }
 
@@ -306,9 +307,9 @@ async fn an_operator_may_let_the_base_go_on_alone() {
     let alone = collect(&service, request(settings(COSEC), &prompt(5))).await;
     assert!(alone.degraded && alone.end.is_ok());
     assert!(alone.tokens.iter().all(|token| token.decision.chosen_by == ChosenBy::Base));
-    assert_eq!(alone.ids(), expected(&settings(RuleSettings::BaseOnly), 5));
+    assert_eq!(alone.ids(), expected(&settings(SelectedRule::BaseOnly(BaseOnly)), 5));
     assert_eq!(metrics.degraded_sessions.get(), 1);
-    let outcome = collect(&service, request(settings(RuleSettings::ExpertOnly), &prompt(5))).await;
+    let outcome = collect(&service, request(settings(SelectedRule::ExpertOnly(ExpertOnly)), &prompt(5))).await;
     assert_eq!(outcome.end.unwrap_err().code, ErrorCode::ExpertUnavailable);
 }
 
@@ -322,7 +323,7 @@ async fn a_session_may_wait_for_its_expert() {
     drop(expert);
     let (service, _, _shutdown) = start(config);
     until("the base is up", || service.has_base()).await;
-    let hasty = Settings { deadline: Instant::now() + Duration::from_millis(100), ..settings(COSEC) };
+    let hasty = GenerationSettings { deadline: Instant::now() + Duration::from_millis(100), ..settings(COSEC) };
     assert_eq!(
         collect(&service, request(hasty, &prompt(5))).await.end.unwrap_err().code,
         ErrorCode::DeadlineExceeded
@@ -363,7 +364,7 @@ async fn a_worker_that_does_not_serve_is_not_chosen() {
 async fn shutdown_ends_sessions_with_an_error_and_gives_their_caches_back() {
     let cluster = Cluster::start().await;
     cluster.base.set_delay(Duration::from_millis(10));
-    let settings = Settings { max_tokens: Some(1000), min_tokens: 1000, ..settings(COSEC) };
+    let settings = GenerationSettings { max_tokens: Some(1000), min_tokens: 1000, ..settings(COSEC) };
     let mut stream = cluster.service.open(request(settings.clone(), &prompt(9))).unwrap();
     assert!(matches!(stream.next().await, Some(SessionEvent::Token(_))));
     cluster.shutdown.cancel();

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use cosec_coordinator::request::{Adjustments, ChosenBy, RuleSettings, Settings, TokenizedRequest, Transport};
+use cosec_coordinator::merge::{
+    BaseOnly, ChosenBy, Cosec, ExpertOnly, Linear, LogitAdjustments, LogitsTransport, Product, SelectedRule,
+};
+use cosec_coordinator::request::{GenerationSettings, TokenizedRequest};
 use cosec_coordinator::speculation::controller::DraftPlan;
 use cosec_coordinator::speculation::settings::SpeculationMode;
 use cosec_proto::sampling::{Distribution, SamplingParams};
@@ -14,13 +17,13 @@ use crate::cluster::{Cluster, anti_expert, collect, prompt, request, settings};
 use crate::simulation::{Models, simulate};
 use crate::world::{Fate, World, decode, decode_plainly};
 
-fn rule() -> impl Strategy<Value = RuleSettings> {
+fn rule() -> impl Strategy<Value = SelectedRule> {
     prop_oneof![
-        4 => prop_oneof![Just(0.0), Just(0.3), Just(1.0), 0.0f64..1.2].prop_map(|tau| RuleSettings::Cosec { tau }),
-        2 => (0.0f64..=1.0).prop_map(|lambda| RuleSettings::Linear { lambda }),
-        2 => (-1.0f64..2.0).prop_map(|alpha| RuleSettings::Product { alpha }),
-        1 => Just(RuleSettings::BaseOnly),
-        1 => Just(RuleSettings::ExpertOnly),
+        4 => prop_oneof![Just(0.0), Just(0.3), Just(1.0), 0.0f64..1.2].prop_map(|tau| SelectedRule::Cosec(Cosec { tau })),
+        2 => (0.0f64..=1.0).prop_map(|lambda| SelectedRule::Linear(Linear { lambda })),
+        2 => (-1.0f64..2.0).prop_map(|alpha| SelectedRule::Product(Product { alpha })),
+        1 => Just(SelectedRule::BaseOnly(BaseOnly)),
+        1 => Just(SelectedRule::ExpertOnly(ExpertOnly)),
     ]
 }
 
@@ -32,14 +35,14 @@ fn warp() -> impl Strategy<Value = SamplingParams> {
 }
 
 /// What the rule allows, and needs.
-fn transport(rule: RuleSettings, needs_rows: bool, choice: usize) -> Transport {
-    use Transport::{Auto, Full, Gather, Nucleus, Sample};
-    let allowed: &[Transport] = match rule {
+fn transport(rule: SelectedRule, needs_rows: bool, choice: usize) -> LogitsTransport {
+    use LogitsTransport::{Auto, Full, Gather, Nucleus, Sample};
+    let allowed: &[LogitsTransport] = match rule {
         _ if needs_rows => &[Auto, Full],
-        RuleSettings::Cosec { .. } => &[Auto, Gather, Nucleus, Sample, Full],
-        RuleSettings::Linear { .. } => &[Auto, Nucleus, Full],
-        RuleSettings::Product { .. } => &[Auto, Full],
-        RuleSettings::BaseOnly | RuleSettings::ExpertOnly => &[Auto, Nucleus, Sample, Full],
+        SelectedRule::Cosec(_) => &[Auto, Gather, Nucleus, Sample, Full],
+        SelectedRule::Linear(_) => &[Auto, Nucleus, Full],
+        SelectedRule::Product(_) => &[Auto, Full],
+        SelectedRule::BaseOnly(BaseOnly) | SelectedRule::ExpertOnly(ExpertOnly) => &[Auto, Nucleus, Sample, Full],
     };
     allowed[choice % allowed.len()]
 }
@@ -56,12 +59,12 @@ prop_compose! {
         rule in rule(), base in warp(), expert in warp(), reference_code in prop::bool::weighted(0.2),
         adjusted in prop::bool::weighted(0.1), logprobs in proptest::option::weighted(0.15, 0u32..3),
         choice in 0usize..10, seed in any::<u64>(), max_tokens in 1u32..40,
-    ) -> Settings {
+    ) -> GenerationSettings {
         let logit_bias = if adjusted { [(0, 2.0), (3, -1.0)].into() } else { Default::default() };
         let presence_penalty = if adjusted { 0.5 } else { 0.0 };
-        Settings {
+        GenerationSettings {
             base, expert, reference_code, seed, logprobs,
-            adjustments: Adjustments { presence_penalty, logit_bias, ..Adjustments::default() },
+            adjustments: LogitAdjustments { presence_penalty, logit_bias, ..LogitAdjustments::default() },
             min_tokens: if adjusted { max_tokens / 3 } else { 0 },
             max_tokens: Some(max_tokens),
             transport: transport(rule, adjusted || logprobs.is_some(), choice),
@@ -114,8 +117,9 @@ proptest! {
 fn a_round_of_k_drafts_feeds_the_base_k_tokens() {
     let models = Models { base: MockModel::base(), expert: MockModel::expert(), anti_expert: None };
     // Whatever the base gives mass is accepted, and it gives mass to everything.
-    let rule = RuleSettings::Cosec { tau: 0.0 };
-    let settings = Settings { base: SamplingParams::RAW, min_tokens: 0, max_tokens: Some(60), ..settings(rule) };
+    let rule = SelectedRule::Cosec(Cosec { tau: 0.0 });
+    let settings =
+        GenerationSettings { base: SamplingParams::RAW, min_tokens: 0, max_tokens: Some(60), ..settings(rule) };
     let base = MockModel { end_token_ids: Vec::new(), ..models.base.clone() };
     let models = Models { base, ..models };
     for k in [2, 4, 5] {
@@ -145,14 +149,14 @@ fn samples_under_lookahead_follow_the_closed_form_of_every_rule() {
     };
     let models = Models { base: still(MockModel::base()), expert: still(MockModel::expert()), anti_expert: None };
     let rules = [
-        RuleSettings::Cosec { tau: 0.8 },
-        RuleSettings::Linear { lambda: 0.6 },
-        RuleSettings::Product { alpha: 1.5 },
-        RuleSettings::BaseOnly,
-        RuleSettings::ExpertOnly,
+        SelectedRule::Cosec(Cosec { tau: 0.8 }),
+        SelectedRule::Linear(Linear { lambda: 0.6 }),
+        SelectedRule::Product(Product { alpha: 1.5 }),
+        SelectedRule::BaseOnly(BaseOnly),
+        SelectedRule::ExpertOnly(ExpertOnly),
     ];
     for rule in rules {
-        let settings = Settings {
+        let settings = GenerationSettings {
             base: SamplingParams::new(1.2, 1.0, 0).unwrap(),
             expert: SamplingParams::new(0.7, 0.9, 0).unwrap(),
             max_tokens: Some(200),
@@ -188,30 +192,30 @@ fn samples_under_lookahead_follow_the_closed_form_of_every_rule() {
 }
 
 /// The law of a token, written out from the rows.
-fn closed_form(models: &Models, settings: &Settings) -> Vec<f64> {
+fn closed_form(models: &Models, settings: &GenerationSettings) -> Vec<f64> {
     let (base, expert) = (models.base.row(&[]), models.expert.row(&[]));
     let p = Distribution::from_logits(&base, &settings.base).unwrap();
     let q = Distribution::from_logits(&expert, &settings.expert).unwrap();
     let ids = 0..models.base.vocabulary;
     match settings.rule {
-        RuleSettings::Cosec { tau } => {
+        SelectedRule::Cosec(Cosec { tau }) => {
             let accepted = |x: u32| q.probability(x) > 0.0 && (p.probability(x) / q.probability(x)).min(1.0) > tau;
             let rejected: f64 = ids.clone().filter(|&x| !accepted(x)).map(|x| q.probability(x)).sum();
             assert!(rejected > 0.05 && rejected < 0.95, "{rejected} is rejected: no test of both ways");
             let of = |x| f64::from(u8::from(accepted(x))) * q.probability(x) + rejected * p.probability(x);
             ids.map(of).collect()
         }
-        RuleSettings::Linear { lambda } => {
+        SelectedRule::Linear(Linear { lambda }) => {
             ids.map(|x| lambda * q.probability(x) + (1.0 - lambda) * p.probability(x)).collect()
         }
-        RuleSettings::Product { alpha } => {
+        SelectedRule::Product(Product { alpha }) => {
             let logit = |x: usize| (f64::from(base[x]) + alpha * f64::from(expert[x])) / settings.base.temperature();
             let weights: Vec<f64> = ids.map(|x| logit(x as usize).exp()).collect();
             let total: f64 = weights.iter().sum();
             weights.into_iter().map(|weight| weight / total).collect()
         }
-        RuleSettings::BaseOnly => ids.map(|x| p.probability(x)).collect(),
-        RuleSettings::ExpertOnly => ids.map(|x| q.probability(x)).collect(),
+        SelectedRule::BaseOnly(BaseOnly) => ids.map(|x| p.probability(x)).collect(),
+        SelectedRule::ExpertOnly(ExpertOnly) => ids.map(|x| q.probability(x)).collect(),
     }
 }
 
@@ -226,10 +230,10 @@ async fn over_sockets_every_setting_gives_the_same_tokens_on_every_transport() {
         SpeculationMode::Adaptive,
     ];
     let rules = [
-        RuleSettings::Cosec { tau: 0.3 },
-        RuleSettings::Linear { lambda: 0.4 },
-        RuleSettings::Product { alpha: 0.7 },
-        RuleSettings::ExpertOnly,
+        SelectedRule::Cosec(Cosec { tau: 0.3 }),
+        SelectedRule::Linear(Linear { lambda: 0.4 }),
+        SelectedRule::Product(Product { alpha: 0.7 }),
+        SelectedRule::ExpertOnly(ExpertOnly),
     ];
     let models = Models { base: MockModel::base(), expert: MockModel::expert(), anti_expert: None };
     for speculation in speculations {
@@ -243,7 +247,7 @@ async fn over_sockets_every_setting_gives_the_same_tokens_on_every_transport() {
         }
         for rule in rules {
             for choice in 0..5 {
-                let settings = Settings { transport: transport(rule, false, choice), ..settings(rule) };
+                let settings = GenerationSettings { transport: transport(rule, false, choice), ..settings(rule) };
                 let request = TokenizedRequest { sample: choice as u32, ..request(settings, &prompt(20)) };
                 let plain = decode_plainly(&models, &request);
                 let outcome = collect(&cluster.service, request).await;
@@ -271,7 +275,7 @@ async fn a_rejection_cancels_the_draft_on_the_worker() {
     cluster.expert.set_delay(Duration::from_millis(15));
     let models = Models { base: MockModel::base(), expert: MockModel::expert(), anti_expert: None };
     for sample in 0..4 {
-        let request = request(settings(RuleSettings::Cosec { tau: 0.3 }), &prompt(20));
+        let request = request(settings(SelectedRule::Cosec(Cosec { tau: 0.3 })), &prompt(20));
         let request = TokenizedRequest { sample, ..request };
         let plain = decode_plainly(&models, &request);
         assert_eq!(collect(&cluster.service, request).await.tokens, plain.0);
@@ -289,10 +293,10 @@ async fn gather_takes_at_most_64_bytes_per_token_and_model() {
     let cluster = Cluster::with(base, expert, |config| config.sessions.speculation = SpeculationMode::Fixed(6)).await;
     let mut tokens = 0;
     for sample in 0..4 {
-        let settings = Settings {
-            transport: Transport::Gather,
+        let settings = GenerationSettings {
+            transport: LogitsTransport::Gather,
             max_tokens: Some(200),
-            ..settings(RuleSettings::Cosec { tau: 0.3 })
+            ..settings(SelectedRule::Cosec(Cosec { tau: 0.3 }))
         };
         let request = TokenizedRequest { sample, ..request(settings, &prompt(9)) };
         tokens += collect(&cluster.service, request).await.tokens.len();

@@ -1,6 +1,7 @@
 //! The rules written out straight, in one process, from the mock models' rows: what sessions must reproduce.
 
-use cosec_coordinator::request::{ChosenBy, RuleSettings, TokenizedRequest};
+use cosec_coordinator::merge::{BaseOnly, ChosenBy, Cosec, ExpertOnly, Linear, Product, SelectedRule};
+use cosec_coordinator::request::TokenizedRequest;
 use cosec_proto::sampling::{Distribution, DrawPurpose, SamplingParams, SamplingSeed};
 use cosec_tests::mock_worker::MockModel;
 
@@ -21,7 +22,7 @@ pub(crate) fn simulate_degraded(models: &Models, request: &TokenizedRequest, har
     let mut history = request.prompt.to_vec();
     let mut chosen = Vec::new();
     for new in 0..request.max_new_tokens {
-        let rule = if new < hardened { request.settings.rule } else { RuleSettings::BaseOnly };
+        let rule = if new < hardened { request.settings.rule } else { SelectedRule::BaseOnly(BaseOnly) };
         let (id, by) = next(models, request, rule, &history, new);
         if models.base.end_token_ids.contains(&id) {
             break;
@@ -66,7 +67,7 @@ fn by_rejection(q: &Distribution, law: impl Fn(u32) -> f64, vocabulary: u32, u: 
 fn next(
     models: &Models,
     request: &TokenizedRequest,
-    rule: RuleSettings,
+    rule: SelectedRule,
     history: &[u32],
     new: u32,
 ) -> (u32, ChosenBy) {
@@ -82,7 +83,7 @@ fn next(
     let judged = Distribution::from_logits(&base_row, &judging_warp).unwrap();
     let q = Distribution::from_logits(&expert_row, &settings.expert).unwrap();
     match rule {
-        RuleSettings::Cosec { tau } => {
+        SelectedRule::Cosec(Cosec { tau }) => {
             let x = q.sample(u(DrawPurpose::Draft));
             if (judged.probability(x) / q.probability(x)).min(1.0) > tau {
                 (x, ChosenBy::Expert)
@@ -90,11 +91,11 @@ fn next(
                 (p.sample(u(DrawPurpose::Fallback)), ChosenBy::Base)
             }
         }
-        RuleSettings::Linear { lambda } => {
+        SelectedRule::Linear(Linear { lambda }) => {
             let mixed = |id| lambda * q.probability(id) + (1.0 - lambda) * p.probability(id);
             (by_rejection(&q, mixed, models.base.vocabulary, u), ChosenBy::Merged)
         }
-        RuleSettings::Product { alpha } => {
+        SelectedRule::Product(Product { alpha }) => {
             let anti = models.anti_expert.as_ref().map(|model| adjusted(models, model, request, history, new));
             let blended: Vec<f32> = (0..base_row.len())
                 .map(|id| {
@@ -111,7 +112,7 @@ fn next(
             let law = Distribution::from_logits(&blended, &fallback_warp).unwrap();
             (by_rejection(&q, |id| law.probability(id), models.base.vocabulary, u), ChosenBy::Merged)
         }
-        RuleSettings::BaseOnly => (p.sample(u(DrawPurpose::Fallback)), ChosenBy::Base),
-        RuleSettings::ExpertOnly => (q.sample(u(DrawPurpose::Draft)), ChosenBy::Expert),
+        SelectedRule::BaseOnly(BaseOnly) => (p.sample(u(DrawPurpose::Fallback)), ChosenBy::Base),
+        SelectedRule::ExpertOnly(ExpertOnly) => (q.sample(u(DrawPurpose::Draft)), ChosenBy::Expert),
     }
 }

@@ -1,8 +1,9 @@
 //! Which tokens a session gives.
 
-use cosec_coordinator::request::{
-    Adjustments, ChosenBy, FinishReason, RuleSettings, SessionEvent, Settings, TokenizedRequest, Transport,
+use cosec_coordinator::merge::{
+    BaseOnly, ChosenBy, Cosec, ExpertOnly, Linear, LogitAdjustments, LogitsTransport, Product, SelectedRule,
 };
+use cosec_coordinator::request::{FinishReason, GenerationSettings, SessionEvent, TokenizedRequest};
 use cosec_proto::ErrorCode;
 use cosec_proto::sampling::{Distribution, SamplingParams};
 use cosec_tests::mock_worker::MockModel;
@@ -12,18 +13,23 @@ use futures::future::join_all;
 use crate::cluster::{Cluster, anti_expert, collect, prompt, request, settings};
 use crate::simulation::{Models, simulate};
 
-const COSEC: RuleSettings = RuleSettings::Cosec { tau: 0.3 };
+const COSEC: SelectedRule = SelectedRule::Cosec(Cosec { tau: 0.3 });
 
-const RULES: [RuleSettings; 5] = [
+const RULES: [SelectedRule; 5] = [
     COSEC,
-    RuleSettings::Linear { lambda: 0.4 },
-    RuleSettings::Product { alpha: 0.7 },
-    RuleSettings::BaseOnly,
-    RuleSettings::ExpertOnly,
+    SelectedRule::Linear(Linear { lambda: 0.4 }),
+    SelectedRule::Product(Product { alpha: 0.7 }),
+    SelectedRule::BaseOnly(BaseOnly),
+    SelectedRule::ExpertOnly(ExpertOnly),
 ];
 
-const TRANSPORTS: [Transport; 5] =
-    [Transport::Auto, Transport::Gather, Transport::Nucleus, Transport::Sample, Transport::Full];
+const TRANSPORTS: [LogitsTransport; 5] = [
+    LogitsTransport::Auto,
+    LogitsTransport::Gather,
+    LogitsTransport::Nucleus,
+    LogitsTransport::Sample,
+    LogitsTransport::Full,
+];
 
 fn models() -> Models {
     Models { base: MockModel::base(), expert: MockModel::expert(), anti_expert: None }
@@ -40,12 +46,14 @@ async fn check(cluster: &Cluster, models: &Models, request: TokenizedRequest) {
     assert_eq!(outcome.end, Ok(end), "{settings:?}");
 }
 
-fn allowed(rule: RuleSettings, transport: Transport) -> bool {
+fn allowed(rule: SelectedRule, transport: LogitsTransport) -> bool {
     match (rule, transport) {
-        (_, Transport::Auto | Transport::Full) | (RuleSettings::Cosec { .. }, _) => true,
-        (RuleSettings::Linear { .. }, transport) => transport == Transport::Nucleus,
-        (RuleSettings::Product { .. }, _) => false,
-        (RuleSettings::BaseOnly | RuleSettings::ExpertOnly, transport) => transport != Transport::Gather,
+        (_, LogitsTransport::Auto | LogitsTransport::Full) | (SelectedRule::Cosec(_), _) => true,
+        (SelectedRule::Linear(_), transport) => transport == LogitsTransport::Nucleus,
+        (SelectedRule::Product(_), _) => false,
+        (SelectedRule::BaseOnly(BaseOnly) | SelectedRule::ExpertOnly(ExpertOnly), transport) => {
+            transport != LogitsTransport::Gather
+        }
     }
 }
 
@@ -56,7 +64,7 @@ async fn every_rule_on_every_transport_gives_the_tokens_of_the_simulation() {
         for transport in TRANSPORTS {
             // 1 token, 1 operation, several operations.
             for length in [1, 9, 53] {
-                let settings = Settings { transport, ..settings(rule) };
+                let settings = GenerationSettings { transport, ..settings(rule) };
                 let request = request(settings, &prompt(length));
                 if allowed(rule, transport) {
                     check(&cluster, &models(), request).await;
@@ -80,12 +88,12 @@ async fn warps_of_all_kinds_give_the_tokens_of_the_simulation() {
         SamplingParams::new(0.4, 0.95, 0).unwrap(),
         SamplingParams::new(1.3, 1.0, 3).unwrap(),
     ];
-    for rule in [COSEC, RuleSettings::Linear { lambda: 0.5 }, RuleSettings::BaseOnly] {
+    for rule in [COSEC, SelectedRule::Linear(Linear { lambda: 0.5 }), SelectedRule::BaseOnly(BaseOnly)] {
         for transport in TRANSPORTS.into_iter().filter(|&transport| allowed(rule, transport)) {
             for base in warps {
                 for expert in warps {
                     for reference_code in [false, true] {
-                        let settings = Settings {
+                        let settings = GenerationSettings {
                             transport,
                             base,
                             expert,
@@ -108,9 +116,9 @@ async fn a_capped_nucleus_is_read_again_in_full() {
     let large = |model: MockModel| MockModel { vocabulary: 6000, ..model };
     let models = Models { base: large(base), expert: large(expert), anti_expert: None };
     let cluster = Cluster::with(models.base.clone(), models.expert.clone(), |_| {}).await;
-    for rule in [COSEC, RuleSettings::Linear { lambda: 0.5 }] {
-        let raw = Settings {
-            transport: Transport::Nucleus,
+    for rule in [COSEC, SelectedRule::Linear(Linear { lambda: 0.5 })] {
+        let raw = GenerationSettings {
+            transport: LogitsTransport::Nucleus,
             base: SamplingParams::RAW,
             expert: SamplingParams::RAW,
             max_tokens: Some(8),
@@ -125,7 +133,7 @@ async fn sixteen_at_once_give_the_tokens_of_each_alone() {
     let cluster = Cluster::start().await;
     let requests = (0..16u32).map(|i| {
         let transport = TRANSPORTS[i as usize % 5];
-        let settings = Settings { seed: u64::from(i / 8), transport, ..settings(COSEC) };
+        let settings = GenerationSettings { seed: u64::from(i / 8), transport, ..settings(COSEC) };
         TokenizedRequest { sample: i % 8, ..request(settings, &prompt(3 + 5 * i)) }
     });
     let models = &models();
@@ -137,7 +145,7 @@ async fn sixteen_at_once_give_the_tokens_of_each_alone() {
 async fn samples_and_seeds_differ() {
     let cluster = Cluster::start().await;
     let of = |seed, sample| {
-        let request = request(Settings { seed, ..settings(COSEC) }, &prompt(5));
+        let request = request(GenerationSettings { seed, ..settings(COSEC) }, &prompt(5));
         TokenizedRequest { sample, ..request }
     };
     let one = collect(&cluster.service, of(1, 0)).await.ids();
@@ -153,13 +161,13 @@ async fn adjustments_and_min_tokens_apply_to_both_models() {
     })
     .await;
     let models = Models { anti_expert: Some(anti), ..models() };
-    let adjustments = Adjustments {
+    let adjustments = LogitAdjustments {
         frequency_penalty: 0.7,
         presence_penalty: -0.4,
         logit_bias: [(0, 4.0), (7, 1.5), (9, -100.0)].into(),
     };
     for rule in RULES {
-        let settings = Settings { adjustments: adjustments.clone(), min_tokens: 6, ..settings(rule) };
+        let settings = GenerationSettings { adjustments: adjustments.clone(), min_tokens: 6, ..settings(rule) };
         let request = request(settings, &prompt(11));
         // The bias makes the end token likely: the ban is felt.
         let tokens = simulate(&models, &request).len();
@@ -173,8 +181,8 @@ async fn adjustments_and_min_tokens_apply_to_both_models() {
 async fn a_ban_of_everything_is_the_client_s_fault() {
     let cluster = Cluster::start().await;
     let everything = (1..64).map(|id| (id, f64::NEG_INFINITY)).collect();
-    let adjustments = Adjustments { logit_bias: everything, ..Adjustments::default() };
-    let settings = Settings { adjustments, min_tokens: 2, ..settings(COSEC) };
+    let adjustments = LogitAdjustments { logit_bias: everything, ..LogitAdjustments::default() };
+    let settings = GenerationSettings { adjustments, min_tokens: 2, ..settings(COSEC) };
     let outcome = collect(&cluster.service, request(settings, &prompt(4))).await;
     assert_eq!(outcome.end.unwrap_err().code, ErrorCode::InvalidArgument);
 }
@@ -182,7 +190,7 @@ async fn a_ban_of_everything_is_the_client_s_fault() {
 #[tokio::test]
 async fn scores_are_those_of_the_law_that_tokens_are_drawn_from() {
     let cluster = Cluster::start().await;
-    let settings = Settings { logprobs: Some(3), echo: true, max_tokens: Some(5), ..settings(COSEC) };
+    let settings = GenerationSettings { logprobs: Some(3), echo: true, max_tokens: Some(5), ..settings(COSEC) };
     let request = request(settings, &prompt(40));
     let expected = simulate(&models(), &request);
     let history = request.prompt.to_vec();
@@ -229,7 +237,7 @@ async fn scores_are_those_of_the_law_that_tokens_are_drawn_from() {
 async fn a_prompt_can_be_scored_alone() {
     let cluster = Cluster::start().await;
     for length in [1, 70] {
-        let settings = Settings { logprobs: Some(0), echo: true, max_tokens: Some(0), ..settings(COSEC) };
+        let settings = GenerationSettings { logprobs: Some(0), echo: true, max_tokens: Some(0), ..settings(COSEC) };
         let mut stream = cluster.service.open(request(settings, &prompt(length))).unwrap();
         let Some(SessionEvent::Prompt(scores)) = stream.next().await else { panic!("scores") };
         assert_eq!(scores.iter().flatten().count() as u32, length - 1);
@@ -244,7 +252,8 @@ async fn the_report_is_filled_where_the_rule_looked_and_the_same_on_every_transp
     let cluster = Cluster::start().await;
     let mut first = None;
     for transport in TRANSPORTS {
-        let outcome = collect(&cluster.service, request(Settings { transport, ..settings(COSEC) }, &prompt(8))).await;
+        let outcome =
+            collect(&cluster.service, request(GenerationSettings { transport, ..settings(COSEC) }, &prompt(8))).await;
         for token in outcome.tokens.iter().map(|token| token.decision) {
             assert!(token.p.is_some_and(|p| p > 0.0), "{token:?}");
             assert_eq!(token.q.is_some(), token.chosen_by == ChosenBy::Expert);
@@ -265,16 +274,16 @@ async fn models_with_rows_of_different_length_decode_together() {
     // Padding that is never drawn, as in trained models: the base's first 64 logits are those of the simulation.
     let cluster = Cluster::with(base, MockModel::expert(), |_| {}).await;
     let bias = (64..70).map(|id| (id, -100.0)).collect();
-    for rule in [COSEC, RuleSettings::Linear { lambda: 0.4 }, RuleSettings::BaseOnly] {
+    for rule in [COSEC, SelectedRule::Linear(Linear { lambda: 0.4 }), SelectedRule::BaseOnly(BaseOnly)] {
         let adjustments =
-            Adjustments { logit_bias: std::collections::BTreeMap::clone(&bias), ..Adjustments::default() };
-        check(&cluster, &models, request(Settings { adjustments, ..settings(rule) }, &prompt(9))).await;
+            LogitAdjustments { logit_bias: std::collections::BTreeMap::clone(&bias), ..LogitAdjustments::default() };
+        check(&cluster, &models, request(GenerationSettings { adjustments, ..settings(rule) }, &prompt(9))).await;
     }
     // The expert's proposals beyond the base's rows are rejected.
     let expert = MockModel { vocabulary: 90, ..MockModel::expert() };
     let models = Models { expert: expert.clone(), ..self::models() };
     let cluster = Cluster::with(MockModel::base(), expert, |_| {}).await;
     for transport in TRANSPORTS {
-        check(&cluster, &models, request(Settings { transport, ..settings(COSEC) }, &prompt(9))).await;
+        check(&cluster, &models, request(GenerationSettings { transport, ..settings(COSEC) }, &prompt(9))).await;
     }
 }

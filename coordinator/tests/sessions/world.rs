@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cosec_coordinator::merge::{Adjuster, Evidence, Laws, MergeError, score};
+use cosec_coordinator::merge::{LogitAdjuster, MergeError, ModelEvidence, PositionDistributions, score};
 use cosec_coordinator::request::{FinishReason, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
 use cosec_coordinator::session::config::ExpertAbsent;
 use cosec_coordinator::session::event::{Action, Event, Phase, Task};
-use cosec_coordinator::session::plan::Plan;
+use cosec_coordinator::session::plan::DecodePlan;
 use cosec_coordinator::session::state::Session;
 use cosec_coordinator::speculation::controller::DraftPlan;
 use cosec_coordinator::worker_pool::operation::Operation;
@@ -42,7 +42,7 @@ pub(crate) struct Fate {
 enum Pending {
     Locate(WorkerRole),
     Send { role: WorkerRole, ticket: u64, operation: Operation },
-    Merge { position: u32, evidence: Box<[Evidence; 3]> },
+    Merge { position: u32, evidence: Box<[ModelEvidence; 3]> },
     Emit(SessionEvent),
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct World {
     engines: [MockEngine; 3],
     session: Session,
     request: TokenizedRequest,
-    adjuster: Adjuster,
+    adjuster: LogitAdjuster,
     pending: Vec<Pending>,
     chance: StdRng,
     fate: Fate,
@@ -66,7 +66,7 @@ impl World {
         let settings = &request.settings;
         let end_tokens = models.base.end_token_ids.clone();
         let task = Task {
-            plan: Plan::new(settings, models.anti_expert.is_some()).unwrap(),
+            plan: DecodePlan::new(settings, models.anti_expert.is_some()).unwrap(),
             draft_plan: fate.draft_plan,
             prompt: request.prompt.to_vec(),
             max_new_tokens: request.max_new_tokens,
@@ -81,7 +81,7 @@ impl World {
             engines: models.clone().map(MockEngine::new),
             models,
             session: Session::new(task),
-            adjuster: Adjuster::new(settings.adjustments.clone(), end_tokens, settings.min_tokens),
+            adjuster: LogitAdjuster::new(settings.adjustments.clone(), end_tokens, settings.min_tokens),
             request: request.clone(),
             pending: Vec::new(),
             chance: StdRng::seed_from_u64(fate.seed),
@@ -195,17 +195,18 @@ impl World {
         }
     }
 
-    fn merge(&self, position: u32, evidence: Box<[Evidence; 3]>) -> Event {
+    fn merge(&self, position: u32, evidence: Box<[ModelEvidence; 3]>) -> Event {
         let plan = self.session.plan();
-        let (laws, rule) = (Laws::new(evidence, plan.warps), plan.rule.rule());
+        let (laws, rule) = (PositionDistributions::new(evidence, plan.sampling), plan.rule);
         let draws = PositionRandom { seed: self.randomness(), position };
         match rule.decide(&laws, &draws) {
             Ok(decision) => {
                 let alternatives = self.request.settings.logprobs;
-                let score = alternatives.map(|count| score(&rule.law(&laws).unwrap(), decision.id, count as usize));
+                let score =
+                    alternatives.map(|count| score(&rule.distribution(&laws).unwrap(), decision.id, count as usize));
                 Event::Decided(TokenEvent { decision, score })
             }
-            Err(MergeError::Lacking(lacking)) => Event::Lacking { lacking, evidence: laws.into_evidence() },
+            Err(MergeError::Missing(missing)) => Event::Missing { missing, evidence: laws.into_evidence() },
             Err(error) => panic!("{error}"),
         }
     }
@@ -218,9 +219,9 @@ pub(crate) fn decode(models: &Models, request: &TokenizedRequest, fate: Fate) ->
 
 /// The same, one position at a time, with whole rows, in time and without mishaps: what everything else must give.
 pub(crate) fn decode_plainly(models: &Models, request: &TokenizedRequest) -> Decoded {
-    let settings = cosec_coordinator::request::Settings {
+    let settings = cosec_coordinator::request::GenerationSettings {
         deadline: Instant::now() + Duration::from_secs(60),
-        transport: cosec_coordinator::request::Transport::Full,
+        transport: cosec_coordinator::merge::LogitsTransport::Full,
         ..(*request.settings).clone()
     };
     let request = TokenizedRequest { settings: Arc::new(settings), ..request.clone() };

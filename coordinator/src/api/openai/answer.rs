@@ -10,8 +10,7 @@ use serde_json::{Value, json};
 use super::resume::{Origin, Progress, request_digest};
 use super::{Asked, RequestId, sse};
 use crate::api::error::ApiError;
-use crate::api::generation::{ChoiceEvent, Generation, RawRequest, chosen_by};
-use crate::api::settings::RuleName;
+use crate::api::generation::{ChoiceEvent, Generation, RawRequest};
 use crate::api::{Doors, ModelText};
 use crate::postprocess::{Delta, PlacedToken};
 use crate::request::FinishReason;
@@ -73,7 +72,7 @@ pub(super) async fn respond<S: Shape>(
         id: format!("{}{}", S::ID_PREFIX, origin.id.simple()),
         created: origin.created,
         model,
-        rule: RuleName::from(&settings.rule).as_str(),
+        rule: settings.rule.name(),
         seed: settings.seed,
         report: settings.report,
     };
@@ -133,7 +132,7 @@ fn report(token: &PlacedToken, text: &ModelText) -> Option<Value> {
     let mut entry = json!({
         "token": named(token.id),
         "id": token.id,
-        "chosen_by": chosen_by(decision.chosen_by),
+        "chosen_by": decision.chosen_by.name(),
         "p": decision.p,
         "q": decision.q,
     });

@@ -7,7 +7,8 @@ use serde::Deserialize;
 use super::answer::Delivery;
 use crate::api::error::ApiError;
 use crate::api::fields::{Fields, typed};
-use crate::api::settings::{RawCosec, RawSettings};
+use crate::api::settings::{RawCosec, RawSettings, rule_parameters};
+use crate::merge::RuleParameters;
 
 const NUMBER: &str = "a number";
 const COUNT: &str = "a whole number of at least 0";
@@ -114,15 +115,23 @@ fn logit_bias(fields: &mut Fields<'_>) -> Result<BTreeMap<u32, f64>, ApiError> {
 fn cosec(mut fields: Fields<'_>) -> Result<RawCosec, ApiError> {
     let cosec = RawCosec {
         rule: fields.take("rule", TEXT)?,
-        tau: fields.take("tau", NUMBER)?,
         expert_temperature: fields.take("expert_temperature", NUMBER)?,
         expert_top_p: fields.take("expert_top_p", NUMBER)?,
         reference_code: fields.take("reference_code", FLAG)?,
-        lambda: fields.take("lambda", NUMBER)?,
-        alpha: fields.take("alpha", NUMBER)?,
+        rule_parameters: rule_parameters_of(&mut fields)?,
         transport: fields.take("transport", TEXT)?,
         report: fields.take("report", FLAG)?,
     };
     fields.finish(&[])?;
     Ok(cosec)
+}
+
+fn rule_parameters_of(fields: &mut Fields<'_>) -> Result<RuleParameters, ApiError> {
+    let mut values = RuleParameters::default();
+    for parameter in rule_parameters() {
+        if let Some(value) = fields.take(parameter.name, NUMBER)? {
+            values.0.insert(parameter.name.to_owned(), value);
+        }
+    }
+    Ok(values)
 }

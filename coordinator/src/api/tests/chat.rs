@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::house::{House, Script};
+use crate::merge::{ChosenBy, Decision, TokenScore};
 use crate::postprocess::samples;
-use crate::request::{ChosenBy, Decision, FinishReason, Score, SessionEvent, TokenEvent};
+use crate::request::{FinishReason, SessionEvent, TokenEvent};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -20,7 +21,7 @@ fn accented() -> Script {
     let ids = tokenizer.encode("éb", false).unwrap().get_ids().to_vec();
     assert_eq!(ids.len(), 3);
     let token = |id: u32| {
-        let score = Some(Score { log_probability: -0.5, alternatives: vec![(id, -0.5)] });
+        let score = Some(TokenScore { log_probability: -0.5, alternatives: vec![(id, -0.5)] });
         let decision = Decision { id, chosen_by: ChosenBy::Merged, p: None, q: None, rejected: None };
         SessionEvent::Token(TokenEvent { decision, score })
     };

@@ -5,7 +5,8 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 
 use super::house::{House, Script, ids, saying, says};
-use crate::request::{FinishReason, Score, SessionError, SessionEvent, Transport};
+use crate::merge::{LogitsTransport, TokenScore};
+use crate::request::{FinishReason, SessionError, SessionEvent};
 
 const PATH: &str = "/v1/completions";
 
@@ -94,8 +95,8 @@ async fn prompts_come_in_four_forms() {
 #[tokio::test]
 async fn log_probabilities_and_echo() {
     let house = House::open(|request| {
-        let score = |id: u32| Score { log_probability: -1.5, alternatives: vec![(id, -1.5)] };
-        let mut scores: Vec<Option<Score>> = request.prompt.iter().map(|&id| Some(score(id))).collect();
+        let score = |id: u32| TokenScore { log_probability: -1.5, alternatives: vec![(id, -1.5)] };
+        let mut scores: Vec<Option<TokenScore>> = request.prompt.iter().map(|&id| Some(score(id))).collect();
         scores[0] = None;
         let mut events = vec![SessionEvent::Prompt(scores)];
         events.extend(saying("x ="));
@@ -146,7 +147,7 @@ async fn tokens_say_who_chose_them() {
          "rejected": {"token": "x", "id": 87, "p": 0.125, "q": 0.75}},
     ]);
     assert_eq!(answer["choices"][0]["cosec"], json!({"report": report}));
-    assert_eq!(house.seen()[0].settings.transport, Transport::Full);
+    assert_eq!(house.seen()[0].settings.transport, LogitsTransport::Full);
     let mut asked = asked;
     asked["stream"] = true.into();
     let chunks = house.chunks(PATH, &asked).await;

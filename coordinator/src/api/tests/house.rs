@@ -20,16 +20,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, AdmissionLimits, AdmissionMetrics, QueuedPermit};
-use crate::api::settings::{AllowedRules, Defaults, RuleName};
+use crate::api::settings::{AllowedRules, DefaultSettings};
 use crate::api::{ApiConfig, Doors, Generator, ModelText, Session, SessionEvents};
+use crate::merge::{ChosenBy, Decision, RejectedProposal, SelectedRule, TokenScore};
 use crate::metrics::DoorMetrics;
 use crate::models::{ModelFacts, ModelInfo, ModelReadiness};
 use crate::postprocess::samples;
-use crate::request::{
-    ChosenBy, Decision, FinishReason, Rejected, Score, SessionError, SessionEvent, TokenEvent, TokenizedRequest,
-};
+use crate::request::{FinishReason, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
 use crate::server::{RunError, serve};
-use crate::session::plan::Plan;
+use crate::session::plan::DecodePlan;
 use crate::tenant::{Tenant, Tenants};
 
 /// What one session does.
@@ -103,14 +102,14 @@ impl Generator for Theatre {
     fn enter(
         &self,
         model: &ModelInfo,
-        _: &Plan,
+        _: &DecodePlan,
         tenant: &Arc<Tenant>,
         tokens: u64,
     ) -> Result<QueuedPermit, SessionError> {
         self.admission.enter(tenant, &model.name, tokens)
     }
 
-    fn open(&self, request: TokenizedRequest, _: Plan, _: QueuedPermit) -> Result<SessionEvents, SessionError> {
+    fn open(&self, request: TokenizedRequest, _: DecodePlan, _: QueuedPermit) -> Result<SessionEvents, SessionError> {
         let script = (self.script)(&request);
         self.seen.lock().push(request);
         self.live.fetch_add(1, Ordering::SeqCst);
@@ -142,7 +141,10 @@ pub(super) struct House {
 impl House {
     /// Opens with default bounds, and every rule.
     pub(super) async fn open(script: impl Fn(&TokenizedRequest) -> Script + Send + Sync + 'static) -> Self {
-        let config = ApiConfig { allowed_rules: AllowedRules(RuleName::ALL.to_vec()), ..ApiConfig::default() };
+        let config = ApiConfig {
+            allowed_rules: AllowedRules(SelectedRule::names().map(str::to_owned).collect()),
+            ..ApiConfig::default()
+        };
         Self::with(config, Duration::from_secs(5), script).await
     }
 
@@ -169,7 +171,7 @@ impl House {
         let registry = Registry::new();
         let metrics = Arc::new(DoorMetrics::register(&registry).unwrap());
         let tenants = config.keys_file.as_deref().map(Tenants::read).transpose().unwrap().unwrap_or_default();
-        let doors = Doors::new(theatre.clone(), texts, config, Defaults::default(), metrics).knowing(tenants);
+        let doors = Doors::new(theatre.clone(), texts, config, DefaultSettings::default(), metrics).knowing(tenants);
         let doors = Arc::new(doors);
         let listeners = crate::server::Listeners::bind("127.0.0.1:0", "127.0.0.1:0").await.unwrap();
         let http = format!("http://{}", listeners.http.local_addr().unwrap());
@@ -299,9 +301,9 @@ pub(super) fn saying(text: &str) -> Vec<SessionEvent> {
             chosen_by: if at == 0 { ChosenBy::Expert } else { ChosenBy::Base },
             p: Some(0.25),
             q: (at == 0).then_some(0.5),
-            rejected: (at > 0).then_some(Rejected { id: 87, p: 0.125, q: 0.75 }),
+            rejected: (at > 0).then_some(RejectedProposal { id: 87, p: 0.125, q: 0.75 }),
         };
-        let score = Some(Score { log_probability, alternatives: vec![(0, -0.25), (id, log_probability)] });
+        let score = Some(TokenScore { log_probability, alternatives: vec![(0, -0.25), (id, log_probability)] });
         SessionEvent::Token(TokenEvent { decision, score })
     };
     ids(text).into_iter().enumerate().map(token).collect()

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::house::{House, says};
 use crate::api::ApiConfig;
-use crate::api::settings::{AllowedRules, RuleName};
-use crate::request::{RuleSettings, Settings, Transport};
+use crate::api::settings::AllowedRules;
+use crate::merge::{BaseOnly, Cosec, ExpertOnly, Linear, LogitsTransport, Product, SelectedRule};
+use crate::request::GenerationSettings;
 
 const PATH: &str = "/v1/completions";
 
@@ -21,7 +22,7 @@ fn body(more: &Value) -> Value {
 #[tokio::test]
 async fn good_values_become_settings() {
     let house = House::open(|_| says("x")).await;
-    let check = async |more: Value, holds: fn(&Settings) -> bool| {
+    let check = async |more: Value, holds: fn(&GenerationSettings) -> bool| {
         house.answer(PATH, &body(&more)).await;
         let settings = house.seen().last().unwrap().settings.clone();
         assert!(holds(&settings), "{more}: {settings:?}");
@@ -32,9 +33,9 @@ async fn good_values_become_settings() {
             && s.min_tokens == 0
             && s.base == SamplingParams::RAW
             && s.expert == SamplingParams::new(0.4, 0.95, 0).unwrap()
-            && s.rule == RuleSettings::Cosec { tau: 0.3 }
+            && s.rule == SelectedRule::Cosec(Cosec { tau: 0.3 })
             && s.logprobs.is_none()
-            && s.transport == Transport::Auto
+            && s.transport == LogitsTransport::Auto
             && !(s.echo || s.report || s.reference_code)
     })
     .await;
@@ -68,23 +69,27 @@ async fn good_values_become_settings() {
 #[tokio::test]
 async fn the_cosec_object_chooses_the_rule() {
     let house = House::open(|_| says("x")).await;
-    let check = async |more: Value, holds: fn(&Settings) -> bool| {
+    let check = async |more: Value, holds: fn(&GenerationSettings) -> bool| {
         house.answer(PATH, &body(&more)).await;
         let settings = house.seen().last().unwrap().settings.clone();
         assert!(holds(&settings), "{more}: {settings:?}");
     };
     check(json!({"cosec": {"tau": 0, "reference_code": true}}), |s| {
-        s.rule == RuleSettings::Cosec { tau: 0.0 } && s.reference_code
+        s.rule == SelectedRule::Cosec(Cosec { tau: 0.0 }) && s.reference_code
     })
     .await;
-    check(json!({"cosec": {"rule": "linear"}}), |s| s.rule == RuleSettings::Linear { lambda: 0.5 }).await;
-    check(json!({"cosec": {"rule": "linear", "lambda": 1}}), |s| s.rule == RuleSettings::Linear { lambda: 1.0 })
-        .await;
-    check(json!({"cosec": {"rule": "product", "alpha": -2}}), |s| s.rule == RuleSettings::Product { alpha: -2.0 })
-        .await;
-    check(json!({"cosec": {"rule": "base_only"}}), |s| s.rule == RuleSettings::BaseOnly).await;
+    check(json!({"cosec": {"rule": "linear"}}), |s| s.rule == SelectedRule::Linear(Linear { lambda: 0.5 })).await;
+    check(json!({"cosec": {"rule": "linear", "lambda": 1}}), |s| {
+        s.rule == SelectedRule::Linear(Linear { lambda: 1.0 })
+    })
+    .await;
+    check(json!({"cosec": {"rule": "product", "alpha": -2}}), |s| {
+        s.rule == SelectedRule::Product(Product { alpha: -2.0 })
+    })
+    .await;
+    check(json!({"cosec": {"rule": "base_only"}}), |s| s.rule == SelectedRule::BaseOnly(BaseOnly)).await;
     check(json!({"cosec": {"rule": "expert_only"}}), |s| {
-        s.rule == RuleSettings::ExpertOnly && s.expert == SamplingParams::new(0.4, 0.95, 0).unwrap()
+        s.rule == SelectedRule::ExpertOnly(ExpertOnly) && s.expert == SamplingParams::new(0.4, 0.95, 0).unwrap()
     })
     .await;
     check(json!({"cosec": {"rule": "expert_only"}, "temperature": 0.7, "top_p": 0.5, "top_k": 3}), |s| {
@@ -222,10 +227,12 @@ async fn without_leave_of_the_operator_the_base_does_not_decide_alone() {
     ];
     let served = [json!({"tau": 0.99}), json!({"rule": "linear", "lambda": 0.01}), json!({"rule": "expert_only"})];
     check(ApiConfig::default(), &refused, &served).await;
-    let only = |rules: &[RuleName]| ApiConfig { allowed_rules: AllowedRules(rules.to_vec()), ..ApiConfig::default() };
+    let only = |rules: &[&str]| ApiConfig {
+        allowed_rules: AllowedRules(rules.iter().map(|&rule| rule.to_owned()).collect()),
+        ..ApiConfig::default()
+    };
     let refused = [(json!({"rule": "linear"}), "cosec.rule", "cosec, base_only")];
-    check(only(&[RuleName::Cosec, RuleName::BaseOnly]), &refused, &[json!({"rule": "base_only"}), json!({"tau": 1})])
-        .await;
+    check(only(&["cosec", "base_only"]), &refused, &[json!({"rule": "base_only"}), json!({"tau": 1})]).await;
 }
 
 #[tokio::test]

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cosec_coordinator::admission::AdmissionLimits;
+use cosec_coordinator::merge::{
+    BaseOnly, Cosec, ExpertOnly, Linear, LogitAdjustments, LogitsTransport, Product, SelectedRule,
+};
 use cosec_coordinator::models::ModelConfig;
-use cosec_coordinator::request::{Adjustments, RuleSettings, Settings, TokenizedRequest, Transport};
+use cosec_coordinator::request::{GenerationSettings, TokenizedRequest};
 use cosec_coordinator::session::config::{ExpertAbsent, SessionConfig};
-use cosec_coordinator::session::plan::Plan;
+use cosec_coordinator::session::plan::DecodePlan;
 use cosec_coordinator::session::service::ServiceConfig;
 use cosec_coordinator::speculation::settings::SpeculationMode;
 use cosec_coordinator::tenant::Tenant;
@@ -75,18 +78,18 @@ pub(super) fn any_warp(chance: &mut StdRng) -> SamplingParams {
     SamplingParams::new(temperature, top_p, top_k).unwrap()
 }
 
-pub(super) fn any_settings(chance: &mut StdRng) -> Settings {
+pub(super) fn any_settings(chance: &mut StdRng) -> GenerationSettings {
     let rule = match chance.random_range(0..10) {
-        0..5 => RuleSettings::Cosec { tau: *[0.0, 0.3, 0.3, 0.8].choose(chance).unwrap() },
-        5 | 6 => RuleSettings::Linear { lambda: chance.random_range(0.0..1.0) },
-        7 => RuleSettings::Product { alpha: chance.random_range(-0.5..1.5) },
-        8 => RuleSettings::BaseOnly,
-        _ => RuleSettings::ExpertOnly,
+        0..5 => SelectedRule::Cosec(Cosec { tau: *[0.0, 0.3, 0.3, 0.8].choose(chance).unwrap() }),
+        5 | 6 => SelectedRule::Linear(Linear { lambda: chance.random_range(0.0..1.0) }),
+        7 => SelectedRule::Product(Product { alpha: chance.random_range(-0.5..1.5) }),
+        8 => SelectedRule::BaseOnly(BaseOnly),
+        _ => SelectedRule::ExpertOnly(ExpertOnly),
     };
     let is_adjusted = chance.random_bool(0.1);
     let is_long = chance.random_bool(0.15);
     let max_tokens = if is_long { chance.random_range(36..48) } else { chance.random_range(1..14) };
-    let mut settings = Settings {
+    let mut settings = GenerationSettings {
         seed: chance.random(),
         n: *[1, 1, 1, 2, 3].choose(chance).unwrap(),
         max_tokens: Some(max_tokens),
@@ -99,12 +102,18 @@ pub(super) fn any_settings(chance: &mut StdRng) -> Settings {
     };
     if is_adjusted {
         let logit_bias = BTreeMap::from([(0, 1.0), (5, -1.0)]);
-        settings.adjustments = Adjustments { presence_penalty: 0.5, logit_bias, ..Adjustments::default() };
+        settings.adjustments = LogitAdjustments { presence_penalty: 0.5, logit_bias, ..LogitAdjustments::default() };
     }
-    let transports = [Transport::Auto, Transport::Gather, Transport::Nucleus, Transport::Sample, Transport::Full];
+    let transports = [
+        LogitsTransport::Auto,
+        LogitsTransport::Gather,
+        LogitsTransport::Nucleus,
+        LogitsTransport::Sample,
+        LogitsTransport::Full,
+    ];
     settings.transport = *transports.choose(chance).unwrap();
-    if Plan::new(&settings, true).is_err() {
-        settings.transport = Transport::Auto;
+    if DecodePlan::new(&settings, true).is_err() {
+        settings.transport = LogitsTransport::Auto;
     }
     settings
 }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cosec_coordinator::request::{FinishReason, RuleSettings, SessionError, Settings, TokenEvent};
+use cosec_coordinator::merge::{BaseOnly, SelectedRule};
+use cosec_coordinator::request::{FinishReason, GenerationSettings, SessionError, TokenEvent};
 use cosec_coordinator::session::config::ExpertAbsent;
 use cosec_coordinator::session::metrics::SessionMetrics;
-use cosec_coordinator::session::plan::Plan;
+use cosec_coordinator::session::plan::DecodePlan;
 use cosec_coordinator::session::service::ServiceConfig;
 use cosec_proto::ErrorCode;
 use cosec_proto::WorkerRole;
@@ -103,7 +104,7 @@ pub(super) fn check_seen(sim: &Sim, schedule: &Schedule, seen: &Seen) -> Result<
 
 /// An end before the end needs a reason.
 pub(super) fn check_end(sim: &Sim, schedule: &Schedule, seen: &Seen) -> Result<(), Wrong> {
-    let plan = Plan::new(&seen.asked.request.settings, schedule.replicas[2] > 0).unwrap();
+    let plan = DecodePlan::new(&seen.asked.request.settings, schedule.replicas[2] > 0).unwrap();
     let was_served = |role: WorkerRole| sim.was_served(place(role), seen.opened, seen.ended, RECOVERY);
     // What a session may say at all, its base says, whatever the rule reads.
     let needs = |role: &WorkerRole| *role == WorkerRole::Base || plan.reads(*role);
@@ -175,7 +176,8 @@ pub(super) async fn check_places(service: &Service, config: &ServiceConfig) -> R
     let places = config.admission.max_sessions + config.admission.max_queued_sessions;
     let one = || {
         let deadline = Instant::now() + PATIENCE;
-        let settings = Settings { deadline, max_tokens: Some(1), ..settings(RuleSettings::BaseOnly) };
+        let settings =
+            GenerationSettings { deadline, max_tokens: Some(1), ..settings(SelectedRule::BaseOnly(BaseOnly)) };
         service.open(request(settings, &[1]))
     };
     let mut streams = Vec::new();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cosec_coordinator::discovery::{Announcer, Discovery, Member};
-use cosec_coordinator::request::{SessionEvent, Settings, TokenEvent, TokenizedRequest};
+use cosec_coordinator::request::{GenerationSettings, SessionEvent, TokenEvent, TokenizedRequest};
 use cosec_coordinator::session::metrics::SessionMetrics;
 use cosec_coordinator::session::service::{SessionService, SessionStream};
 use cosec_coordinator::tasks::TaskSpawner;
@@ -59,7 +59,7 @@ impl Discovery for Simulated {
 pub(super) async fn client(service: Service, sim: Sim, number: usize, asked: Asked) -> Seen {
     tokio::time::sleep(asked.after).await;
     let (opened, deadline) = (Instant::now(), Instant::now() + asked.patience);
-    let settings = Settings { deadline, ..(*asked.request.settings).clone() };
+    let settings = GenerationSettings { deadline, ..(*asked.request.settings).clone() };
     let request = TokenizedRequest { settings: Arc::new(settings), ..asked.request.clone() };
     let (mut tokens, mut degraded_after) = (Vec::new(), None);
     let end = match service.open(request) {

@@ -1,0 +1,131 @@
+//! What a merge rule says of itself.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::ops::RangeInclusive;
+
+use cosec_proto::sampling::{Distribution, InvalidLogits, InvalidSupport};
+use serde::Deserialize;
+
+use super::decision::Decision;
+use super::evidence::PositionDistributions;
+use super::transport::LogitsTransport;
+use cosec_proto::WorkerRole;
+use cosec_proto::sampling::PositionRandom;
+
+/// How distributions become one token.
+pub trait MergeRule: Debug + Send + Sync {
+    /// The rule with its own among `parameters`.
+    fn with(parameters: &RuleParameters) -> Self
+    where
+        Self: Sized;
+
+    /// Its name in requests, reports, metrics and the configuration.
+    fn name(&self) -> &'static str;
+
+    /// The parameters that it reads.
+    fn parameters(&self) -> &'static [RuleParameter] {
+        &[]
+    }
+
+    /// What it must know of the models.
+    fn needs(&self) -> RuleNeeds;
+
+    /// Which model alone it comes to, by the value of which parameter; `None` while both have a say.
+    fn degenerate(&self) -> Option<DegenerateRule> {
+        None
+    }
+
+    /// The distribution of the next token.
+    ///
+    /// # Errors
+    /// [`MergeError::Missing`] unless whole distributions are known.
+    fn distribution(&self, models: &PositionDistributions) -> Result<Distribution, MergeError>;
+
+    /// PositionRandom the next token from [`Self::distribution`].
+    ///
+    /// # Errors
+    /// [`MergeError::Missing`] says what to find out before asking again.
+    fn decide(&self, models: &PositionDistributions, draws: &PositionRandom) -> Result<Decision, MergeError>;
+}
+
+/// A number that a rule reads, as requests (in the object `cosec`) and the configuration (under `defaults`) name it.
+#[derive(Debug)]
+pub struct RuleParameter {
+    /// Its name there.
+    pub name: &'static str,
+    /// What it does.
+    pub documentation: &'static str,
+    /// Its value where neither request nor configuration sets one.
+    pub default: f64,
+    /// Its values.
+    pub range: RangeInclusive<f64>,
+    /// The range in words.
+    pub allowed: &'static str,
+}
+
+/// Values for the parameters of all rules, by name; a parameter that is not there has its default.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(transparent)]
+pub struct RuleParameters(pub BTreeMap<String, f64>);
+
+impl RuleParameters {
+    pub(super) fn get(&self, parameter: &RuleParameter) -> f64 {
+        self.0.get(parameter.name).copied().unwrap_or(parameter.default)
+    }
+}
+
+/// What a rule must know of the models.
+#[derive(Clone, Copy, Debug)]
+pub struct RuleNeeds {
+    /// Models that it reads; an anti-expert only where the model has one.
+    pub roles: &'static [WorkerRole],
+    /// Whether the base judges a proposal by a distribution of its own.
+    pub judges: bool,
+    /// What logits may travel as; `auto` takes the first that suits the request.
+    pub transports: &'static [LogitsTransport],
+}
+
+/// A rule that comes to one model alone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DegenerateRule {
+    /// The model that is left.
+    pub to: WorkerRole,
+    /// The parameter that causes it.
+    pub parameter: &'static str,
+    /// Its value.
+    pub value: f64,
+    /// What it must be for both models to have a say.
+    pub required: &'static str,
+}
+
+/// What a rule must know before it can decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MissingEvidence {
+    /// A draw from the expert.
+    #[error("the expert's proposal is not known")]
+    Proposal,
+    /// The base's probability of this id.
+    #[error("the base's probability of token {0} is not known")]
+    Judgement(u32),
+    /// A draw from the base.
+    #[error("the base's own token is not known")]
+    Fallback,
+    /// All logits of a model.
+    #[error("the logits of the {} are not known", .0.name())]
+    Logits(WorkerRole),
+}
+
+/// Why there is no token yet.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum MergeError {
+    /// Find it out and ask again.
+    #[error(transparent)]
+    Missing(#[from] MissingEvidence),
+    /// Logits make no distribution.
+    #[error("a row makes no distribution: {0}")]
+    Logits(#[from] InvalidLogits),
+    /// A blend makes no distribution.
+    #[error("the merged law makes no distribution: {0}")]
+    Blend(#[from] InvalidSupport),
+}
