@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::ListenerExt;
+use cosec_proto::metrics::{MetricError, MetricRegistry};
 use cosec_proto::transport;
 use cosec_proto::wire::coordinator::coordinator_server::CoordinatorServer;
-use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -24,10 +24,9 @@ use crate::api::grpc::GrpcDoor;
 use crate::api::openai::{InvalidResumeKey, ResumeKey};
 use crate::api::{Doors, ModelText, ModelTextError, grpc, openai};
 use crate::config::Config;
-use crate::discovery::InvalidDiscovery;
-use crate::metrics::DoorMetrics;
+use crate::discovery::{self, InvalidDiscovery};
+use crate::metrics::CoordinatorMetrics;
 use crate::models::ModelConfig;
-use crate::session::metrics::SessionMetrics;
 use crate::session::service::{ServiceConfig, SessionService};
 use crate::tasks::TaskSpawner;
 use crate::tenant::{InvalidKeys, Tenants};
@@ -46,23 +45,24 @@ const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 /// # Errors
 /// [`RunError`] when it cannot start.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
-    let listeners = Listeners::bind(&config.http_listen, &config.grpc_listen).await?;
-    let registry = Registry::new();
-    let session_metrics = SessionMetrics::register(&registry)?;
-    let metrics = Arc::new(DoorMetrics::register(&registry)?);
+    let listeners = ApiListeners::bind(&config.http_listen, &config.grpc_listen).await?;
+    let registry = MetricRegistry::default();
+    let metrics = CoordinatorMetrics::register(&registry)?;
     let (texts, tokenizers) = load_texts(&config.models)?;
     let tasks = TaskSpawner::new(TaskTracker::new(), CancellationToken::new());
     let Config { models, admission, workers, sessions, .. } = config;
     let members = models.iter().flat_map(ModelConfig::members).collect();
-    let source = WorkerSource { discovery: config.discovery.build(members)?, connect: Arc::new(transport::channel) };
+    let members = discovery::follow(config.discovery.build(members)?, metrics.discovery, &tasks);
+    let source = WorkerSource { members, connect: Arc::new(transport::channel) };
     let service = ServiceConfig { models, admission, workers, sessions };
-    let service = SessionService::start(service, tokenizers, source, Arc::new(session_metrics), tasks.clone());
+    let service = SessionService::start(service, tokenizers, source, metrics.service, tasks.clone());
     let resume_key = match &config.api.resume_key_file {
         Some(file) => ResumeKey::read(file)?,
         None => ResumeKey::random(),
     };
     let tenants = config.api.keys_file.as_deref().map(Tenants::read).transpose()?.unwrap_or_default();
-    let doors = Doors::new(service, texts, config.api, config.defaults, metrics).sharing(resume_key).knowing(tenants);
+    let doors =
+        Doors::new(service, texts, config.api, config.defaults, metrics.api).sharing(resume_key).knowing(tenants);
     let doors = Arc::new(doors);
     listeners.announce();
     let grace = Duration::from_secs(config.grace_seconds);
@@ -76,14 +76,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
 }
 
 /// Both doors' sockets.
-pub struct Listeners {
+pub struct ApiListeners {
     /// Of HTTP.
     pub http: TcpListener,
     /// Of gRPC.
     pub grpc: TcpListener,
 }
 
-impl Listeners {
+impl ApiListeners {
     /// Binds both, so that a port in use is known before anything starts.
     ///
     /// # Errors
@@ -128,9 +128,9 @@ fn load_texts(models: &[ModelConfig]) -> Result<LoadedTexts, RunError> {
 /// # Errors
 /// [`RunError::Serve`] when a door breaks.
 pub async fn serve(
-    listeners: Listeners,
+    listeners: ApiListeners,
     doors: Arc<Doors>,
-    registry: Registry,
+    registry: MetricRegistry,
     grace: Duration,
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
@@ -229,7 +229,7 @@ pub enum RunError {
     Keys(#[from] InvalidKeys),
     /// Two metrics have the same name.
     #[error("metrics: {0}")]
-    Metrics(#[from] prometheus::Error),
+    Metrics(#[from] MetricError),
     /// A door broke while serving.
     #[error("{door} door: {cause}")]
     Serve {

@@ -7,23 +7,25 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use std::time::Duration;
 
-use cosec_coordinator::discovery::{Announcer, Discovery, DiscoveryMetrics, Kubernetes, Member, MembersFile};
+use cosec_coordinator::discovery::{
+    DiscoveryMetrics, DiscoverySource, KubernetesSource, Member, MemberAnnouncer, MembersFile,
+};
 use cosec_proto::WorkerRole;
+use cosec_proto::metrics::MetricRegistry;
 use hickory_resolver::proto::op::{Message, MessageType, ResponseCode};
 use hickory_resolver::proto::rr::rdata::{A, SRV};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
-use prometheus::Registry;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 
 /// Far longer than anything takes; only a test that fails waits for it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn follow(source: impl Discovery + 'static) -> (watch::Receiver<Vec<Member>>, DiscoveryMetrics) {
-    let metrics = DiscoveryMetrics::register(&Registry::new()).unwrap();
-    let announcer = Announcer::new(metrics.clone());
+fn follow(source: impl DiscoverySource + 'static) -> (watch::Receiver<Vec<Member>>, DiscoveryMetrics) {
+    let metrics = DiscoveryMetrics::register(&MetricRegistry::default()).unwrap();
+    let announcer = MemberAnnouncer::new(metrics.clone());
     let members = announcer.members();
-    let source: Box<dyn Discovery> = Box::new(source);
+    let source: Box<dyn DiscoverySource> = Box::new(source);
     tokio::spawn(source.run(announcer));
     (members, metrics)
 }
@@ -119,7 +121,7 @@ async fn a_headless_service_is_resolved_again_and_again() {
     let server = serve_dns(Arc::clone(&pods)).await;
     let set = |now: Option<Vec<(u8, u16)>>| *pods.lock() = now;
     let (mut members, metrics) =
-        follow(Kubernetes::new(vec![member(WorkerRole::Base, SERVICE)], Some(server)).unwrap());
+        follow(KubernetesSource::new(vec![member(WorkerRole::Base, SERVICE)], Some(server)).unwrap());
     set(Some(vec![(1, 9001)]));
     until_members(&mut members, &[member(WorkerRole::Base, "10.0.0.1:9001")]).await;
     set(Some(vec![(2, 9002), (1, 9001)]));

@@ -278,8 +278,8 @@ def test_metrics_count(cluster, client):
     tokens = complete(client).usage.completion_tokens
     assert cluster.metric(url, "cosec_tokens_total") - before == tokens
     for name in (
-        "cosec_first_token_seconds_count",
-        "cosec_inter_token_seconds_count",
+        "cosec_time_to_first_token_seconds_count",
+        "cosec_inter_token_latency_seconds_count",
         "cosec_step_seconds_count",
         "cosec_wire_bytes_total",
         "cosec_draft_tokens_total",

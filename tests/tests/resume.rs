@@ -52,5 +52,5 @@ async fn a_killed_coordinator_costs_the_client_nothing() {
         };
         assert_eq!(names(&seen[0]), names(&rest[0]), "the rest is of the same answer");
     }
-    assert_eq!(survivor.metric("cosec_door_resumed_streams_total").await, 2.0);
+    assert_eq!(survivor.metric("cosec_http_resumed_streams_total").await, 2.0);
 }

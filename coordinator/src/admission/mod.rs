@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cosec_proto::ErrorCode;
 use parking_lot::Mutex;
-use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounterVec, IntGauge};
 use serde::Deserialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -60,27 +60,13 @@ impl SessionSize {
     }
 }
 
-/// What admission shows.
-#[derive(Clone, Debug)]
-pub struct AdmissionMetrics {
-    /// Tokens of the sessions that wait.
-    pub queued_tokens: IntGauge,
-    /// Sessions that were refused, by what was full.
-    pub refused: IntCounterVec,
-}
-
-impl AdmissionMetrics {
-    /// Creates and registers them.
-    ///
-    /// # Errors
-    /// When a name is taken.
-    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let queued_tokens = IntGauge::new("cosec_queued_tokens", "Tokens of the sessions that wait for their turn")?;
-        let options = Opts::new("cosec_refused_sessions_total", "Sessions that were not admitted, by what was full");
-        let refused = IntCounterVec::new(options, &["full"])?;
-        registry.register(Box::new(queued_tokens.clone()))?;
-        registry.register(Box::new(refused.clone()))?;
-        Ok(Self { queued_tokens, refused })
+cosec_proto::metrics! {
+    /// Metrics of admission.
+    pub struct AdmissionMetrics {
+        /// Tokens of the sessions that wait for their turn.
+        pub queued_tokens: IntGauge = "cosec_queued_tokens";
+        /// Sessions that were not admitted by the limit they met: `sessions`, `tokens`, `key_sessions` or `key_tokens`.
+        pub refused: IntCounterVec = "cosec_refused_sessions_total" ["limit"];
     }
 }
 
@@ -120,7 +106,7 @@ impl Admission {
     pub(crate) fn enter(&self, tenant: &Arc<Tenant>, model: &str, tokens: u64) -> Result<QueuedPermit, SessionError> {
         let mut state = self.state.lock();
         let is_busy = state.active > 0;
-        state.throughput.note(Instant::now(), is_busy, 0);
+        state.throughput.note_time(Instant::now(), is_busy);
         let will_wait = state.sessions >= self.limits.max_sessions || state.queue.has_waiting();
         // A session that finds a free turn takes nothing of the queue.
         let queued_tokens = if will_wait { tokens } else { 0 };
@@ -266,7 +252,7 @@ impl Drop for QueuedPermit {
             (Some(waiting), _) => state.queued_tokens -= waiting.tokens,
             (None, None) => state.queued_tokens -= self.queued_tokens,
             (None, Some(size)) => {
-                state.throughput.note(Instant::now(), true, size.tokens());
+                state.throughput.note_end(Instant::now(), size.tokens());
                 state.active -= 1;
                 self.cached.fetch_sub(size.prompt_tokens, Ordering::Relaxed);
             }
@@ -282,12 +268,13 @@ impl Drop for QueuedPermit {
 
 #[cfg(test)]
 mod tests {
+    use cosec_proto::metrics::MetricRegistry;
     use futures::FutureExt;
 
     use super::*;
 
     fn admission(max_sessions: usize, max_queued_sessions: usize, max_queued_tokens: u64) -> Admission {
-        let metrics = AdmissionMetrics::register(&Registry::new()).unwrap();
+        let metrics = AdmissionMetrics::register(&MetricRegistry::default()).unwrap();
         let capacity = |model: &str| if model == "small" { 100 } else { u64::MAX };
         let limits = AdmissionLimits { max_sessions, max_queued_sessions, max_queued_tokens };
         Admission::new(limits, Arc::new(capacity), metrics)

@@ -11,9 +11,9 @@ use tonic::{Request, Response, Status};
 use super::Doors;
 use super::error::ApiError;
 use super::generation::{ChoiceEvent, Generation, RawRequest, finish_reason};
+use super::metrics::RequestInFlight;
 use super::settings::{RawCosec, RawSettings};
 use crate::merge::{Decision, RejectedProposal, RuleParameters};
-use crate::metrics::RequestInFlight;
 use crate::postprocess::{Delta, PlacedToken};
 use crate::request::{ChatMessage, Prompt};
 

@@ -13,6 +13,8 @@ pub mod generation;
 
 pub mod error;
 
+pub mod metrics;
+
 mod fields;
 
 #[cfg(test)]
@@ -31,10 +33,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::error::ApiError;
+use self::metrics::ApiMetrics;
 use self::openai::ResumeKey;
 use self::settings::{AllowedRules, DefaultSettings};
 use crate::admission::QueuedPermit;
-use crate::metrics::DoorMetrics;
 use crate::models::{ModelFacts, ModelInfo};
 use crate::postprocess::detokenizer::{Decoder, UnsupportedDecoder};
 use crate::preprocess::tokenizer::{LoadError, PromptEncoder};
@@ -203,7 +205,7 @@ pub struct Doors {
     defaults: DefaultSettings,
     resume_key: ResumeKey,
     tenants: Tenants,
-    metrics: Arc<DoorMetrics>,
+    metrics: Arc<ApiMetrics>,
     /// Prompts that are being tokenized; more would only share the same cores.
     tokenizing: Arc<Semaphore>,
     started: u64,
@@ -230,7 +232,7 @@ impl Doors {
         texts: HashMap<String, Arc<ModelText>>,
         config: ApiConfig,
         defaults: DefaultSettings,
-        metrics: Arc<DoorMetrics>,
+        metrics: Arc<ApiMetrics>,
     ) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {

@@ -8,17 +8,17 @@ use etcd_client::{Client, EventType, GetOptions, KeyValue, WatchOptions, WatchRe
 use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Announcer, Backoff, Discovery, Member};
+use super::{Backoff, DiscoverySource, Member, MemberAnnouncer};
 
 /// For one call to etcd.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Follows the entries of the workers.
 #[derive(Debug)]
-pub struct Etcd(pub EtcdConfig);
+pub struct EtcdSource(pub EtcdConfig);
 
 /// A worker's entry, as it was when it was last there.
-struct Entry {
+struct RegisteredWorker {
     registration: Registration,
     /// Until when the worker is still a member although the entry is gone. A worker that ends says first that it drains;
     /// where an entry disappears without that, etcd may have lost its memory, and the worker gets a lease's time to
@@ -26,10 +26,10 @@ struct Entry {
     gone_until: Option<Instant>,
 }
 
-impl Discovery for Etcd {
-    fn run(self: Box<Self>, announcer: Announcer) -> BoxFuture<'static, ()> {
+impl DiscoverySource for EtcdSource {
+    fn run(self: Box<Self>, announcer: MemberAnnouncer) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            let mut entries = Entries::default();
+            let mut entries = RegisteredWorkers::default();
             let mut backoff = Backoff::new();
             for attempt in 0.. {
                 let followed = self.follow(attempt, &mut entries, &announcer).await;
@@ -45,9 +45,14 @@ impl Discovery for Etcd {
     }
 }
 
-impl Etcd {
+impl EtcdSource {
     /// Lists and then watches until the connection is lost; `Ok` asks for another listing at once.
-    async fn follow(&self, attempt: usize, entries: &mut Entries, announcer: &Announcer) -> Result<(), String> {
+    async fn follow(
+        &self,
+        attempt: usize,
+        entries: &mut RegisteredWorkers,
+        announcer: &MemberAnnouncer,
+    ) -> Result<(), String> {
         let mut client = self.0.connect(attempt).await?;
         let revision = entries.list(&mut client).await?;
         let behind = WatchOptions::new().with_prefix().with_start_revision(revision + 1);
@@ -79,9 +84,9 @@ impl Etcd {
 
 /// By key.
 #[derive(Default)]
-struct Entries(BTreeMap<Vec<u8>, Entry>);
+struct RegisteredWorkers(BTreeMap<Vec<u8>, RegisteredWorker>);
 
-impl Entries {
+impl RegisteredWorkers {
     /// Brings all up to date; returns the revision of what was read.
     async fn list(&mut self, client: &mut Client) -> Result<i64, String> {
         let listed = within(client.get(PREFIX, Some(GetOptions::new().with_prefix()))).await?;
@@ -109,7 +114,7 @@ impl Entries {
     fn put(&mut self, entry: &KeyValue) {
         match serde_json::from_slice(entry.value()) {
             Ok(registration) => {
-                self.0.insert(entry.key().to_vec(), Entry { registration, gone_until: None });
+                self.0.insert(entry.key().to_vec(), RegisteredWorker { registration, gone_until: None });
             }
             Err(cause) => {
                 let key = String::from_utf8_lossy(entry.key());

@@ -10,19 +10,19 @@ use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::RData;
 
-use super::{Announcer, Backoff, Discovery, Member};
+use super::{Backoff, DiscoverySource, Member, MemberAnnouncer};
 
 /// Bounds of the pause between two resolutions; within them the records' time to live decides.
 const INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// Resolves services again and again.
-pub struct Kubernetes {
+pub struct KubernetesSource {
     resolver: TokioResolver,
     /// Members whose address is the name of an SRV record.
     services: Vec<Member>,
 }
 
-impl Kubernetes {
+impl KubernetesSource {
     /// Prepares to ask `nameserver`, or the one that the system names.
     ///
     /// # Errors
@@ -82,8 +82,8 @@ impl Kubernetes {
     }
 }
 
-impl Discovery for Kubernetes {
-    fn run(self: Box<Self>, announcer: Announcer) -> BoxFuture<'static, ()> {
+impl DiscoverySource for KubernetesSource {
+    fn run(self: Box<Self>, announcer: MemberAnnouncer) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             let mut backoff = Backoff::new();
             loop {

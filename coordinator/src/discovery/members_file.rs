@@ -8,7 +8,7 @@ use figment::providers::{Format, Toml};
 use futures::future::BoxFuture;
 use serde::Deserialize;
 
-use super::{Announcer, Discovery, Member};
+use super::{DiscoverySource, Member, MemberAnnouncer};
 
 /// Pause between two looks. Looking works where notification does not: on network file systems, and for mounted
 /// ConfigMaps, which change by a symbolic link.
@@ -31,7 +31,7 @@ pub struct InvalidMembers {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Content {
+struct FileContent {
     members: Vec<Member>,
 }
 
@@ -48,13 +48,13 @@ impl MembersFile {
 fn read(path: &Path) -> Result<Vec<Member>, InvalidMembers> {
     let invalid = |problem: String| InvalidMembers { path: path.to_owned(), problem };
     let text = std::fs::read_to_string(path).map_err(|cause| invalid(cause.to_string()))?;
-    let content: Content =
+    let content: FileContent =
         Figment::from(Toml::string(&text)).extract().map_err(|cause| invalid(cause.to_string()))?;
     Ok(content.members)
 }
 
-impl Discovery for MembersFile {
-    fn run(self: Box<Self>, announcer: Announcer) -> BoxFuture<'static, ()> {
+impl DiscoverySource for MembersFile {
+    fn run(self: Box<Self>, announcer: MemberAnnouncer) -> BoxFuture<'static, ()> {
         announcer.up();
         announcer.announce(self.members);
         let path = self.path;

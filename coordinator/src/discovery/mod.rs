@@ -13,17 +13,18 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cosec_proto::WorkerRole;
 use cosec_proto::registry::EtcdConfig;
 use futures::future::BoxFuture;
-use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{IntGauge, IntGaugeVec};
 use rand::Rng;
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use cosec_proto::WorkerRole;
+use crate::tasks::TaskSpawner;
 
-pub use etcd::Etcd;
-pub use kubernetes::Kubernetes;
+pub use etcd::EtcdSource;
+pub use kubernetes::KubernetesSource;
 pub use members_file::{InvalidMembers, MembersFile};
 pub use static_list::StaticList;
 
@@ -71,17 +72,17 @@ impl DiscoveryConfig {
     ///
     /// # Errors
     /// [`InvalidDiscovery`] names the key that makes no sense.
-    pub fn build(&self, members: Vec<Member>) -> Result<Box<dyn Discovery>, InvalidDiscovery> {
+    pub fn build(&self, members: Vec<Member>) -> Result<Box<dyn DiscoverySource>, InvalidDiscovery> {
         let unusable = |key, cause: &dyn Display| InvalidDiscovery(format!("{key} cannot be used: {cause}"));
         Ok(match self {
             Self::Static => Box::new(StaticList(members)),
             Self::File { path } => Box::new(MembersFile::open(path).map_err(|error| unusable("path", &error))?),
             Self::Etcd(etcd) => {
                 etcd.check().map_err(|error| InvalidDiscovery(error.to_string()))?;
-                Box::new(Etcd(etcd.clone()))
+                Box::new(EtcdSource(etcd.clone()))
             }
             Self::Kubernetes { nameserver } => {
-                let resolver = Kubernetes::new(members, *nameserver);
+                let resolver = KubernetesSource::new(members, *nameserver);
                 Box::new(resolver.map_err(|error| unusable("nameserver", &error))?)
             }
         })
@@ -94,42 +95,42 @@ impl DiscoveryConfig {
 pub struct InvalidDiscovery(String);
 
 /// A source of membership.
-pub trait Discovery: Send {
+pub trait DiscoverySource: Send {
     /// Tells `announcer` of the members, now and after every change; does not end by itself.
-    fn run(self: Box<Self>, announcer: Announcer) -> BoxFuture<'static, ()>;
+    fn run(self: Box<Self>, announcer: MemberAnnouncer) -> BoxFuture<'static, ()>;
 }
 
-/// What discovery shows.
-#[derive(Clone, Debug)]
-pub struct DiscoveryMetrics {
-    /// 1 while the source can be asked.
-    pub up: IntGauge,
-    /// By model and role.
-    pub members: IntGaugeVec,
+/// Lets `source` run; the channel has the members, now and after every change.
+pub fn follow(
+    source: Box<dyn DiscoverySource>,
+    metrics: DiscoveryMetrics,
+    tasks: &TaskSpawner,
+) -> watch::Receiver<Vec<Member>> {
+    let announcer = MemberAnnouncer::new(metrics);
+    let (members, shutdown) = (announcer.members(), tasks.shutdown.clone());
+    tasks.spawn(async move {
+        shutdown.run_until_cancelled(source.run(announcer)).await;
+    });
+    members
 }
 
-impl DiscoveryMetrics {
-    /// Creates and registers them.
-    ///
-    /// # Errors
-    /// When a name is taken.
-    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let up = IntGauge::new("cosec_discovery_up", "Whether the source of membership can be asked")?;
-        let options = Opts::new("cosec_discovery_members", "Workers that should be connected");
-        let members = IntGaugeVec::new(options, &["model", "role"])?;
-        registry.register(Box::new(up.clone()))?;
-        registry.register(Box::new(members.clone()))?;
-        Ok(Self { up, members })
+cosec_proto::metrics! {
+    /// Metrics of discovery.
+    pub struct DiscoveryMetrics {
+        /// 1 while the source of membership can be asked.
+        pub up: IntGauge = "cosec_discovery_up";
+        /// Workers that should be connected.
+        pub members: IntGaugeVec = "cosec_discovery_members" ["model", "role"];
     }
 }
 
 /// Where a source tells what it knows.
-pub struct Announcer {
+pub struct MemberAnnouncer {
     members: watch::Sender<Vec<Member>>,
     metrics: DiscoveryMetrics,
 }
 
-impl Announcer {
+impl MemberAnnouncer {
     /// Nobody is a member yet.
     #[must_use]
     pub fn new(metrics: DiscoveryMetrics) -> Self {

@@ -2,14 +2,14 @@
 
 use futures::future::BoxFuture;
 
-use super::{Announcer, Discovery, Member};
+use super::{DiscoverySource, Member, MemberAnnouncer};
 
 /// Members that never change.
 #[derive(Debug)]
 pub struct StaticList(pub Vec<Member>);
 
-impl Discovery for StaticList {
-    fn run(self: Box<Self>, announcer: Announcer) -> BoxFuture<'static, ()> {
+impl DiscoverySource for StaticList {
+    fn run(self: Box<Self>, announcer: MemberAnnouncer) -> BoxFuture<'static, ()> {
         announcer.up();
         announcer.announce(self.0);
         Box::pin(async move {

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use cosec_proto::ErrorCode;
+use cosec_proto::metrics::{MetricError, MetricRegistry};
 use futures::Stream;
 use prometheus::IntGauge;
 use tokio::sync::mpsc;
@@ -19,12 +20,13 @@ use super::config::{ExpertAbsent, SessionConfig};
 use super::metrics::SessionMetrics;
 use super::plan::DecodePlan;
 use super::{Driver, Opening};
-use crate::admission::{ActivePermit, Admission, AdmissionLimits, QueuedPermit, SessionSize};
+use crate::admission::{ActivePermit, Admission, AdmissionLimits, AdmissionMetrics, QueuedPermit, SessionSize};
 use crate::models::{ModelConfig, ModelInfo, ServedModels};
 use crate::request::{FinishReason, SessionError, SessionEvent, TokenizedRequest};
 use crate::speculation::SharedControllers;
 use crate::tasks::TaskSpawner;
 use crate::tenant::Tenant;
+use crate::worker_pool::metrics::PoolMetrics;
 use crate::worker_pool::tokenizers::KnownTokenizer;
 use crate::worker_pool::{ModelRequirements, PoolConfig, WorkerPool, WorkerSource};
 use cosec_proto::WorkerRole;
@@ -59,6 +61,31 @@ pub struct ServiceConfig {
     pub sessions: SessionConfig,
 }
 
+/// Metrics of the rooms that serve sessions.
+#[derive(Clone)]
+pub struct ServiceMetrics {
+    /// Of sessions.
+    pub sessions: Arc<SessionMetrics>,
+    /// Of admission.
+    pub admission: AdmissionMetrics,
+    /// Of the workers.
+    pub pool: PoolMetrics,
+}
+
+impl ServiceMetrics {
+    /// Creates and registers all of them.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    pub fn register(registry: &MetricRegistry) -> Result<Self, MetricError> {
+        Ok(Self {
+            sessions: Arc::new(SessionMetrics::register(registry)?),
+            admission: AdmissionMetrics::register(registry)?,
+            pool: PoolMetrics::register(registry)?,
+        })
+    }
+}
+
 impl SessionService {
     /// Connects to the workers of all models in the background and begins to take sessions.
     ///
@@ -67,7 +94,7 @@ impl SessionService {
         config: ServiceConfig,
         tokenizers: HashMap<String, KnownTokenizer>,
         source: WorkerSource,
-        metrics: Arc<SessionMetrics>,
+        metrics: ServiceMetrics,
         tasks: TaskSpawner,
     ) -> Arc<Self> {
         let ServiceConfig { models, admission, workers, sessions } = config;
@@ -75,7 +102,7 @@ impl SessionService {
         let adapters =
             models.iter().flat_map(|model| WorkerRole::ALL.into_iter().filter_map(|role| adapter(model, role)));
         let requirements = ModelRequirements { tokenizers, adapters: adapters.collect() };
-        let pool = WorkerPool::start(workers, requirements, source, Arc::clone(&metrics), tasks.clone());
+        let pool = WorkerPool::start(workers, requirements, source, metrics.pool, tasks.clone());
         let capacity = {
             let pool = Arc::clone(&pool);
             Arc::new(move |model: &str| pool.cache_tokens(model))
@@ -83,10 +110,10 @@ impl SessionService {
         Arc::new(Self {
             models: ServedModels::new(&models, Arc::clone(&pool)),
             pool,
-            admission: Admission::new(admission, capacity, metrics.admission.clone()),
+            admission: Admission::new(admission, capacity, metrics.admission),
             controllers: SharedControllers::new(sessions.speculation, sessions.max_draft),
             config: sessions,
-            metrics,
+            metrics: metrics.sessions,
             tasks,
         })
     }

@@ -1,4 +1,4 @@
-//! Word of whatever changes which workers can serve.
+//! Counts whatever changes which workers can serve, and wakes those who wait for it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,12 +7,12 @@ use tokio::sync::futures::Notified;
 
 /// Told of changes, in the order in which they come; wakes those who wait in the order in which they came.
 #[derive(Debug, Default)]
-pub(crate) struct Changes {
+pub(crate) struct ChangeCount {
     count: AtomicU64,
     waiting: Notify,
 }
 
-impl Changes {
+impl ChangeCount {
     /// Something has changed.
     pub(super) fn tell(&self) {
         self.count.fetch_add(1, Ordering::AcqRel);

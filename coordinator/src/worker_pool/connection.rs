@@ -12,10 +12,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tonic::Streaming;
 
+use super::metrics::PoolMetrics;
 use super::operation::Operation;
 use super::reply::{Answer, Effort, OperationError, check};
 use crate::discovery::Member;
-use crate::session::metrics::SessionMetrics;
 
 /// Operations that wait for the stream's flow control; more wait in their sessions.
 pub(super) const OUTGOING_OPERATIONS: usize = 256;
@@ -23,26 +23,21 @@ pub(super) const OUTGOING_OPERATIONS: usize = 256;
 /// The worker enforces an operation's deadline; this much later it counts as hung.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// Those who wait for a response, by the number of their operation.
+type ResponseWaiters = BTreeMap<u64, oneshot::Sender<worker::StepResponse>>;
+
 /// The way to a worker while it is up.
-pub(super) struct Connection {
+pub(super) struct WorkerConnection {
     outgoing: mpsc::Sender<worker::StepRequest>,
-    /// By `op`, so that what a lost connection fails, fails in order; `None` once the stream has ended.
-    waiting: Mutex<Option<BTreeMap<u64, oneshot::Sender<worker::StepResponse>>>>,
+    /// Ordered, so that what a lost connection fails, fails in order; `None` once the stream has ended.
+    waiting: Mutex<Option<ResponseWaiters>>,
     next_op: AtomicU64,
     vocabulary: u32,
 }
 
-impl Connection {
+impl WorkerConnection {
     pub(super) fn new(outgoing: mpsc::Sender<worker::StepRequest>, vocabulary: u32) -> Self {
         Self { outgoing, waiting: Mutex::new(Some(BTreeMap::new())), next_op: AtomicU64::new(1), vocabulary }
-    }
-
-    fn with_waiting<T>(
-        &self,
-        f: impl FnOnce(&mut Option<BTreeMap<u64, oneshot::Sender<worker::StepResponse>>>) -> T,
-    ) -> T {
-        // A map of senders is valid whatever a panicking holder left.
-        f(&mut self.waiting.lock())
     }
 
     /// Hands responses to their waiters until the stream ends, and says why it did.
@@ -51,7 +46,7 @@ impl Connection {
             match responses.message().await {
                 Ok(Some(response)) => {
                     // An operation that nobody waits for was cancelled.
-                    if let Some(waiter) = self.with_waiting(|map| map.as_mut()?.remove(&response.op)) {
+                    if let Some(waiter) = self.take_waiter(response.op) {
                         let _ = waiter.send(response);
                     }
                 }
@@ -61,9 +56,13 @@ impl Connection {
         }
     }
 
+    fn take_waiter(&self, op: u64) -> Option<oneshot::Sender<worker::StepResponse>> {
+        self.waiting.lock().as_mut()?.remove(&op)
+    }
+
     /// Fails all that wait and all that come later.
     pub(super) fn close(&self) {
-        self.with_waiting(Option::take);
+        self.waiting.lock().take();
     }
 
     /// Performs an operation. Dropping the future withdraws it.
@@ -72,7 +71,7 @@ impl Connection {
         operation: &Operation,
         deadline: Duration,
         member: &Member,
-        metrics: &SessionMetrics,
+        metrics: &PoolMetrics,
     ) -> Result<Answer, OperationError> {
         let started = Instant::now();
         let op = self.next_op.fetch_add(1, Ordering::Relaxed);
@@ -104,8 +103,8 @@ impl Connection {
     async fn exchange(&self, op: u64, request: worker::StepRequest) -> Result<worker::StepResponse, OperationError> {
         let gone = || OperationError::new(ErrorCode::Unavailable, "the connection to the worker was lost");
         let (waiter, response) = oneshot::channel();
-        self.with_waiting(|map| map.as_mut().map(|map| map.insert(op, waiter))).ok_or_else(gone)?;
-        let mut withdraw = Withdraw { connection: self, op, sent: false };
+        self.waiting.lock().as_mut().ok_or_else(gone)?.insert(op, waiter);
+        let mut withdraw = WithdrawGuard { connection: self, op, sent: false };
         self.outgoing.send(request).await.map_err(|_| gone())?;
         withdraw.sent = true;
         response.await.map_err(|_| gone())
@@ -113,15 +112,15 @@ impl Connection {
 }
 
 /// Forgets an operation, and tells the worker when nobody waits for its answer any more.
-struct Withdraw<'a> {
-    connection: &'a Connection,
+struct WithdrawGuard<'a> {
+    connection: &'a WorkerConnection,
     op: u64,
     sent: bool,
 }
 
-impl Drop for Withdraw<'_> {
+impl Drop for WithdrawGuard<'_> {
     fn drop(&mut self) {
-        let unanswered = self.connection.with_waiting(|map| map.as_mut()?.remove(&self.op)).is_some();
+        let unanswered = self.connection.take_waiter(self.op).is_some();
         if unanswered && self.sent {
             let cancel = worker::step_request::Operation::Cancel(worker::Cancel { target: self.op });
             let request = worker::StepRequest { op: 0, deadline_ms: 0, operation: Some(cancel) };

@@ -8,9 +8,10 @@ use cosec_proto::SessionId;
 use cosec_proto::sampling::SamplingSeed;
 use cosec_proto::wire::worker::DescribeResponse;
 
+use super::matching;
 use super::operation::{Ask, Operation};
 use super::reply::{Answer, OperationError};
-use super::{Worker, WorkerPool, matching};
+use super::worker::Worker;
 use crate::tasks::TaskSpawner;
 
 /// Counts in the worker's load; dropping it has the worker release the session's cache.
@@ -25,14 +26,14 @@ pub struct SessionSlot {
 
 impl SessionSlot {
     pub(super) fn new(
-        pool: &WorkerPool,
         worker: Arc<Worker>,
         description: Arc<DescribeResponse>,
         adapter: Option<&str>,
         session: SessionId,
+        deadline: Duration,
+        tasks: TaskSpawner,
     ) -> Self {
         worker.load.fetch_add(1, Ordering::AcqRel);
-        let (tasks, deadline) = (pool.tasks.clone(), pool.step_deadline());
         Self { worker, description, adapter: adapter.map(str::to_owned), session, tasks, deadline }
     }
 

@@ -12,7 +12,7 @@ use cosec_proto::wire::worker::TokenizerRequest;
 use cosec_proto::wire::worker::worker_client::WorkerClient;
 use parking_lot::Mutex;
 
-use super::changes::Changes;
+use super::changes::ChangeCount;
 use crate::tasks::TaskSpawner;
 
 /// Largest tokenizer.json that is compared, in bytes.
@@ -58,11 +58,11 @@ pub(super) struct TokenizerComparisons {
     connect: Arc<transport::Connect>,
     tasks: TaskSpawner,
     /// Told when something was found out.
-    changes: Arc<Changes>,
+    changes: Arc<ChangeCount>,
 }
 
 impl TokenizerComparisons {
-    pub(super) fn new(connect: Arc<transport::Connect>, tasks: TaskSpawner, changes: Arc<Changes>) -> Arc<Self> {
+    pub(super) fn new(connect: Arc<transport::Connect>, tasks: TaskSpawner, changes: Arc<ChangeCount>) -> Arc<Self> {
         Arc::new(Self { known: Mutex::default(), connect, tasks, changes })
     }
 

@@ -28,7 +28,8 @@ async fn a_full_queue_refuses_at_once_and_the_admitted_finish() {
     let outcomes = futures::future::join_all(admitted.map(gather)).await;
     assert!(outcomes.iter().all(|outcome| outcome.end.is_ok() && outcome.tokens == outcomes[0].tokens));
     // A place is free again as soon as the session's task has ended.
-    until("the sessions are counted", || cluster.metrics.choices.with_label_values(&["length"]).get() >= 3).await;
+    until("the sessions are counted", || cluster.metrics.sessions.choices.with_label_values(&["length"]).get() >= 3)
+        .await;
     let reopened = tokio::time::timeout(Duration::from_secs(20), async {
         while open().is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;

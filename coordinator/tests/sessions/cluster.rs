@@ -4,22 +4,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cosec_coordinator::discovery::DiscoveryConfig;
+use cosec_coordinator::discovery::{self, DiscoveryConfig, DiscoveryMetrics};
 use cosec_coordinator::merge::{LogitAdjustments, LogitsTransport, SelectedRule};
 use cosec_coordinator::models::ModelConfig;
 use cosec_coordinator::request::{
     FinishReason, GenerationSettings, SessionError, SessionEvent, TokenEvent, TokenizedRequest,
 };
-use cosec_coordinator::session::metrics::SessionMetrics;
 use cosec_coordinator::session::plan::DecodePlan;
-use cosec_coordinator::session::service::{ServiceConfig, SessionService, SessionStream};
+use cosec_coordinator::session::service::{ServiceConfig, ServiceMetrics, SessionService, SessionStream};
 use cosec_coordinator::tasks::TaskSpawner;
 use cosec_coordinator::worker_pool::{PoolConfig, WorkerSource};
+use cosec_proto::metrics::MetricRegistry;
 use cosec_proto::sampling::SamplingParams;
 use cosec_proto::{ErrorCode, transport};
 use cosec_tests::mock_worker::{MockModel, MockWorker};
 use futures::StreamExt;
-use prometheus::Registry;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,7 +31,7 @@ pub(crate) struct Cluster {
     pub(crate) expert: MockWorker,
     pub(crate) anti_expert: MockWorker,
     pub(crate) service: Service,
-    pub(crate) metrics: Arc<SessionMetrics>,
+    pub(crate) metrics: ServiceMetrics,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -79,14 +78,16 @@ impl Service {
     }
 }
 
-pub(crate) fn start(config: ServiceConfig) -> (Service, Arc<SessionMetrics>, CancellationToken) {
-    let metrics = Arc::new(SessionMetrics::register(&Registry::new()).unwrap());
+pub(crate) fn start(config: ServiceConfig) -> (Service, ServiceMetrics, CancellationToken) {
+    let registry = MetricRegistry::default();
+    let metrics = ServiceMetrics::register(&registry).unwrap();
     let shutdown = CancellationToken::new();
     let members = config.models.iter().flat_map(ModelConfig::members).collect();
     let discovery = DiscoveryConfig::Static.build(members).unwrap();
-    let source = WorkerSource { discovery, connect: Arc::new(transport::channel) };
     let tasks = TaskSpawner::new(TaskTracker::new(), shutdown.clone());
-    let service = SessionService::start(config, HashMap::new(), source, Arc::clone(&metrics), tasks);
+    let members = discovery::follow(discovery, DiscoveryMetrics::register(&registry).unwrap(), &tasks);
+    let source = WorkerSource { members, connect: Arc::new(transport::channel) };
+    let service = SessionService::start(config, HashMap::new(), source, metrics.clone(), tasks);
     (Service(service), metrics, shutdown)
 }
 

@@ -39,15 +39,16 @@ async fn a_dropped_stream_gives_its_caches_back() {
         drop(stream);
         cluster.released().await;
     }
-    until("the choices are counted", || cluster.metrics.choices.with_label_values(&["closed"]).get() == 3).await;
+    until("the choices are counted", || cluster.metrics.sessions.choices.with_label_values(&["closed"]).get() == 3)
+        .await;
     cluster.service.open(request(settings(COSEC), &prompt(30))).unwrap().stop();
     cluster.released().await;
     until("a text that came to its end counts as such", || {
-        cluster.metrics.choices.with_label_values(&["stop"]).get() == 1
+        cluster.metrics.sessions.choices.with_label_values(&["stop"]).get() == 1
     })
     .await;
-    assert_eq!(cluster.metrics.choices.with_label_values(&["closed"]).get(), 3);
-    assert_eq!(cluster.metrics.active_sessions.get(), 0);
+    assert_eq!(cluster.metrics.sessions.choices.with_label_values(&["closed"]).get(), 3);
+    assert_eq!(cluster.metrics.sessions.active_sessions.get(), 0);
     assert!(cluster.base.cancelled() + cluster.expert.cancelled() > 0, "an operation under way is withdrawn");
 }
 
@@ -138,7 +139,7 @@ async fn a_failing_worker_hands_over_to_another() {
     })
     .await;
     until("both experts are up", || {
-        let up = &cluster.metrics.worker_up;
+        let up = &cluster.metrics.pool.worker_up;
         let at = |worker: &MockWorker| up.with_label_values(&["mock", "expert", &worker.address().to_string()]).get();
         at(&cluster.expert) + at(&second) == 2
     })
@@ -308,7 +309,7 @@ async fn an_operator_may_let_the_base_go_on_alone() {
     assert!(alone.degraded && alone.end.is_ok());
     assert!(alone.tokens.iter().all(|token| token.decision.chosen_by == ChosenBy::Base));
     assert_eq!(alone.ids(), expected(&settings(SelectedRule::BaseOnly(BaseOnly)), 5));
-    assert_eq!(metrics.degraded_sessions.get(), 1);
+    assert_eq!(metrics.sessions.degraded_sessions.get(), 1);
     let outcome = collect(&service, request(settings(SelectedRule::ExpertOnly(ExpertOnly)), &prompt(5))).await;
     assert_eq!(outcome.end.unwrap_err().code, ErrorCode::ExpertUnavailable);
 }

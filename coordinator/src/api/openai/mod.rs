@@ -29,9 +29,9 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use cosec_proto::ErrorCode;
+use cosec_proto::metrics::MetricRegistry;
 use futures::StreamExt;
 use http_body::{Frame, SizeHint};
-use prometheus::{Registry, TextEncoder};
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 use uuid::Uuid;
@@ -40,7 +40,7 @@ use self::resume::Received;
 use super::Doors;
 use super::error::ApiError;
 use super::fields::Fields;
-use crate::metrics::RequestInFlight;
+use crate::api::metrics::RequestInFlight;
 use crate::telemetry;
 use crate::tenant::Tenant;
 
@@ -66,7 +66,7 @@ impl Asked {
 }
 
 /// All routes.
-pub fn router(doors: Arc<Doors>, registry: Registry) -> Router {
+pub fn router(doors: Arc<Doors>, registry: MetricRegistry) -> Router {
     Router::new()
         .route("/v1/completions", post(complete))
         .route("/v1/chat/completions", post(converse))
@@ -108,10 +108,9 @@ async fn ready(State(doors): State<Arc<Doors>>) -> Result<&'static str, ApiError
     doors.ready().map(|()| "ready\n")
 }
 
-fn exposition(registry: &Registry) -> Result<String, ApiError> {
-    TextEncoder::new()
-        .encode_to_string(&registry.gather())
-        .map_err(|cause| ApiError::new(ErrorCode::Internal, format!("the metrics cannot be written: {cause}")))
+fn exposition(registry: &MetricRegistry) -> Result<String, ApiError> {
+    let failed = |cause| ApiError::new(ErrorCode::Internal, format!("the metrics cannot be written: {cause}"));
+    registry.text().map_err(failed)
 }
 
 /// Reads a body of JSON, no more of it and no longer than the configuration allows.

@@ -11,19 +11,19 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use cosec_proto::ErrorCode;
+use cosec_proto::metrics::MetricRegistry;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, stream};
-use prometheus::Registry;
 use reqwest::{Response, StatusCode};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, AdmissionLimits, AdmissionMetrics, QueuedPermit};
+use crate::api::metrics::ApiMetrics;
 use crate::api::settings::{AllowedRules, DefaultSettings};
 use crate::api::{ApiConfig, Doors, Generator, ModelText, Session, SessionEvents};
 use crate::merge::{ChosenBy, Decision, RejectedProposal, SelectedRule, TokenScore};
-use crate::metrics::DoorMetrics;
 use crate::models::{ModelFacts, ModelInfo, ModelReadiness};
 use crate::postprocess::samples;
 use crate::request::{FinishReason, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
@@ -161,19 +161,19 @@ impl House {
             admission: Admission::new(
                 AdmissionLimits::default(),
                 Arc::new(|_: &str| u64::MAX),
-                AdmissionMetrics::register(&Registry::new()).unwrap(),
+                AdmissionMetrics::register(&MetricRegistry::default()).unwrap(),
             ),
         });
         let texts = HashMap::from([
             ("demo".to_owned(), Arc::new(ModelText::load(&samples::codegen_directory()).unwrap())),
             ("org/chat".to_owned(), Arc::new(chat_model())),
         ]);
-        let registry = Registry::new();
-        let metrics = Arc::new(DoorMetrics::register(&registry).unwrap());
+        let registry = MetricRegistry::default();
+        let metrics = Arc::new(ApiMetrics::register(&registry).unwrap());
         let tenants = config.keys_file.as_deref().map(Tenants::read).transpose().unwrap().unwrap_or_default();
         let doors = Doors::new(theatre.clone(), texts, config, DefaultSettings::default(), metrics).knowing(tenants);
         let doors = Arc::new(doors);
-        let listeners = crate::server::Listeners::bind("127.0.0.1:0", "127.0.0.1:0").await.unwrap();
+        let listeners = crate::server::ApiListeners::bind("127.0.0.1:0", "127.0.0.1:0").await.unwrap();
         let http = format!("http://{}", listeners.http.local_addr().unwrap());
         let grpc = format!("http://{}", listeners.grpc.local_addr().unwrap());
         let shutdown = CancellationToken::new();

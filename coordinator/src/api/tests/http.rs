@@ -113,10 +113,10 @@ async fn health_and_metrics() {
     assert!(error["message"].as_str().unwrap().contains("demo has no expert"), "{error}");
     let text = get("/metrics").await.text().await.unwrap();
     for line in [
-        "cosec_door_requests_total{door=\"http\",route=\"/v1/completions\",status=\"200\"} 1",
-        "cosec_door_requests_total{door=\"http\",route=\"/v1/completions\",status=\"503\"} 1",
-        "cosec_door_request_seconds_count{door=\"http\",route=\"/v1/completions\"} 2",
-        "cosec_door_requests_in_flight{door=\"http\"} 1",
+        "cosec_http_requests_total{protocol=\"http\",route=\"/v1/completions\",status=\"200\"} 1",
+        "cosec_http_requests_total{protocol=\"http\",route=\"/v1/completions\",status=\"503\"} 1",
+        "cosec_http_request_seconds_count{protocol=\"http\",route=\"/v1/completions\"} 2",
+        "cosec_http_requests_in_flight{protocol=\"http\"} 1",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
@@ -169,7 +169,7 @@ async fn draining_with_nothing_in_flight_is_quick() {
 async fn a_port_in_use_is_named() {
     let house = House::open(|_| says("x")).await;
     let address = house.http.trim_start_matches("http://");
-    let error = crate::server::Listeners::bind("127.0.0.1:0", address).await.err().unwrap().to_string();
+    let error = crate::server::ApiListeners::bind("127.0.0.1:0", address).await.err().unwrap().to_string();
     assert!(error.contains(address) && error.contains("--grpc-listen"), "{error}");
 }
 

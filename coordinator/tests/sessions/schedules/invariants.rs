@@ -6,9 +6,8 @@ use std::time::Duration;
 use cosec_coordinator::merge::{BaseOnly, SelectedRule};
 use cosec_coordinator::request::{FinishReason, GenerationSettings, SessionError, TokenEvent};
 use cosec_coordinator::session::config::ExpertAbsent;
-use cosec_coordinator::session::metrics::SessionMetrics;
 use cosec_coordinator::session::plan::DecodePlan;
-use cosec_coordinator::session::service::ServiceConfig;
+use cosec_coordinator::session::service::{ServiceConfig, ServiceMetrics};
 use cosec_proto::ErrorCode;
 use cosec_proto::WorkerRole;
 use cosec_tests::sim::{Host, Sim, another};
@@ -152,13 +151,13 @@ pub(super) async fn check_given_back(
     sim: &Sim,
     config: &ServiceConfig,
     service: &Service,
-    metrics: &SessionMetrics,
+    metrics: &ServiceMetrics,
 ) -> Result<(), Wrong> {
     let step = Duration::from_millis(config.workers.step_deadline_ms) + RECOVERY;
     let counts = || {
         [
-            ("active", metrics.active_sessions.get()),
-            ("queued", metrics.queued_sessions.get()),
+            ("active", metrics.sessions.active_sessions.get()),
+            ("queued", metrics.sessions.queued_sessions.get()),
             ("queued tokens", metrics.admission.queued_tokens.get()),
         ]
     };
@@ -195,8 +194,9 @@ pub(super) async fn check_places(service: &Service, config: &ServiceConfig) -> R
     Ok(())
 }
 
-pub(super) fn metrics_up(metrics: &SessionMetrics, sim: &Sim) -> usize {
-    let is_up = |host: &&Arc<Host>| metrics.worker_up.with_label_values(&[NAME, host.place, &host.name]).get() == 1;
+pub(super) fn metrics_up(metrics: &ServiceMetrics, sim: &Sim) -> usize {
+    let is_up =
+        |host: &&Arc<Host>| metrics.pool.worker_up.with_label_values(&[NAME, host.place, &host.name]).get() == 1;
     sim.hosts().iter().filter(is_up).count()
 }
 

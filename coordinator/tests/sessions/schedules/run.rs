@@ -5,17 +5,16 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cosec_coordinator::discovery::{Announcer, Discovery, Member};
+use cosec_coordinator::discovery::{self, DiscoveryMetrics, DiscoverySource, Member, MemberAnnouncer};
 use cosec_coordinator::request::{GenerationSettings, SessionEvent, TokenEvent, TokenizedRequest};
-use cosec_coordinator::session::metrics::SessionMetrics;
-use cosec_coordinator::session::service::{SessionService, SessionStream};
+use cosec_coordinator::session::service::{ServiceMetrics, SessionService, SessionStream};
 use cosec_coordinator::tasks::TaskSpawner;
 use cosec_coordinator::worker_pool::WorkerSource;
 use cosec_proto::WorkerRole;
+use cosec_proto::metrics::MetricRegistry;
 use cosec_tests::sim::{Effects, Fault, Phase, Sim};
 use futures::StreamExt;
 use futures::future::{BoxFuture, join_all};
-use prometheus::Registry;
 use rand::Rng;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -34,8 +33,8 @@ pub(super) const LEASE: Duration = Duration::from_secs(60);
 /// Tells the coordinator what the simulated fleet tells.
 pub(super) struct Simulated(Sim);
 
-impl Discovery for Simulated {
-    fn run(self: Box<Self>, announcer: Announcer) -> BoxFuture<'static, ()> {
+impl DiscoverySource for Simulated {
+    fn run(self: Box<Self>, announcer: MemberAnnouncer) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             let mut members = self.0.members();
             announcer.up();
@@ -134,12 +133,15 @@ pub(super) async fn play(seed: u64, tells: bool) -> Result<Shown, Wrong> {
     for (role, replicas) in WorkerRole::ALL.into_iter().zip(schedule.replicas) {
         (0..replicas).for_each(|_| sim.add(place(role), model_at(place(role))));
     }
-    let metrics = Arc::new(SessionMetrics::register(&Registry::new()).unwrap());
+    let registry = MetricRegistry::default();
+    let metrics = ServiceMetrics::register(&registry).unwrap();
     let (tracker, shutdown) = (TaskTracker::new(), CancellationToken::new());
-    let source = WorkerSource { discovery: Box::new(Simulated(sim.clone())), connect: sim.network().connector() };
     let config = schedule.config.clone();
     let tasks = TaskSpawner::new(tracker.clone(), shutdown.clone());
-    let service = Service(SessionService::start(config, HashMap::new(), source, Arc::clone(&metrics), tasks));
+    let source = Box::new(Simulated(sim.clone()));
+    let members = discovery::follow(source, DiscoveryMetrics::register(&registry).unwrap(), &tasks);
+    let source = WorkerSource { members, connect: sim.network().connector() };
+    let service = Service(SessionService::start(config, HashMap::new(), source, metrics.clone(), tasks));
     let up = || metrics_up(&metrics, &sim) == sim.hosts().len();
     wait("all workers are up", RECOVERY, up).await?;
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use cosec_proto::MovingAverage;
+
 /// Operations measured before a deadline is derived from them.
 const ENOUGH: u32 = 32;
 
@@ -9,36 +11,35 @@ const ENOUGH: u32 = 32;
 /// costs a prefill on another worker.
 const FACTOR: f64 = 8.0;
 
-/// Weights of a new measurement in mean and spread, as TCP has them (RFC 6298).
-const WEIGHTS: (f64, f64) = (1.0 / 8.0, 1.0 / 4.0);
-
-/// Moving mean and mean deviation, in seconds for each forward pass that an operation needs.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct StepTime {
-    mean: f64,
-    deviation: f64,
+/// Moving mean and mean deviation, in seconds for each forward pass that an operation needs. They forget as TCP's do
+/// (RFC 6298).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OperationTime {
+    mean: MovingAverage,
+    deviation: MovingAverage,
     measured: u32,
 }
 
-impl StepTime {
+impl OperationTime {
+    pub(super) fn new() -> Self {
+        Self { mean: MovingAverage::over(8.0), deviation: MovingAverage::over(4.0), measured: 0 }
+    }
+
     /// Notes that an operation of `passes` forward passes took `seconds`.
-    pub(super) fn measured(&mut self, seconds: f64, passes: u32) {
+    pub(super) fn note(&mut self, seconds: f64, passes: u32) {
         let seconds = seconds / f64::from(passes.max(1));
-        if self.measured == 0 {
-            (self.mean, self.deviation) = (seconds, seconds / 2.0);
-        } else {
-            self.deviation += WEIGHTS.1 * ((seconds - self.mean).abs() - self.deviation);
-            self.mean += WEIGHTS.0 * (seconds - self.mean);
-        }
+        self.deviation.add((seconds - self.mean.mean().unwrap_or(seconds / 2.0)).abs());
+        self.mean.add(seconds);
         self.measured = self.measured.saturating_add(1);
     }
 
     /// Time for an operation of `passes` forward passes, from `least` to `most`; `most` until enough is measured.
     pub(super) fn deadline(&self, passes: u32, least: Duration, most: Duration) -> Duration {
+        let (Some(mean), Some(deviation)) = (self.mean.mean(), self.deviation.mean()) else { return most };
         if self.measured < ENOUGH {
             return most;
         }
-        let seconds = FACTOR * (self.mean + 4.0 * self.deviation) * f64::from(passes.max(1));
+        let seconds = FACTOR * (mean + 4.0 * deviation) * f64::from(passes.max(1));
         Duration::try_from_secs_f64(seconds).unwrap_or(most).max(least).min(most)
     }
 }
@@ -50,21 +51,21 @@ mod tests {
     #[test]
     fn deadlines_follow_the_measured_time_within_bounds() {
         let (least, most) = (Duration::from_millis(50), Duration::from_secs(30));
-        let mut time = StepTime::default();
+        let mut time = OperationTime::new();
         assert_eq!(time.deadline(1, least, most), most);
-        (0..100).for_each(|_| time.measured(0.02, 1));
+        (0..100).for_each(|_| time.note(0.02, 1));
         let steady = time.deadline(1, least, most);
         assert!(steady > Duration::from_millis(100) && steady < Duration::from_millis(300), "{steady:?}");
         assert!(time.deadline(10, least, most) > 9 * steady);
         assert_eq!(time.deadline(1, Duration::from_secs(2), most), Duration::from_secs(2));
         // A load that slows everything down raises the deadline before it is missed.
-        (0..10).for_each(|_| time.measured(0.1, 1));
+        (0..10).for_each(|_| time.note(0.1, 1));
         assert!(time.deadline(1, least, most) > Duration::from_millis(900));
         // One that was given up at its deadline counts with what it took: the next gets several times as long.
         let missed = time.deadline(1, least, most);
-        time.measured(missed.as_secs_f64(), 1);
+        time.note(missed.as_secs_f64(), 1);
         assert!(time.deadline(1, least, most) > 4 * missed);
-        (0..100).for_each(|_| time.measured(100.0, 1));
+        (0..100).for_each(|_| time.note(100.0, 1));
         assert_eq!(time.deadline(1, least, most), most);
     }
 }

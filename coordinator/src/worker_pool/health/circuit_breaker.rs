@@ -5,7 +5,7 @@ use std::time::Duration;
 use cosec_proto::ErrorCode;
 use tokio::time::Instant;
 
-use super::reply::OperationError;
+use crate::worker_pool::reply::OperationError;
 
 /// Failures in a row that open the circuit.
 const THRESHOLD: u32 = 3;
@@ -17,11 +17,11 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 #[derive(Debug)]
 pub(super) struct CircuitBreaker {
     failures: u32,
-    open: Option<Open>,
+    open: Option<OpenCircuit>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenCircuit {
     next_probe: Instant,
     pause: Duration,
 }
@@ -54,7 +54,7 @@ impl CircuitBreaker {
             Err(ErrorCode::DeadlineExceeded | ErrorCode::WorkerFault | ErrorCode::OutOfBlocks) => {
                 self.failures += 1;
                 if self.failures >= THRESHOLD && self.open.is_none() {
-                    self.open = Some(Open { next_probe: now + PAUSE.0, pause: PAUSE.0 * 2 });
+                    self.open = Some(OpenCircuit { next_probe: now + PAUSE.0, pause: PAUSE.0 * 2 });
                 }
             }
             Ok(_) => *self = Self::new(),
