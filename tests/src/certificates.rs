@@ -1,4 +1,4 @@
-//! A certificate authority of a test's own.
+//! A certificate authority for one test.
 
 use std::path::{Path, PathBuf};
 
@@ -14,9 +14,9 @@ pub struct Authority {
 
 /// PEM files of a certificate and its key.
 pub struct Pair {
-    /// Of the certificate.
+    /// Certificate.
     pub cert: String,
-    /// Of the key.
+    /// Key.
     pub key: String,
 }
 

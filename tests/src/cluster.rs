@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cosec_launcher::{ClusterConfig, EVERY_RULE, KV_MEMORY};
 
-/// Describes the cluster that `deploy/demo` starts, on ports of the system's choice.
+/// Describes the cluster that `deploy/demo` starts, on ports that the system chooses.
 #[must_use]
 pub fn demo(logs: &Path) -> ClusterConfig {
     let pair = root().join("deploy/demo-pair");

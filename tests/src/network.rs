@@ -1,4 +1,4 @@
-//! A network of a test's own, in which it may drop packets.
+//! A network namespace for one test, in which it can drop packets.
 
 use std::io::Write;
 use std::process::{Command, Output};
@@ -68,7 +68,7 @@ impl Network {
     }
 }
 
-/// Says something even where the output of a passing test is not shown.
+/// Prints even where the output of a passing test is captured.
 pub fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

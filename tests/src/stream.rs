@@ -9,7 +9,7 @@ use serde_json::Value;
 /// An event of a stream.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// By which the stream can be resumed behind it.
+    /// Id from which the stream can be resumed.
     pub id: Option<String>,
     /// JSON, or `[DONE]`.
     pub data: String,
@@ -68,7 +68,7 @@ pub async fn read(
 /// where the last one stopped. Returns the events and how often it was resumed.
 ///
 /// # Panics
-/// When a coordinator reports anything else than that it is going.
+/// When a coordinator reports anything but its shutdown.
 pub async fn read_from_any(coordinators: &Mutex<Vec<String>>, body: &Value) -> (Vec<Event>, usize) {
     let (mut events, mut resumed) = (Vec::<Event>::new(), 0);
     for turn in 0.. {

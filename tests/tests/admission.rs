@@ -124,7 +124,7 @@ async fn what_does_not_fit_is_refused_at_once_and_what_was_admitted_goes_on() {
 
 #[tokio::test]
 async fn prompts_wait_until_the_workers_caches_have_room() {
-    // 256 tokens: room for three of the prompts, and some tokens behind them.
+    // 256 tokens: room for three of the prompts and some new tokens.
     let stage = Stage::build("", [""; 3], &["--blocks", "16", "--block-tokens", "16"]).await;
     let prompt = |number: usize| format!("# {number}\n") + &"cur.execute(query)\n".repeat(13);
     let mut undisturbed = Vec::new();

@@ -1,4 +1,4 @@
-//! Real processes on loopback: what starts, what refuses to start, and what both doors give.
+//! Real processes on loopback: what starts, what refuses to start, and what HTTP and gRPC return.
 
 use std::net::TcpListener;
 use std::path::PathBuf;

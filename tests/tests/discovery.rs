@@ -113,7 +113,7 @@ async fn three_members_may_lose_one_and_then_the_majority_under_load() {
     let faults = async {
         etcd.kill(0);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        // Two of three still take a worker in.
+        // Two of three still accept a registration.
         let second = worker("second", "base", &registering, logs).await;
         until("the second base is a member", async || coordinator.metric("cosec_discovery_members").await == 3.0)
             .await;

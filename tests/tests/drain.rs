@@ -12,10 +12,10 @@ use cosec_tests::stream::{choices, read_from_any};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Long enough that every restart meets it.
+/// Long enough to meet every restart.
 const TOKENS: u32 = 400;
 
-/// A request whose stream takes longer than a coordinator that goes waits for it.
+/// A request whose stream takes longer than a coordinator's grace period.
 fn streamed(seed: u64) -> Value {
     let mut body = body(seed, TOKENS);
     body["stream"] = json!(true);

@@ -54,7 +54,7 @@ async fn answers(speculation: &str) -> Vec<Value> {
     let mut config = demo(logs.path());
     config.coordinator_flags.extend(["--speculation".into(), speculation.into()]);
     let cluster = Cluster::start(&config, |_| {}).await.unwrap();
-    // One behind the other, then all at once: neither pace nor company changes anything.
+    // One after the other, then all at once: neither draft length nor batch mates change anything.
     let mut alone = Vec::new();
     for request in requests() {
         alone.push(ask(&cluster.http, request).await);

@@ -124,11 +124,11 @@ async fn adapters_of_one_worker_are_experts_of_several_models() {
             let body = json!({"model": model, "prompt": PROMPT, "seed": seed, "max_tokens": 24, "temperature": 0.8, "cosec": cosec});
             complete(&http, &body).await
         };
-        // At the same time, so that all three ride in common passes of the shared worker.
+        // At the same time, so that all three share passes of the shared worker.
         let (plain, sql, c) = tokio::join!(of("shared"), of("shared-sql"), of("shared-c"));
         assert_eq!(sql, of("own-sql").await, "{rule}");
         assert_eq!(c, of("own-c").await, "{rule}");
-        // Under the other rules the base may have its way.
+        // Under the other rules the base may decide.
         if rule == "expert_only" {
             assert!(plain != sql && sql != c && c != plain, "{plain:?} {sql:?} {c:?}");
         }

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
-/// Keeps what it is sent.
+/// Keeps the spans that it receives.
 struct Collector(watch::Sender<Vec<Span>>);
 
 #[tonic::async_trait]
@@ -101,7 +101,7 @@ async fn a_trace_shows_drafting_beside_verifying_and_what_was_withdrawn() {
         assert!(sessions.iter().any(is_parent), "{operation:?}");
     }
 
-    // Pipelining: drafts ahead lie beside the verification of what is before them.
+    // Pipelining: drafting ahead overlaps the verification of earlier drafts.
     let beside = |draft: &Span| {
         verifications.iter().any(|verification| {
             draft.parent_span_id == verification.parent_span_id
@@ -111,10 +111,10 @@ async fn a_trace_shows_drafting_beside_verifying_and_what_was_withdrawn() {
         })
     };
     assert!(drafts.iter().any(|draft| number(draft, "is_ahead") == 1 && beside(draft)));
-    // A rejection takes drafts back that are still under way.
+    // A rejection withdraws drafts in flight.
     let is_withdrawn = |span: &&&Span| span.events.iter().any(|event| event.name == "withdrawn");
     assert!(drafts.iter().filter(is_withdrawn).count() > 0);
-    // The worker's own share of the time stands beside.
+    // The worker's own share of the time is an attribute.
     assert!(verifications.iter().any(|span| span.events.iter().any(|event| event.name == "answer arrived")));
 }
 

@@ -16,13 +16,13 @@ use futures::StreamExt;
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, collect, config, gather, prompt, request, settings, start, until};
-use crate::simulation::{Models, simulate};
+use crate::reference::{Models, expected_tokens};
 
 const COSEC: SelectedRule = SelectedRule::Cosec(Cosec { tau: 0.3 });
 
 fn expected(settings: &GenerationSettings, length: u32) -> Vec<u32> {
     let models = Models { base: MockModel::base(), expert: MockModel::expert(), anti_expert: None };
-    simulate(&models, &request(settings.clone(), &prompt(length))).into_iter().map(|(id, _)| id).collect()
+    expected_tokens(&models, &request(settings.clone(), &prompt(length))).into_iter().map(|(id, _)| id).collect()
 }
 
 #[tokio::test]

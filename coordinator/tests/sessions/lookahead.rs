@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use statrs::distribution::{ChiSquared, ContinuousCDF};
 
 use crate::cluster::{Cluster, anti_expert, collect, prompt, request, settings};
-use crate::simulation::{Models, simulate};
+use crate::reference::{Models, expected_tokens};
 use crate::world::{Fate, World, decode, decode_plainly};
 
 fn rule() -> impl Strategy<Value = SelectedRule> {
@@ -104,7 +104,7 @@ proptest! {
         let plain = decode_plainly(models, request);
         let chosen: Vec<(u32, ChosenBy)> =
             plain.0.iter().map(|token| (token.decision.id, token.decision.chosen_by)).collect();
-        prop_assert_eq!(chosen, simulate(models, request));
+        prop_assert_eq!(chosen, expected_tokens(models, request));
         // Who chose, p, q, what was rejected, scores: all of it.
         let looked_ahead = decode(models, request, *fate);
         prop_assert_eq!(looked_ahead.0, plain.0);

@@ -10,7 +10,7 @@ mod admission;
 mod cluster;
 mod faults;
 mod lookahead;
+mod reference;
 mod schedules;
-mod simulation;
 mod tokens;
 mod world;

@@ -11,7 +11,7 @@ use futures::StreamExt;
 use futures::future::join_all;
 
 use crate::cluster::{Cluster, anti_expert, collect, prompt, request, settings};
-use crate::simulation::{Models, simulate};
+use crate::reference::{Models, expected_tokens};
 
 const COSEC: SelectedRule = SelectedRule::Cosec(Cosec { tau: 0.3 });
 
@@ -36,7 +36,7 @@ fn models() -> Models {
 }
 
 async fn check(cluster: &Cluster, models: &Models, request: TokenizedRequest) {
-    let expected = simulate(models, &request);
+    let expected = expected_tokens(models, &request);
     let settings = request.settings.clone();
     let length = request.max_new_tokens as usize;
     let outcome = collect(&cluster.service, request).await;
@@ -170,7 +170,7 @@ async fn adjustments_and_min_tokens_apply_to_both_models() {
         let settings = GenerationSettings { adjustments: adjustments.clone(), min_tokens: 6, ..settings(rule) };
         let request = request(settings, &prompt(11));
         // The bias makes the end token likely: the ban is felt.
-        let tokens = simulate(&models, &request).len();
+        let tokens = expected_tokens(&models, &request).len();
         assert!(tokens >= 6, "{tokens}");
         check(&cluster, &models, request).await;
     }
@@ -192,7 +192,7 @@ async fn scores_are_those_of_the_law_that_tokens_are_drawn_from() {
     let cluster = Cluster::start().await;
     let settings = GenerationSettings { logprobs: Some(3), echo: true, max_tokens: Some(5), ..settings(COSEC) };
     let request = request(settings, &prompt(40));
-    let expected = simulate(&models(), &request);
+    let expected = expected_tokens(&models(), &request);
     let history = request.prompt.to_vec();
     let mut stream = cluster.service.open(request).unwrap();
 

@@ -22,7 +22,7 @@ use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use tokio::time::Instant;
 
-use crate::simulation::Models;
+use crate::reference::Models;
 
 /// What a session decoded and how it ended.
 pub(crate) type Decoded = (Vec<TokenEvent>, Result<FinishReason, SessionError>);

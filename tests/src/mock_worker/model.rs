@@ -5,11 +5,11 @@ use cosec_proto::WorkerRole;
 /// The model of a mock worker.
 #[derive(Clone, Debug)]
 pub struct MockModel {
-    /// What it says it hosts.
+    /// Role in its description.
     pub role: WorkerRole,
-    /// Length of a row.
+    /// Number of logits.
     pub vocabulary: u32,
-    /// Keeps its rows apart from other models'.
+    /// Makes its logits differ from those of other models.
     pub salt: u64,
     /// Largest logit of the part that all models share; the part of its own goes to 1.
     pub agreement: f32,

@@ -1,4 +1,4 @@
-//! What goes on at the workers, as they report it.
+//! The operations in flight and the caches held at the workers, as they report them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -13,17 +13,17 @@ use tokio::time::Instant;
 use super::faults::Phase;
 use super::{Host, Sim};
 
-/// A session rests that no worker has heard of, or answered, for longer than anything is on its way.
+/// A session is idle when no worker has received or sent anything for it for longer than any network delay.
 const REST: Duration = Duration::from_millis(8);
 
-/// What goes on at the workers.
+/// Operations in flight, and caches held.
 #[derive(Default)]
 pub(super) struct Activity {
     pub(super) next: u64,
     pub(super) under_way: BTreeMap<u64, UnderWay>,
-    /// Caches by host and session, and whether all of the prompt is there.
+    /// Caches by host and session, and whether the whole prompt is in them.
     pub(super) held: BTreeMap<(usize, Vec<u8>), bool>,
-    /// By session, in the order of their appearance: their ids are drawn by the system.
+    /// By session, in order of first appearance: their ids are random.
     pub(super) ordinals: HashMap<Vec<u8>, Ordinal>,
     pub(super) awaited: Vec<Awaited>,
 }
@@ -77,7 +77,7 @@ impl Sim {
         activity.next
     }
 
-    /// Returns what the session was about, nothing for a release.
+    /// Returns the phases of the session; none for a release.
     pub(super) fn end(&self, host: &Host, begun: u64, answer: &StepResponse) -> BTreeSet<Phase> {
         let mut activity = self.shared.activity.lock();
         let Some(session) = activity.under_way.get(&begun).map(|under_way| under_way.session.clone()) else {
@@ -100,7 +100,7 @@ impl Sim {
         phases
     }
 
-    /// A host's caches are gone.
+    /// Forgets a host's caches.
     pub(super) fn forget(&self, host: usize) {
         let mut activity = self.shared.activity.lock();
         activity.held.retain(|(of, _), _| *of != host);
@@ -108,7 +108,7 @@ impl Sim {
     }
 }
 
-/// The part of a session's name that all its seats have.
+/// The part of a session's id that all its worker slots share.
 fn shared(session: &[u8]) -> &[u8] {
     &session[..SessionId::SHARED_BYTES]
 }
@@ -123,7 +123,7 @@ impl Activity {
         ordinal.number
     }
 
-    /// Nothing while everything is on its way.
+    /// Empty while everything is in transit.
     pub(super) fn phases_of(&self, session: &[u8]) -> BTreeSet<Phase> {
         let of_session = |under_way: &&UnderWay| shared(&under_way.session) == shared(session);
         let phases: BTreeSet<Phase> =
@@ -132,12 +132,12 @@ impl Activity {
         if phases.is_empty() && rests { [Phase::Idle].into() } else { phases }
     }
 
-    /// Of all sessions that sit on a host.
+    /// Phases of all sessions with a cache on a host.
     pub(super) fn phases_at(&self, host: usize) -> BTreeSet<Phase> {
         self.held.keys().filter(|(of, _)| *of == host).flat_map(|(_, session)| self.phases_of(session)).collect()
     }
 
-    /// Whether a session sits there and nothing is under way for it.
+    /// Whether a session has a cache there and nothing in flight.
     pub(super) fn is_idle(&self, host: usize) -> bool {
         self.phases_at(host).contains(&Phase::Idle)
     }

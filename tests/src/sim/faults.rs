@@ -1,4 +1,4 @@
-//! What can happen to a worker, and how it is made to happen.
+//! What can happen to a worker, and how it is injected.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use super::network::Way;
 use super::{Host, Sim};
 use crate::mock_worker::MockModel;
 
-/// Pause between two looks whether a session rests.
+/// Interval at which idleness is polled.
 const IDLE_POLL: Duration = Duration::from_millis(20);
 
-/// Coordinators ask every worker for its description more often.
+/// Longer than the interval at which coordinators ask for descriptions.
 const DESCRIPTION: Duration = Duration::from_secs(8);
 
-/// A fault that waits for longer for its phase does not happen.
+/// Longest wait for the phase of a fault; after it, the fault is dropped.
 const OCCASION: Duration = Duration::from_secs(4);
 
 /// What can happen to a worker.
@@ -32,7 +32,7 @@ pub enum Fault {
     Crash,
     /// It is killed, and started again with another model.
     Replace,
-    /// It stops in mid-air, and goes on.
+    /// It stops, and continues later.
     Hang,
     /// Nothing reaches it or comes from it.
     Partition,
@@ -40,9 +40,9 @@ pub enum Fault {
     Deaf,
     /// Nothing comes from it.
     Mute,
-    /// It takes its time.
+    /// It is slow.
     Slow,
-    /// An answer is never given.
+    /// An answer is not sent.
     Lose,
     /// An answer comes twice.
     Repeat,
@@ -56,7 +56,7 @@ pub enum Fault {
     Evict,
     /// It drains, ends, and starts again.
     Drain,
-    /// It is no member for a while.
+    /// It is not a member for a while.
     Leave,
 }
 
@@ -80,27 +80,27 @@ impl Fault {
         Self::Leave,
     ];
 
-    /// Whether a worker is well all the same: its sessions may notice, and need no other one.
+    /// Whether the worker stays healthy: its sessions may notice, but need no other worker.
     fn is_harmless(self) -> bool {
         matches!(self, Self::Repeat | Self::Evict)
     }
 
-    /// Whether it is a matter of one answer.
-    fn spoils_answers(self) -> bool {
+    /// Whether it changes one answer.
+    fn tampers_with_answers(self) -> bool {
         matches!(self, Self::Lose | Self::Repeat | Self::Garble | Self::Refuse)
     }
 }
 
-/// What a session is about, as workers see it.
+/// What a session is doing, as workers see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
     /// A prompt is fed, for the first time or again.
     Prefill,
     /// The expert drafts.
     Draft,
-    /// The base reads.
+    /// The base verifies.
     Verify,
-    /// Nothing is under way for it.
+    /// Nothing is in flight for it.
     Idle,
 }
 
@@ -109,18 +109,18 @@ impl Phase {
     pub const ALL: [Self; 4] = [Self::Prefill, Self::Draft, Self::Verify, Self::Idle];
 }
 
-/// A fault to come.
+/// A scheduled fault.
 #[derive(Clone, Copy, Debug)]
 pub struct Planned {
-    /// What.
+    /// Kind.
     pub fault: Fault,
-    /// To which host.
+    /// Index of the host.
     pub host: usize,
-    /// In which phase of a session there; `None` does not wait for one.
+    /// Phase of a session there to wait for, if any.
     pub phase: Option<Phase>,
     /// Since the beginning.
     pub after: Duration,
-    /// How long it lasts, where it lasts.
+    /// How long it lasts, if it does.
     pub lasts: Duration,
 }
 
@@ -128,8 +128,8 @@ pub struct Planned {
 pub type Effects = BTreeMap<(Fault, &'static str, Phase), u64>;
 
 impl Sim {
-    /// Lets a fault happen, and ends it.
-    pub async fn suffer(&self, planned: Planned) {
+    /// Injects a fault, and ends it.
+    pub async fn inject(&self, planned: Planned) {
         let host = self.host(planned.host);
         tokio::time::sleep(planned.after).await;
         if let Some(phase) = planned.phase
@@ -137,22 +137,22 @@ impl Sim {
         {
             return;
         }
-        // Another fault was faster.
+        // Another fault came first.
         if !host.is_up() {
             return;
         }
         if !planned.fault.is_harmless() {
-            host.fell_ill();
+            host.mark_unhealthy();
         }
         let phases = self.shared.activity.lock().phases_at(host.index);
         let phases = if host.link.connections() > 0 { phases } else { BTreeSet::new() };
-        if planned.fault.spoils_answers() {
-            self.spoil(&host, planned, &phases).await;
+        if planned.fault.tampers_with_answers() {
+            self.tamper(&host, planned, &phases).await;
         } else {
             self.disturb(&host, planned, &phases).await;
         }
         if !planned.fault.is_harmless() {
-            host.recovered();
+            host.mark_healthy();
         }
     }
 
@@ -169,22 +169,22 @@ impl Sim {
         let _ = comes.await;
     }
 
-    async fn spoil(&self, host: &Arc<Host>, planned: Planned, phases: &BTreeSet<Phase>) {
+    async fn tamper(&self, host: &Arc<Host>, planned: Planned, phases: &BTreeSet<Phase>) {
         let Planned { fault, phase, lasts, .. } = planned;
         if phase == Some(Phase::Idle) {
-            host.spoil_silence(fault);
+            host.tamper_while_idle(fault);
         } else {
-            host.spoil_answer(fault, phase);
+            host.tamper_with_answer(fault, phase);
         }
-        // Whoever is idle is asked what it is now and then, nothing else.
+        // An idle worker is only asked for its description.
         let until = Instant::now() + if phase == Some(Phase::Idle) { lasts.max(DESCRIPTION) } else { lasts };
-        while host.is_spoilt(fault) && Instant::now() < until {
+        while host.is_tampering(fault) && Instant::now() < until {
             tokio::time::sleep(IDLE_POLL).await;
         }
-        if phase == Some(Phase::Idle) && !host.is_spoilt(fault) {
+        if phase == Some(Phase::Idle) && !host.is_tampering(fault) {
             self.took_effect(fault, host, phases);
         }
-        host.unspoil();
+        host.clear_tampering();
     }
 
     async fn disturb(&self, host: &Arc<Host>, planned: Planned, phases: &BTreeSet<Phase>) {
@@ -236,7 +236,7 @@ impl Sim {
             Fault::Corrupt => {
                 let noise: [u8; 32] = self.shared.chance.lock().random();
                 host.link.corrupt(&noise);
-                // It may look like the beginning of something; pings find out.
+                // The noise may look like the start of a frame; keepalive pings find out.
                 tokio::time::sleep(transport::KEEPALIVE_INTERVAL + transport::KEEPALIVE_TIMEOUT).await;
             }
             Fault::Evict => host.evict(),
@@ -272,7 +272,7 @@ impl Sim {
             .collect();
         let host = *fitting.choose(&mut *chance)?;
         let after = within.mul_f64(chance.random_range(0.0..1.0));
-        // From 10 ms to 20 s, each order of magnitude alike.
+        // Log-uniform from 10 ms to 20 s.
         let lasts = Duration::from_secs_f64(f64::exp(chance.random_range(f64::ln(0.01)..f64::ln(20.0))));
         Some(Planned { fault, host, phase, after, lasts })
     }
@@ -286,7 +286,7 @@ impl Sim {
     }
 }
 
-/// What a worker hosts after it was started with another model.
+/// The model of a worker that comes back with another one.
 #[must_use]
 pub fn another(model: &MockModel) -> MockModel {
     MockModel { salt: model.salt + 100, fingerprint: format!("another {}", model.fingerprint), ..model.clone() }

@@ -21,7 +21,7 @@ use super::network::Link;
 use super::{Fault, Phase, Sim};
 use crate::mock_worker::{Answers, MockModel, Service, WorkerBehaviour};
 
-/// Longest time of an operation of a worker that is well.
+/// Longest operation of a healthy worker.
 const OPERATION: Duration = Duration::from_millis(4);
 
 /// See the module.
@@ -31,7 +31,7 @@ pub struct Host {
     pub name: String,
     /// Role that its worker has in the model.
     pub place: &'static str,
-    /// What it hosts unless something is wrong.
+    /// The model that it hosts unless a fault replaces it.
     pub model: MockModel,
     pub(super) link: Arc<Link>,
     sim: Sim,
@@ -46,14 +46,14 @@ struct State {
     health: Option<tonic_health::server::HealthReporter>,
     slowness: Duration,
     is_draining: bool,
-    /// What becomes of the next answer in a phase.
+    /// Faults of the next answers, each in a phase or in any.
     answers: Vec<(Fault, Option<Phase>)>,
-    /// What becomes of the next description.
+    /// Fault of the next description.
     description: Option<Fault>,
     last_answer: Option<(Answers, worker::StepResponse)>,
     chance: StdRng,
-    /// Times in which something was wrong; the last may be open.
-    unwell: Vec<(Instant, Option<Instant>)>,
+    /// Periods in which it was unhealthy; the last may be open.
+    unhealthy: Vec<(Instant, Option<Instant>)>,
 }
 
 /// A worker from its start to its end.
@@ -75,7 +75,7 @@ impl Host {
             description: None,
             last_answer: None,
             chance: StdRng::seed_from_u64(seed),
-            unwell: Vec::new(),
+            unhealthy: Vec::new(),
         };
         let link = sim.network().link(&name);
         let (state, stopped, goes_on) = (Mutex::new(state), AtomicBool::new(false), Notify::new());
@@ -153,13 +153,13 @@ impl Host {
         }
     }
 
-    /// The next answer in this phase, or in any, is not what it should be.
-    pub(super) fn spoil_answer(&self, fault: Fault, phase: Option<Phase>) {
+    /// Applies `fault` to the next answer in this phase, or in any.
+    pub(super) fn tamper_with_answer(&self, fault: Fault, phase: Option<Phase>) {
         self.state.lock().answers.push((fault, phase));
     }
 
-    /// Something comes, or fails to come, that no operation under way asked for.
-    pub(super) fn spoil_silence(&self, fault: Fault) {
+    /// Applies `fault` while no operation is in flight: to a repeated or stray answer, or to the next description.
+    pub(super) fn tamper_while_idle(&self, fault: Fault) {
         self.sim.note(format_args!("{}: {fault:?} while idle", self.name));
         let mut state = self.state.lock();
         let unasked = state.chance.random_bool(0.5);
@@ -174,29 +174,29 @@ impl Host {
         }
     }
 
-    pub(super) fn is_spoilt(&self, fault: Fault) -> bool {
+    pub(super) fn is_tampering(&self, fault: Fault) -> bool {
         let state = self.state.lock();
         state.description == Some(fault) || state.answers.iter().any(|&(pending, _)| pending == fault)
     }
 
-    pub(super) fn unspoil(&self) {
+    pub(super) fn clear_tampering(&self) {
         let mut state = self.state.lock();
         (state.answers, state.description) = (Vec::new(), None);
     }
 
-    pub(super) fn fell_ill(&self) {
-        self.state.lock().unwell.push((Instant::now(), None));
+    pub(super) fn mark_unhealthy(&self) {
+        self.state.lock().unhealthy.push((Instant::now(), None));
     }
 
-    pub(super) fn recovered(&self) {
-        if let Some((_, until)) = self.state.lock().unwell.iter_mut().rev().find(|(_, until)| until.is_none()) {
+    pub(super) fn mark_healthy(&self) {
+        if let Some((_, until)) = self.state.lock().unhealthy.iter_mut().rev().find(|(_, until)| until.is_none()) {
             *until = Some(Instant::now());
         }
     }
 
-    /// Times in which something was wrong, each longer by `margin`.
-    pub(super) fn unwell(&self, margin: Duration) -> Vec<(Instant, Option<Instant>)> {
-        self.state.lock().unwell.iter().map(|&(from, until)| (from, until.map(|until| until + margin))).collect()
+    /// Periods in which it was unhealthy, each extended by `margin`.
+    pub(super) fn unhealthy(&self, margin: Duration) -> Vec<(Instant, Option<Instant>)> {
+        self.state.lock().unhealthy.iter().map(|&(from, until)| (from, until.map(|until| until + margin))).collect()
     }
 
     /// Sessions that hold a cache there.
@@ -205,7 +205,7 @@ impl Host {
         self.state.lock().process.as_ref().map_or(0, |process| process.engine().sessions())
     }
 
-    /// Forgets the sessions that its worker has not heard of for `lease`.
+    /// Drops the sessions that have been idle for `lease`.
     pub fn expire_leases(&self, lease: Duration) {
         if let Some(process) = &self.state.lock().process {
             process.engine().expire_leases(lease);
@@ -221,7 +221,7 @@ impl Host {
 }
 
 impl Process {
-    /// Passes while the process runs.
+    /// Waits while the process is stopped, and for ever once it is dead.
     async fn running(&self) {
         loop {
             let goes_on = self.host.goes_on.notified();
@@ -325,7 +325,7 @@ fn garbled(mut answer: worker::StepResponse, chance: &mut StdRng) -> worker::Ste
     answer
 }
 
-/// Says whether there was anything to break.
+/// Returns whether there was anything to break.
 fn break_content(content: &mut row::Content) -> bool {
     match content {
         row::Content::Gathered(gathered) => gathered.probabilities.pop().is_some(),

@@ -1,8 +1,8 @@
 //! A fleet of mock workers in one thread and on virtual time: network, workers and faults, all drawn from one seed.
 //!
-//! What runs against it speaks the real protocol through the real gRPC stack; only bytes travel by [`network`] in place of
+//! Coordinators speak the real protocol to it through the real gRPC stack; only the bytes travel by [`network`] instead of
 //! sockets. It must be run on a runtime of one thread whose time is paused. The same seed then gives the same events in
-//! the same order, which [`Sim::trace`] tells in a number.
+//! the same order, which [`Sim::trace`] hashes.
 
 mod activity;
 mod faults;
@@ -39,7 +39,7 @@ struct Shared {
     began: Instant,
     trace: Mutex<DefaultHasher>,
     /// Whether events are printed.
-    tells: bool,
+    verbose: bool,
     hosts: Mutex<Vec<Arc<Host>>>,
     members: watch::Sender<BTreeSet<String>>,
     activity: Mutex<Activity>,
@@ -51,13 +51,13 @@ struct Shared {
 impl Sim {
     /// A fleet without workers.
     #[must_use]
-    pub fn new(seed: u64, tells: bool) -> Self {
+    pub fn new(seed: u64, verbose: bool) -> Self {
         Self {
             shared: Arc::new(Shared {
                 network: Network::new(seed),
                 began: Instant::now(),
                 trace: Mutex::new(DefaultHasher::new()),
-                tells,
+                verbose,
                 hosts: Mutex::default(),
                 members: watch::Sender::default(),
                 activity: Mutex::default(),
@@ -68,7 +68,7 @@ impl Sim {
         }
     }
 
-    /// Adds a worker that is a member from now on.
+    /// Adds a worker as a member.
     pub fn add(&self, place: &'static str, model: MockModel) {
         let seed = self.shared.chance.lock().random();
         let mut hosts = self.shared.hosts.lock();
@@ -81,7 +81,7 @@ impl Sim {
         });
     }
 
-    /// What carries bytes.
+    /// The network between coordinators and workers.
     #[must_use]
     pub fn network(&self) -> &Network {
         &self.shared.network
@@ -103,7 +103,7 @@ impl Sim {
         self.shared.members.subscribe()
     }
 
-    /// From now on nobody is a member.
+    /// Removes all members.
     pub fn dismiss_all(&self) {
         self.shared.members.send_modify(BTreeSet::clear);
     }
@@ -112,13 +112,13 @@ impl Sim {
     pub fn note(&self, event: fmt::Arguments<'_>) {
         let at = self.shared.began.elapsed();
         let line = format!("{:10.3} {event}", at.as_secs_f64() * 1e3);
-        if self.shared.tells {
+        if self.shared.verbose {
             println!("{line}");
         }
         self.shared.trace.lock().write(line.as_bytes());
     }
 
-    /// A number that stands for all events so far and their order.
+    /// A hash of all events so far and their order.
     #[must_use]
     pub fn trace(&self) -> u64 {
         self.shared.trace.lock().finish()
@@ -130,17 +130,18 @@ impl Sim {
         self.shared.effects.lock().clone()
     }
 
-    /// Whether at every moment from `from` to `until` some worker of `place` had been well for at least `margin`.
+    /// Whether at every moment from `from` to `until` some worker of `place` had been healthy for at least `margin`.
     #[must_use]
     pub fn was_served(&self, place: &str, from: Instant, until: Instant, margin: Duration) -> bool {
         let hosts = self.hosts();
-        let unwell: Vec<_> =
-            hosts.iter().filter(|host| host.place == place).map(|host| host.unwell(margin)).collect();
-        let is_unwell = |times: &Vec<(Instant, Option<Instant>)>, at: Instant| {
+        let unhealthy: Vec<_> =
+            hosts.iter().filter(|host| host.place == place).map(|host| host.unhealthy(margin)).collect();
+        let is_unhealthy = |times: &Vec<(Instant, Option<Instant>)>, at: Instant| {
             times.iter().any(|&(begin, end)| begin <= at && end.is_none_or(|end| at < end))
         };
-        let starts = unwell.iter().flatten().map(|&(begin, _)| begin).filter(|&begin| from < begin && begin <= until);
-        starts.chain([from]).all(|at| unwell.iter().any(|times| !is_unwell(times, at)))
+        let starts =
+            unhealthy.iter().flatten().map(|&(begin, _)| begin).filter(|&begin| from < begin && begin <= until);
+        starts.chain([from]).all(|at| unhealthy.iter().any(|times| !is_unhealthy(times, at)))
     }
 
     /// Whether some worker came back with another model.
@@ -149,9 +150,9 @@ impl Sim {
         self.shared.replaced.load(Ordering::SeqCst)
     }
 
-    /// Whether a host was never unwell.
+    /// Whether a host was always healthy.
     #[must_use]
-    pub fn was_always_well(&self, host: &Host) -> bool {
-        host.unwell(Duration::ZERO).is_empty()
+    pub fn was_always_healthy(&self, host: &Host) -> bool {
+        host.unhealthy(Duration::ZERO).is_empty()
     }
 }

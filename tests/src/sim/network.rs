@@ -1,6 +1,6 @@
-//! TCP as programs see it, in one thread: bytes arrive in order and late, connections are refused, held up and reset.
+//! TCP as programs see it, in one thread: bytes arrive late but in order; connections are refused, delayed and reset.
 //!
-//! Every direction of every connection draws its delays from a generator of its own, so that what one connection does
+//! Every direction of every connection has its own generator of delays, so that what one connection does
 //! changes nothing for the others.
 
 use std::collections::{HashMap, VecDeque};
@@ -20,7 +20,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, Sleep};
 use tonic::transport::server::Connected;
 
-/// Longest time that bytes or a handshake take on their way.
+/// Longest delay of bytes or a handshake.
 const LATENCY: Duration = Duration::from_millis(2);
 
 /// Longest time after a partition until the kernel sends again what was lost.
@@ -33,7 +33,7 @@ pub struct Network {
     seed: u64,
 }
 
-/// Which way bytes travel.
+/// The direction of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// From the coordinator.
@@ -42,14 +42,14 @@ pub enum Way {
     Back,
 }
 
-/// The line to one host.
+/// The link to one host.
 pub struct Link {
     state: Mutex<LinkState>,
     mended: Notify,
 }
 
 struct LinkState {
-    /// Of the process that listens; none is refused.
+    /// Connections go to the process that listens; without one they are refused.
     listener: Option<mpsc::UnboundedSender<io::Result<End>>>,
     /// By [`Way`].
     cut: [bool; 2],
@@ -58,7 +58,7 @@ struct LinkState {
     connections: Vec<Weak<Connection>>,
     /// Makes generators.
     chance: StdRng,
-    /// Times that bytes or a handshake were held up.
+    /// How often bytes or a handshake were delayed.
     held: u64,
 }
 
@@ -102,7 +102,7 @@ impl Network {
         Self { hosts: Arc::default(), seed }
     }
 
-    /// The line to `host`, laid at first use.
+    /// The link to `host`, made at first use.
     #[must_use]
     pub fn link(&self, host: &str) -> Arc<Link> {
         let mut hosts = self.hosts.lock();
@@ -165,7 +165,7 @@ impl Link {
         self.wake_readers();
     }
 
-    /// Nothing passes on these ways until they are mended.
+    /// Drops everything in these directions until [`Self::mend`].
     pub fn cut(&self, ways: &[Way]) {
         let mut state = self.state.lock();
         ways.iter().for_each(|&way| state.cut[way as usize] = true);
@@ -188,7 +188,7 @@ impl Link {
         self.mended.notify_waiters();
     }
 
-    /// The worker's kernel is fine and its bytes are not.
+    /// Sends noise in place of the worker's bytes.
     pub fn corrupt(&self, bytes: &[u8]) {
         let state = self.state.lock();
         for connection in state.connections.iter().filter_map(Weak::upgrade) {
@@ -202,7 +202,7 @@ impl Link {
         self.state.lock().connections.iter().filter(|connection| connection.strong_count() > 1).count()
     }
 
-    /// Times that bytes or a handshake were held up.
+    /// How often bytes or a handshake were delayed.
     #[must_use]
     pub fn held(&self) -> u64 {
         self.state.lock().held
@@ -346,7 +346,7 @@ impl AsyncRead for End {
 
 impl AsyncWrite for End {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        // What a peer that is gone is told is lost; that it is gone, reading says.
+        // What is written to a closed peer is lost; reading reports that it is closed.
         self.writes().lock().push(bytes);
         Poll::Ready(Ok(bytes.len()))
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use cosec_proto::WorkerRole;
 use cosec_tests::proxy::Kind;
 
-/// Operations of the phase that pass before one is held: the fault strikes in mid-decode.
+/// Operations of the phase that pass before one is held: the fault is injected in mid-decode.
 pub(crate) const SKIPPED: u32 = 5;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,14 +36,14 @@ pub(crate) const FAULTS: [Fault; 7] = [
     Fault::OtherModel,
 ];
 
-/// When it strikes.
+/// When it is injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// While a worker of the role is fed a prompt.
     Prefill,
-    /// While an expert draws.
+    /// While an expert drafts.
     Draft,
-    /// While a base judges.
+    /// While a base verifies.
     Verify,
     /// Before a session comes.
     Idle,

@@ -16,10 +16,10 @@ use tokio::time::Instant;
 use crate::case::{Case, Fault, Phase, name};
 use crate::clients::{answer_all, body, read_whole};
 
-/// After which a worker counts as hung that has not been measured enough.
+/// Deadline for workers that have not been measured enough.
 const STEP_DEADLINE: Duration = Duration::from_secs(4);
 
-/// After which a worker forgets a session that it hears nothing of.
+/// Time after which a worker drops an idle session.
 const LEASE_SECONDS: &str = "6";
 
 /// A worker, and the proxy in front of it.
@@ -52,7 +52,7 @@ pub(crate) struct FaultCluster {
     pub(crate) network: Network,
     gate: Gate,
     workers: Vec<ProxiedWorker>,
-    /// By what `speculation` is set to.
+    /// By their setting of `speculation`.
     coordinators: [(&'static str, Coordinator); 2],
     undisturbed: Value,
     stop: String,
@@ -109,7 +109,7 @@ impl FaultCluster {
         let [(_, adaptive), (_, off)] = &self.coordinators;
         let text = read_whole(&adaptive.http, &body(json!({"seed": 12}))).await;
         let text = text[0]["text"].as_str().unwrap().to_owned();
-        // What ends the second half of a text comes in the midst of it.
+        // A stop string from the middle of the text.
         let at = (text.len() / 2..).find(|&at| text.is_char_boundary(at)).unwrap();
         self.stop = text[at..].chars().take(4).collect();
         self.undisturbed = answer_all(&adaptive.http, &self.stop).await;
@@ -145,7 +145,7 @@ impl FaultCluster {
         found.1.expect("a session sits somewhere")
     }
 
-    /// Runs a case; returns what there is to say of it.
+    /// Runs a case; returns its line for the table.
     pub(crate) async fn run_case(&mut self, case: Case) -> String {
         let (http, metrics) = {
             let http = &self.coordinator(case).http;
@@ -195,7 +195,7 @@ impl FaultCluster {
         let mut moved = relocations().await - before;
         let mut later = Vec::new();
         if case.must_move() && case.phase == Phase::Idle {
-            // These clients went elsewhere, perhaps; others that begin otherwise come there.
+            // These clients may have gone elsewhere; prompts that begin differently reach the faulty worker.
             until("somebody feels it", async || {
                 moved = relocations().await - before;
                 if moved == 0.0 {
@@ -214,7 +214,7 @@ impl FaultCluster {
         self.settled(&living).await;
 
         if case.fault == Fault::OtherModel {
-            // It serves, but not those who began elsewhere, nor new ones while another has the model that was there.
+            // It is up, but serves neither sessions that began elsewhere, nor new ones while another has the old model.
             assert_eq!(answer_all(&http, &stop).await, undisturbed, "{case}: served by another model");
             self.settled(&self.workers.iter().collect::<Vec<_>>()).await;
         }
@@ -226,7 +226,7 @@ impl FaultCluster {
         format!("{} in {kind:?} at {}: {seen}", self.workers[victim].name, self.workers[at_gate].name)
     }
 
-    /// Makes the fault and waits until it is one.
+    /// Injects the fault and waits until it takes effect.
     async fn inject(&mut self, fault: Fault, victim: usize, metrics: &str) {
         let network = &self.network;
         let worker = &mut self.workers[victim];
@@ -254,7 +254,7 @@ impl FaultCluster {
         until("the other model is up", async || metric(metrics, "cosec_worker_up").await == 4.0).await;
     }
 
-    /// What shows that the fault was felt.
+    /// Evidence that the fault took effect.
     fn effect(&self, case: Case, victim: usize, moved: f64, lost: u64) -> String {
         assert!(moved > 0.0 || !case.must_move(), "{case}: nobody felt it");
         let tampered = self.workers[victim].proxy.as_ref().map_or(0, Proxy::tampered);
@@ -266,7 +266,7 @@ impl FaultCluster {
         format!("{moved} moved, {lost} packets lost, {tampered} answers touched")
     }
 
-    /// Makes everything as it was.
+    /// Undoes the fault.
     async fn repair(&mut self, fault: Fault, victim: usize) {
         self.network.heal();
         let worker = &mut self.workers[victim];
@@ -298,7 +298,7 @@ async fn kill(worker: &mut ProxiedWorker) {
     worker.proxy = None;
 }
 
-/// A coordinator that lost a worker a moment ago may not know it yet: all must serve for longer than it looks away.
+/// A coordinator may not know yet that it lost a worker: all must be up for longer than its check interval.
 async fn all_up(coordinator: &Coordinator) {
     let mut since = Instant::now();
     until("all workers are up", async || {

@@ -2,7 +2,7 @@
 //! no session behind.
 //!
 //! Two bases and two experts stand behind proxies, whose gate holds an operation of the phase in question while the fault
-//! is made: so it strikes in that phase for certain. Everything runs in a network of its own, where packets can be dropped.
+//! is injected: so it certainly falls in that phase. Everything runs in its own network, where packets can be dropped.
 //! `cargo test` takes a selection; `tests/faults` runs the whole matrix.
 
 mod case;
@@ -63,7 +63,7 @@ async fn run_all(test: &str, cases: Vec<Case>) {
             Err(_) => {
                 say(&format!("{case} FAILED {:5.1} s", began.elapsed().as_secs_f64()));
                 failed.push(case.to_string());
-                // Nobody knows what it left.
+                // Its state is unknown.
                 let FaultCluster { network, .. } = cluster;
                 network.heal();
                 cluster = FaultCluster::start(network).await;

@@ -34,18 +34,18 @@ pub(super) const OPENING: Duration = Duration::from_millis(1500);
 /// Longest time of a request that may wait.
 pub(super) const PATIENCE: Duration = Duration::from_secs(90);
 
-/// All that is done in one schedule.
+/// Everything that is done in one schedule.
 pub(super) struct Schedule {
     pub(super) config: ServiceConfig,
     /// Workers by place.
     pub(super) replicas: [usize; 3],
-    pub(super) requests: Vec<Asked>,
+    pub(super) requests: Vec<ClientRequest>,
     pub(super) faults: usize,
 }
 
 /// One choice of a request, and how its client behaves.
 #[derive(Clone)]
-pub(super) struct Asked {
+pub(super) struct ClientRequest {
     pub(super) request: TokenizedRequest,
     pub(super) after: Duration,
     pub(super) patience: Duration,
@@ -71,14 +71,14 @@ pub(super) fn model_at(place: &str) -> MockModel {
     }
 }
 
-pub(super) fn any_warp(chance: &mut StdRng) -> SamplingParams {
+pub(super) fn random_warp(chance: &mut StdRng) -> SamplingParams {
     let temperature = if chance.random_bool(0.2) { 0.0 } else { chance.random_range(0.3..1.3) };
     let top_p = if chance.random_bool(0.4) { 1.0 } else { chance.random_range(0.4..1.0) };
     let top_k = if chance.random_bool(0.8) { 0 } else { chance.random_range(1..8) };
     SamplingParams::new(temperature, top_p, top_k).unwrap()
 }
 
-pub(super) fn any_settings(chance: &mut StdRng) -> GenerationSettings {
+pub(super) fn random_settings(chance: &mut StdRng) -> GenerationSettings {
     let rule = match chance.random_range(0..10) {
         0..5 => SelectedRule::Cosec(Cosec { tau: *[0.0, 0.3, 0.3, 0.8].choose(chance).unwrap() }),
         5 | 6 => SelectedRule::Linear(Linear { lambda: chance.random_range(0.0..1.0) }),
@@ -94,8 +94,8 @@ pub(super) fn any_settings(chance: &mut StdRng) -> GenerationSettings {
         n: *[1, 1, 1, 2, 3].choose(chance).unwrap(),
         max_tokens: Some(max_tokens),
         min_tokens: if is_adjusted { max_tokens / 2 } else { 0 },
-        base: any_warp(chance),
-        expert: any_warp(chance),
+        base: random_warp(chance),
+        expert: random_warp(chance),
         reference_code: chance.random_bool(0.1),
         logprobs: chance.random_bool(0.1).then(|| chance.random_range(0..3)),
         ..settings(rule)
@@ -118,7 +118,7 @@ pub(super) fn any_settings(chance: &mut StdRng) -> GenerationSettings {
     settings
 }
 
-pub(super) fn any_schedule(chance: &mut StdRng) -> Schedule {
+pub(super) fn random_schedule(chance: &mut StdRng) -> Schedule {
     let replicas = [chance.random_range(1..=3), chance.random_range(1..=3), chance.random_range(0..=1)];
     let speculation = match chance.random_range(0..3) {
         0 => SpeculationMode::Off,
@@ -128,7 +128,7 @@ pub(super) fn any_schedule(chance: &mut StdRng) -> Schedule {
     let absences = [ExpertAbsent::FailClosed, ExpertAbsent::FailClosed, ExpertAbsent::Wait, ExpertAbsent::Degrade];
     let mut requests = Vec::new();
     for number in 0..chance.random_range(2..=4) {
-        let settings = any_settings(chance);
+        let settings = random_settings(chance);
         let prompt: Vec<u32> = prompt(chance.random_range(1..60)).into_iter().map(|id| 1 + id % 31).collect();
         let mut tenant = Tenant::default();
         (tenant.name, tenant.id) = (format!("tenant {}", number % 2), number % 2);
@@ -146,7 +146,7 @@ pub(super) fn any_schedule(chance: &mut StdRng) -> Schedule {
         for sample in 0..settings.n {
             let mut request = TokenizedRequest { sample, ..request(settings.clone(), &prompt) };
             request.tenant = Arc::clone(&tenant);
-            requests.push(Asked { request, after, patience, leaves_after, rests });
+            requests.push(ClientRequest { request, after, patience, leaves_after, rests });
         }
     }
     let addresses = |role: WorkerRole| (0..replicas[role.index()]).map(|_| "host:9000".to_owned()).collect();

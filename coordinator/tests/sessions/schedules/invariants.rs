@@ -14,17 +14,17 @@ use cosec_tests::sim::{Host, Sim, another};
 use futures::StreamExt;
 use tokio::time::Instant;
 
-use super::generate::{Asked, NAME, PATIENCE, Schedule, model_at, place};
+use super::generate::{ClientRequest, NAME, PATIENCE, Schedule, model_at, place};
 use crate::cluster::{Service, request, settings};
-use crate::simulation::{Models, simulate, simulate_degraded};
+use crate::reference::{Models, expected_tokens, expected_tokens_degraded};
 use crate::world::decode_plainly;
 
 /// After so long a worker that was in trouble must be in use again: connection attempts, pauses between them, a look.
 pub(super) const RECOVERY: Duration = Duration::from_secs(12);
 
-/// What a client saw.
-pub(super) struct Seen {
-    pub(super) asked: Asked,
+/// What a client received.
+pub(super) struct ClientRecord {
+    pub(super) asked: ClientRequest,
     pub(super) opened: Instant,
     pub(super) ended: Instant,
     pub(super) deadline: Instant,
@@ -42,8 +42,8 @@ pub(super) enum End {
     Left,
 }
 
-/// What is wrong.
-pub(super) type Wrong = String;
+/// What a schedule broke, in words.
+pub(super) type Violation = String;
 
 /// The models that a session can have run on: the usual ones, and others where a worker came back with another one.
 pub(super) fn possible_models(has_anti_expert: bool) -> impl Iterator<Item = Models> {
@@ -60,7 +60,7 @@ pub(super) fn possible_models(has_anti_expert: bool) -> impl Iterator<Item = Mod
     })
 }
 
-pub(super) fn check_seen(sim: &Sim, schedule: &Schedule, seen: &Seen) -> Result<(), Wrong> {
+pub(super) fn check_record(sim: &Sim, schedule: &Schedule, seen: &ClientRecord) -> Result<(), Violation> {
     let settings = &seen.asked.request.settings;
     check_end(sim, schedule, seen)?;
     let chosen: Vec<_> = seen.tokens.iter().map(|token| (token.decision.id, token.decision.chosen_by)).collect();
@@ -70,8 +70,8 @@ pub(super) fn check_seen(sim: &Sim, schedule: &Schedule, seen: &Seen) -> Result<
     for models in possible_models(schedule.replicas[2] > 0) {
         let request = &seen.asked.request;
         let wanted = match seen.degraded_after {
-            Some(hardened) => simulate_degraded(&models, request, hardened as u32),
-            None => simulate(&models, request),
+            Some(hardened) => expected_tokens_degraded(&models, request, hardened as u32),
+            None => expected_tokens(&models, request),
         };
         let fits = if is_whole { chosen == wanted } else { wanted.starts_with(&chosen) };
         if !fits {
@@ -102,7 +102,7 @@ pub(super) fn check_seen(sim: &Sim, schedule: &Schedule, seen: &Seen) -> Result<
 }
 
 /// An end before the end needs a reason.
-pub(super) fn check_end(sim: &Sim, schedule: &Schedule, seen: &Seen) -> Result<(), Wrong> {
+pub(super) fn check_end(sim: &Sim, schedule: &Schedule, seen: &ClientRecord) -> Result<(), Violation> {
     let plan = DecodePlan::new(&seen.asked.request.settings, schedule.replicas[2] > 0).unwrap();
     let was_served = |role: WorkerRole| sim.was_served(place(role), seen.opened, seen.ended, RECOVERY);
     // What a session may say at all, its base says, whatever the rule reads.
@@ -152,7 +152,7 @@ pub(super) async fn check_given_back(
     config: &ServiceConfig,
     service: &Service,
     metrics: &ServiceMetrics,
-) -> Result<(), Wrong> {
+) -> Result<(), Violation> {
     let step = Duration::from_millis(config.workers.step_deadline_ms) + RECOVERY;
     let counts = || {
         [
@@ -163,7 +163,7 @@ pub(super) async fn check_given_back(
     };
     let zero = wait("all counts are zero", step, || counts().iter().all(|&(_, count)| count == 0)).await;
     zero.map_err(|wrong| format!("{wrong}: {:?}", counts()))?;
-    let is_left = |host: &Arc<Host>| sim.was_always_well(host) && host.sessions() > 0;
+    let is_left = |host: &Arc<Host>| sim.was_always_healthy(host) && host.sessions() > 0;
     let released = wait("workers that were always well have no session", step, || !sim.hosts().iter().any(is_left));
     released.await?;
     wait("all workers are up", 3 * RECOVERY, || metrics_up(metrics, sim) == sim.hosts().len()).await?;
@@ -171,7 +171,7 @@ pub(super) async fn check_given_back(
 }
 
 /// As many sessions fit as at the beginning.
-pub(super) async fn check_places(service: &Service, config: &ServiceConfig) -> Result<(), Wrong> {
+pub(super) async fn check_places(service: &Service, config: &ServiceConfig) -> Result<(), Violation> {
     let places = config.admission.max_sessions + config.admission.max_queued_sessions;
     let one = || {
         let deadline = Instant::now() + PATIENCE;
@@ -200,7 +200,7 @@ pub(super) fn metrics_up(metrics: &ServiceMetrics, sim: &Sim) -> usize {
     sim.hosts().iter().filter(is_up).count()
 }
 
-pub(super) async fn wait(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) -> Result<(), Wrong> {
+pub(super) async fn wait(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) -> Result<(), Violation> {
     let until = Instant::now() + limit;
     while !holds() {
         if Instant::now() > until {

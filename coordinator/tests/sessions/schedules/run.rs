@@ -23,17 +23,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::generate::{Asked, NAME, OPENING, any_schedule, first_fault, model_at, place};
-use super::invariants::{End, RECOVERY, Seen, Wrong, check_given_back, check_seen, metrics_up, wait};
+use super::generate::{ClientRequest, NAME, OPENING, first_fault, model_at, place, random_schedule};
+use super::invariants::{ClientRecord, End, RECOVERY, Violation, check_given_back, check_record, metrics_up, wait};
 use crate::cluster::Service;
 
 /// Lease of a session on a worker.
 pub(super) const LEASE: Duration = Duration::from_secs(60);
 
-/// Tells the coordinator what the simulated fleet tells.
-pub(super) struct Simulated(Sim);
+/// Reports the members of a simulated fleet.
+pub(super) struct SimulatedFleet(Sim);
 
-impl DiscoverySource for Simulated {
+impl DiscoverySource for SimulatedFleet {
     fn run(self: Box<Self>, announcer: MemberAnnouncer) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             let mut members = self.0.members();
@@ -55,7 +55,7 @@ impl DiscoverySource for Simulated {
     }
 }
 
-pub(super) async fn client(service: Service, sim: Sim, number: usize, asked: Asked) -> Seen {
+pub(super) async fn client(service: Service, sim: Sim, number: usize, asked: ClientRequest) -> ClientRecord {
     tokio::time::sleep(asked.after).await;
     let (opened, deadline) = (Instant::now(), Instant::now() + asked.patience);
     let settings = GenerationSettings { deadline, ..(*asked.request.settings).clone() };
@@ -66,14 +66,14 @@ pub(super) async fn client(service: Service, sim: Sim, number: usize, asked: Ask
         Ok(stream) => read(stream, &sim, number, &asked, &mut tokens, &mut degraded_after).await,
     };
     sim.note(format_args!("client {number}: {end:?} after {} tokens", tokens.len()));
-    Seen { asked, opened, ended: Instant::now(), deadline, tokens, degraded_after, end }
+    ClientRecord { asked, opened, ended: Instant::now(), deadline, tokens, degraded_after, end }
 }
 
 pub(super) async fn read(
     mut stream: SessionStream,
     sim: &Sim,
     number: usize,
-    asked: &Asked,
+    asked: &ClientRequest,
     tokens: &mut Vec<TokenEvent>,
     degraded_after: &mut Option<usize>,
 ) -> End {
@@ -101,21 +101,21 @@ pub(super) async fn read(
     }
 }
 
-/// What a schedule showed.
-pub(super) struct Shown {
+/// What happened in a schedule.
+pub(super) struct RunRecord {
     pub(super) trace: u64,
     pub(super) effects: Effects,
     pub(super) ends: BTreeMap<&'static str, u64>,
 }
 
 /// Runs the schedule of `seed` on a runtime of its own.
-pub(super) fn run_schedule(seed: u64, tells: bool) -> Result<Shown, Wrong> {
+pub(super) fn run_schedule(seed: u64, verbose: bool) -> Result<RunRecord, Violation> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let played = std::panic::catch_unwind(AssertUnwindSafe(|| {
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let limit = Duration::from_secs(3600);
-        runtime.block_on(async { tokio::time::timeout(limit, play(seed, tells)).await })
+        runtime.block_on(async { tokio::time::timeout(limit, run_on_virtual_time(seed, verbose)).await })
     }));
-    match played {
+    match outcome {
         Ok(Ok(shown)) => shown,
         Ok(Err(_)) => Err("it does not end".to_owned()),
         Err(panic) => Err(panic
@@ -126,10 +126,10 @@ pub(super) fn run_schedule(seed: u64, tells: bool) -> Result<Shown, Wrong> {
     }
 }
 
-pub(super) async fn play(seed: u64, tells: bool) -> Result<Shown, Wrong> {
+pub(super) async fn run_on_virtual_time(seed: u64, verbose: bool) -> Result<RunRecord, Violation> {
     let mut chance = StdRng::seed_from_u64(seed);
-    let schedule = any_schedule(&mut chance);
-    let sim = Sim::new(seed, tells);
+    let schedule = random_schedule(&mut chance);
+    let sim = Sim::new(seed, verbose);
     for (role, replicas) in WorkerRole::ALL.into_iter().zip(schedule.replicas) {
         (0..replicas).for_each(|_| sim.add(place(role), model_at(place(role))));
     }
@@ -138,7 +138,7 @@ pub(super) async fn play(seed: u64, tells: bool) -> Result<Shown, Wrong> {
     let (tracker, shutdown) = (TaskTracker::new(), CancellationToken::new());
     let config = schedule.config.clone();
     let tasks = TaskSpawner::new(tracker.clone(), shutdown.clone());
-    let source = Box::new(Simulated(sim.clone()));
+    let source = Box::new(SimulatedFleet(sim.clone()));
     let members = discovery::follow(source, DiscoveryMetrics::register(&registry).unwrap(), &tasks);
     let source = WorkerSource { members, connect: sim.network().connector() };
     let service = Service(SessionService::start(config, HashMap::new(), source, metrics.clone(), tasks));
@@ -158,7 +158,7 @@ pub(super) async fn play(seed: u64, tells: bool) -> Result<Shown, Wrong> {
         .map(|planned| {
             sim.note(format_args!("planned: {planned:?}"));
             let sim = sim.clone();
-            tokio::spawn(async move { sim.suffer(planned).await })
+            tokio::spawn(async move { sim.inject(planned).await })
         })
         .collect();
     let clients: Vec<_> = schedule
@@ -170,7 +170,7 @@ pub(super) async fn play(seed: u64, tells: bool) -> Result<Shown, Wrong> {
     let mut ends = BTreeMap::new();
     for (number, seen) in join_all(clients).await.into_iter().enumerate() {
         let seen = seen.map_err(|panic| panic.to_string())?;
-        check_seen(&sim, &schedule, &seen).map_err(|wrong| format!("client {number}: {wrong}"))?;
+        check_record(&sim, &schedule, &seen).map_err(|wrong| format!("client {number}: {wrong}"))?;
         let name = match &seen.end {
             End::Refused(error) | End::Failed(error) => error.code.name(),
             End::Finished(_) if seen.degraded_after.is_some() => "finished without its expert",
@@ -196,5 +196,5 @@ pub(super) async fn play(seed: u64, tells: bool) -> Result<Shown, Wrong> {
     if let Some(host) = sim.hosts().iter().find(|host| host.sessions() > 0) {
         return Err(format!("{} holds {} sessions for ever", host.name, host.sessions()));
     }
-    Ok(Shown { trace: sim.trace(), effects: sim.effects(), ends })
+    Ok(RunRecord { trace: sim.trace(), effects: sim.effects(), ends })
 }

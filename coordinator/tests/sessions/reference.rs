@@ -1,4 +1,4 @@
-//! The rules written out straight, in one process, from the mock models' rows: what sessions must reproduce.
+//! The rules written out in one process over the mock models' logits: what sessions must reproduce.
 
 use cosec_coordinator::merge::{BaseOnly, ChosenBy, Cosec, ExpertOnly, Linear, Product, SelectedRule};
 use cosec_coordinator::request::TokenizedRequest;
@@ -13,12 +13,16 @@ pub(crate) struct Models {
 }
 
 /// The tokens of `request` and who chose them; an end token ends the list and is not in it.
-pub(crate) fn simulate(models: &Models, request: &TokenizedRequest) -> Vec<(u32, ChosenBy)> {
-    simulate_degraded(models, request, u32::MAX)
+pub(crate) fn expected_tokens(models: &Models, request: &TokenizedRequest) -> Vec<(u32, ChosenBy)> {
+    expected_tokens_degraded(models, request, u32::MAX)
 }
 
 /// The same when the expert is gone after `hardened` new tokens.
-pub(crate) fn simulate_degraded(models: &Models, request: &TokenizedRequest, hardened: u32) -> Vec<(u32, ChosenBy)> {
+pub(crate) fn expected_tokens_degraded(
+    models: &Models,
+    request: &TokenizedRequest,
+    hardened: u32,
+) -> Vec<(u32, ChosenBy)> {
     let mut history = request.prompt.to_vec();
     let mut chosen = Vec::new();
     for new in 0..request.max_new_tokens {
