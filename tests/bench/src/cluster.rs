@@ -91,7 +91,9 @@ pub struct Lanes {
     /// In the order of the settings asked for.
     pub coordinators: Vec<Coordinator>,
     cluster: Cluster,
-    others: Vec<Process>,
+    config: ClusterConfig,
+    /// Of the coordinators but the first.
+    others: Vec<(String, Process)>,
 }
 
 impl Lanes {
@@ -115,18 +117,29 @@ impl Lanes {
             patience: PATIENCE,
         };
         let cluster = Cluster::start(&config, |_| {}).await?;
-        let mut lanes = Self {
-            coordinators: vec![Coordinator::at(cluster.http.clone(), &cluster.grpc)?],
-            cluster,
-            others: Vec::new(),
-        };
+        let coordinators = vec![Coordinator::at(cluster.http.clone(), &cluster.grpc)?];
+        let mut lanes = Self { coordinators, cluster, config, others: Vec::new() };
         for speculation in others {
-            lanes.add(&config, speculation).await?;
+            let (coordinator, process) = lanes.coordinator(speculation).await?;
+            lanes.coordinators.push(coordinator);
+            lanes.others.push(((*speculation).to_owned(), process));
         }
         Ok(lanes)
     }
 
-    async fn add(&mut self, config: &ClusterConfig, speculation: &str) -> Result<()> {
+    /// Replaces a coordinator, not the first, by a new one that has measured nothing.
+    ///
+    /// # Errors
+    /// What the process died of.
+    pub async fn restart(&mut self, lane: usize) -> Result<()> {
+        let speculation = self.others.get(lane - 1).context("there is no such coordinator")?.0.clone();
+        let (coordinator, process) = self.coordinator(&speculation).await?;
+        (self.coordinators[lane], self.others[lane - 1]) = (coordinator, (speculation, process));
+        Ok(())
+    }
+
+    async fn coordinator(&self, speculation: &str) -> Result<(Coordinator, Process)> {
+        let config = &self.config;
         let logs = config.logs.join(speculation.replace(':', "-"));
         std::fs::create_dir_all(&logs)?;
         let (base, expert) = (&self.cluster.base_address, &self.cluster.expert_address);
@@ -145,8 +158,6 @@ impl Lanes {
         let grpc = process.announced("grpc on ", deadline).await?;
         let coordinator = Coordinator::at(http, &grpc)?;
         coordinator.wait_until_ready(deadline).await?;
-        self.coordinators.push(coordinator);
-        self.others.push(process);
-        Ok(())
+        Ok((coordinator, process))
     }
 }

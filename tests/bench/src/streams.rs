@@ -18,23 +18,42 @@ const BURST: Duration = Duration::from_millis(1);
 /// Time for every stream to show its first token.
 const FIRST_TOKENS: Duration = Duration::from_secs(120);
 
+/// When watching ends.
+#[derive(Clone, Copy, Debug)]
+pub enum WatchEnd {
+    /// After this time.
+    After(Duration),
+    /// When the coordinator has counted so many rounds of all streams together, or after `most`.
+    Rounds {
+        /// Blocks of drafts verified.
+        rounds: usize,
+        /// Longest time.
+        most: Duration,
+    },
+}
+
+/// Between two looks at the rounds.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
 /// What was seen of some streams.
 #[derive(Clone, Debug)]
 pub struct Watched {
     /// Tokens per second of all streams together.
     pub rate: f64,
+    /// How long they were watched.
+    pub seconds: f64,
     /// What the coordinator counted meanwhile.
     pub added: Scrape,
     /// Token ids of each stream's first completion, as far as it came.
     pub tokens: Vec<Vec<u32>>,
 }
 
-/// Runs `requests` at the same time, each beginning anew with another seed where it ends, and watches them for `span`
-/// from when all have shown a token. Then the clients leave.
+/// Runs `requests` at the same time, each beginning anew with another seed where it ends, and watches them from
+/// when all have shown a token. Then the clients leave.
 ///
 /// # Errors
 /// When a request fails or no token comes.
-pub async fn watch(coordinator: &Coordinator, requests: Vec<GenerateRequest>, span: Duration) -> Result<Watched> {
+pub async fn watch(coordinator: &Coordinator, requests: Vec<GenerateRequest>, end: WatchEnd) -> Result<Watched> {
     let streams = requests.len();
     let (sink, mut arrivals) = mpsc::unbounded_channel();
     let mut running = JoinSet::new();
@@ -52,11 +71,11 @@ pub async fn watch(coordinator: &Coordinator, requests: Vec<GenerateRequest>, sp
     }
     let before = coordinator.scrape().await?;
     let started = Instant::now();
-    let end = sleep(span);
+    let end = until(coordinator, &before, end);
     tokio::pin!(end);
     loop {
         tokio::select! {
-            () = &mut end => break,
+            ended = &mut end => break ended?,
             arrival = arrivals.recv() => match arrival {
                 Some(arrival) => seen[arrival.stream].note(arrival),
                 None => return Err(failure(&mut running).await),
@@ -64,11 +83,31 @@ pub async fn watch(coordinator: &Coordinator, requests: Vec<GenerateRequest>, sp
             Some(_) = running.join_next() => return Err(failure(&mut running).await),
         }
     }
-    let added = coordinator.scrape().await?.since(&before);
+    let (seconds, added) = (started.elapsed().as_secs_f64(), coordinator.scrape().await?.since(&before));
     running.shutdown().await;
     coordinator.settled().await?;
     let rate = seen.iter().map(|stream| stream.rate(started)).sum();
-    Ok(Watched { rate, added, tokens: seen.into_iter().map(|stream| stream.first).collect() })
+    Ok(Watched { rate, seconds, added, tokens: seen.into_iter().map(|stream| stream.first).collect() })
+}
+
+async fn until(coordinator: &Coordinator, before: &Scrape, end: WatchEnd) -> Result<()> {
+    let (rounds, most) = match end {
+        WatchEnd::After(span) => {
+            sleep(span).await;
+            return Ok(());
+        }
+        WatchEnd::Rounds { rounds, most } => (rounds, most),
+    };
+    let looks = async {
+        loop {
+            sleep(LOOK_INTERVAL).await;
+            let counted = coordinator.scrape().await?.since(before).sum("cosec_accepted_length_count", &[]);
+            if counted >= rounds as f64 {
+                return Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(most, looks).await.unwrap_or(Ok(()))
 }
 
 async fn failure(running: &mut JoinSet<Result<()>>) -> anyhow::Error {
