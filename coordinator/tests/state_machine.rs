@@ -9,9 +9,9 @@ use cosec_coordinator::merge::{
 };
 use cosec_coordinator::request::{FinishReason, GenerationSettings, SessionError, SessionEvent, TokenEvent};
 use cosec_coordinator::session::config::ExpertAbsent;
-use cosec_coordinator::session::event::{Action, Event, Phase, Task};
+use cosec_coordinator::session::event::{RoleOperation, SessionAction, SessionInput, SessionParams, SessionPhase};
 use cosec_coordinator::session::plan::DecodePlan;
-use cosec_coordinator::session::state::Session;
+use cosec_coordinator::session::state::SessionState;
 use cosec_coordinator::speculation::controller::DraftPlan;
 use cosec_coordinator::speculation::tally::VerifiedBlock;
 use cosec_coordinator::worker_pool::operation::{Ask, RowAsk, View};
@@ -22,7 +22,7 @@ use cosec_proto::sampling::{SamplingParams, TokenProbability};
 use proptest::prelude::*;
 use tokio::time::Instant;
 
-fn task(rule: SelectedRule, transport: LogitsTransport, prompt: Vec<u32>, now: Instant) -> Task {
+fn task(rule: SelectedRule, transport: LogitsTransport, prompt: Vec<u32>, now: Instant) -> SessionParams {
     let settings = GenerationSettings {
         n: 1,
         seed: 1,
@@ -40,7 +40,7 @@ fn task(rule: SelectedRule, transport: LogitsTransport, prompt: Vec<u32>, now: I
         report: false,
         deadline: now + Duration::from_secs(10),
     };
-    Task {
+    SessionParams {
         plan: DecodePlan::new(&settings, false).unwrap(),
         draft_plan: DraftPlan::SEQUENTIAL,
         prompt,
@@ -54,42 +54,42 @@ fn task(rule: SelectedRule, transport: LogitsTransport, prompt: Vec<u32>, now: I
 
 /// A session under test, with the answers that a healthy world gives.
 struct Script {
-    session: Session,
+    session: SessionState,
     now: Instant,
 }
 
 impl Script {
     fn new(rule: SelectedRule, transport: LogitsTransport, prompt: Vec<u32>) -> Self {
         let now = Instant::now();
-        Self { session: Session::new(task(rule, transport, prompt, now)), now }
+        Self { session: SessionState::new(task(rule, transport, prompt, now)), now }
     }
 
     /// Three drafts at a time, the expert running ahead; up to `max_new_tokens`.
     fn lookahead(transport: LogitsTransport, prompt: Vec<u32>, max_new_tokens: u32) -> Self {
         let now = Instant::now();
         let draft_plan = DraftPlan { num_draft_tokens: 3, pipelined: true };
-        let task = Task { draft_plan, max_new_tokens, ..task(COSEC, transport, prompt, now) };
-        let mut script = Self { session: Session::new(task), now };
-        script.step(Event::Started);
+        let params = SessionParams { draft_plan, max_new_tokens, ..task(COSEC, transport, prompt, now) };
+        let mut script = Self { session: SessionState::new(params), now };
+        script.step(SessionInput::Started);
         script.step(located(WorkerRole::Base));
         script
     }
 
     /// Feeds `event` and renders the actions, one word or phrase each.
-    fn step(&mut self, event: Event) -> Vec<String> {
+    fn step(&mut self, event: SessionInput) -> Vec<String> {
         self.session.step(self.now, event).iter().map(render).collect()
     }
 
     #[track_caller]
-    fn check(&mut self, event: Event, expected: &[&str]) {
+    fn check(&mut self, event: SessionInput, expected: &[&str]) {
         assert_eq!(self.step(event), expected);
     }
 }
 
-fn render(action: &Action) -> String {
+fn render(action: &SessionAction) -> String {
     match action {
-        Action::Locate { role, failures } => format!("locate {} after {failures}", role.name()),
-        Action::Send { role, at, tokens, ask, is_ahead, .. } => {
+        SessionAction::Locate { role, failures } => format!("locate {} after {failures}", role.name()),
+        SessionAction::Send(RoleOperation { role, at, tokens, ask, is_ahead, .. }) => {
             let views = |rows: &[RowAsk]| {
                 let row = |row: &RowAsk| format!("{}@{}", view(&row.view), row.offset);
                 rows.iter().map(row).collect::<Vec<_>>().join(" ")
@@ -102,13 +102,13 @@ fn render(action: &Action) -> String {
             let ahead = if *is_ahead { " ahead" } else { "" };
             format!("{}: at {at} feed {tokens:?} {}{ahead}", role.name(), ask.trim_end()).trim_end().to_owned()
         }
-        Action::Withdraw { role, .. } => format!("withdraw {}", role.name()),
-        Action::Merge { position, .. } => format!("merge {position}"),
-        Action::Emit(SessionEvent::Token(token)) => format!("token {}", token.decision.id),
-        Action::Emit(SessionEvent::Finished(reason)) => format!("finished {reason:?}"),
-        Action::Emit(SessionEvent::Failed(error)) => format!("failed {}", error.code),
-        Action::Emit(SessionEvent::Degraded) => "degraded".to_owned(),
-        Action::Emit(SessionEvent::Prompt(_)) => "prompt".to_owned(),
+        SessionAction::Withdraw { role, .. } => format!("withdraw {}", role.name()),
+        SessionAction::Merge { position, .. } => format!("merge {position}"),
+        SessionAction::Emit(SessionEvent::Token(token)) => format!("token {}", token.decision.id),
+        SessionAction::Emit(SessionEvent::Finished(reason)) => format!("finished {reason:?}"),
+        SessionAction::Emit(SessionEvent::Failed(error)) => format!("failed {}", error.code),
+        SessionAction::Emit(SessionEvent::Degraded) => "degraded".to_owned(),
+        SessionAction::Emit(SessionEvent::Prompt(_)) => "prompt".to_owned(),
     }
 }
 
@@ -121,16 +121,16 @@ fn view(view: &View) -> String {
     }
 }
 
-fn located(role: WorkerRole) -> Event {
-    Event::Located { role, max_operation_tokens: 3, vocabulary: 10 }
+fn located(role: WorkerRole) -> SessionInput {
+    SessionInput::Located { role, max_operation_tokens: 3, vocabulary: 10 }
 }
 
-fn answered(role: WorkerRole, ticket: u64, reply: Reply) -> Event {
-    Event::Answered { role, ticket, reply: Ok(reply) }
+fn answered(role: WorkerRole, ticket: u64, reply: Reply) -> SessionInput {
+    SessionInput::Answered { role, ticket, reply: Ok(reply) }
 }
 
-fn failed(role: WorkerRole, ticket: u64, code: ErrorCode) -> Event {
-    Event::Answered { role, ticket, reply: Err(OperationError { code, message: "no".to_owned() }) }
+fn failed(role: WorkerRole, ticket: u64, code: ErrorCode) -> SessionInput {
+    SessionInput::Answered { role, ticket, reply: Err(OperationError { code, message: "no".to_owned() }) }
 }
 
 fn drawn(id: u32) -> TokenProbability {
@@ -146,17 +146,17 @@ fn judged(ids: &[u32]) -> Reply {
     Reply::Rows(ids.iter().flat_map(|&id| [RowView::Gathered(vec![drawn(id)]), RowView::Sampled(drawn(4))]).collect())
 }
 
-fn decided(id: u32, rejected: Option<RejectedProposal>) -> Event {
+fn decided(id: u32, rejected: Option<RejectedProposal>) -> SessionInput {
     let decision = Decision { id, chosen_by: ChosenBy::Base, p: None, q: None, rejected };
-    Event::Decided(TokenEvent { decision, score: None })
+    SessionInput::Decided(TokenEvent { decision, score: None })
 }
 
-fn token(id: u32) -> Event {
+fn token(id: u32) -> SessionInput {
     decided(id, None)
 }
 
-fn lacking(lacking: MissingEvidence) -> Event {
-    Event::Missing { missing: lacking, evidence: Box::default() }
+fn lacking(lacking: MissingEvidence) -> SessionInput {
+    SessionInput::Missing { missing: lacking, evidence: Box::default() }
 }
 
 const COSEC: SelectedRule = SelectedRule::Cosec(Cosec { tau: 0.3 });
@@ -164,27 +164,27 @@ const COSEC: SelectedRule = SelectedRule::Cosec(Cosec { tau: 0.3 });
 #[test]
 fn cosec_asks_ahead_for_all_that_needs_no_id() {
     let mut script = Script::new(COSEC, LogitsTransport::Auto, vec![1, 2]);
-    script.check(Event::Started, &["locate base after 0", "locate expert after 0"]);
+    script.check(SessionInput::Started, &["locate base after 0", "locate expert after 0"]);
     script.check(located(WorkerRole::Expert), &[]);
     script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2] sample@2", "expert: at 0 feed [1, 2] draft 1"]);
     script.check(answered(WorkerRole::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &[]);
     script.check(answered(WorkerRole::Expert, 0, drafted(&[5])), &["merge 2"]);
     script.check(lacking(MissingEvidence::Judgement(5)), &["base: at 2 feed [] gather [5]@0"]);
-    assert_eq!(*script.session.phase(), Phase::Verifying);
+    assert!(matches!(script.session.phase(), SessionPhase::Verifying { lookup: Some(_) }));
     script.check(answered(WorkerRole::Base, 1, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 2"]);
     script.check(token(5), &["token 5"]);
-    script.check(Event::Emitted, &["base: at 2 feed [5] sample@1", "expert: at 2 feed [5] draft 1"]);
+    script.check(SessionInput::Emitted, &["base: at 2 feed [5] sample@1", "expert: at 2 feed [5] draft 1"]);
     script.check(answered(WorkerRole::Expert, 1, drafted(&[9])), &[]);
     script.check(answered(WorkerRole::Base, 2, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &["merge 3"]);
     script.check(token(9), &["finished Stop"]);
-    script.check(Event::Emitted, &[]);
-    assert_eq!(*script.session.phase(), Phase::Finished);
+    script.check(SessionInput::Emitted, &[]);
+    assert_eq!(*script.session.phase(), SessionPhase::Finished);
 }
 
 #[test]
 fn with_gather_the_base_is_fed_while_the_expert_drafts() {
     let mut script = Script::new(COSEC, LogitsTransport::Gather, vec![1]);
-    script.check(Event::Started, &["locate base after 0", "locate expert after 0"]);
+    script.check(SessionInput::Started, &["locate base after 0", "locate expert after 0"]);
     script.check(located(WorkerRole::Base), &[]);
     script.check(located(WorkerRole::Expert), &["base: at 0 feed [1]", "expert: at 0 feed [1] draft 1"]);
     script.check(answered(WorkerRole::Expert, 0, drafted(&[5])), &[]);
@@ -199,7 +199,7 @@ fn with_gather_the_base_is_fed_while_the_expert_drafts() {
 #[test]
 fn a_long_prompt_goes_in_pieces_and_a_lost_cache_goes_again() {
     let mut script = Script::new(SelectedRule::BaseOnly(BaseOnly), LogitsTransport::Full, vec![1, 2, 3, 4, 5, 6, 7]);
-    script.check(Event::Started, &["locate base after 0"]);
+    script.check(SessionInput::Started, &["locate base after 0"]);
     script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2, 3]"]);
     script.check(answered(WorkerRole::Base, 0, Reply::Rows(Vec::new())), &["base: at 3 feed [4, 5, 6]"]);
     script.check(answered(WorkerRole::Base, 1, Reply::Rows(Vec::new())), &["base: at 6 feed [7] full@1"]);
@@ -211,11 +211,11 @@ fn a_long_prompt_goes_in_pieces_and_a_lost_cache_goes_again() {
 #[test]
 fn a_worker_that_fails_is_replaced_and_the_sequence_goes_to_the_new_one() {
     let mut script = Script::new(SelectedRule::BaseOnly(BaseOnly), LogitsTransport::Auto, vec![1, 2]);
-    script.check(Event::Started, &["locate base after 0"]);
+    script.check(SessionInput::Started, &["locate base after 0"]);
     script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2] sample@2"]);
     script.check(answered(WorkerRole::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &["merge 2"]);
     script.check(token(4), &["token 4"]);
-    script.check(Event::Emitted, &["base: at 2 feed [4] sample@1"]);
+    script.check(SessionInput::Emitted, &["base: at 2 feed [4] sample@1"]);
     script.check(failed(WorkerRole::Base, 1, ErrorCode::Unavailable), &["locate base after 1"]);
     script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2, 4] sample@3"]);
     for failures in 2..=4 {
@@ -229,7 +229,7 @@ fn a_worker_that_fails_is_replaced_and_the_sequence_goes_to_the_new_one() {
 #[test]
 fn an_error_that_no_other_worker_can_mend_ends_the_session() {
     let mut script = Script::new(SelectedRule::BaseOnly(BaseOnly), LogitsTransport::Auto, vec![1]);
-    script.step(Event::Started);
+    script.step(SessionInput::Started);
     script.step(located(WorkerRole::Base));
     script.check(failed(WorkerRole::Base, 0, ErrorCode::InvalidArgument), &["failed invalid_argument"]);
     script.check(answered(WorkerRole::Base, 0, Reply::NeedPrefix { have: 0 }), &[]);
@@ -238,46 +238,47 @@ fn an_error_that_no_other_worker_can_mend_ends_the_session() {
 #[test]
 fn a_degraded_session_ignores_answers_to_what_it_asked_before() {
     let now = Instant::now();
-    let task = Task { expert_absent: ExpertAbsent::Degrade, ..task(COSEC, LogitsTransport::Auto, vec![1], now) };
-    let mut script = Script { session: Session::new(task), now };
-    script.step(Event::Started);
+    let params =
+        SessionParams { expert_absent: ExpertAbsent::Degrade, ..task(COSEC, LogitsTransport::Auto, vec![1], now) };
+    let mut script = Script { session: SessionState::new(params), now };
+    script.step(SessionInput::Started);
     script.step(located(WorkerRole::Base));
     script.step(located(WorkerRole::Expert));
     script.check(failed(WorkerRole::Expert, 0, ErrorCode::Unavailable), &["locate expert after 1"]);
     let error = OperationError { code: ErrorCode::ExpertUnavailable, message: "none".to_owned() };
-    script.check(Event::Absent { role: WorkerRole::Expert, error }, &["withdraw base", "degraded"]);
+    script.check(SessionInput::Absent { role: WorkerRole::Expert, error }, &["withdraw base", "degraded"]);
     script.check(answered(WorkerRole::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(3))])), &[]);
-    script.check(Event::Emitted, &["base: at 0 feed [1] sample@1"]);
+    script.check(SessionInput::Emitted, &["base: at 0 feed [1] sample@1"]);
     script.check(answered(WorkerRole::Base, 1, Reply::Rows(vec![RowView::Sampled(drawn(3))])), &["merge 1"]);
 }
 
 #[test]
 fn without_leave_to_degrade_an_absent_expert_ends_the_session() {
     let mut script = Script::new(COSEC, LogitsTransport::Auto, vec![1]);
-    script.step(Event::Started);
+    script.step(SessionInput::Started);
     let error = OperationError { code: ErrorCode::ExpertUnavailable, message: "none".to_owned() };
-    script.check(Event::Absent { role: WorkerRole::Expert, error }, &["failed expert_unavailable"]);
+    script.check(SessionInput::Absent { role: WorkerRole::Expert, error }, &["failed expert_unavailable"]);
 }
 
 #[test]
 fn the_deadline_ends_the_session_at_any_event() {
     let mut script = Script::new(COSEC, LogitsTransport::Auto, vec![1]);
-    script.step(Event::Started);
+    script.step(SessionInput::Started);
     script.now += Duration::from_secs(11);
-    script.check(Event::Tick, &["failed deadline_exceeded"]);
+    script.check(SessionInput::Tick, &["failed deadline_exceeded"]);
     script.check(located(WorkerRole::Base), &[]);
 }
 
 #[test]
 fn a_token_that_a_model_does_not_have_is_a_fault_and_a_proposal_beyond_the_base_has_no_mass() {
     let mut script = Script::new(COSEC, LogitsTransport::Auto, vec![1]);
-    script.step(Event::Started);
+    script.step(SessionInput::Started);
     script.step(located(WorkerRole::Base));
     script.step(located(WorkerRole::Expert));
     script.step(answered(WorkerRole::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])));
     script.step(answered(WorkerRole::Expert, 0, drafted(&[77])));
     let actions = script.session.step(script.now, lacking(MissingEvidence::Judgement(77)));
-    let [Action::Merge { evidence, .. }] = actions.as_slice() else { panic!("{actions:?}") };
+    let [SessionAction::Merge { evidence, .. }] = actions.as_slice() else { panic!("{actions:?}") };
     assert_eq!(evidence[WorkerRole::Base.index()].looked_up, Some(TokenProbability { id: 77, probability: 0.0 }));
     script.check(token(77), &["failed worker_fault"]);
 }
@@ -297,16 +298,16 @@ fn a_block_of_drafts_is_verified_at_once_while_the_expert_runs_ahead() {
     script.check(answered(WorkerRole::Expert, 1, drafted(&[1, 2, 3])), &[]);
     script.check(answered(WorkerRole::Base, 1, judged(&[5, 6, 7])), &["merge 2"]);
     script.check(token(5), &["token 5"]);
-    script.check(Event::Emitted, &["merge 3"]);
+    script.check(SessionInput::Emitted, &["merge 3"]);
     script.check(token(6), &["token 6"]);
-    script.check(Event::Emitted, &["merge 4"]);
+    script.check(SessionInput::Emitted, &["merge 4"]);
     script.check(token(7), &["token 7"]);
     // Three drafts feed the base three tokens: the last one decided and two of them.
     let expected = [
         "base: at 4 feed [7, 1, 2] gather [1]@1 gather [2]@2 gather [3]@3 sample@1 sample@2 sample@3",
         "expert: at 7 feed [3] draft 3 ahead",
     ];
-    script.check(Event::Emitted, &expected);
+    script.check(SessionInput::Emitted, &expected);
     let tally = script.session.take_tally();
     assert_eq!((tally.drafted, tally.accepted, tally.rejected, tally.rollbacks), (6, 3, 0, 0));
     assert_eq!(tally.blocks, [VerifiedBlock { proposals: 3, accepted: 3, stood: 3 }]);
@@ -319,10 +320,10 @@ fn a_rejection_withdraws_what_was_drafted_ahead_and_cuts_the_caches_back() {
     script.step(answered(WorkerRole::Expert, 0, drafted(&[5, 6, 7])));
     script.check(answered(WorkerRole::Base, 0, judged(&[5, 6, 7])), &["merge 1"]);
     script.step(token(5));
-    script.check(Event::Emitted, &["merge 2"]);
+    script.check(SessionInput::Emitted, &["merge 2"]);
     script.check(rejected(8, 6), &["withdraw expert", "token 8"]);
     // One token of the block stands: the rest goes again from there.
-    script.check(Event::Emitted, &["expert: at 2 feed [8] draft 3"]);
+    script.check(SessionInput::Emitted, &["expert: at 2 feed [8] draft 3"]);
     script.check(answered(WorkerRole::Expert, 1, drafted(&[1, 1, 1])), &[]);
     let expected = [
         "base: at 2 feed [8, 3, 3] gather [3]@1 gather [3]@2 gather [3]@3 sample@1 sample@2 sample@3",
@@ -334,7 +335,7 @@ fn a_rejection_withdraws_what_was_drafted_ahead_and_cuts_the_caches_back() {
     assert_eq!(tally.blocks, [VerifiedBlock { proposals: 2, accepted: 1, stood: 1 }]);
 }
 
-fn rejected(id: u32, proposal: u32) -> Event {
+fn rejected(id: u32, proposal: u32) -> SessionInput {
     decided(id, Some(RejectedProposal { id: proposal, p: 0.1, q: 0.5 }))
 }
 
@@ -345,7 +346,7 @@ fn a_fallback_that_is_the_drafted_token_discards_nothing() {
     script.step(answered(WorkerRole::Expert, 0, drafted(&[5, 6, 7])));
     script.step(answered(WorkerRole::Base, 0, judged(&[5, 6, 7])));
     script.check(rejected(5, 5), &["token 5"]);
-    script.check(Event::Emitted, &["merge 2"]);
+    script.check(SessionInput::Emitted, &["merge 2"]);
 }
 
 #[test]
@@ -357,10 +358,10 @@ fn nothing_is_drafted_behind_an_end_token_or_the_last_token() {
     script.check(answered(WorkerRole::Expert, 0, drafted(&[5, 9, 7])), &expected);
     script.step(answered(WorkerRole::Base, 0, judged(&[5, 9])));
     script.step(token(5));
-    script.check(Event::Emitted, &["merge 2"]);
+    script.check(SessionInput::Emitted, &["merge 2"]);
     // It is rejected: two tokens are left to draft, then one.
     script.check(rejected(6, 9), &["token 6"]);
-    script.check(Event::Emitted, &["expert: at 2 feed [6] draft 3"]);
+    script.check(SessionInput::Emitted, &["expert: at 2 feed [6] draft 3"]);
     let expected = ["base: at 2 feed [6, 1, 2] gather [1]@1 gather [2]@2 gather [3]@3 sample@1 sample@2 sample@3"];
     script.check(answered(WorkerRole::Expert, 1, drafted(&[1, 2, 3])), &expected);
 }
@@ -387,7 +388,7 @@ fn a_worker_lost_while_drafts_are_verified_is_fed_them_again() {
     script.check(lacking(MissingEvidence::Fallback), &["base: at 4 feed [] sample@0"]);
 }
 
-fn any_event() -> impl Strategy<Value = Event> {
+fn any_event() -> impl Strategy<Value = SessionInput> {
     let role = prop_oneof![Just(WorkerRole::Base), Just(WorkerRole::Expert), Just(WorkerRole::AntiExpert)];
     let codes =
         [ErrorCode::Unavailable, ErrorCode::OutOfBlocks, ErrorCode::ModelMismatch, ErrorCode::DeadlineExceeded];
@@ -402,16 +403,16 @@ fn any_event() -> impl Strategy<Value = Event> {
         error.clone().prop_map(Err),
     ];
     prop_oneof![
-        1 => Just(Event::Started),
+        1 => Just(SessionInput::Started),
         4 => role.clone().prop_map(located),
-        1 => (role.clone(), error).prop_map(|(role, error)| Event::Absent { role, error }),
-        8 => (role, 0u64..20, reply).prop_map(|(role, ticket, reply)| Event::Answered { role, ticket, reply }),
+        1 => (role.clone(), error).prop_map(|(role, error)| SessionInput::Absent { role, error }),
+        8 => (role, 0u64..20, reply).prop_map(|(role, ticket, reply)| SessionInput::Answered { role, ticket, reply }),
         4 => (0u32..12).prop_map(token),
         2 => (0u32..12).prop_map(|id| lacking(MissingEvidence::Judgement(id))),
         2 => Just(lacking(MissingEvidence::Logits(WorkerRole::Expert))),
-        4 => Just(Event::Emitted),
-        1 => Just(Event::MergeFailed(SessionError::new(ErrorCode::Internal, String::new()))),
-        1 => Just(Event::Tick),
+        4 => Just(SessionInput::Emitted),
+        1 => Just(SessionInput::MergeFailed(SessionError::new(ErrorCode::Internal, String::new()))),
+        1 => Just(SessionInput::Tick),
     ]
 }
 
@@ -428,27 +429,27 @@ proptest! {
         let now = Instant::now();
         let expert_absent = if degrades { ExpertAbsent::Degrade } else { ExpertAbsent::FailClosed };
         let of = task(COSEC, LogitsTransport::Auto, (0..prompt).collect(), now);
-        let mut session = Session::new(Task {
+        let mut session = SessionState::new(SessionParams {
             prompt_scores: scores,
             expert_absent,
             draft_plan: DraftPlan { num_draft_tokens, pipelined },
             ..of
         });
         let (mut ends, mut tokens) = (0, 0);
-        session.step(now, Event::Started);
+        session.step(now, SessionInput::Started);
         for event in events {
             for action in session.step(now, event) {
                 prop_assert_eq!(ends, 0, "{:?} after the end", action);
                 match action {
-                    Action::Emit(SessionEvent::Finished(FinishReason::Length | FinishReason::Stop)) => ends += 1,
-                    Action::Emit(SessionEvent::Failed(_)) => ends += 1,
-                    Action::Emit(SessionEvent::Token(token)) => {
+                    SessionAction::Emit(SessionEvent::Finished(FinishReason::Length | FinishReason::Stop)) => ends += 1,
+                    SessionAction::Emit(SessionEvent::Failed(_)) => ends += 1,
+                    SessionAction::Emit(SessionEvent::Token(token)) => {
                         tokens += 1;
                         prop_assert!(token.decision.id < 10);
                     }
-                    Action::Send { at, tokens, .. } => prop_assert!(at as usize + tokens.len() <= prompt as usize + 2),
-                    Action::Merge { .. } | Action::Locate { .. } | Action::Withdraw { .. } => {}
-                    Action::Emit(SessionEvent::Prompt(_) | SessionEvent::Degraded) => {}
+                    SessionAction::Send(RoleOperation { at, tokens, .. }) => prop_assert!(at as usize + tokens.len() <= prompt as usize + 2),
+                    SessionAction::Merge { .. } | SessionAction::Locate { .. } | SessionAction::Withdraw { .. } => {}
+                    SessionAction::Emit(SessionEvent::Prompt(_) | SessionEvent::Degraded) => {}
                 }
             }
             prop_assert!(tokens <= 2);

@@ -1,5 +1,6 @@
-//! What a session is told, what it asks for, and where it stands.
+//! What a session is told, what it asks for, and which phase it is in.
 
+use cosec_proto::WorkerRole;
 use tokio::time::Instant;
 
 use super::config::ExpertAbsent;
@@ -7,52 +8,28 @@ use super::plan::DecodePlan;
 use crate::merge::{MissingEvidence, ModelEvidence, TokenScore};
 use crate::request::{SessionError, SessionEvent, TokenEvent};
 use crate::speculation::controller::DraftPlan;
-use crate::worker_pool::operation::Ask;
+use crate::worker_pool::operation::{Ask, View};
 use crate::worker_pool::reply::{OperationError, Reply};
-use cosec_proto::WorkerRole;
 
 /// What happened.
 #[derive(Clone, Debug)]
-pub enum Event {
+#[expect(missing_docs, reason = "the field names say it")]
+pub enum SessionInput {
     /// The session may begin.
     Started,
     /// A worker was found for a role. It has nothing of the session yet.
-    Located {
-        /// Which.
-        role: WorkerRole,
-        /// Largest operation of the worker, in tokens.
-        max_operation_tokens: u32,
-        /// Length of its rows.
-        vocabulary: u32,
-    },
+    Located { role: WorkerRole, max_operation_tokens: u32, vocabulary: u32 },
     /// No worker was found for a role in the time that the driver allows.
-    Absent {
-        /// Which.
-        role: WorkerRole,
-        /// Why.
-        error: OperationError,
-    },
-    /// A worker answered.
-    Answered {
-        /// Which.
-        role: WorkerRole,
-        /// Of the action.
-        ticket: u64,
-        /// What.
-        reply: Result<Reply, OperationError>,
-    },
+    Absent { role: WorkerRole, error: OperationError },
+    /// A worker answered the operation with this ticket.
+    Answered { role: WorkerRole, ticket: u64, reply: Result<Reply, OperationError> },
     /// The rule decided.
     Decided(TokenEvent),
-    /// The rule needs to know more.
-    Missing {
-        /// What.
-        missing: MissingEvidence,
-        /// Of the action, given back.
-        evidence: Box<[ModelEvidence; 3]>,
-    },
-    /// The rows make no distribution.
+    /// The rule needs to know more; the evidence of the action is given back.
+    Missing { missing: MissingEvidence, evidence: Box<[ModelEvidence; 3]> },
+    /// The logits make no distribution.
     MergeFailed(SessionError),
-    /// The event was taken from our hands.
+    /// The client took the event.
     Emitted,
     /// Time passed.
     Tick,
@@ -60,7 +37,7 @@ pub enum Event {
 
 /// What to do.
 #[derive(Debug)]
-pub enum Action {
+pub enum SessionAction {
     /// Find a worker; answered by `Located` or `Absent`.
     Locate {
         /// As what.
@@ -69,25 +46,12 @@ pub enum Action {
         failures: u32,
     },
     /// Have a worker perform an operation; answered by `Answered`.
-    Send {
-        /// Whom.
-        role: WorkerRole,
-        /// To be named in the answer.
-        ticket: u64,
-        /// Cached tokens that the operation assumes.
-        at: u32,
-        /// To feed.
-        tokens: Vec<u32>,
-        /// To answer.
-        ask: Ask,
-        /// Whether it builds on drafts that may yet be rejected.
-        is_ahead: bool,
-    },
-    /// Take an operation back; its answer is of no interest any more.
+    Send(RoleOperation),
+    /// Take back an operation; its answer is no longer of interest.
     Withdraw {
-        /// Whose.
+        /// Of the worker.
         role: WorkerRole,
-        /// Of the action that sent it.
+        /// Of the operation.
         ticket: u64,
     },
     /// Let the rule decide; answered by `Decided`, `Missing` or `MergeFailed`.
@@ -101,9 +65,26 @@ pub enum Action {
     Emit(SessionEvent),
 }
 
+/// An operation for the worker of a role.
+#[derive(Clone, Debug)]
+pub struct RoleOperation {
+    /// Of the worker.
+    pub role: WorkerRole,
+    /// Named in the answer.
+    pub ticket: u64,
+    /// Cached tokens that the operation assumes.
+    pub at: u32,
+    /// To feed.
+    pub tokens: Vec<u32>,
+    /// To answer.
+    pub ask: Ask,
+    /// Whether it builds on drafts that may yet be rejected.
+    pub is_ahead: bool,
+}
+
 /// Where the session stands.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Phase {
+pub enum SessionPhase {
     /// Looks for workers.
     Placing,
     /// Has the base score the prompt.
@@ -113,28 +94,31 @@ pub enum Phase {
     },
     /// As `Drafting`, with a prompt to feed first.
     Prefilling,
-    /// Waits for drafts, or for all workers where they compute side by side.
+    /// Waits for drafts, or for all workers where they compute at the same time.
     Drafting,
-    /// Waits for the rows of the drafts, or for what the rule lacked.
-    Verifying,
+    /// Waits for the logits of the drafts.
+    Verifying {
+        /// What the rule misses at the next position, and which model knows it.
+        lookup: Option<(WorkerRole, View)>,
+    },
     /// Lets the rule decide.
     Merging,
     /// Waits for the client to take an event.
     Emitting {
         /// What follows.
-        then: Then,
+        next: AfterEvent,
     },
     /// Nothing follows.
     Finished,
 }
 
-impl Phase {
+impl SessionPhase {
     pub(super) fn activity(&self) -> &'static str {
         match self {
             Self::Placing => "looking for workers",
             Self::Scoring { .. } => "scoring the prompt",
             Self::Prefilling => "feeding the prompt",
-            Self::Drafting | Self::Verifying => "waiting for workers",
+            Self::Drafting | Self::Verifying { .. } => "waiting for workers",
             Self::Merging => "merging",
             Self::Emitting { .. } => "waiting for the client",
             Self::Finished => "finishing",
@@ -144,21 +128,21 @@ impl Phase {
 
 /// What follows an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Then {
+pub enum AfterEvent {
     /// The beginning, with workers in place.
     Begin,
-    /// The next token, if there is to be one.
-    Round,
+    /// The next token, if there is one.
+    NextToken,
     /// The end.
     End,
 }
 
-/// What a session is to do.
+/// What a session is given.
 #[derive(Clone, Debug)]
-pub struct Task {
-    /// What.
+pub struct SessionParams {
+    /// How it decodes.
     pub plan: DecodePlan,
-    /// To begin with.
+    /// How it drafts at first.
     pub draft_plan: DraftPlan,
     /// Not empty.
     pub prompt: Vec<u32>,
@@ -166,7 +150,7 @@ pub struct Task {
     pub max_new_tokens: u32,
     /// Ids that end the generation.
     pub end_tokens: Vec<u32>,
-    /// Alternatives per score when the prompt is to be scored.
+    /// Alternatives per score when the prompt is scored.
     pub prompt_scores: Option<u32>,
     /// What to do when no expert can be found.
     pub expert_absent: ExpertAbsent,

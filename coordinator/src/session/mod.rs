@@ -3,11 +3,13 @@
 pub mod config;
 mod driver;
 pub mod event;
-mod lane;
+mod merge_job;
 pub mod metrics;
 pub mod plan;
+mod recovery;
+mod role_state;
 mod sequence;
 pub mod service;
 pub mod state;
 
-pub(crate) use driver::{Driver, Opening};
+pub(crate) use driver::{SessionContext, SessionDriver};

@@ -1,4 +1,4 @@
-//! The tokens of a choice: those that are decided, and behind them the expert's drafts with what is known of each.
+//! The tokens of a choice: those decided, then the expert's drafts with what is known of each.
 
 use std::collections::VecDeque;
 
@@ -9,20 +9,20 @@ use cosec_proto::WorkerRole;
 use cosec_proto::sampling::TokenProbability;
 
 /// What is known of one position, in the order of [`WorkerRole::ALL`].
-type Known = Box<[ModelEvidence; 3]>;
+type PositionEvidence = Box<[ModelEvidence; 3]>;
 
 #[derive(Debug)]
-pub(super) struct Sequence {
+pub(super) struct TokenSequence {
     /// Prompt, new tokens, drafts.
     tokens: Vec<u32>,
     prompt: usize,
     /// Prompt and new tokens.
     decided: usize,
     /// Of the positions from `decided` on.
-    evidence: VecDeque<Known>,
+    evidence: VecDeque<PositionEvidence>,
 }
 
-impl Sequence {
+impl TokenSequence {
     pub(super) fn new(prompt: Vec<u32>) -> Self {
         let length = prompt.len();
         Self { tokens: prompt, prompt: length, decided: length, evidence: VecDeque::new() }
@@ -54,10 +54,10 @@ impl Sequence {
         &self.tokens[self.decided..]
     }
 
-    fn at(&mut self, position: usize) -> Option<&mut Known> {
+    fn at(&mut self, position: usize) -> Option<&mut PositionEvidence> {
         let index = position.checked_sub(self.decided)?;
         while self.evidence.len() <= index {
-            self.evidence.push_back(Known::default());
+            self.evidence.push_back(PositionEvidence::default());
         }
         self.evidence.get_mut(index)
     }
@@ -79,7 +79,7 @@ impl Sequence {
         }
     }
 
-    /// Enters what a worker said of the row at `position`.
+    /// Enters what a worker said of the logits at `position`.
     pub(super) fn note(&mut self, role: WorkerRole, position: usize, view: &View, row: RowView) {
         let Some(known) = self.at(position) else { return };
         let evidence = &mut known[role.index()];
@@ -90,24 +90,24 @@ impl Sequence {
             (RowView::Nucleus { survivors, complete: true }, View::Nucleus { warp, .. }) => {
                 evidence.nuclei.push((*warp, survivors));
             }
-            // Cut short: the rule will say that it lacks the rest.
+            // Cut short: the rule will say that it misses the rest.
             (RowView::Nucleus { .. }, _) => {}
         }
     }
 
     /// Lends out what is known of the next position.
-    pub(super) fn take(&mut self) -> Known {
+    pub(super) fn take(&mut self) -> PositionEvidence {
         self.at(self.decided).map(std::mem::take).unwrap_or_default()
     }
 
     /// Takes back what was lent out.
-    pub(super) fn give_back(&mut self, lent: Known) {
+    pub(super) fn give_back(&mut self, lent: PositionEvidence) {
         if let Some(known) = self.at(self.decided) {
             *known = lent;
         }
     }
 
-    /// Enters the next token. Says whether it is the one that was drafted: then the drafts behind it still stand, else
+    /// Enters the next token. Returns whether it is the one that was drafted: then the drafts after it still stand, else
     /// they are gone.
     pub(super) fn decide(&mut self, id: u32) -> bool {
         let stands = self.drafts().first() == Some(&id);

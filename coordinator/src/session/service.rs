@@ -19,7 +19,7 @@ use tracing::Instrument;
 use super::config::{ExpertAbsent, SessionConfig};
 use super::metrics::SessionMetrics;
 use super::plan::DecodePlan;
-use super::{Driver, Opening};
+use super::{SessionContext, SessionDriver};
 use crate::admission::{ActivePermit, Admission, AdmissionLimits, AdmissionMetrics, QueuedPermit, SessionSize};
 use crate::models::{ModelConfig, ModelInfo, ServedModels};
 use crate::request::{FinishReason, SessionError, SessionEvent, TokenizedRequest};
@@ -183,7 +183,7 @@ impl SessionService {
             sample = i64::from(request.sample),
             prompt_tokens = prompt_tokens as i64
         );
-        let opening = Opening {
+        let context = SessionContext {
             controller: self.controllers.of(&model.name, plan.rule.name(), plan.transport().name()),
             request,
             plan,
@@ -200,7 +200,7 @@ impl SessionService {
             stopped: Arc::clone(&stopped),
             shutdown: self.tasks.shutdown.clone(),
         };
-        self.tasks.spawn(run(opening, permit.activate(size), reasons).instrument(span));
+        self.tasks.spawn(run(context, permit.activate(size), reasons).instrument(span));
         Ok(SessionStream { events: receiver, tenant, stopped, _cancel: cancel.drop_guard() })
     }
 }
@@ -215,22 +215,22 @@ struct CancelReasons {
 }
 
 /// Waits for the session's turn, runs it, and hands out its last event.
-async fn run(opening: Opening, turn: impl Future<Output = ActivePermit>, reasons: CancelReasons) {
-    let (events, metrics) = (opening.events.clone(), Arc::clone(&opening.metrics));
+async fn run(context: SessionContext, turn: impl Future<Output = ActivePermit>, reasons: CancelReasons) {
+    let (events, metrics) = (context.events.clone(), Arc::clone(&context.metrics));
     let began = Instant::now();
     let waiting = GaugeGuard::new(&metrics.queued_sessions);
     let turn = tokio::select! {
         biased;
         () = reasons.left.cancelled() => None,
         permit = turn => Some(permit),
-        () = tokio::time::sleep_until(opening.request.settings.deadline) => None,
+        () = tokio::time::sleep_until(context.request.settings.deadline) => None,
     };
     drop(waiting);
     metrics.queue_seconds.observe(began.elapsed().as_secs_f64());
     let last = match turn {
         Some(permit) => {
             let _active = GaugeGuard::new(&metrics.active_sessions);
-            Driver::new(opening, permit).run(&reasons.left).await
+            SessionDriver::new(context, permit).run(&reasons.left).await
         }
         None if reasons.left.is_cancelled() => None,
         None => {

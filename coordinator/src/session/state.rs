@@ -1,79 +1,73 @@
-//! The session as a pure state machine: `step(now, event) -> actions`. No socket, clock or randomness inside.
+//! The session as a pure state machine: `step(now, input) -> actions`. It has no socket, clock or randomness.
 //!
 //! ```text
 //! Placing → [Scoring] → Prefilling ─┐
 //!              Drafting → Verifying → Merging → Emitting ─→ Finished
 //!                 └───────────┴──────────────────┘
 //! ```
-//! The expert drafts a block of tokens; the base reads the rows of all of them in one forward pass; the rule then decides
-//! position after position. The drafts behind a token stand as long as that token is the one drafted. With the first that
-//! is another, they are discarded and every worker's cache is cut back. Rows are never read behind the last draft, so a
+//! The expert drafts a block of tokens, the base reads the logits of all of them in one forward pass, and the rule then
+//! decides position after position. The drafts after a token stand as long as that token is the one drafted. With the first
+//! that differs, they are discarded and every worker's cache is cut back. Logits are never read after the last draft, so a
 //! block of k drafts feeds the base k tokens: the last one decided and the drafts but the last.
 //!
 //! Where the draft plan is pipelined, the expert drafts the next block while the base verifies, as if all were accepted; a
-//! rejection withdraws it. With one draft token nothing waits for the draft: base and expert compute the same position side by side, and the base looks the
-//! proposal up in the row that it keeps.
+//! rejection withdraws it. With one draft token nothing waits for the draft: base and expert compute the same position at the
+//! same time, and the base looks the proposal up in the logits that it keeps.
 
-use cosec_proto::ErrorCode;
+mod next_operation;
+
+use cosec_proto::sampling::TokenProbability;
+use cosec_proto::{ErrorCode, WorkerRole};
 use tokio::time::Instant;
 
 use super::config::ExpertAbsent;
-use super::event::{Action, Event, Phase, Task, Then};
-use super::lane::{Aim, Lane, Sent, note_scores};
+use super::event::{AfterEvent, SessionAction, SessionInput, SessionParams, SessionPhase};
 use super::plan::DecodePlan;
-use super::sequence::Sequence;
+use super::role_state::{InFlight, RoleState, note_scores};
+use super::sequence::TokenSequence;
 use crate::merge::{MissingEvidence, ModelEvidence};
 use crate::request::{FinishReason, SessionError, SessionEvent, TokenEvent};
 use crate::speculation::controller::DraftPlan;
 use crate::speculation::tally::DraftTally;
-use crate::worker_pool::operation::View;
 use crate::worker_pool::reply::{OperationError, Reply};
-use cosec_proto::WorkerRole;
-use cosec_proto::sampling::TokenProbability;
 
-/// See the module.
+/// One session. See the module.
 #[derive(Debug)]
-pub struct Session {
-    task: Task,
-    sequence: Sequence,
-    phase: Phase,
-    lanes: [Lane; 3],
-    /// What the rule lacks at the next position.
-    lookup: Option<(WorkerRole, View)>,
-    /// A worker that cannot be found, not dealt with yet.
+pub struct SessionState {
+    params: SessionParams,
+    sequence: TokenSequence,
+    phase: SessionPhase,
+    roles: [RoleState; 3],
+    /// A worker that cannot be found. It may be missed in any phase and is dealt with after the decision under way.
     absent: Option<(WorkerRole, OperationError)>,
     draft_plan: DraftPlan,
     tally: DraftTally,
 }
 
-/// Readers go first: what the expert drafts ahead depends on what they were asked.
-const SENDING_ORDER: [WorkerRole; 3] = [WorkerRole::Base, WorkerRole::AntiExpert, WorkerRole::Expert];
-
-impl Session {
+impl SessionState {
     /// A session that waits for `Started`.
     #[must_use]
-    pub fn new(task: Task) -> Self {
+    pub fn new(params: SessionParams) -> Self {
         Self {
-            sequence: Sequence::new(task.prompt.clone()),
-            phase: Phase::Placing,
-            lanes: WorkerRole::ALL.map(Lane::new),
-            lookup: None,
+            sequence: TokenSequence::new(params.prompt.clone()),
+            phase: SessionPhase::Placing,
+            roles: WorkerRole::ALL.map(RoleState::new),
             absent: None,
-            draft_plan: task.draft_plan,
+            draft_plan: params.draft_plan,
             tally: DraftTally::default(),
-            task,
+            params,
         }
     }
 
     /// How it decodes now.
     #[must_use]
     pub fn plan(&self) -> &DecodePlan {
-        &self.task.plan
+        &self.params.plan
     }
 
     /// Where it stands.
     #[must_use]
-    pub fn phase(&self) -> &Phase {
+    pub fn phase(&self) -> &SessionPhase {
         &self.phase
     }
 
@@ -87,253 +81,174 @@ impl Session {
         self.tally.take()
     }
 
-    /// Takes note of an event and says what to do about it.
-    pub fn step(&mut self, now: Instant, event: Event) -> Vec<Action> {
-        if matches!(self.phase, Phase::Finished | Phase::Emitting { then: Then::End }) {
-            return match event {
-                Event::Emitted => self.emitted(),
+    /// Takes an input and returns what to do about it.
+    pub fn step(&mut self, now: Instant, input: SessionInput) -> Vec<SessionAction> {
+        if matches!(self.phase, SessionPhase::Finished | SessionPhase::Emitting { next: AfterEvent::End }) {
+            return match input {
+                SessionInput::Emitted => self.emitted(),
                 // Too late to matter.
                 _ => Vec::new(),
             };
         }
-        if now >= self.task.deadline {
+        if now >= self.params.deadline {
             let message = format!("the request's deadline passed while {}", self.phase.activity());
             return self.fail(ErrorCode::DeadlineExceeded, message);
         }
-        match event {
-            Event::Started => self.place(),
-            Event::Located { role, max_operation_tokens, vocabulary } => {
-                self.lanes[role.index()].placed(max_operation_tokens, vocabulary);
-                if self.phase == Phase::Placing { self.begin_when_placed() } else { self.pump() }
+        match input {
+            SessionInput::Started => self.place(),
+            SessionInput::Located { role, max_operation_tokens, vocabulary } => {
+                self.roles[role.index()].place(max_operation_tokens, vocabulary);
+                if self.phase == SessionPhase::Placing { self.begin_when_placed() } else { self.pump() }
             }
-            Event::Absent { role, error } => {
+            SessionInput::Absent { role, error } => {
                 self.absent = Some((role, error));
-                self.go_on()
+                self.proceed()
             }
-            Event::Answered { role, ticket, reply } => self.answered(role, ticket, reply),
-            Event::Decided(token) if self.phase == Phase::Merging => self.decided(token),
-            Event::Missing { missing, evidence } if self.phase == Phase::Merging => self.look_up(missing, evidence),
-            Event::MergeFailed(error) => self.fail(error.code, error.message),
-            Event::Emitted => self.emitted(),
-            // Nobody asked for a decision, or only the time was to be looked at.
-            Event::Decided(_) | Event::Missing { .. } | Event::Tick => Vec::new(),
+            SessionInput::Answered { role, ticket, reply } => self.answered(role, ticket, reply),
+            SessionInput::Decided(token) if self.phase == SessionPhase::Merging => self.decided(token),
+            SessionInput::Missing { missing, evidence } if self.phase == SessionPhase::Merging => {
+                self.look_up(missing, evidence)
+            }
+            SessionInput::MergeFailed(error) => self.fail(error.code, error.message),
+            SessionInput::Emitted => self.emitted(),
+            // No decision was asked for, or only the deadline was to be checked.
+            SessionInput::Decided(_) | SessionInput::Missing { .. } | SessionInput::Tick => Vec::new(),
         }
+    }
+
+    fn role(&self, role: WorkerRole) -> &RoleState {
+        &self.roles[role.index()]
     }
 
     // === placing ===
 
-    fn place(&mut self) -> Vec<Action> {
+    fn place(&mut self) -> Vec<SessionAction> {
         let roles = WorkerRole::ALL.into_iter().filter(|&role| self.needs(role));
-        let actions: Vec<_> = roles.map(|role| Action::Locate { role, failures: 0 }).collect();
-        // A prompt of no interest to anybody: nothing to place.
+        let actions: Vec<_> = roles.map(|role| SessionAction::Locate { role, failures: 0 }).collect();
+        // No tokens and no scores are asked for: there is nothing to place.
         if actions.is_empty() { self.begin() } else { actions }
     }
 
     /// Scores of the prompt are the base's, whatever the rule reads.
     fn needs(&self, role: WorkerRole) -> bool {
-        let scores = role == WorkerRole::Base && self.task.prompt_scores.is_some();
-        scores || (self.task.max_new_tokens > 0 && self.task.plan.reads(role))
+        let scores = role == WorkerRole::Base && self.params.prompt_scores.is_some();
+        scores || (self.params.max_new_tokens > 0 && self.params.plan.reads(role))
     }
 
-    fn begin_when_placed(&mut self) -> Vec<Action> {
-        let missing =
-            WorkerRole::ALL.into_iter().any(|role| self.needs(role) && !self.lanes[role.index()].is_placed());
-        if missing { Vec::new() } else { self.begin() }
+    fn begin_when_placed(&mut self) -> Vec<SessionAction> {
+        let is_missing = |role: WorkerRole| self.needs(role) && !self.role(role).is_placed();
+        if WorkerRole::ALL.into_iter().any(is_missing) { Vec::new() } else { self.begin() }
     }
 
-    fn begin(&mut self) -> Vec<Action> {
-        if self.task.prompt_scores.is_some() {
-            self.phase = Phase::Scoring { scores: vec![None; self.sequence.len()] };
-        } else {
-            self.phase = Phase::Prefilling;
-        }
-        self.go_on()
+    fn begin(&mut self) -> Vec<SessionAction> {
+        self.phase = match self.params.prompt_scores {
+            Some(_) => SessionPhase::Scoring { scores: vec![None; self.sequence.len()] },
+            None => SessionPhase::Prefilling,
+        };
+        self.proceed()
     }
 
-    /// Goes on without a worker, or not at all.
-    fn do_without(&mut self, role: WorkerRole, error: OperationError) -> Vec<Action> {
+    /// Goes on without a worker, or fails.
+    fn do_without(&mut self, role: WorkerRole, error: OperationError) -> Vec<SessionAction> {
         // A rule that does not read the base, such as `expert_only`, cannot go on without its expert.
-        let is_needed = role == WorkerRole::Base || !self.task.plan.reads(WorkerRole::Base);
-        if is_needed || self.task.expert_absent != ExpertAbsent::Degrade {
+        let is_needed = role == WorkerRole::Base || !self.params.plan.reads(WorkerRole::Base);
+        if is_needed || self.params.expert_absent != ExpertAbsent::Degrade {
             return self.fail(error.code, error.message);
         }
-        self.task.plan = self.task.plan.degraded();
-        self.lookup = None;
+        self.params.plan = self.params.plan.degraded();
         let mut actions = self.discard_drafts();
-        let then = if self.phase == Phase::Placing { Then::Begin } else { Then::Round };
-        actions.extend(self.emit(SessionEvent::Degraded, then));
+        let next = if self.phase == SessionPhase::Placing { AfterEvent::Begin } else { AfterEvent::NextToken };
+        actions.extend(self.emit(SessionEvent::Degraded, next));
         actions
     }
 
     // === rounds ===
 
-    /// Does what there is to do: sends operations, and decides the next token as soon as all that was asked for is known.
-    fn go_on(&mut self) -> Vec<Action> {
-        // A decision or an event under way comes first.
-        let waits = !matches!(self.phase, Phase::Merging | Phase::Emitting { .. } | Phase::Finished);
-        // Expert and anti-expert can be missed both; once is enough.
-        if waits
-            && let Some((role, error)) = self.absent.take()
+    /// Does what there is to do: sends operations, and has the next token decided once all that was asked for is known.
+    fn proceed(&mut self) -> Vec<SessionAction> {
+        if matches!(self.phase, SessionPhase::Merging | SessionPhase::Emitting { .. } | SessionPhase::Finished) {
+            // The decision or event under way comes first; workers go on meanwhile.
+            return self.pump();
+        }
+        // Expert and anti-expert may both be missed; once is enough.
+        if let Some((role, error)) = self.absent.take()
             && self.needs(role)
         {
             return self.do_without(role, error);
         }
-        let is_scored = self.lanes[WorkerRole::Base.index()].cached() + 1 >= self.sequence.prompt_tokens();
-        match &mut self.phase {
-            Phase::Placing => return Vec::new(),
-            Phase::Scoring { scores } if is_scored => {
-                let scores = std::mem::take(scores);
-                return self.emit(SessionEvent::Prompt(scores), Then::Round);
-            }
-            Phase::Scoring { .. } => return self.pump(),
-            Phase::Prefilling
-            | Phase::Drafting
-            | Phase::Verifying
-            | Phase::Merging
-            | Phase::Emitting { .. }
-            | Phase::Finished => {}
+        if self.phase == SessionPhase::Placing {
+            return Vec::new();
         }
-        if waits && self.new_tokens() >= self.task.max_new_tokens {
-            return self.emit(SessionEvent::Finished(FinishReason::Length), Then::End);
+        let is_scored = self.is_scored();
+        if let SessionPhase::Scoring { scores } = &mut self.phase {
+            if !is_scored {
+                return self.pump();
+            }
+            let scores = std::mem::take(scores);
+            return self.emit(SessionEvent::Prompt(scores), AfterEvent::NextToken);
+        }
+        if self.new_tokens() >= self.params.max_new_tokens {
+            return self.emit(SessionEvent::Finished(FinishReason::Length), AfterEvent::End);
         }
         let mut actions = self.pump();
-        if waits {
-            if self.is_ready() {
-                self.phase = Phase::Merging;
-                actions
-                    .push(Action::Merge { position: self.sequence.decided() as u32, evidence: self.sequence.take() });
-            } else {
-                self.phase = match self.sequence.drafts() {
-                    _ if self.lookup.is_some() => Phase::Verifying,
-                    [] if self.new_tokens() == 0 => Phase::Prefilling,
-                    [] => Phase::Drafting,
-                    [_, ..] => Phase::Verifying,
-                };
-            }
+        if matches!(self.phase, SessionPhase::Verifying { lookup: Some(_) }) {
+            return actions;
+        }
+        if self.is_ready() {
+            self.phase = SessionPhase::Merging;
+            let position = self.sequence.decided() as u32;
+            actions.push(SessionAction::Merge { position, evidence: self.sequence.take() });
+        } else {
+            self.phase = match self.sequence.drafts() {
+                [] if self.new_tokens() == 0 => SessionPhase::Prefilling,
+                [] => SessionPhase::Drafting,
+                [_, ..] => SessionPhase::Verifying { lookup: None },
+            };
         }
         actions
+    }
+
+    fn is_scored(&self) -> bool {
+        self.role(WorkerRole::Base).cached() + 1 >= self.sequence.prompt_tokens()
     }
 
     fn new_tokens(&self) -> u32 {
         self.sequence.new_tokens() as u32
     }
 
+    /// Whether all that the rule reads at the next position is known.
     fn is_ready(&self) -> bool {
-        let position = self.sequence.decided();
-        self.lookup.is_none()
-            && WorkerRole::ALL.into_iter().filter(|&role| self.task.plan.reads(role)).all(|role| match role {
-                WorkerRole::Expert if self.task.plan.drafts() => !self.sequence.drafts().is_empty(),
-                WorkerRole::Base | WorkerRole::Expert | WorkerRole::AntiExpert => {
-                    self.lanes[role.index()].known() > position
-                }
-            })
-    }
-
-    /// Sends whatever can be sent now.
-    fn pump(&mut self) -> Vec<Action> {
-        let mut actions = Vec::new();
-        for role in SENDING_ORDER {
-            if self.lanes[role.index()].is_idle()
-                && let Some(aim) = self.aim(role)
-            {
-                actions.push(self.lanes[role.index()].send(self.sequence.tokens(), aim));
+        WorkerRole::ALL.into_iter().filter(|&role| self.params.plan.reads(role)).all(|role| match role {
+            WorkerRole::Expert if self.params.plan.drafts() => !self.sequence.drafts().is_empty(),
+            WorkerRole::Base | WorkerRole::Expert | WorkerRole::AntiExpert => {
+                self.role(role).known() > self.sequence.decided()
             }
-        }
-        actions
+        })
     }
 
-    /// What to find out next from a worker that has nothing to do.
-    fn aim(&self, role: WorkerRole) -> Option<Aim> {
-        let lane = &self.lanes[role.index()];
-        match (&self.phase, &self.lookup) {
-            (Phase::Placing | Phase::Emitting { then: Then::Begin | Then::End } | Phase::Finished, _) => None,
-            (Phase::Scoring { .. }, _) => {
-                let alternatives = self.task.prompt_scores?;
-                let is_scored = lane.cached() + 1 >= self.sequence.prompt_tokens();
-                (role == WorkerRole::Base && !is_scored).then_some(Aim::Scores { alternatives })
-            }
-            (_, Some((of, view))) if *of == role => {
-                Some(Aim::Rows { from: self.sequence.decided(), views: vec![vec![view.clone()]] })
-            }
-            _ if !self.task.plan.reads(role) || self.new_tokens() >= self.task.max_new_tokens => None,
-            _ if role == WorkerRole::Expert && self.task.plan.drafts() => self.draft_aim(),
-            _ => self.rows_aim(role),
-        }
-    }
-
-    /// The rows that judge the drafts, once all that are known have been judged.
-    fn rows_aim(&self, role: WorkerRole) -> Option<Aim> {
-        let lane = &self.lanes[role.index()];
-        let from = self.sequence.decided();
-        if lane.known() > from {
-            return None;
-        }
-        let views = |proposal: Option<u32>| {
-            // Beyond the model's row there is nothing to look up: the models differ in padding.
-            self.task.plan.views(role, proposal.filter(|&id| id < lane.vocabulary()))
-        };
-        let drafts = self.sequence.drafts();
-        if !drafts.is_empty() {
-            return Some(Aim::Rows { from, views: drafts.iter().map(|&id| views(Some(id))).collect() });
-        }
-        if self.draft_plan.num_draft_tokens == 1 || !self.task.plan.drafts() {
-            return Some(Aim::Rows { from, views: vec![views(None)] });
-        }
-        // The last token goes together with the drafts behind it.
-        (lane.cached() + 1 < from).then_some(Aim::Feed { until: from - 1 })
-    }
-
-    fn draft_aim(&self) -> Option<Aim> {
-        let drafts = self.sequence.drafts();
-        let room = self.task.max_new_tokens.saturating_sub(self.new_tokens() + drafts.len() as u32);
-        let k = self.draft_plan.num_draft_tokens.min(room);
-        let is_last = drafts.last().is_some_and(|&id| self.is_last(id));
-        let are_asked_for = SENDING_ORDER
-            .into_iter()
-            .filter(|&role| role != WorkerRole::Expert && self.task.plan.reads(role))
-            .all(|role| self.lanes[role.index()].asked() >= self.sequence.len());
-        let runs_ahead = self.draft_plan.pipelined && drafts.len() <= k as usize && are_asked_for;
-        if k == 0 || is_last || !(drafts.is_empty() || runs_ahead) {
-            return None;
-        }
-        let views = self.task.plan.views(WorkerRole::Expert, None);
-        Some(Aim::Draft { k, warp: self.task.plan.sampling.expert, views, is_ahead: !drafts.is_empty() })
-    }
-
-    /// Whether nothing can follow a draft: it ends the choice, or a model does not have it.
-    fn is_last(&self, id: u32) -> bool {
-        self.task.end_tokens.contains(&id) || self.unknown_to(id).is_some()
-    }
-
-    fn unknown_to(&self, id: u32) -> Option<WorkerRole> {
-        let reads = |role: &WorkerRole| self.task.plan.reads(*role);
-        WorkerRole::ALL.into_iter().filter(reads).find(|role| self.lanes[role.index()].vocabulary() <= id)
-    }
-
-    fn look_up(&mut self, missing: MissingEvidence, evidence: Box<[ModelEvidence; 3]>) -> Vec<Action> {
+    fn look_up(&mut self, missing: MissingEvidence, evidence: Box<[ModelEvidence; 3]>) -> Vec<SessionAction> {
         self.sequence.give_back(evidence);
-        match missing {
-            MissingEvidence::Judgement(id) if self.lanes[WorkerRole::Base.index()].vocabulary() <= id => {
+        let lookup = match missing {
+            MissingEvidence::Judgement(id) if self.role(WorkerRole::Base).vocabulary() <= id => {
                 self.sequence.look_up(WorkerRole::Base, TokenProbability { id, probability: 0.0 });
+                None
             }
             MissingEvidence::Judgement(_)
             | MissingEvidence::Proposal
             | MissingEvidence::Fallback
-            | MissingEvidence::Logits(_) => {
-                self.lookup = Some(self.task.plan.request_for(missing));
-            }
-        }
-        self.phase = Phase::Verifying;
-        self.go_on()
+            | MissingEvidence::Logits(_) => Some(self.params.plan.request_for(missing)),
+        };
+        self.phase = SessionPhase::Verifying { lookup };
+        self.proceed()
     }
 
-    fn decided(&mut self, token: TokenEvent) -> Vec<Action> {
+    fn decided(&mut self, token: TokenEvent) -> Vec<SessionAction> {
         let id = token.decision.id;
-        if let (Some(&proposal), true) = (self.sequence.drafts().first(), self.task.plan.reads(WorkerRole::Base)) {
+        if let (Some(&proposal), true) = (self.sequence.drafts().first(), self.params.plan.reads(WorkerRole::Base)) {
             self.tally.judged(token.decision.rejected.is_none(), proposal == id);
         }
-        if self.task.end_tokens.contains(&id) {
-            return self.emit(SessionEvent::Finished(FinishReason::Stop), Then::End);
+        if self.params.end_tokens.contains(&id) {
+            return self.emit(SessionEvent::Finished(FinishReason::Stop), AfterEvent::End);
         }
         if let Some(role) = self.unknown_to(id) {
             let message = format!("token {id} was drawn, which the {} does not have", role.name());
@@ -346,43 +261,46 @@ impl Session {
             actions = self.roll_back(position);
             self.tally.rolled_back(discarded, actions.len());
         }
-        if self.task.plan.drafts() && self.lanes[WorkerRole::Base.index()].known() == self.sequence.decided() {
+        if self.params.plan.drafts() && self.role(WorkerRole::Base).known() == self.sequence.decided() {
             self.tally.end_block();
         }
-        actions.extend(self.emit(SessionEvent::Token(token), Then::Round));
+        actions.extend(self.emit(SessionEvent::Token(token), AfterEvent::NextToken));
         actions
     }
 
     /// The token at `position` is not the one that workers were told.
-    fn roll_back(&mut self, position: usize) -> Vec<Action> {
-        self.lanes.iter_mut().filter_map(|lane| lane.roll_back(position)).collect()
+    fn roll_back(&mut self, position: usize) -> Vec<SessionAction> {
+        self.roles.iter_mut().filter_map(|role| role.roll_back(position)).collect()
     }
 
-    fn discard_drafts(&mut self) -> Vec<Action> {
+    fn discard_drafts(&mut self) -> Vec<SessionAction> {
         self.sequence.discard();
         let position = self.sequence.decided();
         let actions = self.roll_back(position);
-        self.lanes.iter_mut().for_each(|lane| lane.forget(position));
+        self.roles.iter_mut().for_each(|role| role.forget(position));
         actions
     }
 
-    // === workers ===
+    // === answers ===
 
-    fn answered(&mut self, role: WorkerRole, ticket: u64, reply: Result<Reply, OperationError>) -> Vec<Action> {
-        let Some(sent) = self.lanes[role.index()].answered(ticket) else {
-            // The question is no longer of interest.
+    fn answered(
+        &mut self,
+        role: WorkerRole,
+        ticket: u64,
+        reply: Result<Reply, OperationError>,
+    ) -> Vec<SessionAction> {
+        let Some(operation) = self.roles[role.index()].answered(ticket) else {
+            // It was withdrawn.
             return Vec::new();
         };
         match reply {
             Err(error) if !error.code.may_try_elsewhere() => self.fail(error.code, error.message),
-            Err(error) => match self.lanes[role.index()].failed() {
-                Some(failures) => {
-                    vec![Action::Locate { role, failures }]
-                }
+            Err(error) => match self.roles[role.index()].failed() {
+                Some(failures) => vec![SessionAction::Locate { role, failures }],
                 None => self.fail(error.code, format!("the {} failed again and again: {error}", role.name())),
             },
             Ok(Reply::NeedPrefix { have }) => {
-                if self.lanes[role.index()].rewind(have) {
+                if self.roles[role.index()].rewind(have) {
                     self.pump()
                 } else {
                     let message = format!("the {} loses its cache again and again", role.name());
@@ -390,13 +308,14 @@ impl Session {
                 }
             }
             Ok(reply) => {
-                self.absorb(role, &sent, reply);
-                self.go_on()
+                self.absorb(role, &operation, reply);
+                self.proceed()
             }
         }
     }
 
-    fn absorb(&mut self, role: WorkerRole, sent: &Sent, reply: Reply) {
+    /// Takes what a worker found out into the sequence.
+    fn absorb(&mut self, role: WorkerRole, operation: &InFlight, reply: Reply) {
         let (rows, drafted) = match reply {
             Reply::Rows(rows) => (rows, 0),
             Reply::Drafted { tokens, rows } => {
@@ -409,51 +328,53 @@ impl Session {
             }
             Reply::NeedPrefix { .. } | Reply::Released => (Vec::new(), 0),
         };
-        self.lanes[role.index()].fed(sent, drafted);
-        if let Phase::Scoring { scores } = &mut self.phase {
-            return note_scores(scores, sent.at, rows);
+        self.roles[role.index()].fed(operation, drafted);
+        if let SessionPhase::Scoring { scores } = &mut self.phase {
+            return note_scores(scores, operation.at, rows);
         }
-        let answers_lookup = !sent.is_draft && !sent.asked.is_empty();
-        if answers_lookup && self.lookup.as_ref().is_some_and(|(of, _)| *of == role) {
-            self.lookup = None;
+        if let SessionPhase::Verifying { lookup } = &mut self.phase
+            && !operation.is_draft
+            && !operation.asked.is_empty()
+        {
+            lookup.take_if(|(of, _)| *of == role);
         }
-        for ((position, view), row) in sent.asked.iter().zip(rows) {
+        for ((position, view), row) in operation.asked.iter().zip(rows) {
             self.sequence.note(role, *position, view, row);
         }
     }
 
     // === events ===
 
-    fn emit(&mut self, event: SessionEvent, then: Then) -> Vec<Action> {
-        self.phase = Phase::Emitting { then };
-        vec![Action::Emit(event)]
+    fn emit(&mut self, event: SessionEvent, next: AfterEvent) -> Vec<SessionAction> {
+        self.phase = SessionPhase::Emitting { next };
+        vec![SessionAction::Emit(event)]
     }
 
-    fn fail(&mut self, code: ErrorCode, message: impl Into<String>) -> Vec<Action> {
-        self.emit(SessionEvent::Failed(SessionError::new(code, message.into())), Then::End)
+    fn fail(&mut self, code: ErrorCode, message: impl Into<String>) -> Vec<SessionAction> {
+        self.emit(SessionEvent::Failed(SessionError::new(code, message.into())), AfterEvent::End)
     }
 
-    fn emitted(&mut self) -> Vec<Action> {
+    fn emitted(&mut self) -> Vec<SessionAction> {
         match self.phase {
-            Phase::Emitting { then: Then::Begin } => {
-                self.phase = Phase::Placing;
+            SessionPhase::Emitting { next: AfterEvent::Begin } => {
+                self.phase = SessionPhase::Placing;
                 self.begin_when_placed()
             }
-            Phase::Emitting { then: Then::Round } => {
-                self.phase = Phase::Drafting;
-                self.go_on()
+            SessionPhase::Emitting { next: AfterEvent::NextToken } => {
+                self.phase = SessionPhase::Drafting;
+                self.proceed()
             }
-            Phase::Emitting { then: Then::End } => {
-                self.phase = Phase::Finished;
+            SessionPhase::Emitting { next: AfterEvent::End } => {
+                self.phase = SessionPhase::Finished;
                 Vec::new()
             }
-            Phase::Placing
-            | Phase::Scoring { .. }
-            | Phase::Prefilling
-            | Phase::Drafting
-            | Phase::Verifying
-            | Phase::Merging
-            | Phase::Finished => Vec::new(),
+            SessionPhase::Placing
+            | SessionPhase::Scoring { .. }
+            | SessionPhase::Prefilling
+            | SessionPhase::Drafting
+            | SessionPhase::Verifying { .. }
+            | SessionPhase::Merging
+            | SessionPhase::Finished => Vec::new(),
         }
     }
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use cosec_coordinator::merge::{LogitAdjuster, MergeError, ModelEvidence, PositionDistributions, score};
 use cosec_coordinator::request::{FinishReason, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
 use cosec_coordinator::session::config::ExpertAbsent;
-use cosec_coordinator::session::event::{Action, Event, Phase, Task};
+use cosec_coordinator::session::event::{RoleOperation, SessionAction, SessionInput, SessionParams, SessionPhase};
 use cosec_coordinator::session::plan::DecodePlan;
-use cosec_coordinator::session::state::Session;
+use cosec_coordinator::session::state::SessionState;
 use cosec_coordinator::speculation::controller::DraftPlan;
 use cosec_coordinator::worker_pool::operation::Operation;
 use cosec_coordinator::worker_pool::reply::{OperationError, Reply, RowView, check};
@@ -49,7 +49,7 @@ enum Pending {
 pub(crate) struct World {
     models: [MockModel; 3],
     engines: [MockEngine; 3],
-    session: Session,
+    session: SessionState,
     request: TokenizedRequest,
     adjuster: LogitAdjuster,
     pending: Vec<Pending>,
@@ -65,7 +65,7 @@ impl World {
     pub(crate) fn new(models: &Models, request: &TokenizedRequest, fate: Fate) -> Self {
         let settings = &request.settings;
         let end_tokens = models.base.end_token_ids.clone();
-        let task = Task {
+        let params = SessionParams {
             plan: DecodePlan::new(settings, models.anti_expert.is_some()).unwrap(),
             draft_plan: fate.draft_plan,
             prompt: request.prompt.to_vec(),
@@ -80,7 +80,7 @@ impl World {
         Self {
             engines: models.clone().map(MockEngine::new),
             models,
-            session: Session::new(task),
+            session: SessionState::new(params),
             adjuster: LogitAdjuster::new(settings.adjustments.clone(), end_tokens, settings.min_tokens),
             request: request.clone(),
             pending: Vec::new(),
@@ -95,7 +95,7 @@ impl World {
     /// Decodes until the end.
     pub(crate) fn run(&mut self) -> Decoded {
         let mut tokens = Vec::new();
-        let mut event = Event::Started;
+        let mut event = SessionInput::Started;
         loop {
             for action in self.session.step(self.now, event) {
                 self.note(action);
@@ -105,13 +105,13 @@ impl World {
             event = match self.pending.swap_remove(at) {
                 Pending::Locate(role) => self.located(role),
                 Pending::Send { role, ticket, operation } => {
-                    Event::Answered { role, ticket, reply: self.perform(role, &operation) }
+                    SessionInput::Answered { role, ticket, reply: self.perform(role, &operation) }
                 }
                 Pending::Merge { position, evidence } => self.merge(position, evidence),
                 Pending::Emit(SessionEvent::Token(token)) => {
                     self.adjuster.emitted(token.decision.id);
                     tokens.push(token);
-                    Event::Emitted
+                    SessionInput::Emitted
                 }
                 Pending::Emit(SessionEvent::Finished(reason)) => return (tokens, Ok(reason)),
                 Pending::Emit(SessionEvent::Failed(error)) => return (tokens, Err(error)),
@@ -122,14 +122,14 @@ impl World {
                 let pipelined = num_draft_tokens > 1 && self.chance.next_u32().is_multiple_of(2);
                 self.session.set_draft_plan(DraftPlan { num_draft_tokens, pipelined });
             }
-            assert_ne!(*self.session.phase(), Phase::Finished);
+            assert_ne!(*self.session.phase(), SessionPhase::Finished);
         }
     }
 
-    fn note(&mut self, action: Action) {
+    fn note(&mut self, action: SessionAction) {
         self.pending.push(match action {
-            Action::Locate { role, .. } => Pending::Locate(role),
-            Action::Send { role, ticket, at, tokens, ask, .. } => {
+            SessionAction::Locate { role, .. } => Pending::Locate(role),
+            SessionAction::Send(RoleOperation { role, ticket, at, tokens, ask, .. }) => {
                 self.base_tokens += if role == WorkerRole::Base { tokens.len() } else { 0 };
                 let operation = Operation {
                     session: SessionId::from_wire(&[7; 16]).unwrap(),
@@ -142,9 +142,9 @@ impl World {
                 };
                 Pending::Send { role, ticket, operation }
             }
-            Action::Merge { position, evidence } => Pending::Merge { position, evidence },
-            Action::Emit(event) => Pending::Emit(event),
-            Action::Withdraw { role, ticket } => return self.withdraw(role, ticket),
+            SessionAction::Merge { position, evidence } => Pending::Merge { position, evidence },
+            SessionAction::Emit(event) => Pending::Emit(event),
+            SessionAction::Withdraw { role, ticket } => return self.withdraw(role, ticket),
         });
     }
 
@@ -152,10 +152,10 @@ impl World {
         SamplingSeed { seed: self.request.settings.seed, sample: self.request.sample }
     }
 
-    fn located(&mut self, role: WorkerRole) -> Event {
+    fn located(&mut self, role: WorkerRole) -> SessionInput {
         self.engines[role.index()].evict();
         let MockModel { max_operation_tokens, vocabulary, .. } = self.models[role.index()];
-        Event::Located { role, max_operation_tokens, vocabulary }
+        SessionInput::Located { role, max_operation_tokens, vocabulary }
     }
 
     fn perform(&mut self, role: WorkerRole, operation: &Operation) -> Result<Reply, OperationError> {
@@ -195,7 +195,7 @@ impl World {
         }
     }
 
-    fn merge(&self, position: u32, evidence: Box<[ModelEvidence; 3]>) -> Event {
+    fn merge(&self, position: u32, evidence: Box<[ModelEvidence; 3]>) -> SessionInput {
         let plan = self.session.plan();
         let (laws, rule) = (PositionDistributions::new(evidence, plan.sampling), plan.rule);
         let draws = PositionRandom { seed: self.randomness(), position };
@@ -204,9 +204,9 @@ impl World {
                 let alternatives = self.request.settings.logprobs;
                 let score =
                     alternatives.map(|count| score(&rule.distribution(&laws).unwrap(), decision.id, count as usize));
-                Event::Decided(TokenEvent { decision, score })
+                SessionInput::Decided(TokenEvent { decision, score })
             }
-            Err(MergeError::Missing(missing)) => Event::Missing { missing, evidence: laws.into_evidence() },
+            Err(MergeError::Missing(missing)) => SessionInput::Missing { missing, evidence: laws.into_evidence() },
             Err(error) => panic!("{error}"),
         }
     }

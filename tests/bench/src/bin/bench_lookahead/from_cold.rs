@@ -27,10 +27,12 @@ struct LoadRates {
 impl Bench<'_> {
     /// For every planted rate and number of streams, as often as there are rounds: a new coordinator decodes adaptively from
     /// cold between two spans of sequential decoding, then takes turns with the other ways.
-    pub(crate) async fn from_cold(&mut self, rule: &str, rates: &[Option<f64>]) -> Result<()> {
+    pub(crate) async fn judge_from_cold(&mut self, rule: &str, rates: &[Option<f64>]) -> Result<()> {
         let adaptive = self.ways.iter().position(|way| way == "adaptive").context("--lookahead lacks adaptive")?;
-        let cells: Vec<(Option<f64>, usize)> =
-            rates.iter().flat_map(|&rate| self.arguments.streams.iter().map(move |&streams| (rate, streams))).collect();
+        let cells: Vec<(Option<f64>, usize)> = rates
+            .iter()
+            .flat_map(|&rate| self.arguments.streams.iter().map(move |&streams| (rate, streams)))
+            .collect();
         let mut seen: Vec<LoadRates> = cells.iter().map(|_| LoadRates::default()).collect();
         for run in 1..=self.arguments.rounds {
             for (&(rate, streams), load) in cells.iter().zip(&mut seen) {

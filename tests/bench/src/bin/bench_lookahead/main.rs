@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use cosec_bench::checkpoint::{Head, prepare, temperature_for};
-use cosec_bench::cluster::{Coordinator, Lanes, MODEL, Pair};
+use cosec_bench::cluster::{Lanes, MODEL, Pair};
 use cosec_bench::shape::{Shape, WeightFormat};
 use cosec_bench::streams::{WatchEnd, Watched, watch};
 use cosec_proto::wire::coordinator::generate_request::Prompt;
@@ -193,7 +193,7 @@ async fn measure(arguments: &Arguments, name: PairName) -> Result<()> {
         bench.run(rule, SEQUENTIAL, most, rates[0], 0).await?;
     }
     if arguments.from_cold {
-        return bench.from_cold(first_rule, &rates).await;
+        return bench.judge_from_cold(first_rule, &rates).await;
     }
     for rule in &arguments.rules {
         for rate in &rates {
