@@ -8,6 +8,18 @@ pub mod ids;
 
 mod role;
 
+pub mod limits;
+
+mod operation_error;
+
+mod logits_view;
+
+mod logits_runs;
+
+mod operation;
+
+mod outcome;
+
 pub mod error_code;
 
 pub mod transport;
@@ -28,8 +40,19 @@ pub mod metrics;
 
 pub use error_code::ErrorCode;
 pub use ids::SessionId;
+pub use limits::WorkerLimits;
+pub use logits_runs::LogitsRun;
+pub use logits_view::{LogitsRequest, LogitsResult, LogitsView};
 pub use moving_average::MovingAverage;
+pub use operation::{Operation, OperationKind, ReplyLayout};
+pub use operation_error::OperationError;
+pub use outcome::{OperationOutcome, OperationReply, StepCost, encode_response};
 pub use role::{UnknownRole, WorkerRole};
+
+/// Version of the protocol between coordinator and worker. A peer of another one is refused, never misread.
+///
+/// It grows with every change of `worker.proto`, or of the meaning of a message, that the other side must know of.
+pub const PROTOCOL_VERSION: u32 = 1;
 
 /// The generated messages and services.
 #[expect(missing_docs, reason = "generated; documented in the .proto files")]

@@ -1,161 +1,39 @@
 //! The thread that owns model and scheduler, and the handle through which others reach it.
 
-pub mod model;
-
-pub mod operation;
-
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cosec_proto::ErrorCode;
+use cosec_proto::{ErrorCode, OperationError, StepCost, WorkerLimits};
 use tokio::sync::watch;
 
+use crate::limits::EngineOptions;
 use crate::metrics::WorkerMetrics;
 use crate::model::ModelDescription;
-use crate::scheduler::Scheduler;
-use crate::scheduler::job::Job;
+use crate::operation::{OperationAnswer, OperationRequest, OperationTicket, QueuedOperation};
+pub use crate::scheduler::LanguageModel;
+use crate::scheduler::{ScheduledJob, Scheduler};
+use crate::status::EngineStatus;
 
-pub use model::Model;
-use operation::{Answer, Effort, Failure, Operation, Place, Request, Ticket};
-
-/// Most tokens of one operation.
-const MAX_OPERATION_TOKENS: usize = 8192;
-
-/// Places in the inbox beside those of operations: one nudge and one order to stop.
+/// Places in the inbox that are not for operations: one wake-up and one order to stop.
 const SPARE_INBOX: usize = 2;
-
-/// Weight of the newest forward pass in the moving average of their time.
-const STEP_TIME_WEIGHT: f64 = 0.1;
-
-/// Sizes and times of an engine.
-#[derive(Clone, Debug)]
-pub struct EngineOptions {
-    /// Blocks of the model's KV cache.
-    pub blocks: usize,
-    /// Tokens of a block.
-    pub block_tokens: usize,
-    /// Most tokens of one forward pass.
-    pub step_tokens: usize,
-    /// Most sessions at a time.
-    pub max_sessions: usize,
-    /// Most unanswered operations.
-    pub max_operations: usize,
-    /// A session that is not heard of for so long is released.
-    pub lease: Duration,
-}
-
-/// What requests must keep to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Token ids are below it.
-    pub vocabulary: usize,
-    /// Longest sequence: what the model can and the cache holds.
-    pub context_tokens: usize,
-    /// Most tokens of one operation.
-    pub operation_tokens: usize,
-}
-
-impl Limits {
-    pub(crate) fn new(options: &EngineOptions, model: &ModelDescription) -> Self {
-        let capacity = options.blocks.saturating_mul(options.block_tokens);
-        let context_tokens = model.context_tokens.min(capacity);
-        let operation_tokens = context_tokens.min(MAX_OPERATION_TOKENS);
-        Self { vocabulary: model.vocabulary, context_tokens, operation_tokens }
-    }
-}
-
-/// Figures of the engine that others read while it runs.
-#[derive(Debug)]
-pub struct Status {
-    free_blocks: AtomicUsize,
-    sessions: AtomicUsize,
-    queued_tokens: AtomicUsize,
-    operations: Arc<AtomicUsize>,
-    step_seconds_bits: AtomicU64,
-    draining: AtomicBool,
-    /// Whether a nudge lies in the inbox.
-    nudged: AtomicBool,
-}
-
-impl Status {
-    pub(crate) fn new(blocks: usize) -> Self {
-        Self {
-            free_blocks: AtomicUsize::new(blocks),
-            sessions: AtomicUsize::new(0),
-            queued_tokens: AtomicUsize::new(0),
-            operations: Arc::default(),
-            step_seconds_bits: AtomicU64::new(0),
-            draining: AtomicBool::new(false),
-            nudged: AtomicBool::new(false),
-        }
-    }
-
-    /// Cache blocks that nobody holds.
-    #[must_use]
-    pub fn free_blocks(&self) -> usize {
-        self.free_blocks.load(Ordering::Acquire)
-    }
-
-    /// Open sessions.
-    #[must_use]
-    pub fn sessions(&self) -> usize {
-        self.sessions.load(Ordering::Acquire)
-    }
-
-    /// Tokens of unanswered operations that are still to be fed.
-    #[must_use]
-    pub fn queued_tokens(&self) -> usize {
-        self.queued_tokens.load(Ordering::Acquire)
-    }
-
-    /// Unanswered operations.
-    #[must_use]
-    pub fn operations(&self) -> usize {
-        self.operations.load(Ordering::Acquire)
-    }
-
-    /// Exponential moving average of the time of a forward pass; 0 before the first.
-    #[must_use]
-    pub fn step_seconds(&self) -> f64 {
-        f64::from_bits(self.step_seconds_bits.load(Ordering::Relaxed))
-    }
-
-    pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn set_room(&self, free_blocks: usize, sessions: usize, queued_tokens: usize) {
-        self.free_blocks.store(free_blocks, Ordering::Release);
-        self.sessions.store(sessions, Ordering::Release);
-        self.queued_tokens.store(queued_tokens, Ordering::Release);
-    }
-
-    /// Called by the engine's thread alone.
-    pub(crate) fn observe_step(&self, elapsed: Duration) {
-        let (before, now) = (self.step_seconds(), elapsed.as_secs_f64());
-        let average = if before == 0.0 { now } else { before + STEP_TIME_WEIGHT * (now - before) };
-        self.step_seconds_bits.store(average.to_bits(), Ordering::Relaxed);
-    }
-}
 
 /// What reaches the engine's thread.
 #[derive(Debug)]
-enum Command {
-    Submit(Box<Job>),
+enum EngineCommand {
+    Submit(Box<ScheduledJob>),
     /// An operation was cancelled.
-    Nudge,
+    Wake,
     Stop,
 }
 
 /// Reaches the engine from any thread.
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
-    inbox: SyncSender<Command>,
-    status: Arc<Status>,
+    inbox: SyncSender<EngineCommand>,
+    status: Arc<EngineStatus>,
     description: Arc<ModelDescription>,
     options: Arc<EngineOptions>,
     /// Closed when the thread ends.
@@ -166,13 +44,17 @@ pub struct EngineHandle {
 ///
 /// # Errors
 /// When the system starts no thread.
-pub fn start(model: impl Model, options: EngineOptions, metrics: Arc<WorkerMetrics>) -> io::Result<EngineHandle> {
+pub fn start(
+    model: impl LanguageModel,
+    options: EngineOptions,
+    metrics: Arc<WorkerMetrics>,
+) -> io::Result<EngineHandle> {
     let (sender, inbox) = sync_channel(options.max_operations + SPARE_INBOX);
     let (alive_sender, alive) = watch::channel(());
-    let status = Arc::new(Status::new(options.blocks));
+    let status = Arc::new(EngineStatus::new(options.blocks));
     let description = Arc::new(model.description().clone());
     metrics.total_blocks.set(i64::try_from(options.blocks).unwrap_or(i64::MAX));
-    let limits = Limits::new(&options, &description);
+    let limits = options.limits(&description);
     let scheduler = Scheduler::new(options.clone(), &limits, Arc::clone(&status), metrics);
     let (thread_status, max_operations) = (Arc::clone(&status), options.max_operations);
     thread::Builder::new().name("engine".to_owned()).spawn(move || {
@@ -186,39 +68,39 @@ pub fn start(model: impl Model, options: EngineOptions, metrics: Arc<WorkerMetri
 /// Serves until told to stop or until nobody can ask any more. The operations in the inbox end with it.
 fn run(
     mut scheduler: Scheduler,
-    mut model: impl Model,
-    inbox: Receiver<Command>,
-    status: &Status,
+    mut model: impl LanguageModel,
+    inbox: Receiver<EngineCommand>,
+    status: &EngineStatus,
     max_operations: usize,
 ) {
     loop {
-        let mut is_gathering = scheduler.step(&mut model);
+        let mut is_gathering = scheduler.step(&mut model, &Instant::now);
         let began = Instant::now();
         if is_gathering {
-            scheduler.begin_gathering(began);
+            scheduler.open_batch_window(began);
         }
         let patience = scheduler.patience(began);
         // What is answered at once makes room for more: they must not come for ever.
         for _ in 0..max_operations {
-            let until = if is_gathering { scheduler.awaits_until() } else { Some(began + patience) };
+            let until = if is_gathering { scheduler.batch_window_end() } else { Some(began + patience) };
             let wait = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
             match inbox.recv_timeout(wait) {
-                Ok(Command::Submit(job)) => {
+                Ok(EngineCommand::Submit(job)) => {
                     let now = Instant::now();
                     scheduler.submit(job, now, &mut model);
                     if !is_gathering {
-                        scheduler.begin_gathering(now);
+                        scheduler.open_batch_window(now);
                         is_gathering = true;
                     }
                 }
-                Ok(Command::Nudge) => {
-                    status.nudged.store(false, Ordering::SeqCst);
+                Ok(EngineCommand::Wake) => {
+                    status.clear_wake();
                     // The next pass is about to see to it, unless there is none.
                     if !is_gathering {
                         break;
                     }
                 }
-                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(EngineCommand::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => break,
             }
         }
@@ -240,28 +122,29 @@ impl EngineHandle {
 
     /// Live figures.
     #[must_use]
-    pub fn status(&self) -> &Status {
+    pub fn status(&self) -> &EngineStatus {
         &self.status
     }
 
-    /// What requests must keep to.
+    /// What operations must keep to.
     #[must_use]
-    pub fn limits(&self) -> Limits {
-        Limits::new(&self.options, &self.description)
+    pub fn limits(&self) -> WorkerLimits {
+        self.options.limits(&self.description)
     }
 
-    /// Queues a request that keeps to the [`Limits`].
+    /// Queues an operation that keeps to the [`WorkerLimits`].
     ///
     /// # Errors
-    /// A [`Failure`] with `Overloaded` when the queue is full, with `Unavailable` when the engine has stopped.
-    pub fn submit(&self, request: Request) -> Result<Ticket, Failure> {
+    /// `Overloaded` when the queue is full, `Unavailable` when the engine has stopped.
+    pub fn submit(&self, request: OperationRequest) -> Result<OperationTicket, OperationError> {
         let most = self.options.max_operations;
         let overloaded = || {
-            Failure::new(ErrorCode::Overloaded, format!("{most} operations are queued, as many as the worker takes"))
+            let message = format!("{most} operations are queued, as many as the worker takes");
+            OperationError::new(ErrorCode::Overloaded, message)
         };
-        let place = Place::take(&self.status.operations, most).ok_or_else(overloaded)?;
-        let (operation, ticket) = Operation::new(request, place);
-        match self.inbox.try_send(Command::Submit(Box::new(Job::new(operation)))) {
+        let permit = self.status.permit(most).ok_or_else(overloaded)?;
+        let (operation, ticket) = QueuedOperation::new(request, permit);
+        match self.inbox.try_send(EngineCommand::Submit(Box::new(ScheduledJob::new(operation)))) {
             Ok(()) => Ok(ticket),
             Err(TrySendError::Full(_)) => Err(overloaded()),
             Err(TrySendError::Disconnected(_)) => Err(stopped()),
@@ -269,29 +152,27 @@ impl EngineHandle {
     }
 
     /// Waits for the answer; `Unavailable` when the engine stops before.
-    pub async fn answer(ticket: Ticket) -> Answer {
-        ticket
-            .answer
-            .await
-            .unwrap_or_else(|_| Answer { outcome: operation::Outcome::Failed(stopped()), effort: Effort::default() })
+    pub async fn answer(ticket: OperationTicket) -> OperationAnswer {
+        let lost = |_| OperationAnswer { result: Err(stopped()), cost: StepCost::default() };
+        ticket.answer.await.unwrap_or_else(lost)
     }
 
     /// Makes the engine look at operations that were cancelled meanwhile.
-    pub fn nudge(&self) {
-        if !self.status.nudged.swap(true, Ordering::SeqCst) {
+    pub fn wake(&self) {
+        if self.status.wake() {
             // A stopped engine has no queue.
-            let _ = self.inbox.try_send(Command::Nudge);
+            let _ = self.inbox.try_send(EngineCommand::Wake);
         }
     }
 
     /// Opens no session any more.
     pub fn drain(&self) {
-        self.status.draining.store(true, Ordering::Release);
+        self.status.drain();
     }
 
     /// Ends the thread after the step that it is in; what is queued is answered `Unavailable`.
     pub fn stop(&self) {
-        let _ = self.inbox.try_send(Command::Stop);
+        let _ = self.inbox.try_send(EngineCommand::Stop);
     }
 
     /// Waits until the thread has ended, in whatever way.
@@ -301,6 +182,6 @@ impl EngineHandle {
     }
 }
 
-fn stopped() -> Failure {
-    Failure::new(ErrorCode::Unavailable, "the worker's engine has stopped")
+fn stopped() -> OperationError {
+    OperationError::new(ErrorCode::Unavailable, "the worker's engine has stopped")
 }

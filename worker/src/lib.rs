@@ -12,9 +12,15 @@ pub mod engine;
 
 mod scheduler;
 
+pub mod operation;
+
+pub mod limits;
+
+pub mod status;
+
 pub mod kv_cache;
 
-pub mod rows;
+pub mod logits_view;
 
 pub mod model;
 

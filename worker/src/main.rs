@@ -9,7 +9,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use cosec_worker::check::{self, CheckArgs};
 use cosec_worker::checkpoint::hub::{self, RepoContent};
 use cosec_worker::config::WorkerConfig;
-use cosec_worker::engine::EngineOptions;
+use cosec_worker::limits::EngineOptions;
 use cosec_worker::model::{self, ModelRunner};
 use cosec_worker::server::BoundServer;
 use cosec_worker::service::Identity;

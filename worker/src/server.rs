@@ -19,7 +19,8 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 
-use crate::engine::{self, EngineHandle, EngineOptions, Model};
+use crate::engine::{self, EngineHandle, LanguageModel};
+use crate::limits::EngineOptions;
 use crate::metrics::{self, WorkerMetrics};
 use crate::registration::{self, EtcdRegistrar};
 use crate::service::{Identity, WorkerService};
@@ -82,7 +83,7 @@ impl BoundServer {
         shutdown: CancellationToken,
     ) -> Result<(), ServeError>
     where
-        M: Model,
+        M: LanguageModel,
         F: FnOnce() -> Result<(M, EngineOptions), BoxedLoadError> + Send + 'static,
     {
         let address = self.address;

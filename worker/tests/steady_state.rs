@@ -14,14 +14,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use cosec_proto::SessionId;
 use cosec_proto::metrics::MetricRegistry;
 use cosec_proto::sampling::{SamplingParams, SamplingSeed};
-use cosec_worker::engine::operation::{Outcome, Request, RowRequest, Work};
-use cosec_worker::engine::{self, EngineHandle, EngineOptions};
+use cosec_proto::{LogitsRequest, LogitsView, Operation, OperationKind, OperationOutcome, SessionId};
+use cosec_worker::engine::{self, EngineHandle};
+use cosec_worker::limits::EngineOptions;
 use cosec_worker::metrics::WorkerMetrics;
 use cosec_worker::model::{CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
-use cosec_worker::rows::View;
+use cosec_worker::operation::OperationRequest;
 
 thread_local! {
     static IS_CALLER: Cell<bool> = const { Cell::new(false) };
@@ -90,38 +90,41 @@ fn start() -> EngineHandle {
 }
 
 /// Runs one operation on each session at once.
-fn run(engine: &EngineHandle, runtime: &tokio::runtime::Runtime, sessions: &[SessionId], work: &Work) {
+fn run(engine: &EngineHandle, runtime: &tokio::runtime::Runtime, sessions: &[SessionId], operation: &Operation) {
     let now = Instant::now();
-    let request = |&session| Request {
-        session,
-        work: work.clone(),
-        stream: 0,
-        tenant: 0,
+    let request = |&session| OperationRequest {
+        operation: Operation { session, ..operation.clone() },
         adapter: None,
+        stream: 0,
         received: now,
         deadline: now + Duration::from_secs(60),
     };
     let tickets: Vec<_> = sessions.iter().map(|session| engine.submit(request(session)).unwrap()).collect();
     for ticket in tickets {
         let answer = runtime.block_on(EngineHandle::answer(ticket));
-        assert!(matches!(answer.outcome, Outcome::Rows { .. } | Outcome::Drafted { .. }), "{answer:?}");
+        let outcome = answer.result.unwrap();
+        assert!(matches!(outcome, OperationOutcome::Extended(_) | OperationOutcome::Drafted { .. }), "{outcome:?}");
     }
 }
 
+fn operation(at: u32, tokens: Vec<u32>, kind: OperationKind) -> Operation {
+    Operation { session: SessionId::random(), adapter: String::new(), tenant: 0, at, tokens, kind }
+}
+
 /// Drafts, verifications and samples behind `at`; each is rolled back by the next round.
-fn round(at: usize) -> [(Work, usize); 4] {
-    let warp = SamplingParams::new(0.8, 0.95, 0).unwrap();
-    let randomness = SamplingSeed { seed: 5, sample: 0 };
-    let draft = |at, tokens: Vec<u32>, k| Work::Draft { at, tokens, k, warp, randomness, rows: Vec::new() };
-    let row = |offset, view| RowRequest { offset, view };
-    let gathers: Vec<RowRequest> =
-        (1..4).map(|offset| row(offset, View::Gather { warp: SamplingParams::RAW, ids: vec![1, 2] })).collect();
-    let sample = vec![row(1, View::Sample { warp, u: 0.5 })];
+fn round(at: u32) -> [(Operation, usize); 4] {
+    let sampling = SamplingParams::new(0.8, 0.95, 0).unwrap();
+    let seed = SamplingSeed { seed: 5, sample: 0 };
+    let draft = |at, tokens, k| operation(at, tokens, OperationKind::Draft { k, sampling, seed, logits: Vec::new() });
+    let request = |offset, view| LogitsRequest { offset, view };
+    let gather = LogitsView::Gather { sampling: SamplingParams::RAW, ids: vec![1, 2] };
+    let gathers = (1..4).map(|offset| request(offset, gather.clone())).collect();
+    let sample = vec![request(1, LogitsView::Sample { sampling, u: 0.5 })];
     [
         (draft(at, vec![3], 1), 0),
         (draft(at + 1, vec![4, 5], 4), 0),
-        (Work::Extend { at: at + 1, tokens: vec![6, 7, 8], rows: gathers }, 3),
-        (Work::Extend { at: at + 4, tokens: vec![9], rows: sample }, 0),
+        (operation(at + 1, vec![6, 7, 8], OperationKind::Extend { logits: gathers }), 3),
+        (operation(at + 4, vec![9], OperationKind::Extend { logits: sample }), 0),
     ]
 }
 
@@ -131,11 +134,11 @@ fn a_step_of_decoding_sessions_allocates_nothing() {
     let engine = start();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let sessions: Vec<SessionId> = (0..SESSIONS).map(|_| SessionId::random()).collect();
-    run(&engine, &runtime, &sessions, &Work::Extend { at: 0, tokens: vec![1; 30], rows: Vec::new() });
-    let count_round = |at: usize| {
+    run(&engine, &runtime, &sessions, &operation(0, vec![1; 30], OperationKind::Extend { logits: Vec::new() }));
+    let count_round = |at: u32| {
         let (before, mut payloads) = (ALLOCATIONS.load(Ordering::SeqCst), 0);
-        for (work, vectors) in round(at) {
-            run(&engine, &runtime, &sessions, &work);
+        for (operation, vectors) in round(at) {
+            run(&engine, &runtime, &sessions, &operation);
             payloads += vectors * SESSIONS;
         }
         ALLOCATIONS.load(Ordering::SeqCst) - before - payloads

@@ -56,6 +56,32 @@ impl Distribution {
         self.ids.binary_search(&id).map_or(0.0, |at| self.probabilities[at])
     }
 
+    /// The `cap` most probable tokens, lower ids first among equals, and whether these are all.
+    #[must_use]
+    pub fn most_probable(&self, cap: usize) -> (Self, bool) {
+        let mut survivors: Vec<(u32, f64)> = self.iter().collect();
+        let complete = survivors.len() <= cap;
+        if !complete {
+            survivors.select_nth_unstable_by(cap, |a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            survivors.truncate(cap);
+            survivors.sort_unstable_by_key(|&(id, _)| id);
+        }
+        let (ids, probabilities) = survivors.into_iter().unzip();
+        (Self { ids, probabilities, log_normaliser: self.log_normaliser }, complete)
+    }
+
+    /// The draw that belongs to `u` with its probability; see [`Self::sample`].
+    #[must_use]
+    pub fn sample_token(&self, u: f64) -> TokenProbability {
+        let id = self.sample(u);
+        TokenProbability { id, probability: self.probability(id) }
+    }
+
+    /// Ids and probabilities.
+    pub(crate) fn into_support(self) -> (Vec<u32>, Vec<f64>) {
+        (self.ids, self.probabilities)
+    }
+
     /// The draw that belongs to `u` in [0, 1): the first id whose cumulative probability exceeds `u`.
     ///
     /// A token of probability zero is never drawn.

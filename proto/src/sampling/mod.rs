@@ -21,7 +21,7 @@ mod random;
 
 pub use distribution::{Distribution, InvalidLogits, InvalidSupport, TokenProbability};
 pub use params::{InvalidSamplingParams, SamplingParams};
-pub use processor::{LogitsProcessor, LogitsSums, probabilities_of};
+pub use processor::{LogitsProcessor, LogitsSums, token_probabilities};
 pub use random::{DrawPurpose, PositionRandom, SamplingSeed};
 
 #[cfg(test)]
@@ -101,8 +101,8 @@ mod tests {
                 prop_assert_eq!(processor.process(row, &params).unwrap(), &fresh);
                 let ids: Vec<u32> = (0..row.len() as u32 + 1).collect();
                 let expected: Vec<u64> = ids.iter().map(|&id| fresh.probability(id).to_bits()).collect();
-                let found = probabilities_of(&ids, row, &params).unwrap();
-                prop_assert_eq!(found.iter().map(|p| p.to_bits()).collect::<Vec<_>>(), expected);
+                let found = token_probabilities(&ids, row, &params).unwrap();
+                prop_assert_eq!(found.iter().map(|token| token.probability.to_bits()).collect::<Vec<_>>(), expected);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! From logits to a distribution.
 
 use super::chunked_sum::{CHUNK, sum, sum_from, sum_of_first};
-use super::distribution::{Distribution, InvalidLogits};
+use super::distribution::{Distribution, InvalidLogits, TokenProbability};
 use super::exp::exp;
 use super::params::{SamplingParams, least_of_top_p};
 
@@ -155,19 +155,26 @@ impl LogitsSums {
 ///
 /// # Errors
 /// As [`Distribution::from_logits`].
-pub fn probabilities_of(ids: &[u32], logits: &[f32], params: &SamplingParams) -> Result<Vec<f64>, InvalidLogits> {
+pub fn token_probabilities(
+    ids: &[u32],
+    logits: &[f32],
+    params: &SamplingParams,
+) -> Result<Vec<TokenProbability>, InvalidLogits> {
+    let tokens = |probability: &dyn Fn(u32) -> f64| {
+        ids.iter().map(|&id| TokenProbability { id, probability: probability(id) }).collect()
+    };
     let max = checked_max(logits)?;
     if params.temperature() == 0.0 {
         let best = arg_max(logits, max);
-        return Ok(ids.iter().map(|&id| if id == best { 1.0 } else { 0.0 }).collect());
+        return Ok(tokens(&|id| if id == best { 1.0 } else { 0.0 }));
     }
     if params.cuts() {
         let distribution = Distribution::from_logits(logits, params)?;
-        return Ok(ids.iter().map(|&id| distribution.probability(id)).collect());
+        return Ok(tokens(&|id| distribution.probability(id)));
     }
     let sums = LogitsSums { max, total: weigh(logits, max, params, |_| ()), vocabulary: logits.len() };
-    let logit = |&id: &u32| logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
-    Ok(ids.iter().map(|id| sums.probability(logit(id), params)).collect())
+    let logit = |id: u32| logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    Ok(tokens(&|id| sums.probability(logit(id), params)))
 }
 
 /// Hands the weights of all tokens to `take`, a chunk at a time, and returns their sum.

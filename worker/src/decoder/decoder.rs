@@ -11,7 +11,7 @@ use super::norm::NormLayer;
 use super::workspace::DecoderWorkspace;
 use crate::families::{DecoderSpec, ModelFamily, PositionEmbedding, ResidualLayout};
 use crate::kernels::{CacheShape, KernelError, Kernels};
-use crate::rows::RowTask;
+use crate::logits_view::LogitsTask;
 use crate::weights::{ModelWeights, WeightsError};
 
 /// A model on a device, with its cache.
@@ -112,7 +112,7 @@ impl<K: Kernels> DecoderModel<K> {
     pub fn forward_rows(
         &mut self,
         batch: &DecoderBatch<'_>,
-        tasks: &mut [RowTask<'_>],
+        tasks: &mut [LogitsTask<'_>],
     ) -> Result<Duration, KernelError> {
         self.run(batch)?;
         // Without any it waits, too: what failed concerns this batch and not the next one.

@@ -19,7 +19,7 @@ use super::{
     WeightFormat, blocks,
 };
 use crate::cpu_set::CpuSet;
-use crate::rows::{RowTask, Spare};
+use crate::logits_view::{BufferPool, LogitsTask};
 
 mod activations;
 mod attention;
@@ -44,7 +44,7 @@ pub struct CpuKernels {
     /// Packed rows of the product under way.
     words: Mutex<Vec<u32>>,
     /// Of rows that were kept.
-    spare_rows: Spare<Vec<f32>>,
+    spare_rows: BufferPool<Vec<f32>>,
 }
 
 impl Default for CpuKernels {
@@ -92,7 +92,7 @@ impl CpuKernels {
     }
 
     fn with(instructions: InstructionSet, threads: ThreadPool) -> Self {
-        Self { instructions, threads, words: Mutex::default(), spare_rows: Spare::default() }
+        Self { instructions, threads, words: Mutex::default(), spare_rows: BufferPool::default() }
     }
 }
 
@@ -260,7 +260,7 @@ impl Kernels for CpuKernels {
         &self,
         logits: &Vec<f32>,
         vocabulary: usize,
-        tasks: &mut [RowTask<'_>],
+        tasks: &mut [LogitsTask<'_>],
     ) -> Result<Duration, KernelError> {
         let began = Instant::now();
         self.each(tasks, |row, task| task.read(&logits[row * vocabulary..][..vocabulary], &self.spare_rows));

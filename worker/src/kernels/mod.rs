@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 
-use crate::rows::{KeptRow, RowTask, Spare};
+use crate::logits_view::{BufferPool, KeptLogits, LogitsTask};
 
 mod attention_shape;
 mod blocks;
@@ -210,7 +210,7 @@ pub trait Kernels {
     fn add_rows(&self, x: &mut Self::Buffer, width: usize, rows: &[usize], columns: Range<usize>, y: &Self::Buffer);
 
     /// Waits for `logits`, `[tasks][vocabulary]`, and takes of row i what `tasks[i]` wants, with the bits that
-    /// [`RowTask::read`] has. Returns how long that took after the logits were there.
+    /// [`LogitsTask::read`] has. Returns how long that took after the logits were there.
     ///
     /// # Errors
     /// [`KernelError::Device`] for whatever failed since the last call.
@@ -218,11 +218,11 @@ pub trait Kernels {
         &self,
         logits: &Self::Buffer,
         vocabulary: usize,
-        tasks: &mut [RowTask<'_>],
+        tasks: &mut [LogitsTask<'_>],
     ) -> Result<Duration, KernelError> {
         let mut values = vec![0.0; tasks.len() * vocabulary];
         self.read(logits, &mut values)?;
-        let (began, spare) = (Instant::now(), Spare::default());
+        let (began, spare) = (Instant::now(), BufferPool::default());
         tasks.iter_mut().zip(values.chunks_exact(vocabulary)).for_each(|(task, row)| task.read(row, &spare));
         Ok(began.elapsed())
     }
@@ -231,9 +231,9 @@ pub trait Kernels {
     ///
     /// # Errors
     /// [`KernelError::Device`].
-    fn read_kept(&self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), KernelError> {
+    fn read_kept(&self, row: &KeptLogits, task: &mut LogitsTask<'_>) -> Result<(), KernelError> {
         let logits = row.logits().ok_or_else(|| KernelError::Device("the row was kept elsewhere".to_owned()))?;
-        task.read(logits, &Spare::default());
+        task.read(logits, &BufferPool::default());
         Ok(())
     }
 }

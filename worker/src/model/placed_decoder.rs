@@ -11,7 +11,7 @@ use crate::decoder::{DecoderBatch, DecoderModel};
 use crate::kernels::cpu::CpuKernels;
 use crate::kernels::cuda::CudaKernels;
 use crate::kernels::{CacheShape, KernelError, Kernels, TokenPlace};
-use crate::rows::{Found, KeptRow, RowTask};
+use crate::logits_view::{KeptLogits, LogitsTask, TaskResult};
 
 /// A decoder on the device that was chosen.
 pub(super) enum PlacedDecoder {
@@ -33,9 +33,9 @@ impl PlacedDecoder {
         // What the GPU cannot do shows now and not in the first request.
         let place = TokenPlace { position: 0, blocks: &[0] };
         let batch = DecoderBatch { tokens: vec![0], places: vec![place], wanted: vec![0], ..DecoderBatch::default() };
-        let mut found = Found::default();
+        let mut found = TaskResult::default();
         let draw = Some((SamplingParams::RAW, 0.5));
-        decoder.forward_rows(&batch, &mut [RowTask { views: &[], draw, keep: true, found: &mut found }])?;
+        decoder.forward_rows(&batch, &mut [LogitsTask { views: &[], draw, keep: true, found: &mut found }])?;
         Ok((Self::Cuda(Box::new(decoder)), description))
     }
 
@@ -51,7 +51,7 @@ impl PlacedDecoder {
     pub(super) fn forward_rows(
         &mut self,
         batch: &DecoderBatch<'_>,
-        tasks: &mut [RowTask<'_>],
+        tasks: &mut [LogitsTask<'_>],
     ) -> Result<Duration, KernelError> {
         match self {
             Self::Cpu(decoder) => decoder.forward_rows(batch, tasks),
@@ -60,7 +60,7 @@ impl PlacedDecoder {
     }
 
     /// As [`Kernels::read_kept`].
-    pub(super) fn read_kept(&self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), KernelError> {
+    pub(super) fn read_kept(&self, row: &KeptLogits, task: &mut LogitsTask<'_>) -> Result<(), KernelError> {
         match self {
             Self::Cpu(decoder) => decoder.kernels().read_kept(row, task),
             Self::Cuda(decoder) => decoder.kernels().read_kept(row, task),

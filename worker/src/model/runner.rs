@@ -12,7 +12,7 @@ use super::load::{LoadOptions, ModelDescription, ModelLoadError};
 use super::placed_decoder::PlacedDecoder;
 use crate::decoder::{AdaptedRows, DecoderBatch};
 use crate::kernels::{KernelError, TokenPlace};
-use crate::rows::{KeptRow, RowTask};
+use crate::logits_view::{KeptLogits, LogitsTask};
 
 /// Tokens of one sequence in a batch.
 #[derive(Clone, Debug)]
@@ -134,7 +134,7 @@ impl ModelRunner {
     pub fn forward_rows(
         &mut self,
         batch: &[BatchItem<'_>],
-        tasks: &mut [RowTask<'_>],
+        tasks: &mut [LogitsTask<'_>],
     ) -> Result<Duration, ForwardError> {
         self.run(batch, |decoder, rows| decoder.forward_rows(rows, tasks))
     }
@@ -143,7 +143,7 @@ impl ModelRunner {
     ///
     /// # Errors
     /// [`ForwardError::Kernel`].
-    pub fn read_kept(&mut self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), ForwardError> {
+    pub fn read_kept(&mut self, row: &KeptLogits, task: &mut LogitsTask<'_>) -> Result<(), ForwardError> {
         Ok(self.decoder.read_kept(row, task)?)
     }
 

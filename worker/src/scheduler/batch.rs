@@ -1,72 +1,17 @@
 //! Chooses what rides in a forward pass.
 
-use std::ops::Range;
 use std::time::Instant;
 
-use super::Scheduler;
-use super::fairness::Party;
-use super::job::Job;
-use super::request_queue::JobId;
-use super::start::Start;
-use crate::engine::Model;
-
-/// The tokens of one job that ride in a forward pass.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Slice {
-    pub(crate) job: JobId,
-    pub(crate) tokens: usize,
-    /// Indices of the tokens whose rows are wanted.
-    pub(crate) rows: Range<usize>,
-}
-
-/// A forward pass that is being planned. Kept from one to the next for its memory.
-#[derive(Debug, Default)]
-pub(crate) struct Plan {
-    pub(crate) slices: Vec<Slice>,
-    /// Heads by party, then by arrival.
-    candidates: Vec<Candidate>,
-    parties: Vec<Turns>,
-    /// Room that is left.
-    tokens: usize,
-    rows: usize,
-    answered: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
-    party: Party,
-    arrival: u64,
-    job: JobId,
-    /// To be fed.
-    tokens: usize,
-    /// It has a slice.
-    is_planned: bool,
-}
-
-impl Candidate {
-    fn is_left(&self) -> bool {
-        !self.is_planned
-    }
-}
-
-/// The candidates of one party.
-#[derive(Debug)]
-struct Turns {
-    party: Party,
-    first: usize,
-    /// Has had so much more than others that it must not go before their prompts.
-    is_ahead: bool,
-    /// Waits for more than this pass gives it.
-    is_left: bool,
-    /// Whose turn it is next.
-    next: usize,
-    end: usize,
-}
+use super::admit::Admission;
+use super::batch_plan::{BatchCandidate, BatchPlan, BatchSlice, FlowCandidates};
+use super::job::{JobId, ScheduledJob};
+use super::language_model::LanguageModel;
+use super::state::Scheduler;
 
 /// Which operations may take the room that is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Which {
-    /// Decode rows, drafts, blocks to verify; a part of the budget is not for them.
+enum OperationClass {
+    /// Decode steps, drafts, blocks to verify; a part of the budget is not for them.
     Short {
         reserve: usize,
     },
@@ -77,20 +22,17 @@ impl Scheduler {
     /// Chooses the next forward pass; without slices when nothing can run before something else happens.
     ///
     /// Short operations come first and may take three quarters of the token budget; the rest goes to whatever is left, so
-    /// neither a prompt nor a crowd of short operations stops the others. Within both, the party that has been served the
+    /// neither a prompt nor many short operations stop the others. Within both, the flow that has been served the
     /// fewest tokens is next; one that is ahead by a whole pass has no short operations first.
-    pub(crate) fn plan(&mut self, now: Instant, model: &mut impl Model) -> Plan {
+    pub(crate) fn plan(&mut self, now: Instant, model: &mut impl LanguageModel) -> BatchPlan {
         let mut plan = std::mem::take(&mut self.plan);
         loop {
             plan.slices.clear();
-            (plan.tokens, plan.rows, plan.answered) = (self.options.step_tokens, self.step_rows, false);
-            self.gather(&mut plan);
-            self.fill(&mut plan, Which::Short { reserve: self.options.step_tokens / 4 }, now, model);
-            self.fill(&mut plan, Which::All, now, model);
-            let left = |turns: &&Turns| {
-                turns.is_left || plan.candidates[turns.next..turns.end].iter().any(Candidate::is_left)
-            };
-            self.fairness.close_round(plan.parties.iter().filter(left).map(|turns| turns.party));
+            (plan.tokens, plan.logits, plan.answered) = (self.options.step_tokens, self.step_positions, false);
+            self.list_candidates(&mut plan);
+            self.fill(&mut plan, OperationClass::Short { reserve: self.options.step_tokens / 4 }, now, model);
+            self.fill(&mut plan, OperationClass::All, now, model);
+            self.fairness.close_round(plan.unserved());
             // An answer may have freed what another operation waits for.
             if !plan.slices.is_empty() || !plan.answered {
                 return plan;
@@ -98,12 +40,12 @@ impl Scheduler {
         }
     }
 
-    /// Lists who could run.
-    fn gather(&mut self, plan: &mut Plan) {
-        let Plan { candidates, parties, .. } = plan;
+    /// Lists the jobs that could run.
+    fn list_candidates(&mut self, plan: &mut BatchPlan) {
+        let BatchPlan { candidates, flows, .. } = plan;
         candidates.clear();
-        let candidate = |(id, job): (JobId, &Job)| Candidate {
-            party: job.party(),
+        let candidate = |(id, job): (JobId, &ScheduledJob)| BatchCandidate {
+            flow: job.flow,
             arrival: job.arrival,
             job: id,
             tokens: job.rest().len(),
@@ -111,12 +53,12 @@ impl Scheduler {
         };
         candidates.extend(self.queue.heads().map(candidate));
         candidates.sort_unstable();
-        parties.clear();
+        flows.clear();
         for (at, candidate) in candidates.iter().enumerate() {
-            match parties.last_mut() {
-                Some(turns) if turns.party == candidate.party => turns.end = at + 1,
-                _ => parties.push(Turns {
-                    party: candidate.party,
+            match flows.last_mut() {
+                Some(flow) if flow.flow == candidate.flow => flow.end = at + 1,
+                _ => flows.push(FlowCandidates {
+                    flow: candidate.flow,
                     is_ahead: false,
                     is_left: false,
                     first: at,
@@ -125,42 +67,42 @@ impl Scheduler {
                 }),
             }
         }
-        self.fairness.open_round(parties.iter().map(|turns| turns.party));
-        for turns in parties.iter_mut() {
-            turns.is_ahead = self.fairness.lead(turns.party) > self.options.step_tokens as u64;
+        self.fairness.open_round(flows.iter().map(|flow| flow.flow));
+        for flow in flows.iter_mut() {
+            flow.is_ahead = self.fairness.lead(flow.flow) > self.options.step_tokens as u64;
         }
         let lacking = self.queue.iter().filter(|(_, job)| job.missing_blocks > 0);
-        self.first_in_want = lacking.map(|(_, job)| self.age(job)).min();
+        self.oldest_blocked_age = lacking.map(|(_, job)| self.age(job)).min();
     }
 
     /// Adds slices while there is room.
-    fn fill(&mut self, plan: &mut Plan, which: Which, now: Instant, model: &mut impl Model) {
-        let reserve = match which {
-            Which::Short { reserve } => reserve,
-            Which::All => 0,
+    fn fill(&mut self, plan: &mut BatchPlan, class: OperationClass, now: Instant, model: &mut impl LanguageModel) {
+        let reserve = match class {
+            OperationClass::Short { reserve } => reserve,
+            OperationClass::All => 0,
         };
-        plan.parties.iter_mut().for_each(|turns| turns.next = turns.first);
+        plan.flows.iter_mut().for_each(|flow| flow.next = flow.first);
         while plan.tokens > reserve {
-            let Plan { slices, candidates, parties, answered, .. } = plan;
-            let waiting = parties.iter_mut().filter(|turns| turns.next < turns.end);
-            let waiting = waiting.filter(|turns| which == Which::All || !turns.is_ahead);
-            // Who comes level with others and wants little is not to wait for their prompts.
-            let order = |turns: &&mut Turns| {
-                let Candidate { arrival, tokens, .. } = candidates[turns.next];
-                (self.fairness.served(turns.party), tokens, arrival)
+            let BatchPlan { slices, candidates, flows, answered, .. } = plan;
+            let waiting = flows.iter_mut().filter(|flow| flow.next < flow.end);
+            let waiting = waiting.filter(|flow| class == OperationClass::All || !flow.is_ahead);
+            // On equal service, short operations go before prompts.
+            let order = |flow: &&mut FlowCandidates| {
+                let BatchCandidate { arrival, tokens, .. } = candidates[flow.next];
+                (self.fairness.served(flow.flow), tokens, arrival)
             };
-            let Some(turns) = waiting.min_by_key(order) else { return };
-            let candidate = &mut candidates[turns.next];
-            turns.next += 1;
-            let Some(job) = self.ready(candidate, which, now, answered, model) else { continue };
+            let Some(flow) = waiting.min_by_key(order) else { return };
+            let candidate = &mut candidates[flow.next];
+            flow.next += 1;
+            let Some(job) = self.ready(candidate, class, now, answered, model) else { continue };
             let Some(running) = self.queue.get(job) else { continue };
-            if let Some((tokens, rows)) = running.next_slice(plan.tokens - reserve, plan.rows) {
+            if let Some((tokens, wanted)) = running.next_slice(plan.tokens - reserve, plan.logits) {
                 candidate.is_planned = true;
-                turns.is_left |= tokens < running.rest().len() || running.next.is_some();
+                flow.is_left |= tokens < running.rest().len() || running.next.is_some();
                 plan.tokens -= tokens;
-                plan.rows -= rows.len();
-                self.fairness.charge(candidate.party, tokens);
-                slices.push(Slice { job, tokens, rows });
+                plan.logits -= wanted.len();
+                self.fairness.charge(candidate.flow, tokens);
+                slices.push(BatchSlice { job, tokens, wanted });
             }
         }
     }
@@ -168,31 +110,31 @@ impl Scheduler {
     /// The job that runs for `candidate`: what is answered at once makes way for the next operation of its session.
     fn ready(
         &mut self,
-        candidate: &Candidate,
-        which: Which,
+        candidate: &BatchCandidate,
+        class: OperationClass,
         now: Instant,
         answered: &mut bool,
-        model: &mut impl Model,
+        model: &mut impl LanguageModel,
     ) -> Option<JobId> {
         let mut id = candidate.job;
         loop {
-            let job = self.queue.get(id).filter(|job| !candidate.is_planned && allowed(job, which))?;
-            let session = job.session();
+            let job = self.queue.get(id).filter(|job| !candidate.is_planned && allowed(job, class))?;
+            let session = job.session;
             if job.runs() {
                 return Some(id);
             }
             match self.start(id, now, model) {
-                Start::Begun => return Some(id),
-                Start::Waits => return None,
-                Start::Answered => *answered = true,
+                Admission::Begun => return Some(id),
+                Admission::Waits => return None,
+                Admission::Answered => *answered = true,
             }
             id = self.queue.head(session)?;
         }
     }
 
-    /// How an operation of more than [`SHORT_TOKENS`](super::job::SHORT_TOKENS) tokens and others share a pass, for the metrics.
-    pub(crate) fn phase(&self, slices: &[Slice]) -> &'static str {
-        let long = slices.iter().filter(|slice| self.queue.get(slice.job).is_some_and(Job::is_long)).count();
+    /// How an operation of more than `SHORT_TOKENS` tokens and others share a pass, for the metrics.
+    pub(crate) fn phase(&self, slices: &[BatchSlice]) -> &'static str {
+        let long = slices.iter().filter(|slice| self.queue.get(slice.job).is_some_and(ScheduledJob::is_long)).count();
         match long {
             0 => "decode",
             _ if long == slices.len() => "prefill",
@@ -201,6 +143,6 @@ impl Scheduler {
     }
 }
 
-fn allowed(job: &Job, which: Which) -> bool {
-    which == Which::All || !job.is_long()
+fn allowed(job: &ScheduledJob, class: OperationClass) -> bool {
+    class == OperationClass::All || !job.is_long()
 }

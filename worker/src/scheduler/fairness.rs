@@ -1,79 +1,79 @@
 //! Whose turn it is: fair queueing by tokens, first between coordinators, then between the tenants of each.
 //!
-//! Start-time fair queueing (Goyal, Vin and Cheng, 1996) with two levels: who waits and has been served least is next, and
+//! Admission-time fair queueing (Goyal, Vin and Cheng, 1996) with two levels: who waits and has been served least is next, and
 //! whoever comes back after a pause, or got all that it wanted, is put level with those who were left waiting, so that
-//! nobody saves up turns.
+//! nobody saves up flow.
 
 /// A coordinator's stream and one of its tenants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Party {
+pub(crate) struct FlowId {
     pub(crate) stream: u64,
     pub(crate) tenant: u64,
 }
 
-/// Tokens served to every party that waits, or that has had more than its share.
+/// Tokens served to every flow that waits, or that has had more than its share.
 #[derive(Debug, Default)]
-pub(crate) struct Fairness {
-    streams: Accounts,
-    parties: Accounts,
+pub(crate) struct FairShares {
+    streams: FlowAccounts,
+    flows: FlowAccounts,
 }
 
-impl Fairness {
-    /// Opens a round between the parties in `waiting`, ascending and without repetition.
-    pub(crate) fn open_round(&mut self, waiting: impl Iterator<Item = Party> + Clone) {
+impl FairShares {
+    /// Opens a round between the flows in `waiting`, ascending and without repetition.
+    pub(crate) fn open_round(&mut self, waiting: impl Iterator<Item = FlowId> + Clone) {
         self.streams.open_round(waiting.clone().map(stream));
-        self.parties.open_round(waiting.map(tenant));
+        self.flows.open_round(waiting.map(tenant));
     }
 
     /// Ends the round: those in `left`, ascending and without repetition, wait for more than they got.
-    pub(crate) fn close_round(&mut self, left: impl Iterator<Item = Party> + Clone) {
+    pub(crate) fn close_round(&mut self, left: impl Iterator<Item = FlowId> + Clone) {
         self.streams.keep_waiting(left.clone().map(stream));
-        self.parties.keep_waiting(left.map(tenant));
+        self.flows.keep_waiting(left.map(tenant));
     }
 
-    /// Orders parties by what they have had: the least is next.
-    pub(crate) fn served(&self, party: Party) -> (u64, u64) {
-        (self.streams.served(stream(party)), self.parties.served(tenant(party)))
+    /// Orders flows by what they have had: the least is next.
+    pub(crate) fn served(&self, flow: FlowId) -> (u64, u64) {
+        (self.streams.served(stream(flow)), self.flows.served(tenant(flow)))
     }
 
-    /// By how many tokens `party` is ahead of whoever waits and has had the least, among streams or among its stream's
+    /// By how many tokens `flow` is ahead of whoever waits and has had the least, among streams or among its stream's
     /// tenants.
-    pub(crate) fn lead(&self, party: Party) -> u64 {
-        self.streams.lead(stream(party)).max(self.parties.lead(tenant(party)))
+    pub(crate) fn lead(&self, flow: FlowId) -> u64 {
+        self.streams.lead(stream(flow)).max(self.flows.lead(tenant(flow)))
     }
 
-    /// Notes that `party` gets `tokens`.
-    pub(crate) fn charge(&mut self, party: Party, tokens: usize) {
-        self.streams.charge(stream(party), tokens);
-        self.parties.charge(tenant(party), tokens);
+    /// Notes that `flow` gets `tokens`.
+    pub(crate) fn charge(&mut self, flow: FlowId, tokens: usize) {
+        self.streams.charge(stream(flow), tokens);
+        self.flows.charge(tenant(flow), tokens);
     }
 }
 
 /// Rivals, and whose account.
-type Key = (u64, u64);
+type AccountKey = (u64, u64);
 
-fn stream(party: Party) -> Key {
-    (0, party.stream)
+fn stream(flow: FlowId) -> AccountKey {
+    (0, flow.stream)
 }
 
-fn tenant(party: Party) -> Key {
-    (party.stream, party.tenant)
+fn tenant(flow: FlowId) -> AccountKey {
+    (flow.stream, flow.tenant)
 }
 
 #[derive(Debug)]
-struct Account {
-    key: Key,
+struct FlowAccount {
+    key: AccountKey,
     served: u64,
     waits: bool,
 }
 
 /// Ascending by key.
 #[derive(Debug, Default)]
-struct Accounts(Vec<Account>);
+struct FlowAccounts(Vec<FlowAccount>);
 
-impl Accounts {
+impl FlowAccounts {
     /// `waiting` ascends; the same key may come several times in a row.
-    fn open_round(&mut self, waiting: impl Iterator<Item = Key> + Clone) {
+    fn open_round(&mut self, waiting: impl Iterator<Item = AccountKey> + Clone) {
         self.keep_waiting(waiting.clone());
         for key in waiting {
             let place = self.0.binary_search_by_key(&key, |account| account.key);
@@ -82,11 +82,11 @@ impl Accounts {
                 Ok(at) if self.0[at].waits => {}
                 Ok(at) => {
                     let served = self.0[at].served.max(floor());
-                    self.0[at] = Account { key, served, waits: true };
+                    self.0[at] = FlowAccount { key, served, waits: true };
                 }
                 Err(at) => {
                     let served = floor();
-                    self.0.insert(at, Account { key, served, waits: true });
+                    self.0.insert(at, FlowAccount { key, served, waits: true });
                 }
             }
         }
@@ -94,7 +94,7 @@ impl Accounts {
     }
 
     /// Of those who wait, only `waiting` still do.
-    fn keep_waiting(&mut self, waiting: impl Iterator<Item = Key>) {
+    fn keep_waiting(&mut self, waiting: impl Iterator<Item = AccountKey>) {
         let mut waiting = waiting.peekable();
         for account in &mut self.0 {
             while waiting.next_if(|&key| key < account.key).is_some() {}
@@ -112,22 +112,22 @@ impl Accounts {
     /// Closes accounts whose owners would come back level with the others.
     fn close_idle(&mut self) {
         for at in (0..self.0.len()).rev() {
-            let Account { key, served, waits } = self.0[at];
+            let FlowAccount { key, served, waits } = self.0[at];
             if !waits && self.floor(key.0).is_none_or(|floor| served <= floor) {
                 self.0.remove(at);
             }
         }
     }
 
-    fn served(&self, key: Key) -> u64 {
+    fn served(&self, key: AccountKey) -> u64 {
         self.0.binary_search_by_key(&key, |account| account.key).map_or(0, |at| self.0[at].served)
     }
 
-    fn lead(&self, key: Key) -> u64 {
+    fn lead(&self, key: AccountKey) -> u64 {
         self.served(key).saturating_sub(self.floor(key.0).unwrap_or(0))
     }
 
-    fn charge(&mut self, key: Key, tokens: usize) {
+    fn charge(&mut self, key: AccountKey, tokens: usize) {
         if let Ok(at) = self.0.binary_search_by_key(&key, |account| account.key) {
             self.0[at].served += tokens as u64;
         }

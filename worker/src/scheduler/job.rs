@@ -1,29 +1,42 @@
 //! One operation from its start to its outcome.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use cosec_proto::SessionId;
-use cosec_proto::sampling::DrawPurpose;
+use cosec_proto::sampling::{DrawPurpose, SamplingParams, SamplingSeed, TokenProbability};
+use cosec_proto::{
+    LogitsResult, LogitsView, Operation, OperationError, OperationKind, OperationOutcome, SessionId, StepCost,
+};
 
-use super::fairness::Party;
-use super::request_queue::JobId;
-use crate::engine::operation::{Effort, Operation, Outcome, Work};
+use super::fairness::FlowId;
 use crate::kv_cache::PrefixHash;
-use crate::rows::{Content, Found, KeptRow, RowTask, View};
+use crate::logits_view::{KeptLogits, LogitsTask, TaskResult};
+use crate::operation::{OperationAnswer, OperationCaller, OperationRequest, QueuedOperation};
+
+/// Names a job in the queue; used again when the job is gone.
+pub(crate) type JobId = usize;
 
 /// Most tokens of an operation that is served ahead of longer ones: a decode step or a block of drafts, not a prompt.
 pub(crate) const SHORT_TOKENS: usize = 64;
 
 /// An operation and how far it is. Its memory is taken when it is received, not by the engine's thread.
 #[derive(Debug)]
-pub(crate) struct Job {
-    pub(crate) operation: Operation,
+pub(crate) struct ScheduledJob {
+    pub(crate) session: SessionId,
+    pub(crate) flow: FlowId,
+    /// Index of the LoRA adapter to apply.
+    pub(crate) adapter: Option<usize>,
+    /// Cached tokens that it assumes.
+    pub(crate) at: usize,
+    kind: JobKind,
+    pub(crate) received: Instant,
+    pub(crate) deadline: Instant,
+    pub(crate) caller: OperationCaller,
     /// Place in the order of arrival.
     pub(crate) arrival: u64,
     /// The next job of its session.
     pub(crate) next: Option<JobId>,
-    pub(crate) stage: Stage,
+    pub(crate) stage: JobStage,
     /// Blocks that it lacked when it was last looked at; 0 when it does not wait for blocks.
     pub(crate) missing_blocks: usize,
     /// The block that it fills next and that others might wait for.
@@ -33,23 +46,35 @@ pub(crate) struct Job {
     /// How many of them the caller gave.
     given: usize,
     fed: usize,
-    /// Behind `at`, of the row of each of the views; ascending.
+    /// Of the position of each view, counted from `at`; ascending.
     offsets: Vec<usize>,
-    /// What is asked of the rows, with the index of the request.
-    views: Vec<(usize, View)>,
-    /// Offset and content, in the order of the requests.
-    contents: Vec<(usize, Content)>,
-    ids: Vec<u32>,
-    probabilities: Vec<f64>,
-    /// The row behind the last token fed.
-    last_row: Option<KeptRow>,
+    /// What is asked of the logits, with the index of the request.
+    views: Vec<(usize, LogitsView)>,
+    /// In the order of the requests.
+    results: Vec<LogitsResult>,
+    drafted: Vec<TokenProbability>,
+    /// The logits after the last token fed.
+    last_logits: Option<KeptLogits>,
     pub(crate) first_pass: Option<Instant>,
-    pub(crate) effort: Effort,
+    pub(crate) cost: StepCost,
+}
+
+/// What a job is for.
+#[derive(Clone, Copy, Debug)]
+enum JobKind {
+    Extend,
+    Draft {
+        /// Tokens to draw.
+        k: usize,
+        sampling: SamplingParams,
+        seed: SamplingSeed,
+    },
+    Release,
 }
 
 /// Whether an operation has begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
+pub(crate) enum JobStage {
     Waits,
     Runs {
         /// Whether the operation opened its session.
@@ -57,68 +82,68 @@ pub(crate) enum Stage {
     },
 }
 
-impl Job {
-    pub(crate) fn new(mut operation: Operation) -> Self {
-        let (tokens, rows, k) = match &mut operation.work {
-            Work::Extend { tokens, rows, .. } => (std::mem::take(tokens), std::mem::take(rows), 0),
-            Work::Draft { tokens, rows, k, .. } => (std::mem::take(tokens), std::mem::take(rows), *k),
-            Work::Release => (Vec::new(), Vec::new(), 0),
+impl ScheduledJob {
+    pub(crate) fn new(queued: QueuedOperation) -> Self {
+        let QueuedOperation { request, caller } = queued;
+        let OperationRequest { operation, adapter, stream, received, deadline } = request;
+        let Operation { session, tenant, at, mut tokens, kind, .. } = operation;
+        let given = tokens.len();
+        // The logits of a draft follow the tokens that are given.
+        let (kind, first, k, logits) = match kind {
+            OperationKind::Extend { logits } => (JobKind::Extend, 0, 0, logits),
+            OperationKind::Draft { k, sampling, seed, logits } => {
+                let k = k as usize;
+                (JobKind::Draft { k, sampling, seed }, given, k, logits)
+            }
+            OperationKind::Release => (JobKind::Release, 0, 0, Vec::new()),
         };
-        let drawn_behind = if let Work::Draft { .. } = operation.work { tokens.len() } else { 0 };
-        let contents = rows.iter().map(|row| (row.offset, Content::Gathered(Vec::new()))).collect();
-        let mut views: Vec<_> = rows.into_iter().enumerate().collect();
-        views.sort_by_key(|(_, row)| row.offset);
-        let mut job = Self {
-            operation,
+        tokens.reserve_exact(k);
+        let results = logits.iter().map(|_| LogitsResult::Gathered(Vec::new())).collect();
+        let mut requests: Vec<_> = logits.into_iter().enumerate().collect();
+        requests.sort_by_key(|(_, request)| request.offset);
+        Self {
+            session,
+            flow: FlowId { stream, tenant },
+            adapter,
+            at: at as usize,
+            kind,
+            received,
+            deadline,
+            caller,
             arrival: 0,
             next: None,
-            stage: Stage::Waits,
+            stage: JobStage::Waits,
             missing_blocks: 0,
             fills: None,
-            given: tokens.len(),
             tokens,
+            given,
             fed: 0,
-            offsets: views.iter().map(|(_, row)| drawn_behind + row.offset).collect(),
-            views: views.into_iter().map(|(index, row)| (index, row.view)).collect(),
-            contents,
-            ids: Vec::with_capacity(k),
-            probabilities: Vec::with_capacity(k),
-            last_row: None,
+            offsets: requests.iter().map(|(_, request)| first + request.offset as usize).collect(),
+            views: requests.into_iter().map(|(index, request)| (index, request.view)).collect(),
+            results,
+            drafted: Vec::with_capacity(k),
+            last_logits: None,
             first_pass: None,
-            effort: Effort::default(),
-        };
-        job.tokens.reserve_exact(k);
-        job
-    }
-
-    pub(crate) fn session(&self) -> SessionId {
-        self.operation.session
-    }
-
-    /// On whose account it runs.
-    pub(crate) fn party(&self) -> Party {
-        Party { stream: self.operation.stream, tenant: self.operation.tenant }
-    }
-
-    /// Cached tokens that the operation assumes.
-    pub(crate) fn at(&self) -> usize {
-        match self.operation.work {
-            Work::Extend { at, .. } | Work::Draft { at, .. } => at,
-            Work::Release => 0,
+            cost: StepCost::default(),
         }
+    }
+
+    /// Whether the operation gives its session back.
+    pub(crate) fn is_release(&self) -> bool {
+        matches!(self.kind, JobKind::Release)
     }
 
     /// Tokens to draw.
     fn k(&self) -> usize {
-        match self.operation.work {
-            Work::Draft { k, .. } => k,
-            Work::Extend { .. } | Work::Release => 0,
+        match self.kind {
+            JobKind::Draft { k, .. } => k,
+            JobKind::Extend | JobKind::Release => 0,
         }
     }
 
     /// Cached tokens when it is done.
     pub(crate) fn length_afterwards(&self) -> usize {
-        self.at() + self.given + self.k().saturating_sub(1)
+        self.at + self.given + self.k().saturating_sub(1)
     }
 
     /// Tokens given by the caller that are still to be fed.
@@ -128,20 +153,20 @@ impl Job {
 
     /// Whether a forward pass is needed to answer it.
     pub(crate) fn needs_pass(&self) -> bool {
-        match self.operation.work {
-            Work::Extend { .. } => self.given > 0,
-            // The first token comes from the kept row.
-            Work::Draft { k, .. } => self.given > 0 || k > 1,
-            Work::Release => false,
+        match self.kind {
+            JobKind::Extend => self.given > 0,
+            // The first token comes from the kept logits.
+            JobKind::Draft { k, .. } => self.given > 0 || k > 1,
+            JobKind::Release => false,
         }
     }
 
-    /// Whether it reads the row behind the token before `at`.
-    pub(crate) fn needs_kept_row(&self) -> bool {
-        match self.operation.work {
-            Work::Extend { .. } => self.offsets.first() == Some(&0),
-            Work::Draft { .. } => self.given == 0,
-            Work::Release => false,
+    /// Whether it reads the logits after the token before `at`.
+    pub(crate) fn needs_kept_logits(&self) -> bool {
+        match self.kind {
+            JobKind::Extend => self.offsets.first() == Some(&0),
+            JobKind::Draft { .. } => self.given == 0,
+            JobKind::Release => false,
         }
     }
 
@@ -151,15 +176,15 @@ impl Job {
     }
 
     pub(crate) fn runs(&self) -> bool {
-        self.stage != Stage::Waits
+        self.stage != JobStage::Waits
     }
 
-    /// The tokens whose keys and values may come from elsewhere: those before the first row that it reads.
+    /// The tokens whose keys and values may come from elsewhere: those before the first logits that it reads.
     pub(crate) fn shareable(&self) -> &[u32] {
         let asked = self.offsets.iter().copied().find(|&offset| offset > 0);
-        // The last row is always kept.
-        let first_row = asked.unwrap_or(self.given).min(self.given);
-        &self.tokens[..first_row.saturating_sub(1)]
+        // The last logits are always kept.
+        let first = asked.unwrap_or(self.given).min(self.given);
+        &self.tokens[..first.saturating_sub(1)]
     }
 
     /// Counts the first `tokens` as fed.
@@ -177,12 +202,13 @@ impl Job {
         &self.tokens[self.fed..]
     }
 
-    /// The tokens that ride next, at most `tokens` of them with at most `rows` rows: how many, and which of their rows.
-    pub(crate) fn next_slice(&self, tokens: usize, rows: usize) -> Option<(usize, Range<usize>)> {
+    /// The tokens that ride next, at most `tokens` of them and the logits of at most `positions`: how many, and which of
+    /// their logits.
+    pub(crate) fn next_slice(&self, tokens: usize, positions: usize) -> Option<(usize, Range<usize>)> {
         let count = tokens.min(self.rest().len());
         let wanted = self.wanted(count);
-        let (count, wanted) = if wanted.len() > rows {
-            let count = wanted.start + rows;
+        let (count, wanted) = if wanted.len() > positions {
+            let count = wanted.start + positions;
             (count, self.wanted(count))
         } else {
             (count, wanted)
@@ -190,7 +216,7 @@ impl Job {
         (count > 0).then_some((count, wanted))
     }
 
-    /// Which rows behind the next `count` tokens are wanted, as one range of indices into them.
+    /// Which logits after the next `count` tokens are wanted, as one range of indices into them.
     fn wanted(&self, count: usize) -> Range<usize> {
         let fed = self.fed;
         let asked = &self.offsets[self.asked(fed + 1..fed + count + 1)];
@@ -201,50 +227,49 @@ impl Job {
         }
     }
 
-    /// Which of the views are of rows in `offsets`.
+    /// Which of the views are of positions in `offsets`.
     fn asked(&self, offsets: Range<usize>) -> Range<usize> {
         let before = |end: usize| self.offsets.partition_point(|&offset| offset < end);
         before(offsets.start)..before(offsets.end)
     }
 
-    /// Whether the row `offset` is the one behind the last token known.
+    /// Whether the logits at `offset` are those after the last token known.
     fn ends_at(&self, offset: usize) -> bool {
         offset == self.tokens.len()
     }
 
-    /// Offset of the row behind the next token.
+    /// Offset of the logits after the next token.
     pub(crate) fn next_offset(&self) -> usize {
         self.fed + 1
     }
 
-    /// What the operation wants of the row `offset`; the last row is to stay, for the operation that comes next.
-    pub(crate) fn task<'a>(&'a self, offset: usize, found: &'a mut Found) -> RowTask<'a> {
+    /// What the operation wants of the logits at `offset`; the last ones stay for the operation that comes next.
+    pub(crate) fn task<'a>(&'a self, offset: usize, found: &'a mut TaskResult) -> LogitsTask<'a> {
         let is_last = self.ends_at(offset);
-        let draw = match &self.operation.work {
-            Work::Draft { at, warp, randomness, .. } if is_last => {
+        let draw = match self.kind {
+            JobKind::Draft { sampling, seed, .. } if is_last => {
                 // Positions fit: the context is a u32 on the wire.
-                let position = u32::try_from(at + offset).unwrap_or(u32::MAX);
-                Some((*warp, randomness.uniform(DrawPurpose::Draft, position)))
+                let position = u32::try_from(self.at + offset).unwrap_or(u32::MAX);
+                Some((sampling, seed.uniform(DrawPurpose::Draft, position)))
             }
-            _ => None,
+            JobKind::Draft { .. } | JobKind::Extend | JobKind::Release => None,
         };
-        RowTask { views: &self.views[self.asked(offset..offset + 1)], draw, keep: is_last, found }
+        LogitsTask { views: &self.views[self.asked(offset..offset + 1)], draw, keep: is_last, found }
     }
 
-    /// Takes over what a row gave.
-    pub(crate) fn take_up(&mut self, found: &mut Found) {
-        for (index, content) in found.contents.drain(..) {
-            self.contents[index].1 = content;
+    /// Takes over what was found in the logits of a position.
+    pub(crate) fn take_found(&mut self, found: &mut TaskResult) {
+        for (index, result) in found.views.drain(..) {
+            self.results[index] = result;
         }
-        if let Some((id, probability)) = found.drawn.take() {
-            self.ids.push(id);
-            self.probabilities.push(probability);
-            if self.ids.len() < self.k() {
-                self.tokens.push(id);
+        if let Some(token) = found.drawn.take() {
+            self.drafted.push(token);
+            if self.drafted.len() < self.k() {
+                self.tokens.push(token.id);
             }
         }
-        if let Some(row) = found.kept.take() {
-            self.last_row = Some(row);
+        if let Some(kept) = found.kept.take() {
+            self.last_logits = Some(kept);
         }
     }
 
@@ -260,29 +285,34 @@ impl Job {
         self.runs() && self.fed == self.tokens.len()
     }
 
-    /// Whether it has fed anything; then [`Self::last_row`] tells what the session keeps.
+    /// Whether it has fed anything; then [`Self::last_logits`] tells what the session keeps.
     pub(crate) fn has_fed(&self) -> bool {
         self.fed > 0
     }
 
-    /// The row behind the last token fed, if it was computed.
-    pub(crate) fn last_row(&mut self) -> Option<KeptRow> {
-        self.last_row.take()
+    /// The logits after the last token fed, if they were computed.
+    pub(crate) fn last_logits(&mut self) -> Option<KeptLogits> {
+        self.last_logits.take()
     }
 
     /// What came of it; to be called once, when it is done.
-    pub(crate) fn outcome(&mut self) -> Outcome {
-        let length = self.length_afterwards();
-        let rows = std::mem::take(&mut self.contents);
-        match self.operation.work {
-            Work::Extend { .. } => Outcome::Rows { length, rows },
-            Work::Draft { .. } => Outcome::Drafted {
-                length,
-                ids: std::mem::take(&mut self.ids),
-                probabilities: std::mem::take(&mut self.probabilities),
-                rows,
-            },
-            Work::Release => Outcome::Released,
+    pub(crate) fn outcome(&mut self) -> OperationOutcome {
+        let logits = std::mem::take(&mut self.results);
+        match self.kind {
+            JobKind::Extend => OperationOutcome::Extended(logits),
+            JobKind::Draft { .. } => OperationOutcome::Drafted { tokens: std::mem::take(&mut self.drafted), logits },
+            JobKind::Release => OperationOutcome::Released,
         }
+    }
+
+    /// Answers the caller. `now` ends the wait of an operation that no forward pass served.
+    pub(crate) fn answer(self, result: Result<OperationOutcome, OperationError>, now: Instant) {
+        let cost = StepCost { queue: self.queue_time(now), ..self.cost };
+        self.caller.answer(OperationAnswer { result, cost });
+    }
+
+    /// From receipt to the first forward pass that served it, or to `now`.
+    pub(crate) fn queue_time(&self, now: Instant) -> Duration {
+        self.first_pass.unwrap_or(now).saturating_duration_since(self.received)
     }
 }

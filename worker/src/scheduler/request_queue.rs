@@ -5,32 +5,29 @@ use std::collections::hash_map::Entry;
 
 use cosec_proto::SessionId;
 
-use super::job::Job;
-
-/// Names a job in the queue; used again when the job is gone.
-pub(crate) type JobId = usize;
+use super::job::{JobId, ScheduledJob};
 
 /// All unanswered operations. The first of each session is its head; only heads run.
 #[derive(Debug, Default)]
 pub(crate) struct RequestQueue {
-    jobs: Vec<Option<Box<Job>>>,
+    jobs: Vec<Option<Box<ScheduledJob>>>,
     vacant: Vec<JobId>,
-    lines: HashMap<SessionId, Line>,
+    lines: HashMap<SessionId, SessionLine>,
     arrivals: u64,
 }
 
 /// First and last job of a session.
 #[derive(Debug)]
-struct Line {
+struct SessionLine {
     first: JobId,
     last: JobId,
 }
 
 impl RequestQueue {
-    pub(crate) fn push(&mut self, mut job: Box<Job>) -> JobId {
+    pub(crate) fn push(&mut self, mut job: Box<ScheduledJob>) -> JobId {
         job.arrival = self.arrivals;
         self.arrivals += 1;
-        let session = job.session();
+        let session = job.session;
         let id = match self.vacant.pop() {
             Some(id) => id,
             None => {
@@ -41,7 +38,7 @@ impl RequestQueue {
         self.jobs[id] = Some(job);
         match self.lines.entry(session) {
             Entry::Vacant(line) => {
-                line.insert(Line { first: id, last: id });
+                line.insert(SessionLine { first: id, last: id });
             }
             Entry::Occupied(mut line) => {
                 let before = std::mem::replace(&mut line.get_mut().last, id);
@@ -59,7 +56,7 @@ impl RequestQueue {
     }
 
     /// The first job of every session, in no order.
-    pub(crate) fn heads(&self) -> impl Iterator<Item = (JobId, &Job)> {
+    pub(crate) fn heads(&self) -> impl Iterator<Item = (JobId, &ScheduledJob)> {
         self.lines.values().filter_map(|line| Some((line.first, self.get(line.first)?)))
     }
 
@@ -68,22 +65,22 @@ impl RequestQueue {
         self.lines.contains_key(&session)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (JobId, &Job)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (JobId, &ScheduledJob)> {
         self.jobs.iter().enumerate().filter_map(|(id, job)| Some((id, job.as_deref()?)))
     }
 
-    pub(crate) fn get(&self, id: JobId) -> Option<&Job> {
+    pub(crate) fn get(&self, id: JobId) -> Option<&ScheduledJob> {
         self.jobs.get(id)?.as_deref()
     }
 
-    pub(crate) fn get_mut(&mut self, id: JobId) -> Option<&mut Job> {
+    pub(crate) fn get_mut(&mut self, id: JobId) -> Option<&mut ScheduledJob> {
         self.jobs.get_mut(id)?.as_deref_mut()
     }
 
-    pub(crate) fn remove(&mut self, id: JobId) -> Option<Box<Job>> {
+    pub(crate) fn remove(&mut self, id: JobId) -> Option<Box<ScheduledJob>> {
         let job = self.jobs.get_mut(id)?.take()?;
         self.vacant.push(id);
-        let session = job.session();
+        let session = job.session;
         let Some(line) = self.lines.get_mut(&session) else { return Some(job) };
         if line.first == id {
             match job.next {

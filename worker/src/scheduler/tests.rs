@@ -1,52 +1,64 @@
-//! Whom the next pass waits for.
+//! Which sessions the next pass waits for.
 
-use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
+
+use cosec_proto::metrics::MetricRegistry;
+use cosec_proto::{LogitsRequest, LogitsView, Operation, OperationKind, OperationOutcome, SessionId};
+use parking_lot::Mutex;
 
 use super::*;
-use crate::engine::Model;
-use crate::engine::operation::{Operation, Place, Request, RowRequest, Ticket, Work};
+use crate::limits::EngineOptions;
+use crate::logits_view::{BufferPool, KeptLogits, LogitsTask};
+use crate::metrics::WorkerMetrics;
 use crate::model::{BatchItem, ForwardError, ModelDescription};
-use crate::rows::{Precision, RowTask, Spare, View};
-use cosec_proto::metrics::MetricRegistry;
+use crate::operation::{OperationPermit, OperationRequest, OperationTicket, QueuedOperation};
+use crate::status::EngineStatus;
 
-/// Every row is the same; notes how many sequences rode in each pass, which takes its time.
+/// All logits are the same; notes how many sequences rode in each pass, which takes its time.
 struct Flat {
     description: ModelDescription,
     passes: Arc<Mutex<Vec<usize>>>,
     time: Duration,
 }
 
-impl Model for Flat {
+impl LanguageModel for Flat {
     fn description(&self) -> &ModelDescription {
         &self.description
     }
 
-    fn forward(&mut self, batch: &[BatchItem<'_>], tasks: &mut [RowTask<'_>]) -> Result<Duration, ForwardError> {
+    fn forward(&mut self, batch: &[BatchItem<'_>], tasks: &mut [LogitsTask<'_>]) -> Result<Duration, ForwardError> {
         std::thread::sleep(self.time);
         self.passes.lock().push(batch.len());
-        tasks.iter_mut().for_each(|task| task.read(&[0.0; 8], &Spare::default()));
+        tasks.iter_mut().for_each(|task| task.read(&[0.0; 8], &BufferPool::default()));
         Ok(Duration::ZERO)
     }
 
-    fn read_kept(&mut self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), ForwardError> {
-        task.read(row.logits().unwrap(), &Spare::default());
+    fn read_kept(&mut self, row: &KeptLogits, task: &mut LogitsTask<'_>) -> Result<(), ForwardError> {
+        task.read(row.logits().unwrap(), &BufferPool::default());
         Ok(())
     }
 }
 
-fn request(session: SessionId, at: usize, tokens: &[u32]) -> Request {
+fn request(session: SessionId, at: u32, tokens: &[u32]) -> OperationRequest {
     let now = Instant::now();
-    let rows = vec![RowRequest { offset: tokens.len(), view: View::Full(Precision::F32) }];
-    let work = Work::Extend { at, tokens: tokens.to_vec(), rows };
-    let deadline = now + Duration::from_secs(60);
-    Request { session, work, stream: 1, tenant: 1, adapter: None, received: now, deadline }
+    let logits = vec![LogitsRequest { offset: tokens.len() as u32, view: LogitsView::Full }];
+    let (adapter, kind) = (String::new(), OperationKind::Extend { logits });
+    let operation = Operation { session, adapter, tenant: 1, at, tokens: tokens.to_vec(), kind };
+    OperationRequest { operation, adapter: None, stream: 1, received: now, deadline: now + Duration::from_secs(60) }
 }
 
-fn submit(scheduler: &mut Scheduler, model: &mut Flat, session: SessionId, at: usize, tokens: &[u32]) -> Ticket {
-    let place = Place::take(&Arc::new(AtomicUsize::new(0)), 1).unwrap();
-    let (operation, ticket) = Operation::new(request(session, at, tokens), place);
-    scheduler.submit(Box::new(Job::new(operation)), Instant::now(), model);
+fn submit(
+    scheduler: &mut Scheduler,
+    model: &mut Flat,
+    session: SessionId,
+    at: u32,
+    tokens: &[u32],
+) -> OperationTicket {
+    let permit = OperationPermit::take(&Arc::new(AtomicUsize::new(0)), 1).unwrap();
+    let (operation, ticket) = QueuedOperation::new(request(session, at, tokens), permit);
+    scheduler.submit(Box::new(ScheduledJob::new(operation)), Instant::now(), model);
     ticket
 }
 
@@ -73,9 +85,9 @@ fn stage() -> (Scheduler, Flat, [SessionId; 4]) {
         adapter_fingerprints: Vec::new(),
         tokenizer: None,
     };
-    let limits = Limits::new(&options, &description);
+    let limits = options.limits(&description);
     let (status, metrics) = (
-        Arc::new(Status::new(options.blocks)),
+        Arc::new(EngineStatus::new(options.blocks)),
         Arc::new(WorkerMetrics::register(&MetricRegistry::default()).unwrap()),
     );
     let scheduler = Scheduler::new(options, &limits, status, metrics);
@@ -90,36 +102,36 @@ fn stage() -> (Scheduler, Flat, [SessionId; 4]) {
 fn a_look_at_a_kept_row_waits_for_no_pass() {
     let (mut scheduler, mut model, sessions) = stage();
     let _first = sessions.map(|session| submit(&mut scheduler, &mut model, session, 0, &[1, 2]));
-    assert!(scheduler.step(&mut model));
+    assert!(scheduler.step(&mut model, &Instant::now));
     for session in sessions {
         let mut looked_up = submit(&mut scheduler, &mut model, session, 2, &[]);
-        assert!(matches!(looked_up.answer.try_recv().unwrap().outcome, Outcome::Rows { length: 2, .. }));
+        assert!(matches!(looked_up.answer.try_recv().unwrap().result, Ok(OperationOutcome::Extended(_))));
     }
     let mut seconds = sessions.map(|session| submit(&mut scheduler, &mut model, session, 2, &[3]));
-    assert!(scheduler.step(&mut model));
+    assert!(scheduler.step(&mut model, &Instant::now));
     assert_eq!(*model.passes.lock(), [4, 4]);
-    let effort = seconds[0].answer.try_recv().unwrap().effort;
-    assert_eq!((effort.passes, effort.rows), (1, 4));
+    let cost = seconds[0].answer.try_recv().unwrap().cost;
+    assert_eq!((cost.passes, cost.rows), (1, 4));
 }
 
 #[test]
 fn who_is_expected_soon_is_waited_for_until_it_comes_or_ends() {
     let (mut scheduler, mut model, [soon, ends, late, _]) = stage();
     let (millis, now) = (Duration::from_millis(1), Instant::now());
-    (0..9).for_each(|_| scheduler.gathering.passed(4, 4, 100 * millis));
+    (0..9).for_each(|_| scheduler.window.passed(4, 4, 100 * millis));
     for (session, away) in [(soon, 5), (ends, 9), (late, 80)] {
-        scheduler.gathering.left(session, now);
-        scheduler.gathering.came(session, now + away * millis);
-        scheduler.gathering.left(session, now);
+        scheduler.window.left(session, now);
+        scheduler.window.came(session, now + away * millis);
+        scheduler.window.left(session, now);
     }
-    scheduler.begin_gathering(now);
-    assert!(scheduler.awaits_until().is_some_and(|until| until > now + 9 * millis && until < now + 50 * millis));
+    scheduler.open_batch_window(now);
+    assert!(scheduler.batch_window_end().is_some_and(|until| until > now + 9 * millis && until < now + 50 * millis));
     scheduler.forget(ends);
-    assert!(scheduler.awaits_until().is_some_and(|until| until > now + 5 * millis));
+    assert!(scheduler.batch_window_end().is_some_and(|until| until > now + 5 * millis));
     let _looks = submit(&mut scheduler, &mut model, soon, 0, &[]);
-    assert!(scheduler.awaits_until().is_some(), "a look does not ride");
+    assert!(scheduler.batch_window_end().is_some(), "a look does not ride");
     let _came = submit(&mut scheduler, &mut model, soon, 0, &[1]);
-    assert_eq!(scheduler.awaits_until(), None);
+    assert_eq!(scheduler.batch_window_end(), None);
 }
 
 /// Two sessions begin while the pass of two others is under way. All stay away for a third of a pass, longer than it takes

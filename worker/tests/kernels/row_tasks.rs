@@ -1,30 +1,31 @@
 //! What is wanted of rows of logits: found on a GPU with the bits of the host.
 
+use cosec_proto::LogitsView;
 use cosec_proto::sampling::SamplingParams;
 use cosec_worker::kernels::Kernels;
 use cosec_worker::kernels::cpu::CpuKernels;
-use cosec_worker::rows::{Found, Precision, RowTask, View};
+use cosec_worker::logits_view::{LogitsTask, TaskResult};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::{upload, with_gpu, with_seeds};
 
 /// Views of a row by their indices, and a draw.
-type Wanted = (Vec<(usize, View)>, Option<(SamplingParams, f64)>);
+type Wanted = (Vec<(usize, LogitsView)>, Option<(SamplingParams, f64)>);
 
-fn task<'a>((views, draw): &'a Wanted, found: &'a mut Found) -> RowTask<'a> {
-    RowTask { views, draw: *draw, keep: true, found }
+fn task<'a>((views, draw): &'a Wanted, found: &'a mut TaskResult) -> LogitsTask<'a> {
+    LogitsTask { views, draw: *draw, keep: true, found }
 }
 
 /// What `kernels` take of the rows of `logits`, and again of the rows that they kept.
-fn read<K: Kernels>(kernels: &K, vocabulary: usize, logits: &[f32], rows: &[Wanted]) -> Vec<Found> {
-    let mut found: Vec<Found> = (0..2 * rows.len()).map(|_| Found::default()).collect();
+fn read<K: Kernels>(kernels: &K, vocabulary: usize, logits: &[f32], rows: &[Wanted]) -> Vec<TaskResult> {
+    let mut found: Vec<TaskResult> = (0..2 * rows.len()).map(|_| TaskResult::default()).collect();
     let (first, again) = found.split_at_mut(rows.len());
-    let mut tasks: Vec<RowTask<'_>> = rows.iter().zip(&mut *first).map(|(row, found)| task(row, found)).collect();
+    let mut tasks: Vec<LogitsTask<'_>> = rows.iter().zip(&mut *first).map(|(row, found)| task(row, found)).collect();
     kernels.read_rows(&upload(kernels, logits), vocabulary, &mut tasks).unwrap();
     for ((row, kept), found) in rows.iter().zip(first).zip(again) {
         if let Some(kept) = &kept.kept {
-            kernels.read_kept(kept, &mut RowTask { keep: false, ..task(row, found) }).unwrap();
+            kernels.read_kept(kept, &mut LogitsTask { keep: false, ..task(row, found) }).unwrap();
         }
     }
     found
@@ -55,15 +56,18 @@ fn random_warp(rng: &mut StdRng) -> SamplingParams {
     SamplingParams::new(temperature, top_p, top_k).unwrap()
 }
 
-fn random_view(rng: &mut StdRng, vocabulary: usize, warp: SamplingParams) -> View {
+fn random_view(rng: &mut StdRng, vocabulary: usize, warp: SamplingParams) -> LogitsView {
     match rng.random_range(0..16) {
-        0 => View::Full(Precision::F32),
+        0 => LogitsView::Full,
         1..6 => {
             let count = rng.random_range(0..6);
-            View::Gather { warp, ids: (0..count).map(|_| rng.random_range(0..vocabulary as u32)).collect() }
+            LogitsView::Gather {
+                sampling: warp,
+                ids: (0..count).map(|_| rng.random_range(0..vocabulary as u32)).collect(),
+            }
         }
-        6..11 => View::Nucleus { warp, cap: [1, 5, 300, 4096, 100_000][rng.random_range(0..5)] },
-        _ => View::Sample { warp, u: random_u(rng) },
+        6..11 => LogitsView::Nucleus { sampling: warp, cap: [1, 5, 300, 4096, 100_000][rng.random_range(0..5)] },
+        _ => LogitsView::Sample { sampling: warp, u: random_u(rng) },
     }
 }
 
@@ -94,7 +98,7 @@ fn check(rng: &mut StdRng, vocabulary: usize) {
             assert_eq!(invalid[0], invalid[1], "{vocabulary} tokens, {wanted:?}");
             assert_eq!(found.kept.is_some(), expected.kept.is_some(), "{vocabulary} tokens, {wanted:?}");
             if found.invalid.is_none() {
-                assert_eq!(found.contents, expected.contents, "{vocabulary} tokens, {wanted:?}");
+                assert_eq!(found.views, expected.views, "{vocabulary} tokens, {wanted:?}");
                 assert_eq!(found.drawn, expected.drawn, "{vocabulary} tokens, {wanted:?}");
             }
         }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use cosec_proto::SessionId;
 use cosec_proto::wire::worker::step_response::Outcome;
-use cosec_worker::engine::EngineOptions;
+use cosec_worker::limits::EngineOptions;
 use cosec_worker::model::ModelRunner;
 use futures::future::join_all;
 use rand::rngs::StdRng;

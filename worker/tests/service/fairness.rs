@@ -3,7 +3,7 @@
 use cosec_proto::SessionId;
 use cosec_proto::wire::worker::step_request::Operation;
 use cosec_proto::wire::worker::{Draft, Extend};
-use cosec_worker::engine::EngineOptions;
+use cosec_worker::limits::EngineOptions;
 use tokio::time::sleep;
 
 use crate::harness::{Harness, PAUSE, Wire, draft, extend, options};

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 use std::time::Duration;
 
-use cosec_worker::engine::Model;
+use cosec_worker::engine::LanguageModel;
+use cosec_worker::logits_view::{BufferPool, KeptLogits, LogitsTask};
 use cosec_worker::model::{BatchItem, ForwardError, ModelDescription};
-use cosec_worker::rows::{KeptRow, RowTask, Spare};
 
 pub(crate) const VOCABULARY: usize = 300;
 pub(crate) const CONTEXT_TOKENS: usize = 1000;
@@ -143,12 +143,12 @@ impl FakeModel {
     }
 }
 
-impl Model for FakeModel {
+impl LanguageModel for FakeModel {
     fn description(&self) -> &ModelDescription {
         &self.description
     }
 
-    fn forward(&mut self, batch: &[BatchItem<'_>], tasks: &mut [RowTask<'_>]) -> Result<Duration, ForwardError> {
+    fn forward(&mut self, batch: &[BatchItem<'_>], tasks: &mut [LogitsTask<'_>]) -> Result<Duration, ForwardError> {
         self.gate.pass(batch.iter().map(|item| item.tokens.to_vec()).collect());
         assert!(batch.iter().all(|item| !item.tokens.contains(&PANIC_TOKEN)), "told to panic");
         if let Some(item) = batch.iter().position(|item| item.tokens.contains(&ERROR_TOKEN)) {
@@ -168,14 +168,14 @@ impl Model for FakeModel {
                 let history: Vec<u32> = (0..=item.start + row)
                     .map(|position| self.memory[self.slot(item.blocks, position)].unwrap_or(u32::MAX))
                     .collect();
-                tasks.next().unwrap().read(&logits(&history), &Spare::default());
+                tasks.next().unwrap().read(&logits(&history), &BufferPool::default());
             }
         }
         Ok(Duration::ZERO)
     }
 
-    fn read_kept(&mut self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), ForwardError> {
-        task.read(row.logits().unwrap(), &Spare::default());
+    fn read_kept(&mut self, row: &KeptLogits, task: &mut LogitsTask<'_>) -> Result<(), ForwardError> {
+        task.read(row.logits().unwrap(), &BufferPool::default());
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use cosec_proto::SessionId;
 use cosec_proto::wire::worker::step_response::Outcome;
-use cosec_worker::engine::EngineOptions;
+use cosec_worker::limits::EngineOptions;
 use cosec_worker::model::{CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;

@@ -16,7 +16,8 @@ use cosec_proto::wire::worker::{
     StepResponse,
 };
 use cosec_proto::{SessionId, transport};
-use cosec_worker::engine::{EngineOptions, Model};
+use cosec_worker::engine::LanguageModel;
+use cosec_worker::limits::EngineOptions;
 use cosec_worker::model::ModelRunner;
 use cosec_worker::registration;
 use cosec_worker::server::{BoundServer, BoxedLoadError, ServeError};
@@ -90,7 +91,7 @@ impl Harness {
         harness
     }
 
-    async fn serve<M: Model>(
+    async fn serve<M: LanguageModel>(
         gate: Arc<Gate>,
         load: impl FnOnce() -> Result<(M, EngineOptions), BoxedLoadError> + Send + 'static,
     ) -> Self {

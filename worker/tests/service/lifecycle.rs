@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cosec_proto::SessionId;
 use cosec_proto::wire::worker::DescribeRequest;
-use cosec_worker::engine::EngineOptions;
+use cosec_worker::limits::EngineOptions;
 use cosec_worker::server::BoundServer;
 use tokio::time::sleep;
 use tonic_health::pb::health_check_response::ServingStatus;

@@ -3,7 +3,7 @@
 use cosec_proto::SessionId;
 use cosec_proto::sampling::{Distribution, DrawPurpose, SamplingSeed};
 use cosec_proto::wire::worker::step_response::Outcome;
-use cosec_worker::engine::EngineOptions;
+use cosec_worker::limits::EngineOptions;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 

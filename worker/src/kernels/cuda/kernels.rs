@@ -13,7 +13,7 @@ use crate::kernels::{
     Activation, AttentionHeads, CacheFormat, CacheShape, KernelError, Kernels, NormKind, NormWeights, RotaryLayout,
     RotaryPairs, TokenPlace, WeightFormat,
 };
-use crate::rows::{KeptRow, RowTask};
+use crate::logits_view::{KeptLogits, LogitsTask};
 
 /// As `elementwise.cu` has it.
 const NORM_THREADS: u32 = 512;
@@ -244,15 +244,15 @@ impl Kernels for CudaKernels {
         &self,
         logits: &GpuBuffer,
         vocabulary: usize,
-        tasks: &mut [RowTask<'_>],
+        tasks: &mut [LogitsTask<'_>],
     ) -> Result<Duration, KernelError> {
         // As in `read`.
         self.scratch.borrow_mut().prepared = None;
         self.reader.borrow_mut().read(&self.gpu, self.at(logits), vocabulary, tasks)
     }
 
-    fn read_kept(&self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), KernelError> {
-        let Some(Some(row)) = row.row_on_gpu() else {
+    fn read_kept(&self, row: &KeptLogits, task: &mut LogitsTask<'_>) -> Result<(), KernelError> {
+        let Some(Some(row)) = row.logits_on_gpu() else {
             return Err(KernelError::Device("the row was kept elsewhere".to_owned()));
         };
         let tasks = std::slice::from_mut(task);

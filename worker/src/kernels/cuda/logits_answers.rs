@@ -5,12 +5,15 @@
 
 use std::ops::Range;
 
-use cosec_proto::sampling::{Distribution, InvalidLogits, LogitsProcessor, LogitsSums, SamplingParams};
+use cosec_proto::sampling::{
+    Distribution, InvalidLogits, LogitsProcessor, LogitsSums, SamplingParams, TokenProbability,
+};
+use cosec_proto::{LogitsResult, LogitsView};
 
 use super::logits_questions::{
     DistributionTask, LogitsQuestions, NEEDS_CANDIDATES, RESULT_WORDS, RowQuestions, is_plain,
 };
-use crate::rows::{Content, RowTask, View, nucleus};
+use crate::logits_view::LogitsTask;
 
 const NONE: u32 = u32::MAX;
 
@@ -51,7 +54,7 @@ impl<'a> LogitsAnswers<'a> {
 
     /// Takes from the `answers` what `task` wants of row `row`, unless it is for the host; whether the row stays is not its
     /// business.
-    pub(super) fn finish(&self, row: usize, task: &mut RowTask<'_>, desk: &mut AnswerScratch) {
+    pub(super) fn finish(&self, row: usize, task: &mut LogitsTask<'_>, desk: &mut AnswerScratch) {
         let RowQuestions { tasks, mut first_draw, mut first_lookup, .. } = self.questions.rows[row].clone();
         let found = &mut *task.found;
         found.clear();
@@ -65,33 +68,34 @@ impl<'a> LogitsAnswers<'a> {
             if is_plain(warp) {
                 let (id, logit) = self.drawn(first_draw);
                 first_draw += 1;
-                return (id, self.summary(at).sums.probability(logit, warp));
+                return TokenProbability { id, probability: self.summary(at).sums.probability(logit, warp) };
             }
-            let distribution = self.distribution(at, desk);
-            let id = distribution.sample(u);
-            (id, distribution.probability(id))
+            self.distribution(at, desk).sample_token(u)
         };
         for (index, view) in task.views {
             let content = match view {
-                View::Gather { warp, ids } if is_plain(warp) => {
+                LogitsView::Gather { sampling: warp, ids } if is_plain(warp) => {
                     let sums = self.summary(self.task_of(&tasks, warp)).sums;
                     let logits = self.looked_up(first_lookup..first_lookup + ids.len());
                     first_lookup += ids.len();
-                    Content::Gathered(logits.map(|logit| sums.probability(logit, warp)).collect())
+                    let token = |(&id, logit)| TokenProbability { id, probability: sums.probability(logit, warp) };
+                    LogitsResult::Gathered(ids.iter().zip(logits).map(token).collect())
                 }
-                View::Gather { warp, ids } => {
+                LogitsView::Gather { sampling: warp, ids } => {
                     let distribution = self.distribution(self.task_of(&tasks, warp), desk);
-                    Content::Gathered(ids.iter().map(|&id| distribution.probability(id)).collect())
+                    let token = |&id: &u32| TokenProbability { id, probability: distribution.probability(id) };
+                    LogitsResult::Gathered(ids.iter().map(token).collect())
                 }
-                View::Nucleus { warp, cap } => nucleus(self.distribution(self.task_of(&tasks, warp), desk), *cap),
-                View::Sample { warp, u } => {
-                    let (id, probability) = token(desk, warp, *u);
-                    Content::Sampled { id, probability }
+                LogitsView::Nucleus { sampling: warp, cap } => {
+                    let distribution = self.distribution(self.task_of(&tasks, warp), desk);
+                    let (survivors, complete) = distribution.most_probable(*cap as usize);
+                    LogitsResult::Nucleus { survivors, complete }
                 }
+                LogitsView::Sample { sampling: warp, u } => LogitsResult::Sampled(token(desk, warp, *u)),
                 // Such a row is for the host.
-                View::Full(_) => continue,
+                _ => continue,
             };
-            found.contents.push((*index, content));
+            found.views.push((*index, content));
         }
         found.drawn = task.draw.map(|(warp, u)| token(desk, &warp, u));
     }

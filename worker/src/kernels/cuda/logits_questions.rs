@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
+use cosec_proto::LogitsView;
 use cosec_proto::sampling::SamplingParams;
 
-use crate::rows::{RowTask, View};
+use crate::logits_view::LogitsTask;
 
 /// Tokens whose numbers are summed before those of others.
 const CHUNK: usize = 512;
@@ -92,7 +93,7 @@ pub(super) fn is_plain(warp: &SamplingParams) -> bool {
 
 impl LogitsQuestions {
     /// Forgets the last questions and takes down what `tasks` want of rows of `vocabulary`.
-    pub(super) fn ask(&mut self, vocabulary: usize, tasks: &[RowTask<'_>]) {
+    pub(super) fn ask(&mut self, vocabulary: usize, tasks: &[LogitsTask<'_>]) {
         self.vocabulary = vocabulary;
         self.rows.clear();
         self.tasks.clear();
@@ -118,12 +119,17 @@ impl LogitsQuestions {
     }
 
     /// Whether more is wanted than the GPU hands over.
-    fn is_asked_of_host(&self, task: &RowTask<'_>) -> bool {
+    fn is_asked_of_host(&self, task: &LogitsTask<'_>) -> bool {
         let is_too_much = |warp: &SamplingParams| self.rank(warp) > MOST_CANDIDATES;
-        let of_view = |view: &View| match view {
-            View::Full(_) => true,
-            View::Nucleus { warp, cap } if is_plain(warp) => (*cap).min(self.vocabulary) >= MOST_CANDIDATES,
-            View::Gather { warp, .. } | View::Nucleus { warp, .. } | View::Sample { warp, .. } => is_too_much(warp),
+        let of_view = |view: &LogitsView| match view {
+            LogitsView::Nucleus { sampling: warp, cap } if is_plain(warp) => {
+                (*cap as usize).min(self.vocabulary) >= MOST_CANDIDATES
+            }
+            LogitsView::Gather { sampling: warp, .. }
+            | LogitsView::Nucleus { sampling: warp, .. }
+            | LogitsView::Sample { sampling: warp, .. } => is_too_much(warp),
+            // Raw logits, and views that the GPU does not know.
+            _ => true,
         };
         task.views.iter().any(|(_, view)| of_view(view)) || task.draw.is_some_and(|(warp, _)| is_too_much(&warp))
     }
@@ -134,21 +140,23 @@ impl LogitsQuestions {
         if k < self.vocabulary { k } else { 0 }
     }
 
-    fn ask_of_row(&mut self, row: usize, task: &RowTask<'_>) {
+    fn ask_of_row(&mut self, row: usize, task: &LogitsTask<'_>) {
         for (_, view) in task.views {
             match view {
-                View::Gather { warp, ids } if is_plain(warp) => {
+                LogitsView::Gather { sampling: warp, ids } if is_plain(warp) => {
                     self.task(row, warp, NEEDS_TOTAL, 0);
                     self.lookups.extend(ids.iter().map(|&id| LogitLookup { row, id }));
                 }
-                View::Nucleus { warp, cap } if is_plain(warp) => {
+                LogitsView::Nucleus { sampling: warp, cap } if is_plain(warp) => {
                     // One more than the cap tells whether that was all.
-                    let rank = cap.saturating_add(1).min(self.vocabulary);
+                    let rank = (*cap as usize).saturating_add(1).min(self.vocabulary);
                     self.task(row, warp, NEEDS_TOTAL | NEEDS_CANDIDATES, rank);
                 }
-                View::Gather { warp, .. } | View::Nucleus { warp, .. } => self.ask_distribution(row, warp),
-                View::Sample { warp, u } => self.ask_draw(row, warp, *u),
-                View::Full(_) => {}
+                LogitsView::Gather { sampling: warp, .. } | LogitsView::Nucleus { sampling: warp, .. } => {
+                    self.ask_distribution(row, warp)
+                }
+                LogitsView::Sample { sampling: warp, u } => self.ask_draw(row, warp, *u),
+                _ => {}
             }
         }
         if let Some((warp, u)) = &task.draw {

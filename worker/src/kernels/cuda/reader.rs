@@ -11,7 +11,7 @@ use super::logits_answers::{AnswerScratch, LogitsAnswers};
 use super::logits_questions::LogitsQuestions;
 use crate::kernels::KernelError;
 use crate::kernels::cpu::CpuKernels;
-use crate::rows::{GpuRow, KeptRow, Lent, RowTask, Spare};
+use crate::logits_view::{BufferPool, DeviceLogits, KeptLogits, LogitsTask, PooledBuffer};
 
 /// Memory of questions and answers, as large as it ever had to be, and the threads that finish them.
 #[derive(Debug)]
@@ -24,8 +24,8 @@ pub(super) struct LogitsReader {
     words: Vec<u32>,
     /// Where the row of each task lies there.
     rows: Vec<Option<usize>>,
-    spare: Spare<GpuRow>,
-    kept: Vec<Option<Lent<GpuRow>>>,
+    spare: BufferPool<DeviceLogits>,
+    kept: Vec<Option<PooledBuffer<DeviceLogits>>>,
 }
 
 thread_local! {
@@ -43,7 +43,7 @@ impl LogitsReader {
             answers: None,
             words: Vec::new(),
             rows: Vec::new(),
-            spare: Spare::default(),
+            spare: BufferPool::default(),
             kept: Vec::new(),
         }
     }
@@ -58,7 +58,7 @@ impl LogitsReader {
         gpu: &GpuDevice,
         logits: DeviceAddress,
         vocabulary: usize,
-        tasks: &mut [RowTask<'_>],
+        tasks: &mut [LogitsTask<'_>],
     ) -> Result<Duration, KernelError> {
         let row_at = |row: usize| logits + 4 * (row * vocabulary) as u64;
         self.questions.ask(vocabulary, tasks);
@@ -77,12 +77,17 @@ impl LogitsReader {
         self.fetch_rest(gpu, answers, vocabulary, row_at)?;
         self.finish(vocabulary, tasks);
         for (task, kept) in tasks.iter_mut().zip(self.kept.drain(..)) {
-            task.found.kept = kept.filter(|_| task.found.invalid.is_none()).map(KeptRow::on_gpu);
+            task.found.kept = kept.filter(|_| task.found.invalid.is_none()).map(KeptLogits::on_gpu);
         }
         Ok(on_gpu + began.elapsed())
     }
 
-    fn keep(&self, gpu: &GpuDevice, row: DeviceAddress, vocabulary: usize) -> Result<Lent<GpuRow>, KernelError> {
+    fn keep(
+        &self,
+        gpu: &GpuDevice,
+        row: DeviceAddress,
+        vocabulary: usize,
+    ) -> Result<PooledBuffer<DeviceLogits>, KernelError> {
         let mut kept = self.spare.lend();
         let memory = match kept.take() {
             // As long as the row: whoever reads it again takes its length for the vocabulary.
@@ -149,14 +154,14 @@ impl LogitsReader {
         if places.is_empty() { Ok(()) } else { gpu.fetch(&places, words) }
     }
 
-    fn finish(&self, vocabulary: usize, tasks: &mut [RowTask<'_>]) {
+    fn finish(&self, vocabulary: usize, tasks: &mut [LogitsTask<'_>]) {
         let Self { host, questions, words, rows, .. } = self;
         let answers = LogitsAnswers { questions, words };
         host.each(tasks, |row, task| match rows[row] {
             Some(at) => ROW.with_borrow_mut(|logits| {
                 logits.clear();
                 logits.extend(words[at..at + vocabulary].iter().map(|&bits| f32::from_bits(bits)));
-                RowTask { keep: false, found: &mut *task.found, ..*task }.read(logits, &Spare::default());
+                LogitsTask { keep: false, found: &mut *task.found, ..*task }.read(logits, &BufferPool::default());
             }),
             None => DESK.with_borrow_mut(|desk| answers.finish(row, task, desk)),
         });

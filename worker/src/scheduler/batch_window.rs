@@ -1,7 +1,7 @@
 //! Whom the next forward pass waits for.
 //!
 //! A pass of few rows takes hardly longer than one of a single row: the weights are read once for all. Sessions that ride
-//! in passes of their own pay for that each time, so halves of a batch that take turns have half the speed, and stay
+//! in passes of their own pay for that each time, so halves of a batch that take flow have half the speed, and stay
 //! halves. To wait for a session makes one pass of two and saves the part of a pass that does not grow with its rows; it
 //! costs as long as the session stays away. So who is expected back within that time is waited for.
 
@@ -12,16 +12,16 @@ use cosec_proto::SessionId;
 
 /// When sessions come back, and what a pass costs that they ride in.
 #[derive(Debug, Default)]
-pub(crate) struct Gathering {
-    sessions: HashMap<SessionId, Rhythm>,
-    passes: PassTimes,
+pub(crate) struct BatchWindow {
+    sessions: HashMap<SessionId, ReturnEstimate>,
+    passes: PassTimeModel,
     /// Who was expected before the next pass when it began to wait, and until when; ascending.
     expected: Vec<(Instant, SessionId)>,
 }
 
 /// How long a session stays away between an answer and its next tokens.
 #[derive(Clone, Copy, Debug, Default)]
-struct Rhythm {
+struct ReturnEstimate {
     /// Since when it is away.
     left: Option<Instant>,
     /// How long it was away the last time, and the longer of the last two times.
@@ -40,7 +40,7 @@ const UNKNOWN: u32 = 8;
 /// still no worse than two.
 const ALWAYS: u32 = 4;
 
-impl Gathering {
+impl BatchWindow {
     /// A session has been answered and has nothing more to compute.
     pub(crate) fn left(&mut self, session: SessionId, now: Instant) {
         self.sessions.entry(session).or_default().left = Some(now);
@@ -70,10 +70,10 @@ impl Gathering {
     }
 
     /// Begins to wait for the next pass.
-    pub(crate) fn begin(&mut self, now: Instant) {
+    pub(crate) fn open(&mut self, now: Instant) {
         let pass = self.passes.mean();
         let horizon = now + self.passes.fixed().max(pass / ALWAYS);
-        let until = |rhythm: &Rhythm| {
+        let until = |rhythm: &ReturnEstimate| {
             let away = rhythm.away.map_or(pass / UNKNOWN, |away| away + away / LATE_AWAY);
             Some(rhythm.left? + away + pass / LATE_PASS).filter(|until| (now..=horizon).contains(until))
         };
@@ -83,7 +83,7 @@ impl Gathering {
     }
 
     /// Until when the last one is waited for that has not come yet.
-    pub(crate) fn until(&mut self) -> Option<Instant> {
+    pub(crate) fn end(&mut self) -> Option<Instant> {
         while let Some((until, session)) = self.expected.last() {
             if self.sessions.get(session).is_some_and(|rhythm| rhythm.left.is_some()) {
                 return Some(*until);
@@ -96,7 +96,7 @@ impl Gathering {
 
 /// A line through the times of the last passes by their rows: sums for a regression, in which a pass counts ever less.
 #[derive(Clone, Copy, Debug, Default)]
-struct PassTimes {
+struct PassTimeModel {
     weight: f64,
     rows: f64,
     seconds: f64,
@@ -104,7 +104,7 @@ struct PassTimes {
     rows_seconds: f64,
 }
 
-impl PassTimes {
+impl PassTimeModel {
     /// What is left of a pass with the next one.
     const MEMORY: f64 = 0.97;
 
@@ -143,31 +143,31 @@ mod tests {
     const MILLIS: Duration = Duration::from_millis(1);
 
     /// Passes of 100 ms and 10 more for each row.
-    fn gathering() -> Gathering {
-        let mut gathering = Gathering::default();
+    fn window() -> BatchWindow {
+        let mut window = BatchWindow::default();
         for rows in [2, 4, 2, 8] {
-            gathering.passed(rows, rows, MILLIS * (100 + 10 * rows as u32));
+            window.passed(rows, rows, MILLIS * (100 + 10 * rows as u32));
         }
-        gathering
+        window
     }
 
     /// Away for so long, twice; then gone again.
-    fn returning(gathering: &mut Gathering, now: Instant, away: Duration) -> SessionId {
+    fn returning(window: &mut BatchWindow, now: Instant, away: Duration) -> SessionId {
         let session = SessionId::random();
         for before in [2, 1] {
-            gathering.left(session, now - before * away);
-            gathering.came(session, now - (before - 1) * away);
+            window.left(session, now - before * away);
+            window.came(session, now - (before - 1) * away);
         }
-        gathering.left(session, now);
+        window.left(session, now);
         session
     }
 
     #[test]
     fn the_fixed_part_of_a_pass_is_found_and_prompts_do_not_count() {
-        let mut gathering = gathering();
-        gathering.passed(512, 1, Duration::from_secs(9));
-        assert!(gathering.passes.fixed().abs_diff(100 * MILLIS) < MILLIS, "{:?}", gathering.passes.fixed());
-        let mut alike = PassTimes::default();
+        let mut window = window();
+        window.passed(512, 1, Duration::from_secs(9));
+        assert!(window.passes.fixed().abs_diff(100 * MILLIS) < MILLIS, "{:?}", window.passes.fixed());
+        let mut alike = PassTimeModel::default();
         assert_eq!(alike.fixed(), Duration::ZERO);
         (0..9).for_each(|_| alike.observe(4.0, 0.1));
         assert!(alike.fixed().abs_diff(50 * MILLIS) < MILLIS);
@@ -178,43 +178,43 @@ mod tests {
 
     #[test]
     fn who_is_back_within_the_fixed_part_is_waited_for_and_who_stays_longer_is_not() {
-        let (mut gathering, now) = (gathering(), Instant::now());
-        let soon = returning(&mut gathering, now, 50 * MILLIS);
-        let late = returning(&mut gathering, now, 300 * MILLIS);
-        gathering.begin(now);
-        let until = gathering.until().unwrap();
+        let (mut window, now) = (window(), Instant::now());
+        let soon = returning(&mut window, now, 50 * MILLIS);
+        let late = returning(&mut window, now, 300 * MILLIS);
+        window.open(now);
+        let until = window.end().unwrap();
         assert!((now + 50 * MILLIS..now + 100 * MILLIS).contains(&until));
-        gathering.came(soon, now + 40 * MILLIS);
-        assert_eq!(gathering.until(), None);
+        window.came(soon, now + 40 * MILLIS);
+        assert_eq!(window.end(), None);
         // Later the other one is about to come.
-        gathering.begin(now + 280 * MILLIS);
-        assert!(gathering.until().is_some_and(|until| until > now + 300 * MILLIS));
-        gathering.forget(late);
-        assert_eq!(gathering.until(), None);
-        gathering.begin(now + 280 * MILLIS);
-        assert_eq!(gathering.until(), None);
+        window.open(now + 280 * MILLIS);
+        assert!(window.end().is_some_and(|until| until > now + 300 * MILLIS));
+        window.forget(late);
+        assert_eq!(window.end(), None);
+        window.open(now + 280 * MILLIS);
+        assert_eq!(window.end(), None);
     }
 
     #[test]
     fn who_does_not_come_is_waited_for_once() {
-        let (mut gathering, now) = (gathering(), Instant::now());
-        returning(&mut gathering, now, 50 * MILLIS);
-        gathering.begin(now + 99 * MILLIS);
-        assert_eq!(gathering.until(), None);
+        let (mut window, now) = (window(), Instant::now());
+        returning(&mut window, now, 50 * MILLIS);
+        window.open(now + 99 * MILLIS);
+        assert_eq!(window.end(), None);
         // One that was never away before is expected at once.
-        gathering.left(SessionId::random(), now + 99 * MILLIS);
-        gathering.begin(now + 99 * MILLIS);
-        assert!(gathering.until().is_some_and(|until| until < now + 140 * MILLIS));
+        window.left(SessionId::random(), now + 99 * MILLIS);
+        window.open(now + 99 * MILLIS);
+        assert!(window.end().is_some_and(|until| until < now + 140 * MILLIS));
     }
 
     #[test]
     fn a_long_absence_is_remembered_once() {
-        let (mut gathering, now) = (gathering(), Instant::now());
-        let session = returning(&mut gathering, now, 10 * MILLIS);
+        let (mut window, now) = (window(), Instant::now());
+        let session = returning(&mut window, now, 10 * MILLIS);
         for (away, expected) in [(900, 900), (20, 900), (30, 30), (10, 30)] {
-            gathering.left(session, now);
-            gathering.came(session, now + away * MILLIS);
-            assert_eq!(gathering.sessions[&session].away, Some(expected * MILLIS));
+            window.left(session, now);
+            window.came(session, now + away * MILLIS);
+            assert_eq!(window.sessions[&session].away, Some(expected * MILLIS));
         }
     }
 }

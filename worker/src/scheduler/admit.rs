@@ -1,25 +1,21 @@
 //! Lets operations begin: checks what they assume, finds what is cached already, and makes room.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use cosec_proto::sampling::InvalidLogits;
-use cosec_proto::{ErrorCode, SessionId};
+use cosec_proto::{ErrorCode, OperationError, OperationOutcome, SessionId};
 
-use super::job::{Job, Stage};
-use super::request_queue::JobId;
-use super::{Scheduler, Session};
-use crate::engine::Model;
-use crate::engine::operation::{Failure, Operation, Outcome, Work};
+use super::fairness::FlowId;
+use super::job::{JobId, JobStage, ScheduledJob};
+use super::language_model::LanguageModel;
+use super::state::{CachedSession, IDLE, Scheduler};
 use crate::kv_cache::{BlockTable, PrefixHash};
+use crate::logits_view::{LogitsTask, TaskResult};
 use crate::model::ForwardError;
-use crate::rows::{Found, RowTask};
-
-/// A session of which nothing was heard for so long gives way to any other that needs its blocks.
-pub(crate) const IDLE: Duration = Duration::from_secs(2);
 
 /// What became of a job that was to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Start {
+pub(crate) enum Admission {
     Begun,
     Answered,
     /// For cache blocks, or for another operation that computes what both need.
@@ -28,31 +24,31 @@ pub(crate) enum Start {
 
 impl Scheduler {
     /// Lets a job begin: checks what it assumes of its session and reserves all blocks that it will need.
-    pub(crate) fn start(&mut self, id: JobId, now: Instant, model: &mut impl Model) -> Start {
-        let Some(job) = self.queue.get(id) else { return Start::Answered };
-        if let Work::Release = job.operation.work {
-            self.forget(job.session());
-            self.answer(id, Outcome::Released, now);
-            return Start::Answered;
+    pub(crate) fn start(&mut self, id: JobId, now: Instant, model: &mut impl LanguageModel) -> Admission {
+        let Some(job) = self.queue.get(id) else { return Admission::Answered };
+        if job.is_release() {
+            self.forget(job.session);
+            self.answer(id, Ok(OperationOutcome::Released), now);
+            return Admission::Answered;
         }
-        if let Some(outcome) = self.refusal(job) {
-            self.answer(id, outcome, now);
-            return Start::Answered;
+        if let Some(refusal) = self.refusal(job) {
+            self.answer(id, refusal, now);
+            return Admission::Answered;
         }
-        let (session, age) = (job.session(), self.age(job));
+        let (session, age) = (job.session, self.age(job));
         let opened = !self.sessions.contains_key(&session);
         self.roll_back(id, now);
         match self.make_room(id, age, now) {
             Ok(fills) => {
-                self.begin(id, Stage::Runs { opened }, fills);
+                self.begin(id, JobStage::Runs { opened }, fills);
                 if let Err(failure) = self.read_kept_row(id, model) {
                     self.fail(id, failure, now);
-                } else if self.queue.get(id).is_some_and(Job::is_done) {
+                } else if self.queue.get(id).is_some_and(ScheduledJob::is_done) {
                     self.complete(id, now);
                 } else {
-                    return Start::Begun;
+                    return Admission::Begun;
                 }
-                Start::Answered
+                Admission::Answered
             }
             Err(missing) => {
                 if let Some(job) = self.queue.get_mut(id) {
@@ -60,48 +56,48 @@ impl Scheduler {
                     job.skip(0);
                 }
                 if missing > 0 {
-                    self.first_in_want = Some(self.first_in_want.map_or(age, |first| first.min(age)));
+                    self.oldest_blocked_age = Some(self.oldest_blocked_age.map_or(age, |first| first.min(age)));
                 }
                 if opened {
                     self.forget(session);
                 }
-                Start::Waits
+                Admission::Waits
             }
         }
     }
 
-    fn begin(&mut self, id: JobId, stage: Stage, fills: Option<PrefixHash>) {
+    fn begin(&mut self, id: JobId, stage: JobStage, fills: Option<PrefixHash>) {
         let Some(job) = self.queue.get_mut(id) else { return };
         (job.stage, job.missing_blocks, job.fills) = (stage, 0, fills);
         self.queued_tokens -= job.shared_tokens();
         self.metrics.shared_tokens.inc_by(job.shared_tokens() as u64);
-        if let Some(session) = self.sessions.get_mut(&job.session()) {
+        if let Some(session) = self.sessions.get_mut(&job.session) {
             session.busy = true;
         }
     }
 
     /// The lower, the sooner the session was opened, and the later it is preempted.
-    pub(crate) fn age(&self, job: &Job) -> u64 {
-        self.sessions.get(&job.session()).map_or(job.arrival, |session| session.age)
+    pub(crate) fn age(&self, job: &ScheduledJob) -> u64 {
+        self.sessions.get(&job.session).map_or(job.arrival, |session| session.age)
     }
 
     /// The answer to a job that cannot begin, now or later.
-    fn refusal(&self, job: &Job) -> Option<Outcome> {
-        let session = self.sessions.get(&job.session());
-        let at = job.at();
-        let Operation { tenant, adapter, .. } = job.operation;
+    fn refusal(&self, job: &ScheduledJob) -> Option<Result<OperationOutcome, OperationError>> {
+        let session = self.sessions.get(&job.session);
+        let at = job.at;
+        let ScheduledJob { flow: FlowId { tenant, .. }, adapter, .. } = *job;
         let same = session.filter(|session| (session.tenant, session.adapter) == (tenant, adapter));
         let have = same.map_or(0, |session| session.table.length());
         if at > have {
-            return Some(Outcome::NeedPrefix { have });
+            return Some(need_prefix(have));
         }
         let kept = at == have && session.is_some_and(|session| session.kept.is_some());
-        if job.needs_kept_row() && !kept {
-            return Some(Outcome::NeedPrefix { have: at.saturating_sub(1) });
+        if job.needs_kept_logits() && !kept {
+            return Some(need_prefix(at.saturating_sub(1)));
         }
         let usable = same.map_or(0, |session| session.table.kept_by_truncation(at, &self.pool));
         if usable < at {
-            return Some(Outcome::NeedPrefix { have: usable });
+            return Some(need_prefix(usable));
         }
         let (code, message) = if session.is_none() && self.status.is_draining() {
             (ErrorCode::Unavailable, "the worker is shutting down and opens no session".to_owned())
@@ -111,37 +107,44 @@ impl Scheduler {
         } else {
             return None;
         };
-        Some(Outcome::Failed(Failure { code, message }))
+        Some(Err(OperationError { code, message }))
     }
 
-    /// Takes from the kept row what the job wants of it.
-    fn read_kept_row(&mut self, id: JobId, model: &mut impl Model) -> Result<(), Failure> {
-        let Some(job) = self.queue.get_mut(id).filter(|job| job.needs_kept_row()) else { return Ok(()) };
-        let Some(row) = self.sessions.get(&job.session()).and_then(|session| session.kept.as_ref()) else {
+    /// Takes from the kept logits what the job wants of them.
+    fn read_kept_row(&mut self, id: JobId, model: &mut impl LanguageModel) -> Result<(), OperationError> {
+        let Some(job) = self.queue.get_mut(id).filter(|job| job.needs_kept_logits()) else { return Ok(()) };
+        let Some(kept) = self.sessions.get(&job.session).and_then(|session| session.kept.as_ref()) else {
             return Ok(());
         };
-        let mut found = Found::default();
-        let mut task = RowTask { keep: false, ..job.task(0, &mut found) };
-        model.read_kept(row, &mut task).map_err(|error| failed_pass(&error))?;
-        job.take_up(&mut found);
-        found.invalid.map_or(Ok(()), |invalid| Err(impossible_row(invalid)))
+        let mut found = TaskResult::default();
+        let mut task = LogitsTask { keep: false, ..job.task(0, &mut found) };
+        model.read_kept(kept, &mut task).map_err(|error| failed_pass(&error))?;
+        job.take_found(&mut found);
+        found.invalid.map_or(Ok(()), |invalid| Err(impossible_logits(invalid)))
     }
 
     /// Opens the session of a job, or truncates it to what the job assumes.
     fn roll_back(&mut self, id: JobId, now: Instant) {
         let Some(job) = self.queue.get(id) else { return };
-        let Operation { tenant, adapter, .. } = job.operation;
+        let ScheduledJob { flow: FlowId { tenant, .. }, adapter, .. } = *job;
         let table = || BlockTable::new(PrefixHash::root(tenant, adapter), self.table_blocks);
-        match self.sessions.get_mut(&job.session()) {
+        match self.sessions.get_mut(&job.session) {
             None => {
                 let table = table();
-                let session =
-                    Session { table, kept: None, tenant, adapter, age: job.arrival, busy: false, heard: now };
-                self.sessions.insert(job.session(), session);
+                let session = CachedSession {
+                    table,
+                    kept: None,
+                    tenant,
+                    adapter,
+                    age: job.arrival,
+                    busy: false,
+                    last_activity: now,
+                };
+                self.sessions.insert(job.session, session);
             }
             Some(session) => {
-                if job.at() < session.table.length() {
-                    session.table.truncate(job.at(), &mut self.pool);
+                if job.at < session.table.length() {
+                    session.table.truncate(job.at, &mut self.pool);
                     session.kept = None;
                 }
                 // Only an operation at 0 comes so far under another name.
@@ -160,17 +163,17 @@ impl Scheduler {
     fn make_room(&mut self, id: JobId, age: u64, now: Instant) -> Result<Option<PrefixHash>, usize> {
         let Self { queue, sessions, pool, .. } = self;
         let Some(job) = queue.get_mut(id) else { return Ok(None) };
-        let Some(session) = sessions.get_mut(&job.session()) else { return Ok(None) };
-        let (at, table) = (job.at(), &mut session.table);
+        let Some(session) = sessions.get_mut(&job.session) else { return Ok(None) };
+        let (at, table) = (job.at, &mut session.table);
         let shareable = job.shareable();
         let shared = table.share(shareable, shareable.len(), pool);
         let awaited = table.next_hash(&shareable[shared..], pool);
         job.skip(shared);
         let fills = table.next_hash(job.rest(), pool);
         let length = job.length_afterwards();
-        let (session, needed) = (job.session(), table.missing(length, pool));
+        let (session, needed) = (job.session, table.missing(length, pool));
         let is_computed = awaited.is_some() && queue.iter().any(|(_, other)| other.runs() && other.fills == awaited);
-        let is_behind = needed > 0 && self.first_in_want.is_some_and(|first| first < age);
+        let is_behind = needed > 0 && self.oldest_blocked_age.is_some_and(|first| first < age);
         let missing = if is_computed {
             Some(0)
         } else if is_behind {
@@ -200,8 +203,8 @@ impl Scheduler {
             return Ok(());
         }
         let Self { sessions, queue, options, .. } = self;
-        let gives_way = |id: &SessionId, session: &Session| {
-            let is_idle = now - session.heard >= IDLE && !queue.concerns(*id);
+        let gives_way = |id: &SessionId, session: &CachedSession| {
+            let is_idle = now - session.last_activity >= IDLE && !queue.concerns(*id);
             !session.busy && (session.age > age || (is_idle && session.age != age))
         };
         let keepers = sessions.iter().filter(|(id, session)| !gives_way(id, session));
@@ -225,10 +228,15 @@ impl Scheduler {
     }
 }
 
-pub(crate) fn failed_pass(error: &ForwardError) -> Failure {
-    Failure::new(ErrorCode::WorkerFault, format!("the forward pass failed: {error}"))
+/// The answer to an operation whose session holds only so many of the tokens that it assumes.
+fn need_prefix(have: usize) -> Result<OperationOutcome, OperationError> {
+    Ok(OperationOutcome::NeedPrefix { have: u32::try_from(have).unwrap_or(u32::MAX) })
 }
 
-pub(crate) fn impossible_row(invalid: InvalidLogits) -> Failure {
-    Failure::new(ErrorCode::WorkerFault, format!("the model computed an impossible row: {invalid}"))
+pub(crate) fn failed_pass(error: &ForwardError) -> OperationError {
+    OperationError::new(ErrorCode::WorkerFault, format!("the forward pass failed: {error}"))
+}
+
+pub(crate) fn impossible_logits(invalid: InvalidLogits) -> OperationError {
+    OperationError::new(ErrorCode::WorkerFault, format!("the model computed an impossible row: {invalid}"))
 }

@@ -1,12 +1,12 @@
-//! What the engine needs of a model.
+//! What the scheduler needs of a model.
 
 use std::time::Duration;
 
+use crate::logits_view::{KeptLogits, LogitsTask};
 use crate::model::{BatchItem, ForwardError, ModelDescription, ModelRunner};
-use crate::rows::{KeptRow, RowTask};
 
 /// A model with a paged KV cache: one batch in, and out what is wanted of its logits.
-pub trait Model: Send + 'static {
+pub trait LanguageModel: Send + 'static {
     /// What the model is.
     fn description(&self) -> &ModelDescription;
 
@@ -15,25 +15,25 @@ pub trait Model: Send + 'static {
     ///
     /// # Errors
     /// [`ForwardError`]; then the cache of the batch's new tokens is undefined and that of all others as it was.
-    fn forward(&mut self, batch: &[BatchItem<'_>], tasks: &mut [RowTask<'_>]) -> Result<Duration, ForwardError>;
+    fn forward(&mut self, batch: &[BatchItem<'_>], tasks: &mut [LogitsTask<'_>]) -> Result<Duration, ForwardError>;
 
     /// Takes what `task` wants of a row that was kept.
     ///
     /// # Errors
     /// [`ForwardError::Kernel`].
-    fn read_kept(&mut self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), ForwardError>;
+    fn read_kept(&mut self, row: &KeptLogits, task: &mut LogitsTask<'_>) -> Result<(), ForwardError>;
 }
 
-impl Model for ModelRunner {
+impl LanguageModel for ModelRunner {
     fn description(&self) -> &ModelDescription {
         self.description()
     }
 
-    fn forward(&mut self, batch: &[BatchItem<'_>], tasks: &mut [RowTask<'_>]) -> Result<Duration, ForwardError> {
+    fn forward(&mut self, batch: &[BatchItem<'_>], tasks: &mut [LogitsTask<'_>]) -> Result<Duration, ForwardError> {
         self.forward_rows(batch, tasks)
     }
 
-    fn read_kept(&mut self, row: &KeptRow, task: &mut RowTask<'_>) -> Result<(), ForwardError> {
+    fn read_kept(&mut self, row: &KeptLogits, task: &mut LogitsTask<'_>) -> Result<(), ForwardError> {
         self.read_kept(row, task)
     }
 }

@@ -1,0 +1,158 @@
+//! gRPC messages to operations of the engine and back, nothing else.
+
+mod connection;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use cosec_proto::transport::MAX_MESSAGE_BYTES;
+use cosec_proto::wire::worker::worker_server::{Worker, WorkerServer};
+use cosec_proto::wire::worker::{
+    self as wire, DescribeRequest, DescribeResponse, StepRequest, StepResponse, TokenizerRequest, TokenizerResponse,
+};
+use cosec_proto::{PROTOCOL_VERSION, WorkerRole};
+use futures::stream::{self, BoxStream, StreamExt};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+
+use self::connection::Connection;
+use crate::engine::EngineHandle;
+use crate::metrics::WorkerMetrics;
+use crate::registration;
+
+/// Most streams at a time, one per coordinator.
+const MAX_STREAMS: usize = 64;
+
+/// Most bytes of a piece of the tokenizer.
+const TOKENIZER_PIECE: usize = 1 << 20;
+
+/// Responses that wait for the transport; others stay with the engine's replies.
+const REPLY_QUEUE: usize = 4;
+
+/// How the worker presents itself.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// What the worker is for.
+    pub role: WorkerRole,
+    /// Name of the model; not unique.
+    pub model: String,
+    /// Where the worker stands; empty for nowhere in particular.
+    pub zone: String,
+    /// Where it tells coordinators of itself.
+    pub registration: registration::RegistrationConfig,
+}
+
+/// The `Worker` service. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct WorkerService {
+    identity: Identity,
+    /// Empty while the model is loading.
+    engine: Arc<OnceLock<EngineHandle>>,
+    metrics: Arc<WorkerMetrics>,
+    tracker: TaskTracker,
+    /// Ends all streams.
+    closing: CancellationToken,
+    streams: Arc<Semaphore>,
+    /// Streams so far.
+    opened: Arc<AtomicU64>,
+}
+
+impl WorkerService {
+    /// Answers `Unavailable` until [`Self::set_engine`]; its streams run on `tracker` and end with `closing`.
+    #[must_use]
+    pub fn new(
+        identity: Identity,
+        metrics: Arc<WorkerMetrics>,
+        tracker: TaskTracker,
+        closing: CancellationToken,
+    ) -> Self {
+        let streams = Arc::new(Semaphore::new(MAX_STREAMS));
+        Self { identity, engine: Arc::default(), metrics, tracker, closing, streams, opened: Arc::default() }
+    }
+
+    /// Begins to serve; the first call counts.
+    pub fn set_engine(&self, engine: EngineHandle) {
+        self.engine.get_or_init(|| engine);
+    }
+
+    /// Streams that are open.
+    #[must_use]
+    pub fn open_streams(&self) -> usize {
+        MAX_STREAMS - self.streams.available_permits()
+    }
+
+    /// The service with the limits of the transport.
+    #[must_use]
+    pub fn into_server(self) -> WorkerServer<Self> {
+        WorkerServer::new(self)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    fn engine(&self) -> Result<&EngineHandle, Status> {
+        self.engine.get().ok_or_else(|| Status::unavailable("the model is loading"))
+    }
+}
+
+#[tonic::async_trait]
+impl Worker for WorkerService {
+    async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
+        let engine = self.engine()?;
+        let (model, limits, status) = (engine.description(), engine.limits(), engine.status());
+        Ok(Response::new(DescribeResponse {
+            role: wire::Role::from(self.identity.role).into(),
+            model: self.identity.model.clone(),
+            fingerprint: model.fingerprint.clone(),
+            tokenizer_fingerprint: model.tokenizer_fingerprint.clone(),
+            vocabulary: limits.vocabulary,
+            context_tokens: limits.context_tokens,
+            block_tokens: count(engine.options().block_tokens),
+            total_blocks: count(engine.options().blocks),
+            free_blocks: count(status.free_blocks()),
+            sessions: count(status.sessions()),
+            end_token_ids: model.end_token_ids.clone(),
+            max_operation_tokens: limits.operation_tokens,
+            adapters: model.adapters.clone(),
+            queued_tokens: count(status.queued_tokens()),
+            draining: status.is_draining(),
+            zone: self.identity.zone.clone(),
+            adapter_fingerprints: model.adapter_fingerprints.clone(),
+            protocol_version: PROTOCOL_VERSION,
+        }))
+    }
+
+    type TokenizerStream = BoxStream<'static, Result<TokenizerResponse, Status>>;
+
+    async fn tokenizer(&self, _: Request<TokenizerRequest>) -> Result<Response<Self::TokenizerStream>, Status> {
+        let tokenizer = self.engine()?.description().tokenizer.clone();
+        let tokenizer = tokenizer.ok_or_else(|| Status::not_found("the model has no tokenizer.json"))?;
+        let pieces = (0..tokenizer.len()).step_by(TOKENIZER_PIECE).map(move |from| {
+            let piece = tokenizer[from..].iter().take(TOKENIZER_PIECE).copied().collect();
+            Ok(TokenizerResponse { piece })
+        });
+        Ok(Response::new(stream::iter(pieces).boxed()))
+    }
+
+    type StepStream = ReceiverStream<Result<StepResponse, Status>>;
+
+    async fn step(&self, request: Request<Streaming<StepRequest>>) -> Result<Response<Self::StepStream>, Status> {
+        let engine = self.engine()?.clone();
+        let permit = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!("{MAX_STREAMS} streams are open, as many as the worker takes"))
+        })?;
+        let (replies, stream) = mpsc::channel(REPLY_QUEUE);
+        let (metrics, closing) = (Arc::clone(&self.metrics), self.closing.clone());
+        let number = self.opened.fetch_add(1, Ordering::Relaxed);
+        let connection = Connection::new(engine, metrics, closing, replies, number, permit);
+        self.tracker.spawn(connection.run(request.into_inner()));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// Sizes on the wire are u32 and bounded far below.
+fn count(size: usize) -> u32 {
+    u32::try_from(size).unwrap_or(u32::MAX)
+}
