@@ -1,7 +1,7 @@
-//! The values that travel from door to session and back, each finished before it is handed on.
+//! The values that travel from the API to a session and back, each finished before it is handed on.
 //!
-//! `GenerateRequest` (a door has checked every field) → `TokenizedRequest` (one per choice, token ids only) → a stream
-//! of `SessionEvent`.
+//! `CheckedRequest` (every field has been checked) → `TokenizedRequest` (one per choice, token ids only) → a stream of
+//! `SessionEvent`.
 
 use std::sync::Arc;
 
@@ -14,12 +14,10 @@ use crate::tenant::Tenant;
 
 /// A request whose every field has been checked; text is not tokenized yet.
 #[derive(Clone, Debug)]
-pub struct GenerateRequest {
-    /// As listed by `/v1/models`.
-    pub model: String,
+pub struct CheckedRequest {
     /// At least one; each gets `settings.n` choices.
     pub prompts: Vec<Prompt>,
-    /// Code behind the hole (fill in the middle).
+    /// Code after the hole (fill in the middle).
     pub suffix: Option<String>,
     /// The rest.
     pub settings: Arc<GenerationSettings>,
@@ -34,6 +32,18 @@ pub enum Prompt {
     Tokens(Vec<u32>),
     /// To be rendered by the model's chat template.
     Chat(Vec<ChatMessage>),
+}
+
+impl Prompt {
+    /// Bytes of text, or token ids.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Tokens(ids) => ids.len(),
+            Self::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+        }
+    }
 }
 
 /// One message of a conversation.
@@ -128,6 +138,17 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the context.
     Length,
+}
+
+impl FinishReason {
+    /// As `finish_reason` spells it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
 }
 
 /// Why a choice failed.

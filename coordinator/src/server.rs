@@ -1,4 +1,4 @@
-//! Puts the rooms together, serves both doors, and winds down in order.
+//! Puts the rooms together, serves HTTP and gRPC, and winds down in order.
 
 use std::collections::HashMap;
 use std::future::IntoFuture;
@@ -20,11 +20,15 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::api::grpc::GrpcDoor;
-use crate::api::openai::{InvalidResumeKey, ResumeKey};
-use crate::api::{Doors, ModelText, ModelTextError, grpc, openai};
+use crate::api::auth::KeyAuth;
+use crate::api::grpc::{self, GrpcService};
+use crate::api::openai::resume::{InvalidResumeKey, ResumeKey};
+use crate::api::openai::routes;
+use crate::api::state::{ApiState, seconds_now};
 use crate::config::Config;
 use crate::discovery::{self, InvalidDiscovery};
+use crate::generation::GenerationService;
+use crate::generation::model_text::{ModelText, ModelTextError};
 use crate::metrics::CoordinatorMetrics;
 use crate::models::ModelConfig;
 use crate::session::service::{ServiceConfig, SessionService};
@@ -61,12 +65,17 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         None => ResumeKey::random(),
     };
     let tenants = config.api.keys_file.as_deref().map(Tenants::read).transpose()?.unwrap_or_default();
-    let doors =
-        Doors::new(service, texts, config.api, config.defaults, metrics.api).sharing(resume_key).knowing(tenants);
-    let doors = Arc::new(doors);
+    let state = Arc::new(ApiState {
+        generation: GenerationService::new(service, texts, config.api.clone(), config.defaults),
+        auth: KeyAuth::new(tenants, config.api.require_key),
+        resume_key,
+        config: config.api,
+        metrics: metrics.api,
+        started: seconds_now(),
+    });
     listeners.announce();
     let grace = Duration::from_secs(config.grace_seconds);
-    serve(listeners, doors, registry, grace, shutdown).await?;
+    serve(listeners, state, registry, grace, shutdown).await?;
     tasks.shutdown.cancel();
     tasks.tracker.close();
     if timeout(CLOSING, tasks.tracker.wait()).await.is_err() {
@@ -75,7 +84,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     Ok(())
 }
 
-/// Both doors' sockets.
+/// The sockets of HTTP and gRPC.
 pub struct ApiListeners {
     /// Of HTTP.
     pub http: TcpListener,
@@ -94,9 +103,9 @@ impl ApiListeners {
 
     fn announce(&self) {
         let mut out = std::io::stdout().lock();
-        for (door, listener) in [("http", &self.http), ("grpc", &self.grpc)] {
+        for (protocol, listener) in [("http", &self.http), ("grpc", &self.grpc)] {
             // Nobody may be listening, which is no reason to stop.
-            let _ = listener.local_addr().map(|address| writeln!(out, "{door} on {address}"));
+            let _ = listener.local_addr().map(|address| writeln!(out, "{protocol} on {address}"));
         }
         let _ = out.flush();
     }
@@ -123,13 +132,13 @@ fn load_texts(models: &[ModelConfig]) -> Result<LoadedTexts, RunError> {
     models.iter().map(load).collect()
 }
 
-/// Serves both doors until `shutdown`, then winds down.
+/// Serves HTTP and gRPC until `shutdown`, then winds down.
 ///
 /// # Errors
-/// [`RunError::Serve`] when a door breaks.
+/// [`RunError::Serve`] when one of them breaks.
 pub async fn serve(
     listeners: ApiListeners,
-    doors: Arc<Doors>,
+    state: Arc<ApiState>,
     registry: MetricRegistry,
     grace: Duration,
     shutdown: CancellationToken,
@@ -141,30 +150,32 @@ pub async fn serve(
             tracing::debug!(%cause, "cannot set TCP_NODELAY");
         }
     });
-    let http = axum::serve(http_listener, openai::router(doors.clone(), registry))
+    let http = axum::serve(http_listener, routes::router(state.clone(), registry))
         .with_graceful_shutdown(closing.clone().cancelled_owned());
     let (health, health_service) = tonic_health::server::health_reporter();
     let grpc = transport::server()
         .add_service(health_service)
-        .add_service(grpc::service(doors.clone()))
+        .add_service(grpc::service(state.clone()))
         .serve_with_incoming_shutdown(
             TcpIncoming::from(listeners.grpc).with_nodelay(Some(true)),
             closing.clone().cancelled_owned(),
         );
-    let doors_open = async {
+    let serving = async {
         tokio::try_join!(
             async {
-                http.into_future().await.map_err(|cause| RunError::Serve { door: "http", cause: cause.to_string() })
+                http.into_future()
+                    .await
+                    .map_err(|cause| RunError::Serve { protocol: "http", cause: cause.to_string() })
             },
-            async { grpc.await.map_err(|cause| RunError::Serve { door: "grpc", cause: cause.to_string() }) },
+            async { grpc.await.map_err(|cause| RunError::Serve { protocol: "grpc", cause: cause.to_string() }) },
         )
         .map(|_| ())
     };
-    tokio::pin!(doors_open);
+    tokio::pin!(serving);
     let until_drained = async {
         let reporting = async {
             loop {
-                report_health(&health, &doors).await;
+                report_health(&health, &state).await;
                 tokio::time::sleep(HEALTH_INTERVAL).await;
             }
         };
@@ -173,26 +184,26 @@ pub async fn serve(
             () = reporting => {}
         }
         tracing::info!(grace_s = grace.as_secs(), "draining");
-        health.set_not_serving::<CoordinatorServer<GrpcDoor>>().await;
+        health.set_not_serving::<CoordinatorServer<GrpcService>>().await;
         health.set_service_status("", ServingStatus::NotServing).await;
-        doors.drain(grace).await;
+        state.generation.drain(grace).await;
         closing.cancel();
     };
     tokio::select! {
-        broken = &mut doors_open => return broken,
+        broken = &mut serving => return broken,
         () = until_drained => {}
     }
     // Connections that clients keep open without a request are not waited for.
-    match timeout(CLOSING, &mut doors_open).await {
+    match timeout(CLOSING, &mut serving).await {
         Ok(closed) => closed,
         Err(_) => Ok(()),
     }
 }
 
-async fn report_health(health: &HealthReporter, doors: &Doors) {
-    let status = if doors.ready().is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
+async fn report_health(health: &HealthReporter, state: &ApiState) {
+    let status = if state.generation.ready().is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
     health.set_service_status("", status).await;
-    health.set_service_status(<CoordinatorServer<GrpcDoor>>::NAME, status).await;
+    health.set_service_status(<CoordinatorServer<GrpcService>>::NAME, status).await;
 }
 
 /// Why a coordinator cannot run.
@@ -230,11 +241,11 @@ pub enum RunError {
     /// Two metrics have the same name.
     #[error("metrics: {0}")]
     Metrics(#[from] MetricError),
-    /// A door broke while serving.
-    #[error("{door} door: {cause}")]
+    /// HTTP or gRPC broke while serving.
+    #[error("{protocol}: {cause}")]
     Serve {
         /// Which.
-        door: &'static str,
+        protocol: &'static str,
         /// The system's word.
         cause: String,
     },

@@ -1,4 +1,4 @@
-//! Failures as the doors tell them: OpenAI's error object on HTTP, a status on gRPC.
+//! Failures as clients see them: OpenAI's error object on HTTP, a status on gRPC.
 //!
 //! Both come from [`ErrorCode`]; nothing else here or in the handlers decides a status, but for the four that only HTTP
 //! knows (a wrong method, a wrong content type, a body that does not arrive, a stream that cannot be continued).

@@ -1,4 +1,4 @@
-//! The gRPC door: the settings of `/v1/completions`, typed.
+//! The gRPC service: the settings of `/v1/completions`, typed.
 
 use std::sync::Arc;
 
@@ -8,12 +8,12 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tonic::{Request, Response, Status};
 
-use super::Doors;
 use super::error::ApiError;
-use super::generation::{ChoiceEvent, Generation, RawRequest, finish_reason};
-use super::metrics::RequestInFlight;
-use super::settings::{RawCosec, RawSettings};
-use crate::merge::{Decision, RejectedProposal, RuleParameters};
+use super::metrics::InFlightRequest;
+use super::parameters::RequestedSettings;
+use super::state::ApiState;
+use crate::generation::{ChoiceEvent, GenerateRequest, RunningGeneration};
+use crate::merge::{Decision, RejectedProposal};
 use crate::postprocess::{Delta, PlacedToken};
 use crate::request::{ChatMessage, Prompt};
 
@@ -21,28 +21,30 @@ const ROUTE: &str = "cosec.coordinator.v1.Coordinator/Generate";
 
 /// The service; a message may be as long as an HTTP body.
 #[must_use]
-pub fn service(doors: Arc<Doors>) -> CoordinatorServer<GrpcDoor> {
-    let limit = doors.config.max_body_bytes;
-    CoordinatorServer::new(GrpcDoor { doors }).max_decoding_message_size(limit)
+pub fn service(state: Arc<ApiState>) -> CoordinatorServer<GrpcService> {
+    let limit = state.config.max_body_bytes;
+    CoordinatorServer::new(GrpcService { state }).max_decoding_message_size(limit)
 }
 
 /// See [`service`].
-pub struct GrpcDoor {
-    doors: Arc<Doors>,
+pub struct GrpcService {
+    state: Arc<ApiState>,
 }
 
 #[tonic::async_trait]
-impl Coordinator for GrpcDoor {
+impl Coordinator for GrpcService {
     type GenerateStream = BoxStream<'static, Result<wire::GenerateEvent, Status>>;
 
     async fn generate(
         &self,
         request: Request<wire::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
-        let mut in_flight = self.doors.metrics.begin("grpc", ROUTE.to_owned());
+        let mut in_flight = self.state.metrics.begin("grpc", ROUTE.to_owned());
         let key = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-        let started = match self.doors.tenant(key).and_then(|tenant| Ok((tenant, raw(request.into_inner())?))) {
-            Ok((tenant, raw)) => self.doors.generate(raw, &tenant).await,
+        let tenant = self.state.auth.tenant(key);
+        let read = tenant.and_then(|tenant| Ok((tenant, generate_request(request.into_inner())?)));
+        let started = match read {
+            Ok((tenant, request)) => self.state.generation.generate(request, &tenant).await,
             Err(error) => Err(error),
         };
         match started {
@@ -56,8 +58,8 @@ impl Coordinator for GrpcDoor {
     }
 }
 
-fn raw(request: wire::GenerateRequest) -> Result<RawRequest, ApiError> {
-    let prompt = match request.prompt {
+fn generate_request(mut message: wire::GenerateRequest) -> Result<GenerateRequest, ApiError> {
+    let prompt = match message.prompt.take() {
         None => return Err(ApiError::field("prompt", "prompt is missing; set text, token_ids or chat")),
         Some(generate_request::Prompt::Text(text)) => Prompt::Text(text),
         Some(generate_request::Prompt::TokenIds(tokens)) => Prompt::Tokens(tokens.ids),
@@ -66,47 +68,14 @@ fn raw(request: wire::GenerateRequest) -> Result<RawRequest, ApiError> {
             Prompt::Chat(chat.messages.into_iter().map(message).collect())
         }
     };
-    let cosec = request.cosec.unwrap_or_default();
-    Ok(RawRequest {
-        model: request.model,
-        prompts: vec![prompt],
-        suffix: request.suffix,
-        settings: RawSettings {
-            n: request.n,
-            seed: request.seed,
-            max_tokens: request.max_tokens,
-            min_tokens: request.min_tokens,
-            temperature: request.temperature,
-            top_p: request.top_p,
-            top_k: request.top_k,
-            frequency_penalty: request.frequency_penalty,
-            presence_penalty: request.presence_penalty,
-            logit_bias: request.logit_bias.into_iter().collect(),
-            stop: request.stop,
-            logprobs: request.logprobs,
-            echo: request.echo.unwrap_or(false),
-            cosec: RawCosec {
-                rule: cosec.rule,
-                expert_temperature: cosec.expert_temperature,
-                expert_top_p: cosec.expert_top_p,
-                reference_code: cosec.reference_code,
-                rule_parameters: RuleParameters(
-                    [("tau", cosec.tau), ("lambda", cosec.lambda), ("alpha", cosec.alpha)]
-                        .into_iter()
-                        .filter_map(|(name, value)| Some((name.to_owned(), value?)))
-                        .collect(),
-                ),
-                transport: cosec.transport,
-                report: cosec.report,
-            },
-        },
-    })
+    let settings = RequestedSettings::take(&mut message);
+    Ok(GenerateRequest { model: message.model, prompts: vec![prompt], suffix: message.suffix, settings })
 }
 
 /// Deltas and ends of all choices, then the usage; or a status.
 fn events(
-    generation: Generation,
-    in_flight: RequestInFlight,
+    generation: RunningGeneration,
+    in_flight: InFlightRequest,
 ) -> BoxStream<'static, Result<wire::GenerateEvent, Status>> {
     let state = Some((generation, in_flight));
     stream::unfold(state, |state| async move {
@@ -129,7 +98,7 @@ fn events(
     .boxed()
 }
 
-fn usage(generation: &Generation) -> wire::GenerateEvent {
+fn usage(generation: &RunningGeneration) -> wire::GenerateEvent {
     let (prompt, completion) = generation.usage();
     let count = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
     let usage = wire::Usage { prompt_tokens: count(prompt), completion_tokens: count(completion) };
@@ -143,7 +112,7 @@ fn event_of(choice: u32, event: ChoiceEvent, report: bool) -> wire::GenerateEven
             generate_event::Event::Delta(wire::Delta { choice, text, tokens })
         }
         ChoiceEvent::Finished(reason) => {
-            generate_event::Event::Finished(wire::Finished { choice, reason: finish_reason(reason).to_owned() })
+            generate_event::Event::Finished(wire::Finished { choice, reason: reason.name().to_owned() })
         }
     };
     wire::GenerateEvent { event: Some(event) }

@@ -30,9 +30,9 @@ impl ApiMetrics {
 
     /// Counts a request until the returned value is dropped.
     #[must_use]
-    pub fn begin(self: &Arc<Self>, protocol: &'static str, route: String) -> RequestInFlight {
+    pub fn begin(self: &Arc<Self>, protocol: &'static str, route: String) -> InFlightRequest {
         self.in_flight.with_label_values(&[protocol]).inc();
-        RequestInFlight {
+        InFlightRequest {
             metrics: self.clone(),
             protocol,
             route,
@@ -43,7 +43,7 @@ impl ApiMetrics {
 }
 
 /// One request; counted as `cancelled` until its status is known.
-pub struct RequestInFlight {
+pub struct InFlightRequest {
     metrics: Arc<ApiMetrics>,
     protocol: &'static str,
     route: String,
@@ -51,7 +51,7 @@ pub struct RequestInFlight {
     began: Instant,
 }
 
-impl RequestInFlight {
+impl InFlightRequest {
     /// Notes how it went.
     pub fn answered(&mut self, status: impl Into<String>) {
         self.status = status.into();
@@ -64,7 +64,7 @@ impl RequestInFlight {
     }
 }
 
-impl Drop for RequestInFlight {
+impl Drop for InFlightRequest {
     fn drop(&mut self) {
         let (protocol, route) = (self.protocol, self.route.as_str());
         self.metrics.in_flight.with_label_values(&[protocol]).dec();

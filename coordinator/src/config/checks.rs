@@ -3,7 +3,7 @@
 use cosec_proto::transport;
 
 use crate::admission::AdmissionLimits;
-use crate::api::ApiConfig;
+use crate::api::config::ApiConfig;
 use crate::discovery::DiscoveryConfig;
 use crate::models::ModelConfig;
 use crate::session::config::{ExpertAbsent, SessionConfig};

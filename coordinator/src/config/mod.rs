@@ -11,8 +11,8 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use serde::Deserialize;
 
 use crate::admission::AdmissionLimits;
-use crate::api::ApiConfig;
-use crate::api::settings::DefaultSettings;
+use crate::api::config::ApiConfig;
+use crate::api::policy::DefaultSettings;
 use crate::discovery::DiscoveryConfig;
 use crate::models::ModelConfig;
 use crate::session::config::SessionConfig;

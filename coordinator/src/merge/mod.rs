@@ -82,4 +82,9 @@ impl SelectedRule {
     pub fn names() -> impl Iterator<Item = &'static str> {
         Self::all(&RuleParameters::default()).into_iter().map(|rule| rule.name())
     }
+
+    /// The parameters of all rules.
+    pub fn parameters_of_all() -> impl Iterator<Item = &'static RuleParameter> {
+        Self::all(&RuleParameters::default()).into_iter().flat_map(|rule| rule.parameters())
+    }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use minijinja::{Environment, ErrorKind, context};
 use serde::Deserialize;
 
-use super::tokenizer::LoadError;
+use super::error::{LoadError, TemplateError};
 use crate::request::ChatMessage;
 
 const NAME: &str = "chat";
@@ -97,11 +97,6 @@ impl ChatTemplate {
             .map_err(|cause| TemplateError(cause.detail().map_or_else(|| cause.to_string(), str::to_owned)))
     }
 }
-
-/// Messages that a template does not take.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the model's chat template does not take these messages: {0}")]
-pub struct TemplateError(String);
 
 impl SpecialToken {
     fn text(self) -> String {

@@ -1,32 +1,33 @@
-//! Fill in the middle: the code before and behind a hole as one prompt.
+//! Fill in the middle: the code before and after a hole as one prompt.
 
 use tokenizers::Tokenizer;
 
-use super::tokenizer::{EncodeError, encode};
+use super::error::EncodeError;
+use super::token_ids::encode;
 
 /// How a family writes a hole: all in the order prefix, suffix, middle.
-struct Family {
+struct InfillingFamily {
     prefix: &'static str,
     suffix: &'static str,
     middle: &'static str,
     /// Ends the middle, where that is not the end of text.
     end: Option<&'static str>,
-    /// Whether the tokenizer puts a space before a text's first word, which has no place behind a hole.
+    /// Whether the tokenizer puts a space before a text's first word, which does not belong after a hole.
     leading_space: bool,
 }
 
 #[rustfmt::skip]
-const FAMILIES: [Family; 5] = [
+const FAMILIES: [InfillingFamily; 5] = [
     // StarCoder, StarCoder2.
-    Family { prefix: "<fim_prefix>", suffix: "<fim_suffix>", middle: "<fim_middle>", end: None, leading_space: false },
+    InfillingFamily { prefix: "<fim_prefix>", suffix: "<fim_suffix>", middle: "<fim_middle>", end: None, leading_space: false },
     // SantaCoder.
-    Family { prefix: "<fim-prefix>", suffix: "<fim-suffix>", middle: "<fim-middle>", end: None, leading_space: false },
+    InfillingFamily { prefix: "<fim-prefix>", suffix: "<fim-suffix>", middle: "<fim-middle>", end: None, leading_space: false },
     // CodeLlama.
-    Family { prefix: "▁<PRE>", suffix: "▁<SUF>", middle: "▁<MID>", end: Some("▁<EOT>"), leading_space: true },
+    InfillingFamily { prefix: "▁<PRE>", suffix: "▁<SUF>", middle: "▁<MID>", end: Some("▁<EOT>"), leading_space: true },
     // DeepSeek-Coder.
-    Family { prefix: "<｜fim▁begin｜>", suffix: "<｜fim▁hole｜>", middle: "<｜fim▁end｜>", end: None, leading_space: false },
+    InfillingFamily { prefix: "<｜fim▁begin｜>", suffix: "<｜fim▁hole｜>", middle: "<｜fim▁end｜>", end: None, leading_space: false },
     // Qwen2.5-Coder.
-    Family { prefix: "<|fim_prefix|>", suffix: "<|fim_suffix|>", middle: "<|fim_middle|>", end: None, leading_space: false },
+    InfillingFamily { prefix: "<|fim_prefix|>", suffix: "<|fim_suffix|>", middle: "<|fim_middle|>", end: None, leading_space: false },
 ];
 
 /// Stands before a suffix while it is tokenized, so that the leading space goes to it (as in CodeLlama's own code).

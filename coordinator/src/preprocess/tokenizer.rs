@@ -3,14 +3,16 @@
 //! The text of a special token inside a prompt becomes that token, as Hugging Face's tokenizers and the servers built on
 //! them have it: clients that render their own templates depend on it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use cosec_proto::{ErrorCode, tokenizer_fingerprint};
+use cosec_proto::tokenizer_fingerprint;
 use tokenizers::Tokenizer;
 
-use super::chat_template::{ChatTemplate, TemplateError};
+use super::chat_template::ChatTemplate;
+use super::error::{EncodeError, LoadError};
 use super::infilling::Infilling;
+use super::token_ids::encode;
 use crate::request::Prompt;
 
 /// Encodes the prompts of one model.
@@ -52,7 +54,7 @@ impl PromptEncoder {
         &self.tokenizer
     }
 
-    /// The id that ends a fill in the middle, where the family has one beside the end of text.
+    /// The id that ends a fill in the middle, where the family has another than the end of text.
     #[must_use]
     pub fn end_of_infill(&self) -> Option<u32> {
         self.infilling.as_ref().and_then(Infilling::end)
@@ -70,7 +72,7 @@ impl PromptEncoder {
                 infilling.encode(&self.tokenizer, prefix, suffix)?
             }
             (_, Some(_)) => return Err(EncodeError::SuffixNeedsText),
-            // The tokenizer would make a beginning of text of it, and a completion of that is nobody's wish.
+            // The tokenizer would make a beginning of text of it, and nobody wants a completion of that.
             (Prompt::Text(text), None) if text.is_empty() => return Err(EncodeError::Empty),
             (Prompt::Text(text), None) => encode(&self.tokenizer, text, true)?,
             (Prompt::Tokens(ids), None) => ids.clone(),
@@ -81,69 +83,6 @@ impl PromptEncoder {
             }
         };
         if ids.is_empty() { Err(EncodeError::Empty) } else { Ok(ids) }
-    }
-}
-
-/// Token ids of a text.
-///
-/// # Errors
-/// When the tokenizer fails on it.
-pub(super) fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<u32>, EncodeError> {
-    let encoding = tokenizer.encode_fast(text, special).map_err(|cause| EncodeError::Tokenizer(cause.to_string()))?;
-    Ok(encoding.get_ids().to_vec())
-}
-
-/// A model's directory that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// A file is missing or does not hold what it should.
-    #[error("{}: {cause}", file.display())]
-    File {
-        /// Which.
-        file: PathBuf,
-        /// Why.
-        cause: String,
-    },
-}
-
-/// A prompt that this model cannot take.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EncodeError {
-    /// No token at all.
-    #[error("the prompt is empty; it must have at least one token")]
-    Empty,
-    /// `messages` for a model that was not trained on conversations.
-    #[error("this model has no chat template; use /v1/completions with a prompt")]
-    NoTemplate,
-    /// The chat template rejects the messages.
-    #[error(transparent)]
-    Template(#[from] TemplateError),
-    /// `suffix` for a model that was not trained on it.
-    #[error("this model has no fill-in-the-middle tokens, so suffix cannot be used")]
-    NoInfilling,
-    /// `suffix` beside token ids or messages.
-    #[error("suffix needs a prompt that is text")]
-    SuffixNeedsText,
-    /// The tokenizer fails on the text.
-    #[error("the text cannot be tokenized: {0}")]
-    Tokenizer(String),
-}
-
-impl EncodeError {
-    /// Which status it becomes.
-    #[must_use]
-    pub fn code(&self) -> ErrorCode {
-        ErrorCode::InvalidArgument
-    }
-
-    /// The request's field that is to blame.
-    #[must_use]
-    pub fn parameter(&self) -> &'static str {
-        match self {
-            Self::NoTemplate | Self::Template(_) => "messages",
-            Self::NoInfilling | Self::SuffixNeedsText => "suffix",
-            Self::Empty | Self::Tokenizer(_) => "prompt",
-        }
     }
 }
 

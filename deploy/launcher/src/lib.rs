@@ -50,7 +50,7 @@ pub struct ClusterConfig {
 pub struct Cluster {
     /// `http://…` of the OpenAI-compatible API.
     pub http: String,
-    /// `host:port` of the gRPC door.
+    /// `host:port` of the gRPC service.
     pub grpc: String,
     /// `http://…/metrics` of the base worker.
     pub base_metrics: String,

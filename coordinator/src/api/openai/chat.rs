@@ -3,12 +3,13 @@
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::answer::{Delivery, Shape, json_log_probability, token_string};
-use super::parameters;
-use crate::api::ModelText;
+use super::response::{ResponseDelivery, ResponseShape, json_log_probability, token_string};
 use crate::api::error::ApiError;
-use crate::api::fields::{Fields, shown, typed};
-use crate::api::generation::{RawRequest, finish_reason};
+use crate::api::json_fields::{JsonFields, shown, typed};
+use crate::api::parameter_kinds::JsonEndpoint;
+use crate::api::parameters::RequestedSettings;
+use crate::generation::GenerateRequest;
+use crate::generation::model_text::ModelText;
 use crate::postprocess::{Delta, PlacedToken};
 use crate::request::{ChatMessage, FinishReason, Prompt};
 
@@ -39,9 +40,9 @@ const NOT_SUPPORTED: [&str; 19] = [
 const NOT_SUPPORTED_IN_MESSAGES: [&str; 7] =
     ["annotations", "audio", "function_call", "name", "refusal", "tool_call_id", "tool_calls"];
 
-/// How an answer to this request looks.
+/// How the response to this request looks.
 #[derive(Debug)]
-pub(super) struct Conversation {
+pub(super) struct ChatShape {
     logprobs: bool,
 }
 
@@ -49,37 +50,19 @@ pub(super) struct Conversation {
 ///
 /// # Errors
 /// Names the first field that is wrong.
-pub(super) fn read(mut fields: Fields<'_>) -> Result<(RawRequest, Conversation, Delivery), ApiError> {
-    let model = parameters::model(&mut fields)?;
-    let messages = messages(fields.raw("messages").ok_or_else(|| parameters::missing("messages"))?)?;
-    let mut settings = parameters::settings(&mut fields)?;
-    let newer = parameters::count(&mut fields, "max_completion_tokens")?;
-    if let (Some(older), Some(newer)) = (settings.max_tokens, newer)
-        && older != newer
-    {
-        let allowed = format!("equal to max_tokens, {older}, when both are set");
-        return Err(ApiError::value("max_completion_tokens", newer, allowed));
-    }
-    settings.max_tokens = newer.or(settings.max_tokens);
-    let logprobs = parameters::flag(&mut fields, "logprobs")?;
-    let top = parameters::count(&mut fields, "top_logprobs")?;
-    if let (Some(top), false) = (top, logprobs) {
-        let message = format!("top_logprobs is {top}, but logprobs is not true");
-        return Err(ApiError::field("top_logprobs", message));
-    }
-    if let Some(top) = top.filter(|&top| top > 20) {
-        return Err(ApiError::value("top_logprobs", top, "from 0 to 20"));
-    }
-    settings.logprobs = logprobs.then(|| top.unwrap_or(0));
+pub(super) fn read(mut fields: JsonFields<'_>) -> Result<(GenerateRequest, ChatShape, ResponseDelivery), ApiError> {
+    let model = fields.require("model", "a string")?;
+    let messages = messages(fields.require_raw("messages")?)?;
+    let settings = RequestedSettings::read(&mut fields, JsonEndpoint::Chat)?;
     response_format(&mut fields)?;
-    let delivery = parameters::delivery(&mut fields)?;
+    let delivery = ResponseDelivery::read(&mut fields)?;
     fields.finish(&NOT_SUPPORTED)?;
-    let raw = RawRequest { model, prompts: vec![Prompt::Chat(messages)], suffix: None, settings };
-    Ok((raw, Conversation { logprobs }, delivery))
+    let shape = ChatShape { logprobs: settings.general.logprobs.is_some() };
+    Ok((GenerateRequest { model, prompts: vec![Prompt::Chat(messages)], suffix: None, settings }, shape, delivery))
 }
 
 /// Plain text is the only one.
-fn response_format(fields: &mut Fields<'_>) -> Result<(), ApiError> {
+fn response_format(fields: &mut JsonFields<'_>) -> Result<(), ApiError> {
     let Some(mut format) = fields.object("response_format")? else { return Ok(()) };
     let kind: Option<String> = format.take("type", "a string")?;
     if kind.as_deref() != Some("text") {
@@ -98,12 +81,9 @@ fn messages(raw: &RawValue) -> Result<Vec<ChatMessage>, ApiError> {
     list.into_iter()
         .enumerate()
         .map(|(at, raw)| {
-            let mut fields = Fields::of(format!("messages[{at}]"), raw)?;
-            let role: String =
-                fields.take("role", "a string")?.ok_or_else(|| parameters::missing(&fields.path_of("role")))?;
-            let path = fields.path_of("content");
-            let raw = fields.raw("content").ok_or_else(|| parameters::missing(&path))?;
-            let content = content(path, raw)?;
+            let mut fields = JsonFields::of(format!("messages[{at}]"), raw)?;
+            let role = fields.require("role", "a string")?;
+            let content = content(fields.path_of("content"), fields.require_raw("content")?)?;
             fields.finish(&NOT_SUPPORTED_IN_MESSAGES)?;
             Ok(ChatMessage { role, content })
         })
@@ -122,20 +102,19 @@ fn content(path: String, raw: &RawValue) -> Result<String, ApiError> {
     let parts: Vec<&RawValue> = typed(path.clone(), raw, EXPECTED)?;
     let mut text = String::new();
     for (at, part) in parts.into_iter().enumerate() {
-        let mut fields = Fields::of(format!("{path}[{at}]"), part)?;
+        let mut fields = JsonFields::of(format!("{path}[{at}]"), part)?;
         let kind_path = fields.path_of("type");
-        let kind: String = fields.take("type", "a string")?.ok_or_else(|| parameters::missing(&kind_path))?;
+        let kind: String = fields.require("type", "a string")?;
         if kind != "text" {
             return Err(ApiError::value(kind_path, format_args!("{kind:.60?}"), "text; no other is supported"));
         }
-        let text_path = fields.path_of("text");
-        text += &fields.take::<String>("text", "a string")?.ok_or_else(|| parameters::missing(&text_path))?;
+        text += &fields.require::<String>("text", "a string")?;
         fields.finish(&[])?;
     }
     Ok(text)
 }
 
-impl Shape for Conversation {
+impl ResponseShape for ChatShape {
     const ID_PREFIX: &'static str = "chatcmpl-";
     const OBJECT: &'static str = "chat.completion";
     const CHUNK: &'static str = "chat.completion.chunk";
@@ -152,7 +131,7 @@ impl Shape for Conversation {
         json!({
             "delta": if reason.is_none() { json!({"content": delta.text}) } else { json!({}) },
             "logprobs": if self.logprobs && reason.is_none() { log_probabilities(delta, text) } else { Value::Null },
-            "finish_reason": reason.map(finish_reason),
+            "finish_reason": reason.map(FinishReason::name),
         })
     }
 
@@ -160,7 +139,7 @@ impl Shape for Conversation {
         json!({
             "message": {"role": "assistant", "content": delta.text, "refusal": null},
             "logprobs": if self.logprobs { log_probabilities(delta, text) } else { Value::Null },
-            "finish_reason": finish_reason(reason),
+            "finish_reason": reason.name(),
         })
     }
 }

@@ -3,18 +3,19 @@
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::answer::{Delivery, Shape, json_log_probability, token_string};
-use super::parameters;
-use crate::api::ModelText;
+use super::response::{ResponseDelivery, ResponseShape, json_log_probability, token_string};
 use crate::api::error::ApiError;
-use crate::api::fields::{Fields, shown, typed};
-use crate::api::generation::{RawRequest, finish_reason};
+use crate::api::json_fields::{JsonFields, shown, typed};
+use crate::api::parameter_kinds::JsonEndpoint;
+use crate::api::parameters::RequestedSettings;
+use crate::generation::GenerateRequest;
+use crate::generation::model_text::ModelText;
 use crate::postprocess::{Delta, PlacedToken};
 use crate::request::{FinishReason, Prompt};
 
-/// How an answer to this request looks.
+/// How the response to this request looks.
 #[derive(Debug)]
-pub(super) struct Completion {
+pub(super) struct CompletionShape {
     logprobs: bool,
 }
 
@@ -22,21 +23,22 @@ pub(super) struct Completion {
 ///
 /// # Errors
 /// Names the first field that is wrong.
-pub(super) fn read(mut fields: Fields<'_>) -> Result<(RawRequest, Completion, Delivery), ApiError> {
-    let model = parameters::model(&mut fields)?;
-    let prompts = prompts(fields.raw("prompt").ok_or_else(|| parameters::missing("prompt"))?)?;
+pub(super) fn read(
+    mut fields: JsonFields<'_>,
+) -> Result<(GenerateRequest, CompletionShape, ResponseDelivery), ApiError> {
+    let model = fields.require("model", "a string")?;
+    let prompts = prompts(fields.require_raw("prompt")?)?;
     let suffix = fields.take("suffix", "a string")?;
-    let mut settings = parameters::settings(&mut fields)?;
-    settings.logprobs = parameters::count(&mut fields, "logprobs")?;
-    settings.echo = parameters::flag(&mut fields, "echo")?;
-    let n = settings.n.unwrap_or(1);
-    if let Some(best_of) = parameters::count(&mut fields, "best_of")?.filter(|&best_of| best_of != n) {
+    let settings = RequestedSettings::read(&mut fields, JsonEndpoint::Completions)?;
+    let n = settings.general.n.unwrap_or(1);
+    let best_of: Option<u32> = fields.take("best_of", "a whole number of at least 0")?;
+    if let Some(best_of) = best_of.filter(|&best_of| best_of != n) {
         return Err(ApiError::value("best_of", best_of, format_args!("equal to n, {n}; choices are not ranked")));
     }
-    let delivery = parameters::delivery(&mut fields)?;
+    let delivery = ResponseDelivery::read(&mut fields)?;
     fields.finish(&[])?;
-    let shape = Completion { logprobs: settings.logprobs.is_some() };
-    Ok((RawRequest { model, prompts, suffix, settings }, shape, delivery))
+    let shape = CompletionShape { logprobs: settings.general.logprobs.is_some() };
+    Ok((GenerateRequest { model, prompts, suffix, settings }, shape, delivery))
 }
 
 /// A string, a list of strings, token ids, or a list of lists of token ids; the first element tells which.
@@ -61,7 +63,7 @@ fn prompts(raw: &RawValue) -> Result<Vec<Prompt>, ApiError> {
     }
 }
 
-impl Shape for Completion {
+impl ResponseShape for CompletionShape {
     const ID_PREFIX: &'static str = "cmpl-";
     const OBJECT: &'static str = "text_completion";
     const CHUNK: &'static str = "text_completion";
@@ -74,7 +76,7 @@ impl Shape for Completion {
         json!({
             "text": delta.text,
             "logprobs": if self.logprobs && reason.is_none() { log_probabilities(delta, text) } else { Value::Null },
-            "finish_reason": reason.map(finish_reason),
+            "finish_reason": reason.map(FinishReason::name),
         })
     }
 
@@ -82,7 +84,7 @@ impl Shape for Completion {
         json!({
             "text": delta.text,
             "logprobs": if self.logprobs { log_probabilities(delta, text) } else { Value::Null },
-            "finish_reason": finish_reason(reason),
+            "finish_reason": reason.name(),
         })
     }
 }

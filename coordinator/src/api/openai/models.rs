@@ -7,26 +7,26 @@ use axum::extract::{Path, State};
 use cosec_proto::ErrorCode;
 use serde_json::{Value, json};
 
-use crate::api::Doors;
 use crate::api::error::ApiError;
+use crate::api::state::ApiState;
 
 /// All models, also those that cannot serve now.
-pub(super) async fn list(State(doors): State<Arc<Doors>>) -> Json<Value> {
-    let models: Vec<Value> = doors.generator.models().iter().map(|info| model(&info.name, &doors)).collect();
+pub(super) async fn list(State(state): State<Arc<ApiState>>) -> Json<Value> {
+    let models: Vec<Value> = state.generation.models().iter().map(|info| model(&info.name, &state)).collect();
     Json(json!({"object": "list", "data": models}))
 }
 
 /// One model.
 pub(super) async fn retrieve(
-    State(doors): State<Arc<Doors>>,
+    State(state): State<Arc<ApiState>>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    if doors.generator.models().iter().any(|info| info.name == id) {
-        return Ok(Json(model(&id, &doors)));
+    if state.generation.models().iter().any(|info| info.name == id) {
+        return Ok(Json(model(&id, &state)));
     }
     Err(ApiError::new(ErrorCode::NotFound, format!("there is no model {id:.100?}")).of("model"))
 }
 
-fn model(name: &str, doors: &Doors) -> Value {
-    json!({"id": name, "object": "model", "created": doors.started, "owned_by": "cosec"})
+fn model(name: &str, state: &ApiState) -> Value {
+    json!({"id": name, "object": "model", "created": state.started, "owned_by": "cosec"})
 }

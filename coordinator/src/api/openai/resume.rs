@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::api::error::ApiError;
+use crate::api::policy::DefaultSettings;
 
 /// The header that a client repeats the last id in, as the standard of server-sent events names it.
 const HEADER: &str = "Last-Event-ID";
@@ -78,9 +79,9 @@ pub struct InvalidResumeKey {
     problem: String,
 }
 
-/// Which answer a stream is part of.
+/// Which response a stream is part of.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Origin {
+pub(super) struct StreamOrigin {
     /// Of the first request.
     pub(super) id: Uuid,
     /// Seconds since 1970.
@@ -91,9 +92,15 @@ pub(super) struct Origin {
 }
 
 /// Digest of all that the answer depends on besides the seed.
-pub(super) fn request_digest(route: &str, defaults: &impl std::fmt::Debug, body: &[u8]) -> [u8; 16] {
+pub(super) fn request_digest(route: &str, defaults: &DefaultSettings, body: &[u8]) -> [u8; 16] {
+    // Named one by one, so that a new field does not break the streams of an earlier version.
+    let DefaultSettings { rule, expert_temperature, expert_top_p, rule_parameters } = defaults;
     let mut digest = Sha256::new();
-    digest.update(format!("{route}\n{defaults:?}\n"));
+    digest.update(format!("{route}\nrule={rule} temperature={expert_temperature} top_p={expert_top_p}"));
+    for (name, value) in &rule_parameters.0 {
+        digest.update(format!(" {name}={value}"));
+    }
+    digest.update("\n");
     digest.update(body);
     first(&digest.finalize())
 }
@@ -104,12 +111,12 @@ fn first<const N: usize>(digest: &[u8]) -> [u8; N] {
 
 /// Events of one choice: how many, and a digest of their content.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Slot {
+struct ChoiceProgress {
     events: u32,
     digest: [u8; 8],
 }
 
-impl Slot {
+impl ChoiceProgress {
     fn advance(&mut self, content: &Value) {
         let mut digest = Sha256::new();
         digest.update(self.digest);
@@ -118,14 +125,14 @@ impl Slot {
     }
 }
 
-/// What a client has of an answer, by its own word.
+/// What a client says it has of an answer.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Received {
-    pub(super) origin: Origin,
-    slots: Vec<Slot>,
+pub(super) struct ReceivedEvents {
+    pub(super) origin: StreamOrigin,
+    slots: Vec<ChoiceProgress>,
 }
 
-impl Received {
+impl ReceivedEvents {
     /// Reads the header, where the request has one.
     ///
     /// # Errors
@@ -145,7 +152,7 @@ impl Received {
             return None;
         }
         let number = |at: usize| Some(u64::from_le_bytes(head.get(at..at + 8)?.try_into().ok()?));
-        let origin = Origin {
+        let origin = StreamOrigin {
             id: Uuid::from_slice(head.get(1..17)?).ok()?,
             created: number(17)?,
             seed: number(25)?,
@@ -153,7 +160,10 @@ impl Received {
         };
         let slot = |bytes: &[u8]| {
             let (events, digest) = bytes.split_at_checked(4)?;
-            Some(Slot { events: u32::from_le_bytes(events.try_into().ok()?), digest: digest.try_into().ok()? })
+            Some(ChoiceProgress {
+                events: u32::from_le_bytes(events.try_into().ok()?),
+                digest: digest.try_into().ok()?,
+            })
         };
         Some(Self { origin, slots: slots.chunks(SLOT).map(slot).collect::<Option<_>>()? })
     }
@@ -173,25 +183,25 @@ impl Received {
 }
 
 /// How much of an answer was sent.
-pub(super) struct Progress {
+pub(super) struct StreamProgress {
     key: ResumeKey,
-    origin: Origin,
-    slots: Vec<Slot>,
+    origin: StreamOrigin,
+    slots: Vec<ChoiceProgress>,
     /// What the client has already; empty for a stream from its beginning.
-    received: Vec<Slot>,
+    received: Vec<ChoiceProgress>,
 }
 
-impl Progress {
+impl StreamProgress {
     /// The beginning of an answer of `parts` parts that are in order each, of which the client has what `received` says.
-    pub(super) fn new(key: ResumeKey, origin: Origin, parts: usize, received: Option<Received>) -> Self {
+    pub(super) fn new(key: ResumeKey, origin: StreamOrigin, parts: usize, received: Option<ReceivedEvents>) -> Self {
         let received = received.map(|received| received.slots).unwrap_or_default();
-        Self { key, origin, slots: vec![Slot::default(); parts], received }
+        Self { key, origin, slots: vec![ChoiceProgress::default(); parts], received }
     }
 
     /// Counts the next event of a part; says whether the client has yet to get it.
     ///
     /// # Errors
-    /// When what was decoded is not what the client has: then nothing may be put behind it.
+    /// When what was decoded is not what the client has: then nothing may follow it.
     pub(super) fn advance(&mut self, part: usize, content: &Value) -> Result<bool, ApiError> {
         let Some(slot) = self.slots.get_mut(part) else { return Ok(true) };
         slot.advance(content);
@@ -207,14 +217,14 @@ impl Progress {
 
     /// The id of the event that was counted last.
     pub(super) fn id(&self) -> String {
-        let Origin { id, created, seed, request } = self.origin;
+        let StreamOrigin { id, created, seed, request } = self.origin;
         let mut bytes = vec![VERSION];
         bytes.extend(id.as_bytes());
         bytes.extend(created.to_le_bytes());
         bytes.extend(seed.to_le_bytes());
         bytes.extend(request);
         for (at, slot) in self.slots.iter().enumerate() {
-            // While an answer is decoded again, parts may lie behind what the client has of them.
+            // While an answer is decoded again, a part may not have reached what the client has of it.
             let furthest = self.received.get(at).filter(|received| received.events > slot.events).unwrap_or(slot);
             bytes.extend(furthest.events.to_le_bytes());
             bytes.extend(furthest.digest);
@@ -232,31 +242,36 @@ mod tests {
 
     use super::*;
 
-    fn origin() -> Origin {
-        Origin { id: Uuid::from_u128(7), created: 8, seed: u64::MAX, request: request_digest("/", &"", b"{}") }
+    fn origin() -> StreamOrigin {
+        StreamOrigin {
+            id: Uuid::from_u128(7),
+            created: 8,
+            seed: u64::MAX,
+            request: request_digest("/", &DefaultSettings::default(), b"{}"),
+        }
     }
 
-    fn received(id: &str, key: &ResumeKey) -> Option<Received> {
-        Received::parse(id.as_bytes(), key)
+    fn received(id: &str, key: &ResumeKey) -> Option<ReceivedEvents> {
+        ReceivedEvents::parse(id.as_bytes(), key)
     }
 
     #[test]
     fn what_was_sent_is_kept_back_and_the_rest_goes_out() {
         let key = ResumeKey::random();
-        let mut first = Progress::new(key.clone(), origin(), 2, None);
+        let mut first = StreamProgress::new(key.clone(), origin(), 2, None);
         for (part, content) in [(0, "a"), (1, "x"), (0, "b")] {
             assert!(first.advance(part, &json!(content)).unwrap());
         }
         let seen = received(&first.id(), &key).unwrap();
         assert_eq!(seen.origin, origin());
-        let mut second = Progress::new(key.clone(), seen.origin, 2, Some(seen));
-        let sent = |progress: &mut Progress, part, content| progress.advance(part, &json!(content)).unwrap();
+        let mut second = StreamProgress::new(key.clone(), seen.origin, 2, Some(seen));
+        let sent = |progress: &mut StreamProgress, part, content| progress.advance(part, &json!(content)).unwrap();
         assert!(!sent(&mut second, 0, "a"));
         assert!(!sent(&mut second, 0, "b"));
         assert!(sent(&mut second, 0, "c"));
         // A client lost again before the other part caught up has not lost that part.
         let again = received(&second.id(), &key).unwrap();
-        let mut third = Progress::new(key, again.origin, 2, Some(again));
+        let mut third = StreamProgress::new(key, again.origin, 2, Some(again));
         assert!(!sent(&mut third, 1, "x"));
         assert!(sent(&mut third, 1, "y"));
         for content in ["a", "b", "c"] {
@@ -267,11 +282,11 @@ mod tests {
     #[test]
     fn another_answer_is_not_put_behind_what_was_sent() {
         let key = ResumeKey::random();
-        let mut first = Progress::new(key.clone(), origin(), 1, None);
+        let mut first = StreamProgress::new(key.clone(), origin(), 1, None);
         first.advance(0, &json!("a")).unwrap();
         first.advance(0, &json!("b")).unwrap();
         let seen = received(&first.id(), &key).unwrap();
-        let mut second = Progress::new(key, origin(), 1, Some(seen));
+        let mut second = StreamProgress::new(key, origin(), 1, Some(seen));
         assert!(!second.advance(0, &json!("z")).unwrap());
         assert!(second.advance(0, &json!("b")).is_err());
     }
@@ -284,14 +299,14 @@ mod tests {
         assert!(ResumeKey::read(file.path()).err().unwrap().to_string().contains("has 5 bytes"));
         std::fs::write(file.path(), "k".repeat(32) + "\n").unwrap();
         let (one, other) = (ResumeKey::read(file.path()).unwrap(), ResumeKey::of("k".repeat(32).as_bytes()));
-        assert!(received(&Progress::new(one, origin(), 1, None).id(), &other).is_some());
+        assert!(received(&StreamProgress::new(one, origin(), 1, None).id(), &other).is_some());
     }
 
     proptest! {
         #[test]
         fn no_forged_id_is_taken(at in 0usize..200, change in 1u8..=255, cut in 0usize..100) {
             let key = ResumeKey::random();
-            let id = Progress::new(key.clone(), origin(), 3, None).id();
+            let id = StreamProgress::new(key.clone(), origin(), 3, None).id();
             prop_assert!(received(&id, &key).is_some());
             prop_assert!(received(&id, &ResumeKey::random()).is_none());
             let mut bytes = URL_SAFE_NO_PAD.decode(&id).unwrap();

@@ -1,4 +1,4 @@
-//! The gRPC door: the same settings, checks and text.
+//! gRPC: the same settings, checks and text.
 
 use cosec_proto::ErrorCode;
 use cosec_proto::wire::coordinator::coordinator_client::CoordinatorClient;
@@ -75,7 +75,7 @@ async fn events_of_a_generation() {
 }
 
 #[tokio::test]
-async fn both_doors_ask_for_the_same() {
+async fn http_and_grpc_ask_for_the_same() {
     let house = House::open(|_| says("x = 1\nreturn")).await;
     let asked = wire::GenerateRequest {
         n: Some(2),

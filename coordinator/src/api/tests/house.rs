@@ -20,9 +20,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, AdmissionLimits, AdmissionMetrics, QueuedPermit};
+use crate::api::auth::KeyAuth;
+use crate::api::config::ApiConfig;
 use crate::api::metrics::ApiMetrics;
-use crate::api::settings::{AllowedRules, DefaultSettings};
-use crate::api::{ApiConfig, Doors, Generator, ModelText, Session, SessionEvents};
+use crate::api::openai::resume::ResumeKey;
+use crate::api::policy::{AllowedRules, DefaultSettings};
+use crate::api::state::{ApiState, seconds_now};
+use crate::generation::GenerationService;
+use crate::generation::model_text::ModelText;
+use crate::generation::sessions::{BoxedSession, EventStream, SessionSource};
 use crate::merge::{ChosenBy, Decision, RejectedProposal, SelectedRule, TokenScore};
 use crate::models::{ModelFacts, ModelInfo, ModelReadiness};
 use crate::postprocess::samples;
@@ -74,11 +80,11 @@ impl Stream for Played {
     }
 }
 
-impl Session for Played {
+impl EventStream for Played {
     fn stop(self: Box<Self>) {}
 }
 
-impl Generator for Theatre {
+impl SessionSource for Theatre {
     fn models(&self) -> Vec<ModelInfo> {
         let trouble = self.trouble.lock().as_ref().map(|reason| SessionError::new(ErrorCode::Unavailable, reason));
         let model = |name: &str, vocabulary: u32, context_tokens: u32| ModelInfo {
@@ -109,12 +115,12 @@ impl Generator for Theatre {
         self.admission.enter(tenant, &model.name, tokens)
     }
 
-    fn open(&self, request: TokenizedRequest, _: DecodePlan, _: QueuedPermit) -> Result<SessionEvents, SessionError> {
+    fn open(&self, request: TokenizedRequest, _: DecodePlan, _: QueuedPermit) -> Result<BoxedSession, SessionError> {
         let script = (self.script)(&request);
         self.seen.lock().push(request);
         self.live.fetch_add(1, Ordering::SeqCst);
         let live = Live(self.live.clone());
-        let watched = |events: BoxStream<'static, SessionEvent>| -> SessionEvents {
+        let watched = |events: BoxStream<'static, SessionEvent>| -> BoxedSession {
             let counted = events.map(move |event| {
                 let _ = &live;
                 event
@@ -129,7 +135,7 @@ impl Generator for Theatre {
     }
 }
 
-/// The doors, open.
+/// A coordinator whose sessions are scripts, over real sockets.
 pub(super) struct House {
     pub(super) http: String,
     pub(super) grpc: String,
@@ -171,13 +177,19 @@ impl House {
         let registry = MetricRegistry::default();
         let metrics = Arc::new(ApiMetrics::register(&registry).unwrap());
         let tenants = config.keys_file.as_deref().map(Tenants::read).transpose().unwrap().unwrap_or_default();
-        let doors = Doors::new(theatre.clone(), texts, config, DefaultSettings::default(), metrics).knowing(tenants);
-        let doors = Arc::new(doors);
+        let state = Arc::new(ApiState {
+            generation: GenerationService::new(theatre.clone(), texts, config.clone(), DefaultSettings::default()),
+            auth: KeyAuth::new(tenants, config.require_key),
+            resume_key: ResumeKey::random(),
+            config,
+            metrics,
+            started: seconds_now(),
+        });
         let listeners = crate::server::ApiListeners::bind("127.0.0.1:0", "127.0.0.1:0").await.unwrap();
         let http = format!("http://{}", listeners.http.local_addr().unwrap());
         let grpc = format!("http://{}", listeners.grpc.local_addr().unwrap());
         let shutdown = CancellationToken::new();
-        let served = tokio::spawn(serve(listeners, doors, registry, grace, shutdown.clone()));
+        let served = tokio::spawn(serve(listeners, state, registry, grace, shutdown.clone()));
         Self { http, grpc, theatre, shutdown, served }
     }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::house::{House, Script, saying, says};
-use crate::api::ApiConfig;
+use crate::api::config::ApiConfig;
 
 const PATH: &str = "/v1/completions";
 

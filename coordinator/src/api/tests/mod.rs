@@ -1,4 +1,4 @@
-//! Both doors over real sockets, before a generator that plays scripts.
+//! HTTP and gRPC over real sockets, with sessions that play scripts.
 
 mod house;
 

@@ -6,8 +6,8 @@ use cosec_proto::sampling::SamplingParams;
 use serde_json::{Value, json};
 
 use super::house::{House, says};
-use crate::api::ApiConfig;
-use crate::api::settings::AllowedRules;
+use crate::api::config::ApiConfig;
+use crate::api::policy::AllowedRules;
 use crate::merge::{BaseOnly, Cosec, ExpertOnly, Linear, LogitsTransport, Product, SelectedRule};
 use crate::request::GenerationSettings;
 

@@ -16,12 +16,12 @@ use super::error::ApiError;
 const SHOWN_CHARACTERS: usize = 60;
 
 /// The fields of an object that were not taken yet.
-pub(crate) struct Fields<'a> {
+pub(crate) struct JsonFields<'a> {
     path: String,
     entries: BTreeMap<String, &'a RawValue>,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> JsonFields<'a> {
     /// Reads a request's body.
     ///
     /// # Errors
@@ -30,7 +30,7 @@ impl<'a> Fields<'a> {
         let invalid = |message: String| ApiError::new(cosec_proto::ErrorCode::InvalidArgument, message);
         let text =
             std::str::from_utf8(body).map_err(|cause| invalid(format!("the body is not UTF-8 text: {cause}")))?;
-        let entries = serde_json::from_str::<Entries<'a>>(text).map_err(|cause| {
+        let entries = serde_json::from_str::<JsonEntries<'a>>(text).map_err(|cause| {
             let hint = if is_at_nan(text, &cause) { " (JSON has no NaN and no Infinity)" } else { "" };
             invalid(format!("the body is not a JSON object: {cause}{hint}"))
         })?;
@@ -42,7 +42,7 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// When it is none, or names a field twice.
     pub(crate) fn of(path: String, raw: &'a RawValue) -> Result<Self, ApiError> {
-        match serde_json::from_str::<Entries<'a>>(raw.get()) {
+        match serde_json::from_str::<JsonEntries<'a>>(raw.get()) {
             Ok(entries) => Ok(Self { path, entries: entries.0 }),
             Err(cause) if raw.get().starts_with('{') => {
                 let message = format!("{path}: {}", without_position(&cause.to_string()));
@@ -65,12 +65,34 @@ impl<'a> Fields<'a> {
         self.raw(name).map(|raw| typed(self.path_of(name), raw, expected)).transpose()
     }
 
+    /// Takes a field without which there is no request.
+    ///
+    /// # Errors
+    /// When it is missing, or of another type.
+    pub(crate) fn require<T: Deserialize<'a>>(&mut self, name: &str, expected: &str) -> Result<T, ApiError> {
+        self.take(name, expected)?.ok_or_else(|| self.missing(name))
+    }
+
+    /// Takes such a field as it stands.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub(crate) fn require_raw(&mut self, name: &str) -> Result<&'a RawValue, ApiError> {
+        self.raw(name).ok_or_else(|| self.missing(name))
+    }
+
+    fn missing(&self, name: &str) -> ApiError {
+        let path = self.path_of(name);
+        let message = format!("{path} is missing");
+        ApiError::field(path, message)
+    }
+
     /// Takes an object.
     ///
     /// # Errors
     /// When the value is none.
-    pub(crate) fn object(&mut self, name: &str) -> Result<Option<Fields<'a>>, ApiError> {
-        self.raw(name).map(|raw| Fields::of(self.path_of(name), raw)).transpose()
+    pub(crate) fn object(&mut self, name: &str) -> Result<Option<JsonFields<'a>>, ApiError> {
+        self.raw(name).map(|raw| JsonFields::of(self.path_of(name), raw)).transpose()
     }
 
     /// Takes all fields that are left, with their paths.
@@ -157,9 +179,9 @@ fn is_at_nan(text: &str, cause: &serde_json::Error) -> bool {
 }
 
 /// An object's fields; serde_json alone would let the last of two equal names win.
-struct Entries<'a>(BTreeMap<String, &'a RawValue>);
+struct JsonEntries<'a>(BTreeMap<String, &'a RawValue>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for JsonEntries<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Collect;
         impl<'de> Visitor<'de> for Collect {
@@ -179,7 +201,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
                 Ok(entries)
             }
         }
-        deserializer.deserialize_map(Collect).map(Entries)
+        deserializer.deserialize_map(Collect).map(JsonEntries)
     }
 }
 
@@ -189,7 +211,7 @@ mod tests {
 
     #[test]
     fn takes_what_is_there_and_refuses_the_rest() {
-        let mut fields = Fields::parse(br#"{"n": 2, "user": null, "cosec": {"tau": "x", "q": 1}}"#).unwrap();
+        let mut fields = JsonFields::parse(br#"{"n": 2, "user": null, "cosec": {"tau": "x", "q": 1}}"#).unwrap();
         assert_eq!(fields.take::<u32>("n", "a whole number").unwrap(), Some(2));
         assert_eq!(fields.take::<String>("user", "a string").unwrap(), None);
         let mut cosec = fields.object("cosec").unwrap().unwrap();
@@ -202,24 +224,24 @@ mod tests {
 
     #[test]
     fn names_the_place_inside_a_list() {
-        let mut fields = Fields::parse(br#"{"ids": [1, 2, -3]}"#).unwrap();
+        let mut fields = JsonFields::parse(br#"{"ids": [1, 2, -3]}"#).unwrap();
         let error = fields.take::<Vec<u32>>("ids", "a list of token ids").unwrap_err();
         assert_eq!(error.parameter.as_deref(), Some("ids[2]"));
     }
 
     #[test]
     fn null_sets_nothing_but_an_unknown_name_stays_unknown() {
-        let fields = Fields::parse(br#"{"tools": null}"#).unwrap();
+        let fields = JsonFields::parse(br#"{"tools": null}"#).unwrap();
         fields.finish(&["tools"]).unwrap();
-        let fields = Fields::parse(br#"{"foo": null}"#).unwrap();
+        let fields = JsonFields::parse(br#"{"foo": null}"#).unwrap();
         assert!(fields.finish(&["tools"]).is_err());
-        let fields = Fields::parse(br#"{"tools": []}"#).unwrap();
+        let fields = JsonFields::parse(br#"{"tools": []}"#).unwrap();
         assert_eq!(fields.finish(&["tools"]).unwrap_err().message, "tools is not supported");
     }
 
     #[test]
     fn malformed_bodies_are_errors() {
-        let message = |body: &[u8]| Fields::parse(body).err().unwrap().message;
+        let message = |body: &[u8]| JsonFields::parse(body).err().unwrap().message;
         assert!(message(b"{\"temperature\": NaN}").contains("no NaN"), "{}", message(b"{\"temperature\": NaN}"));
         assert!(message(b"{\"temperature\": -Infinity}").contains("no NaN"));
         assert!(message(b"{\"a\": 1, \"a\": 2}").contains("a occurs twice"));

@@ -1,4 +1,4 @@
-//! Answers: in one piece or as chunks, of the same parts.
+//! Responses: in one piece or as chunks, of the same parts.
 
 use std::collections::VecDeque;
 
@@ -7,29 +7,53 @@ use axum::response::{IntoResponse, Response};
 use futures::{Stream, stream};
 use serde_json::{Value, json};
 
-use super::resume::{Origin, Progress, request_digest};
-use super::{Asked, RequestId, sse};
+use super::body::OpenAiRequest;
+use super::observed::RequestId;
+use super::resume::{StreamOrigin, StreamProgress, request_digest};
+use super::sse;
 use crate::api::error::ApiError;
-use crate::api::generation::{ChoiceEvent, Generation, RawRequest};
-use crate::api::{Doors, ModelText};
+use crate::api::json_fields::JsonFields;
+use crate::api::state::{ApiState, seconds_now};
+use crate::generation::model_text::ModelText;
+use crate::generation::{ChoiceEvent, GenerateRequest, RunningGeneration};
 use crate::postprocess::{Delta, PlacedToken};
 use crate::request::FinishReason;
 
 /// What OpenAI's clients read for -inf, which JSON cannot say.
 const MINUS_INFINITY: f64 = -9999.0;
 
-/// How an answer is sent.
+/// How a response is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Delivery {
+pub(super) struct ResponseDelivery {
     pub(super) stream: bool,
     pub(super) include_usage: bool,
 }
 
+impl ResponseDelivery {
+    /// Takes how the response is to be sent.
+    ///
+    /// # Errors
+    /// Names the first field that is wrong.
+    pub(super) fn read(fields: &mut JsonFields<'_>) -> Result<Self, ApiError> {
+        const FLAG: &str = "true or false";
+        let stream = fields.take("stream", FLAG)?.unwrap_or(false);
+        let mut include_usage = false;
+        if let Some(mut options) = fields.object("stream_options")? {
+            if !stream {
+                return Err(ApiError::field("stream_options", "stream_options needs stream to be true"));
+            }
+            include_usage = options.take("include_usage", FLAG)?.unwrap_or(false);
+            options.finish(&[])?;
+        }
+        Ok(Self { stream, include_usage })
+    }
+}
+
 /// What completions and chat completions write differently.
-pub(super) trait Shape: Send + Sync + 'static {
+pub(super) trait ResponseShape: Send + Sync + 'static {
     /// Stands before the request's id.
     const ID_PREFIX: &'static str;
-    /// Type of an answer in one piece.
+    /// Type of a response in one piece.
     const OBJECT: &'static str;
     /// Type of a chunk.
     const CHUNK: &'static str;
@@ -44,31 +68,31 @@ pub(super) trait Shape: Send + Sync + 'static {
     fn whole(&self, delta: &Delta, reason: FinishReason, text: &ModelText) -> Value;
 }
 
-/// Generates and answers.
-pub(super) async fn respond<S: Shape>(
-    doors: &Doors,
+/// Generates and responds.
+pub(super) async fn respond<S: ResponseShape>(
+    state: &ApiState,
     id: RequestId,
-    mut raw: RawRequest,
+    received: OpenAiRequest,
+    mut request: GenerateRequest,
     shape: S,
-    delivery: Delivery,
-    asked: Asked,
+    delivery: ResponseDelivery,
 ) -> Result<Response, ApiError> {
-    let Asked { tenant, body, received } = asked;
-    let model = raw.model.clone();
-    let request = request_digest(S::OBJECT, &doors.defaults, &body);
+    let OpenAiRequest { tenant, body, received } = received;
+    let model = request.model.clone();
+    let digest = request_digest(S::OBJECT, state.generation.defaults(), &body);
     if let Some(received) = &received {
-        received.must_be_of(request)?;
+        received.must_be_of(digest)?;
         if !delivery.stream {
             return Err(ApiError::field("Last-Event-ID", "Last-Event-ID needs stream to be true"));
         }
-        raw.settings.seed = Some(received.origin.seed);
-        doors.metrics.resumed();
+        request = request.with_seed(received.origin.seed);
+        state.metrics.resumed();
     }
-    let generation = doors.generate(raw, &tenant).await?;
+    let generation = state.generation.generate(request, &tenant).await?;
     let settings = generation.settings();
-    let begun = Origin { id: id.0, created: seconds_now(), seed: settings.seed, request };
+    let begun = StreamOrigin { id: id.0, created: seconds_now(), seed: settings.seed, request: digest };
     let origin = received.as_ref().map_or(begun, |received| received.origin);
-    let envelope = Envelope {
+    let envelope = ResponseEnvelope {
         id: format!("{}{}", S::ID_PREFIX, origin.id.simple()),
         created: origin.created,
         model,
@@ -77,20 +101,15 @@ pub(super) async fn respond<S: Shape>(
         report: settings.report,
     };
     if delivery.stream {
-        let progress = Progress::new(doors.resume_key.clone(), origin, generation.choices() + 1, received);
+        let progress = StreamProgress::new(state.resume_key.clone(), origin, generation.choices() + 1, received);
         Ok(sse::response(chunks(generation, envelope, shape, progress, delivery.include_usage)))
     } else {
         Ok(Json(in_one_piece(generation, &envelope, &shape).await?).into_response())
     }
 }
 
-/// Seconds since 1970.
-fn seconds_now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs())
-}
-
-/// What every message of one answer says.
-struct Envelope {
+/// What every message of one response says.
+struct ResponseEnvelope {
     id: String,
     created: u64,
     model: String,
@@ -99,7 +118,7 @@ struct Envelope {
     report: bool,
 }
 
-impl Envelope {
+impl ResponseEnvelope {
     fn message(&self, object: &str, choices: Vec<Value>, degraded: bool) -> Value {
         let mut cosec = json!({"rule": self.rule, "seed": self.seed});
         if degraded {
@@ -155,14 +174,14 @@ pub(super) fn json_log_probability(log_probability: f64) -> f64 {
     if log_probability == f64::NEG_INFINITY { MINUS_INFINITY } else { log_probability }
 }
 
-fn usage(generation: &Generation) -> Value {
+fn usage(generation: &RunningGeneration) -> Value {
     let (prompt, completion) = generation.usage();
     json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion})
 }
 
-async fn in_one_piece<S: Shape>(
-    mut generation: Generation,
-    envelope: &Envelope,
+async fn in_one_piece<S: ResponseShape>(
+    mut generation: RunningGeneration,
+    envelope: &ResponseEnvelope,
     shape: &S,
 ) -> Result<Value, ApiError> {
     let mut choices = vec![(Delta::default(), FinishReason::Length); generation.choices()];
@@ -184,23 +203,23 @@ async fn in_one_piece<S: Shape>(
 }
 
 /// A stream's state between two chunks.
-struct Chunks<S> {
-    generation: Generation,
-    envelope: Envelope,
+struct ChunkStream<S> {
+    generation: RunningGeneration,
+    envelope: ResponseEnvelope,
     shape: S,
-    /// A part for each choice and one for the usage behind them.
-    progress: Progress,
+    /// A part for each choice and one for the usage after them.
+    progress: StreamProgress,
     include_usage: bool,
     /// Choices that have not been opened yet.
     openings: VecDeque<(usize, Value)>,
     ended: bool,
 }
 
-fn chunks<S: Shape>(
-    generation: Generation,
-    envelope: Envelope,
+fn chunks<S: ResponseShape>(
+    generation: RunningGeneration,
+    envelope: ResponseEnvelope,
     shape: S,
-    progress: Progress,
+    progress: StreamProgress,
     include_usage: bool,
 ) -> impl Stream<Item = Result<(String, Value), ApiError>> + Send {
     let numbered = |index: usize| {
@@ -209,11 +228,11 @@ fn chunks<S: Shape>(
         Some((index, choice))
     };
     let openings = (0..generation.choices()).filter_map(numbered).collect();
-    let state = Chunks { generation, envelope, shape, progress, include_usage, openings, ended: false };
+    let state = ChunkStream { generation, envelope, shape, progress, include_usage, openings, ended: false };
     stream::unfold(state, |mut state| async move { Some((state.next().await?, state)) })
 }
 
-impl<S: Shape> Chunks<S> {
+impl<S: ResponseShape> ChunkStream<S> {
     /// The next chunk that the client does not have, with its id.
     async fn next(&mut self) -> Option<Result<(String, Value), ApiError>> {
         loop {
@@ -242,7 +261,7 @@ impl<S: Shape> Chunks<S> {
         }
     }
 
-    /// The next event of any choice, or the usage behind the last choice, which has no choices.
+    /// The next event of any choice, or the usage after the last choice, which has no choices.
     async fn next_part(&mut self) -> Option<Result<(usize, Vec<Value>), ApiError>> {
         if let Some((index, choice)) = self.openings.pop_front() {
             return Some(Ok((index, vec![choice])));
@@ -255,8 +274,8 @@ impl<S: Shape> Chunks<S> {
             Some(Err(error)) => return Some(Err(error)),
             None => {
                 self.ended = true;
-                let behind = self.generation.choices();
-                return self.include_usage.then(|| Ok((behind, Vec::new())));
+                let after = self.generation.choices();
+                return self.include_usage.then(|| Ok((after, Vec::new())));
             }
         };
         let (delta, reason) = match event {

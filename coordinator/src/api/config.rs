@@ -1,0 +1,48 @@
+//! Bounds on what a client may send.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::policy::AllowedRules;
+
+/// Bounds on what a client may send.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiConfig {
+    /// Longest body of a request, in bytes. Default 8 MiB.
+    pub max_body_bytes: usize,
+    /// Longest text of one prompt, in bytes; tokenizing takes time in proportion. Default 1 MiB.
+    pub max_prompt_bytes: usize,
+    /// Most choices of one request (prompts times n). Default 256.
+    pub max_choices: usize,
+    /// How long a body may take to arrive. Default 30.
+    pub body_timeout_seconds: u64,
+    /// How long a request may take in all. Default 600.
+    pub request_timeout_seconds: u64,
+    /// File with the key that coordinators share, at least 32 bytes: with it each continues the streams of the others.
+    /// Default: a key of its own.
+    pub resume_key_file: Option<PathBuf>,
+    /// File with the API keys and their limits. Default: none are known.
+    pub keys_file: Option<PathBuf>,
+    /// Whether a request without a known key is refused. Default false.
+    pub require_key: bool,
+    /// Rules that clients may name. Default: all but `base_only`, under which unhardened code leaves.
+    pub allowed_rules: AllowedRules,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self {
+            max_body_bytes: 8 << 20,
+            max_prompt_bytes: 1 << 20,
+            max_choices: 256,
+            body_timeout_seconds: 30,
+            request_timeout_seconds: 600,
+            resume_key_file: None,
+            keys_file: None,
+            require_key: false,
+            allowed_rules: AllowedRules::default(),
+        }
+    }
+}

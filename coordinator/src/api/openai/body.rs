@@ -1,0 +1,69 @@
+//! A request as it arrives: whose it is, its body, and what the client has of the answer already.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::Request;
+use axum::http::{StatusCode, header};
+use cosec_proto::ErrorCode;
+use futures::StreamExt;
+use http_body::Body;
+
+use super::resume::ReceivedEvents;
+use crate::api::config::ApiConfig;
+use crate::api::error::ApiError;
+use crate::api::state::ApiState;
+use crate::tenant::Tenant;
+
+/// A request whose body is still to be parsed.
+pub(super) struct OpenAiRequest {
+    pub(super) tenant: Arc<Tenant>,
+    pub(super) body: Bytes,
+    /// What the client has of the answer already.
+    pub(super) received: Option<ReceivedEvents>,
+}
+
+impl OpenAiRequest {
+    pub(super) async fn read(request: Request, state: &ApiState) -> Result<Self, ApiError> {
+        let key = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let tenant = state.auth.tenant(key)?;
+        let received = ReceivedEvents::read(request.headers(), &state.resume_key)?;
+        Ok(Self { tenant, received, body: json_body(request, &state.config).await? })
+    }
+}
+
+/// Reads a body of JSON, no more of it and no longer than the configuration allows.
+async fn json_body(request: Request, config: &ApiConfig) -> Result<Bytes, ApiError> {
+    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let media_type = content_type.and_then(|value| value.split(';').next()).unwrap_or("missing").trim();
+    if !media_type.eq_ignore_ascii_case("application/json") {
+        let message = format!("content-type is {media_type:.60}; it must be application/json");
+        return Err(ApiError::http_only(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+    }
+    let limit = config.max_body_bytes;
+    let too_large = || ApiError::new(ErrorCode::PayloadTooLarge, format!("the body has more than {limit} bytes"));
+    let body = request.into_body();
+    if body.size_hint().lower() > limit as u64 {
+        return Err(too_large());
+    }
+    let read = async {
+        let mut bytes = Vec::new();
+        let mut chunks = body.into_data_stream();
+        while let Some(chunk) = chunks.next().await {
+            let broken = |cause| ApiError::new(ErrorCode::InvalidArgument, format!("the body broke off: {cause}"));
+            let chunk = chunk.map_err(broken)?;
+            if bytes.len() + chunk.len() > limit {
+                return Err(too_large());
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(Bytes::from(bytes))
+    };
+    let seconds = config.body_timeout_seconds;
+    let late = |_| {
+        let message = format!("the body did not arrive within {seconds} seconds");
+        ApiError::http_only(StatusCode::REQUEST_TIMEOUT, message)
+    };
+    tokio::time::timeout(Duration::from_secs(seconds), read).await.map_err(late)?
+}

@@ -1,0 +1,68 @@
+//! Which path leads where.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Extension, Request, State};
+use axum::http::StatusCode;
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use cosec_proto::ErrorCode;
+use cosec_proto::metrics::MetricRegistry;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use super::body::OpenAiRequest;
+use super::observed::{RequestId, observed};
+use super::{chat, completions, models, response};
+use crate::api::error::ApiError;
+use crate::api::json_fields::JsonFields;
+use crate::api::state::ApiState;
+
+/// All routes.
+pub fn router(state: Arc<ApiState>, registry: MetricRegistry) -> Router {
+    Router::new()
+        .route("/v1/completions", post(complete))
+        .route("/v1/chat/completions", post(converse))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::retrieve))
+        .route("/health/live", get(|| async { "live\n" }))
+        .route("/health/ready", get(ready))
+        .route("/metrics", get(move || async move { exposition(&registry) }))
+        .fallback(async || ApiError::new(ErrorCode::NotFound, "there is no such path; see /v1/models"))
+        .method_not_allowed_fallback(async || {
+            ApiError::http_only(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method")
+        })
+        .layer(CatchPanicLayer::custom(|_| ApiError::new(ErrorCode::Internal, "an internal error").into_response()))
+        .layer(middleware::from_fn_with_state(state.clone(), observed))
+        .with_state(state)
+}
+
+async fn complete(
+    State(state): State<Arc<ApiState>>,
+    Extension(id): Extension<RequestId>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let received = OpenAiRequest::read(request, &state).await?;
+    let (request, shape, delivery) = completions::read(JsonFields::parse(&received.body)?)?;
+    response::respond(&state, id, received, request, shape, delivery).await
+}
+
+async fn converse(
+    State(state): State<Arc<ApiState>>,
+    Extension(id): Extension<RequestId>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let received = OpenAiRequest::read(request, &state).await?;
+    let (request, shape, delivery) = chat::read(JsonFields::parse(&received.body)?)?;
+    response::respond(&state, id, received, request, shape, delivery).await
+}
+
+async fn ready(State(state): State<Arc<ApiState>>) -> Result<&'static str, ApiError> {
+    state.generation.ready().map(|()| "ready\n")
+}
+
+fn exposition(registry: &MetricRegistry) -> Result<String, ApiError> {
+    let failed = |cause| ApiError::new(ErrorCode::Internal, format!("the metrics cannot be written: {cause}"));
+    registry.text().map_err(failed)
+}

@@ -1,0 +1,207 @@
+//! The choices of a request while they are generated: events of sessions become pieces of text.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use cosec_proto::ErrorCode;
+use tokio::time::timeout_at;
+use tokio_stream::{StreamExt, StreamMap};
+
+use super::drain::RequestGuard;
+use super::model_text::ModelText;
+use super::sessions::BoxedSession;
+use crate::api::error::ApiError;
+use crate::postprocess::{ChoiceText, Delta};
+use crate::request::{FinishReason, GenerationSettings, SessionEvent};
+
+/// What happens next in one of a request's choices.
+#[derive(Debug)]
+pub(crate) enum ChoiceEvent {
+    /// More text or tokens; never empty.
+    Delta(Delta),
+    /// The choice's last event.
+    Finished(FinishReason),
+}
+
+/// A request in flight. Dropping it ends its sessions.
+pub(crate) struct RunningGeneration {
+    text: Arc<ModelText>,
+    settings: Arc<GenerationSettings>,
+    streams: StreamMap<u32, BoxedSession>,
+    choices: Vec<ChoiceState>,
+    ready: VecDeque<(u32, ChoiceEvent)>,
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    degraded: bool,
+    guard: RequestGuard,
+}
+
+/// A choice's text so far.
+struct ChoiceState {
+    prompt: Arc<[u32]>,
+    text: ChoiceText,
+    finished: bool,
+}
+
+impl RunningGeneration {
+    pub(super) fn new(text: Arc<ModelText>, settings: Arc<GenerationSettings>, guard: RequestGuard) -> Self {
+        Self {
+            text,
+            settings,
+            streams: StreamMap::new(),
+            choices: Vec::new(),
+            ready: VecDeque::new(),
+            prompt_tokens: 0,
+            completion_tokens: 0,
+            degraded: false,
+            guard,
+        }
+    }
+
+    /// How to generate.
+    pub(crate) fn settings(&self) -> &GenerationSettings {
+        &self.settings
+    }
+
+    /// The bytes of a token, for reports.
+    pub(crate) fn text(&self) -> &Arc<ModelText> {
+        &self.text
+    }
+
+    /// Prompt tokens (each prompt once) and new tokens so far.
+    pub(crate) fn usage(&self) -> (usize, usize) {
+        (self.prompt_tokens, self.completion_tokens)
+    }
+
+    /// Whether the base went on without an expert, in any choice so far.
+    pub(crate) fn degraded(&self) -> bool {
+        self.degraded
+    }
+
+    /// Choices, numbered from 0.
+    pub(crate) fn choices(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// Counts the tokens of a prompt, once for all of its choices.
+    pub(super) fn add_prompt(&mut self, tokens: usize) {
+        self.prompt_tokens += tokens;
+    }
+
+    pub(super) fn next_index(&self) -> u32 {
+        // The number of choices is bounded far below by the configuration's `max_choices`.
+        u32::try_from(self.choices.len()).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn add(&mut self, prompt: Arc<[u32]>, events: BoxedSession) {
+        let index = self.next_index();
+        let (decoder, settings) = (self.text.decoder.clone(), &self.settings);
+        let mut text = if settings.echo {
+            ChoiceText::echoing(decoder, &settings.stop, settings.min_tokens)
+        } else {
+            ChoiceText::new(decoder, &prompt, &settings.stop, settings.min_tokens)
+        };
+        if settings.echo && settings.logprobs.is_none() {
+            let delta = text.echo(&prompt, Vec::new());
+            self.ready.push_back((index, ChoiceEvent::Delta(delta)));
+        }
+        self.choices.push(ChoiceState { prompt, text, finished: false });
+        self.streams.insert(index, events);
+    }
+
+    /// The next event of any choice, with its number; `None` after the last choice has finished.
+    ///
+    /// # Errors
+    /// When a choice failed; the others end with it, and nothing follows.
+    pub(crate) async fn next(&mut self) -> Option<Result<(u32, ChoiceEvent), ApiError>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(Ok(event));
+            }
+            if self.choices.iter().all(|choice| choice.finished) {
+                return None;
+            }
+            let step = match self.next_session_event().await {
+                Ok((index, event)) => self.take(index, event),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = step {
+                self.streams.clear();
+                self.choices.clear();
+                self.ready.clear();
+                return Some(Err(error));
+            }
+        }
+    }
+
+    async fn next_session_event(&mut self) -> Result<(u32, SessionEvent), ApiError> {
+        let deadline = self.settings.deadline;
+        tokio::select! {
+            biased;
+            () = self.guard.halted() => {
+                Err(ApiError::new(ErrorCode::Unavailable, "this coordinator shut down before the request was finished"))
+            }
+            event = timeout_at(deadline, self.streams.next()) => match event {
+                Ok(Some(event)) => Ok(event),
+                Ok(None) => Err(ApiError::new(ErrorCode::Internal, "a session ended without a reason")),
+                Err(_) => Err(ApiError::new(ErrorCode::DeadlineExceeded, "the request took longer than it may")),
+            },
+        }
+    }
+
+    fn take(&mut self, index: u32, event: SessionEvent) -> Result<(), ApiError> {
+        let Some(choice) = self.choices.get_mut(index as usize) else {
+            return Err(ApiError::new(ErrorCode::Internal, "a session that was not opened spoke"));
+        };
+        match event {
+            SessionEvent::Prompt(scores) => {
+                let delta = choice.text.echo(&choice.prompt, scores);
+                self.ready.push_back((index, ChoiceEvent::Delta(delta)));
+            }
+            SessionEvent::Token(token) if Some(token.decision.id) == self.text.encoder.end_of_infill() => {
+                self.stop(index);
+                self.finish(index, FinishReason::Stop);
+            }
+            SessionEvent::Token(token) => {
+                self.completion_tokens += 1;
+                let (delta, stopped) = choice.text.push(token);
+                if !delta.is_empty() {
+                    self.ready.push_back((index, ChoiceEvent::Delta(delta)));
+                }
+                if stopped {
+                    self.stop(index);
+                    self.end(index, FinishReason::Stop);
+                }
+            }
+            SessionEvent::Degraded => self.degraded = true,
+            SessionEvent::Finished(reason) => self.finish(index, reason),
+            SessionEvent::Failed(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Ends a session whose text has come to its end.
+    fn stop(&mut self, index: u32) {
+        if let Some(session) = self.streams.remove(&index) {
+            session.stop();
+        }
+    }
+
+    fn finish(&mut self, index: u32, reason: FinishReason) {
+        if let Some(choice) = self.choices.get_mut(index as usize) {
+            let (delta, reason) = choice.text.finish(reason);
+            if !delta.is_empty() {
+                self.ready.push_back((index, ChoiceEvent::Delta(delta)));
+            }
+            self.end(index, reason);
+        }
+    }
+
+    fn end(&mut self, index: u32, reason: FinishReason) {
+        self.streams.remove(&index);
+        if let Some(choice) = self.choices.get_mut(index as usize) {
+            choice.finished = true;
+            self.ready.push_back((index, ChoiceEvent::Finished(reason)));
+        }
+    }
+}
