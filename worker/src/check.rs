@@ -14,7 +14,7 @@ use crate::model::{
 /// Tokens of a cache block; small, so that the check crosses blocks.
 const BLOCK_TOKENS: usize = 4;
 
-/// What to compare with what.
+/// Which checkpoint to compare with which logits.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CheckArgs {
     /// Directory of a checkpoint, its hub id OWNER/NAME, or a GGUF file.
@@ -26,7 +26,7 @@ pub struct CheckArgs {
     /// Directory of a PEFT LoRA adapter, or its hub id OWNER/NAME[@REVISION]; merged into the weights.
     #[arg(long)]
     pub adapter: Option<PathBuf>,
-    /// A PEFT LoRA adapter beside the weights, which all prompts choose.
+    /// An unmerged PEFT LoRA adapter, which all prompts choose.
     #[arg(long, value_name = "NAME=ADAPTER")]
     pub lora: Option<NamedAdapter>,
     /// Where the model runs: cpu, cuda or cuda:N.
@@ -66,7 +66,7 @@ pub enum ErrorMeasure {
     Relative,
 }
 
-/// What was found.
+/// The result of a comparison.
 #[derive(Clone, Debug)]
 pub struct CheckReport {
     /// How differences were measured.
@@ -77,7 +77,7 @@ pub struct CheckReport {
     pub prompts: Vec<PromptReport>,
 }
 
-/// What was found for one prompt.
+/// The differences for one prompt.
 #[derive(Clone, Debug)]
 pub struct PromptReport {
     /// Length of the prompt.
@@ -131,8 +131,8 @@ pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
     // Activations between quantised weights are rounded, by others to 8 bits.
     let quantised = Checkpoint::open(&directory).map_err(ModelLoadError::from)?.is_quantised();
     let mut model = ModelRunner::load(&directory, &options)?;
-    // The expectation was computed from the checkpoint's own weights, in f32. Devices other than the CPU round what is
-    // multiplied with 16 bits.
+    // The expected logits were computed in f32 from the checkpoint's own weights. GPUs round the factors of products with
+    // weights in 16 bits.
     let own_dtype =
         args.dtype == DtypeChoice::F32 || args.dtype == DtypeChoice::Auto && args.device == DeviceChoice::Cpu;
     let own_weights = own_dtype && args.quantize.is_none();
@@ -150,7 +150,7 @@ pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
     Ok(CheckReport { measure, tolerance: args.tolerance.unwrap_or(default), prompts })
 }
 
-/// Either side of a comparison that cannot be made.
+/// Which side of a comparison failed.
 enum PromptError {
     Forward(ForwardError),
     Expected(String),
@@ -176,7 +176,7 @@ fn check_prompt(
     prompt: &ExpectedPrompt,
     measure: ErrorMeasure,
 ) -> Result<PromptReport, PromptError> {
-    // Backwards, so that an order that only works by chance shows.
+    // In reverse, so that code that ignores the block table fails.
     let count = (prompt.input_ids.len() + prompt.greedy.len()).div_ceil(BLOCK_TOKENS) as u32;
     let blocks: Vec<u32> = (0..count).rev().collect();
     let tokens = prompt.input_ids.as_slice();
@@ -218,7 +218,7 @@ fn difference(found: &[f32], expected: &[f32], measure: ErrorMeasure) -> Result<
         return Err(PromptError::Expected(problem));
     }
     let pairs = || found.iter().zip(expected).map(|(&found, &expected)| (f64::from(found), f64::from(expected)));
-    // A logit that is no number must not get lost in a maximum.
+    // A NaN must not get lost in a maximum.
     if found.iter().any(|logit| logit.is_nan()) {
         return Ok(f64::INFINITY);
     }
@@ -275,22 +275,14 @@ impl fmt::Display for CheckReport {
 
 /// Why a comparison could not be made.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages and field names say it")]
 pub enum CheckError {
-    /// The expected logits.
     #[error("{}: {problem}", file.display())]
-    Expected {
-        /// Which file.
-        file: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
-    /// Where the checkpoint or the adapter is.
+    Expected { file: PathBuf, problem: String },
     #[error(transparent)]
     Hub(#[from] HubError),
-    /// The checkpoint.
     #[error(transparent)]
     Load(Box<ModelLoadError>),
-    /// A prompt.
     #[error(transparent)]
     Forward(#[from] ForwardError),
 }

@@ -299,34 +299,24 @@ fn within<T: PartialOrd + Display>(
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the field names say it")]
 pub enum ConfigError {
-    /// The file does not exist.
     #[error("config is {}; there is no such file", .0.display())]
     NoFile(PathBuf),
-    /// A layer has an unknown key or a value of the wrong type.
     #[error("configuration: {0}")]
     Layer(String),
-    /// A required setting is in no layer.
     #[error("{key} is missing; set it with {flag}, {ENVIRONMENT}* or the file")]
     Missing { key: &'static str, flag: &'static str },
-    /// Memory and blocks are both set.
     #[error("kv_memory_mib and blocks are both set; only one of them is allowed")]
     TwoCacheSizes,
-    /// Two adapters have one name.
     #[error("lora names {0} twice; every adapter needs a name of its own")]
     TwoAdapters(String),
-    /// CPUs that are not there, or are not the worker's to choose.
     #[error("cpus is {cpus}; {problem}")]
     Cpus { cpus: String, problem: String },
-    /// More threads than CPUs that they could be pinned to.
     #[error("threads is {threads}; with cpus {cpus} it must be 0 to {most}")]
     Threads { threads: usize, cpus: String, most: usize },
-    /// No address.
     #[error("{key} is {address:?}; it must be HOST:PORT")]
     Address { key: &'static str, address: String },
-    /// The worker could not be found.
     #[error(transparent)]
     Registration(#[from] InvalidRegistration),
-    /// A number that makes no sense.
     #[error("{key} is {value}; it must be {least} to {most}")]
     Range { key: &'static str, value: String, least: String, most: String },
 }

@@ -1,4 +1,4 @@
-//! Which of the machine's CPUs threads run on.
+//! Sets of CPUs that threads run on.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// CPU numbers are below it: as many as the C library's set holds.
+/// CPU numbers are below this: the capacity of the C library's set.
 const MOST: usize = 1024;
 
 /// At least one CPU, written as the kernel lists them: `0-3,8`.
@@ -19,15 +19,15 @@ impl CpuSet {
     /// The CPUs that the calling thread may run on.
     ///
     /// # Errors
-    /// When the system does not say it.
+    /// When the system call fails.
     pub fn available() -> io::Result<Self> {
         system::available().map(Self)
     }
 
-    /// Lets the calling thread, and those that it starts from now on, run on these CPUs only.
+    /// Restricts the calling thread, and threads that it starts later, to these CPUs.
     ///
     /// # Errors
-    /// When the system does not allow it.
+    /// When the system call fails.
     pub fn keep_to(&self) -> io::Result<()> {
         system::keep_to(&self.0)
     }
@@ -38,13 +38,13 @@ impl CpuSet {
         self.0.len()
     }
 
-    /// Whether `other` has all of them.
+    /// Whether `other` contains all of them.
     #[must_use]
     pub fn is_within(&self, other: &Self) -> bool {
         self.0.is_subset(&other.0)
     }
 
-    /// Each of them alone, in ascending order.
+    /// A set for each CPU, in ascending order.
     pub fn each(&self) -> impl Iterator<Item = Self> {
         self.0.iter().map(|&cpu| Self(BTreeSet::from([cpu])))
     }
@@ -84,7 +84,7 @@ impl fmt::Display for CpuSet {
     }
 }
 
-/// A list as a configuration has it; one CPU is a number there.
+/// A list in a configuration, where one CPU may be a number.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected cpus as a list of numbers and ranges of them, such as \"0-3,8\"")]
 enum WrittenCpus {

@@ -1,4 +1,4 @@
-//! What Prometheus scrapes of a worker.
+//! The worker's metrics.
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -45,7 +45,7 @@ cosec_proto::metrics! {
         pub(crate) shared_tokens: IntCounter = "cosec_worker_shared_prefix_tokens_total";
         /// Sessions that lost their blocks to an older one.
         pub(crate) preemptions: IntCounter = "cosec_worker_preemptions_total";
-        /// 1 while the worker's entry stands in etcd.
+        /// 1 while the worker's entry is in etcd.
         pub(crate) registered: IntGauge = "cosec_worker_registered";
     }
 }

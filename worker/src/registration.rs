@@ -1,5 +1,5 @@
-//! Keeps the worker's entry in etcd: under a lease, put again when lease or entry is lost, marked while the worker
-//! drains, withdrawn at its end.
+//! Keeps the worker's entry in etcd: under a lease, restored when lease or entry is lost, marked while the worker
+//! drains, withdrawn at the end.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,16 +12,16 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Pauses between attempts to register grow from the first to the second.
+/// Shortest and longest pause between attempts to register.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// Interval between two renewals of the lease.
 const RENEWAL: Duration = Duration::from_secs(LEASE.as_secs() / 3);
 
-/// For one call to etcd.
+/// Timeout of one call to etcd.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Where and as what to register.
+/// Where the worker registers, under which address and models.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RegistrationConfig {
@@ -37,13 +37,13 @@ pub struct RegistrationConfig {
 }
 
 impl RegistrationConfig {
-    /// Whether to register at all.
+    /// Whether the worker registers.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         self.etcd != EtcdConfig::default()
     }
 
-    /// Checks what can be checked before etcd is reached, and fills in the worker's own `name` and address.
+    /// Checks the settings and fills in the worker's own `name` where no models are given.
     ///
     /// # Errors
     /// [`InvalidRegistration`] names the setting.
@@ -63,25 +63,21 @@ impl RegistrationConfig {
     }
 }
 
-/// Settings with which no coordinator would find the worker.
+/// Why coordinators could not find the worker.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages and field names say it")]
 pub enum InvalidRegistration {
-    /// The way to etcd.
     #[error("registration.etcd.{0}")]
     Etcd(#[from] InvalidEtcd),
-    /// Every address is no address.
     #[error("registration.advertise is missing; set --advertise HOST:PORT, since listen is {listen}")]
-    Advertise {
-        /// Where the worker listens.
-        listen: String,
-    },
+    Advertise { listen: String },
 }
 
 /// Keeps one entry.
 pub(crate) struct EtcdRegistrar {
     pub(crate) etcd: EtcdConfig,
     pub(crate) entry: Registration,
-    /// 1 while the entry stands.
+    /// 1 while the entry is in etcd.
     pub(crate) registered: IntGauge,
 }
 
@@ -98,7 +94,7 @@ impl EtcdRegistrar {
             if stood {
                 pause = BACKOFF.0;
             }
-            // Workers that lost etcd together do not come back all at once.
+            // Jitter, so that workers that lost etcd together do not return at once.
             let jitter = rand::rng().random_range(0.5..1.5);
             tokio::select! {
                 () = sleep(pause.mul_f64(jitter)) => {}
@@ -108,7 +104,7 @@ impl EtcdRegistrar {
         }
     }
 
-    /// Registers and stays so; returns at `closing`, or with the reason why the entry may be lost.
+    /// Registers and renews the lease; returns at `closing`, or with the reason why the entry may be lost.
     async fn hold(
         &mut self,
         attempt: usize,

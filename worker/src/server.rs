@@ -25,7 +25,7 @@ use crate::metrics::{self, WorkerMetrics};
 use crate::registration::{self, EtcdRegistrar};
 use crate::service::{Identity, WorkerService};
 
-/// How often a draining worker looks whether it is done.
+/// How often a draining worker checks whether it is done.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 /// Time for peers to read the last messages after the streams have ended.
@@ -41,7 +41,7 @@ pub struct BoundServer {
 }
 
 impl BoundServer {
-    /// Takes the ports, so that one in use is known before a model is loaded.
+    /// Binds the ports before a model is loaded, so that one in use fails early.
     ///
     /// # Errors
     /// [`ServeError::Bind`].
@@ -126,7 +126,7 @@ impl BoundServer {
         let done = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             ended = &mut grpc => return Err(ended_early(ended)),
-            // Whoever watches over the process starts it anew.
+            // The process supervisor restarts it.
             () = engine.stopped() => Err(ServeError::EngineStopped),
         };
         set_health(&health, ServingStatus::NotServing).await;
@@ -145,7 +145,7 @@ impl BoundServer {
     }
 }
 
-/// Tells etcd of a worker that is ready, where it is to.
+/// The registrar of a worker that is ready, if it is to register.
 fn registrar(
     identity: Identity,
     engine: &EngineHandle,
@@ -171,7 +171,7 @@ fn registrar(
     Some(EtcdRegistrar { etcd, entry, registered: figures.registered.clone() })
 }
 
-/// Takes `HOST:PORT`; of several addresses that a name stands for, the first that can be had.
+/// Binds `HOST:PORT`; if the name has several addresses, the first that is free.
 async fn bind(key: &'static str, listen: &str) -> Result<(TcpListener, SocketAddr), ServeError> {
     let failed = |cause| ServeError::Bind { key, address: listen.to_owned(), cause };
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
@@ -185,7 +185,7 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
     health.set_service_status(service, status).await;
 }
 
-/// Runs `load` on a thread of its own, which nobody waits for when the process ends.
+/// Runs `load` on a thread of its own, which does not delay the end of the process.
 async fn in_thread<T: Send + 'static>(
     load: impl FnOnce() -> Result<T, BoxedLoadError> + Send + 'static,
 ) -> Result<T, ServeError> {
@@ -195,7 +195,7 @@ async fn in_thread<T: Send + 'static>(
     loaded.await.map_err(|_| ServeError::LoadPanicked)?.map_err(ServeError::Load)
 }
 
-/// Waits until no operation runs and nobody could go on with a session.
+/// Waits until no operation runs and no stream could continue a session.
 async fn drained(engine: &EngineHandle, service: &WorkerService) {
     let status = engine.status();
     while status.operations() > 0 || (status.sessions() > 0 && service.open_streams() > 0) {
@@ -228,41 +228,28 @@ fn ended_early(ended: Result<Result<(), tonic::transport::Error>, tokio::task::J
     }
 }
 
-/// Why a model could not be loaded, in the loader's words.
+/// Why a model could not be loaded.
 pub type BoxedLoadError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a worker does not serve.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages and field names say it")]
 pub enum ServeError {
-    /// A port is taken or not allowed.
     #[error("{key} is {address}; it cannot be bound: {cause}")]
-    Bind {
-        /// Setting that names the address.
-        key: &'static str,
-        /// The address.
-        address: String,
-        /// The system's word.
-        cause: io::Error,
-    },
-    /// The model is not usable.
+    Bind { key: &'static str, address: String, cause: io::Error },
     #[error("the model cannot be loaded: {0}")]
     Load(BoxedLoadError),
-    /// The loader is broken.
     #[error("the model cannot be loaded: the loader panicked")]
     LoadPanicked,
-    /// The system starts no thread.
     #[error("no thread can be started: {0}")]
     Thread(io::Error),
-    /// Two figures have one name.
     #[error("the metrics cannot be registered: {0}")]
     Metrics(#[from] MetricError),
     /// A panic in it: a defect.
     #[error("the engine's thread has ended by itself; the worker serves no more")]
     EngineStopped,
-    /// The listener failed.
     #[error("the gRPC service failed: {0}")]
     Grpc(tonic::transport::Error),
-    /// The listener ended by itself.
     #[error("the gRPC service ended by itself")]
     GrpcEnded,
 }

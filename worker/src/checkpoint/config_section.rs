@@ -1,4 +1,4 @@
-//! Reads config.json; every error names file, field, what was found and what is expected.
+//! JSON files and their sections. Every error names file, field, found and expected value.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +27,7 @@ impl JsonFile {
         Self::parse(&path, bytes)
     }
 
-    /// What the file at `path` would be if it held `bytes`.
+    /// Parses `bytes` as the file at `path`.
     ///
     /// # Errors
     /// [`ConfigFileError::Malformed`].
@@ -37,7 +37,7 @@ impl JsonFile {
         Ok(Self { path: path.to_owned(), bytes, fields })
     }
 
-    /// An object that stands for what the file at `path` says in another format.
+    /// A config made from the file at `path`, which has another format.
     #[must_use]
     pub fn of_fields(path: &Path, fields: Map<String, Value>) -> Self {
         let bytes = Value::from(fields.clone()).to_string().into_bytes();
@@ -58,13 +58,13 @@ impl JsonFile {
         }
     }
 
-    /// The file as it is.
+    /// Content of the file.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Its object.
+    /// The object of the whole file.
     #[must_use]
     pub fn root(&self) -> ConfigSection<'_> {
         ConfigSection { file: &self.path, prefix: String::new(), fields: &self.fields }
@@ -170,7 +170,7 @@ impl<'a> ConfigSection<'a> {
         }
     }
 
-    /// One of some names, as what it stands for.
+    /// One of `names`, as its meaning.
     ///
     /// # Errors
     /// [`ConfigFileError`] lists the names.
@@ -217,7 +217,7 @@ impl<'a> ConfigSection<'a> {
         ids.map(Some).ok_or_else(|| self.invalid(field, "a token id or a list of them".to_owned()))
     }
 
-    /// The error that `field` is not what is `expected`.
+    /// The error that `field` is not `expected`.
     #[must_use]
     pub fn invalid(&self, field: &str, expected: String) -> ConfigFileError {
         let mut found = self.get(field).map_or("absent".to_owned(), Value::to_string);
@@ -239,45 +239,16 @@ impl<'a> ConfigSection<'a> {
     }
 }
 
-/// What is wrong with a JSON file.
+/// Why a JSON file is refused.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages and field names say it")]
 pub enum ConfigFileError {
-    /// No such file, or no permission.
     #[error("{}: cannot be read: {source}", file.display())]
-    Unreadable {
-        /// Which.
-        file: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// No JSON object.
+    Unreadable { file: PathBuf, source: std::io::Error },
     #[error("{}: is no JSON object: {source}", file.display())]
-    Malformed {
-        /// Which.
-        file: PathBuf,
-        /// Why.
-        source: serde_json::Error,
-    },
-    /// A required field is not there.
+    Malformed { file: PathBuf, source: serde_json::Error },
     #[error("{}: field {field} is missing; expected {expected}", file.display())]
-    Missing {
-        /// Which file.
-        file: PathBuf,
-        /// Path of the field.
-        field: String,
-        /// What should stand there.
-        expected: String,
-    },
-    /// A field has a value that is not allowed.
+    Missing { file: PathBuf, field: String, expected: String },
     #[error("{}: field {field} is {found}; expected {expected}", file.display())]
-    Invalid {
-        /// Which file.
-        file: PathBuf,
-        /// Path of the field.
-        field: String,
-        /// What stands there, cut short.
-        found: String,
-        /// What is allowed.
-        expected: String,
-    },
+    Invalid { file: PathBuf, field: String, found: String, expected: String },
 }

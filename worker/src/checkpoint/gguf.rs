@@ -17,7 +17,7 @@ const MAX_DIMENSIONS: u32 = 4;
 /// Where tensors begin unless the file says otherwise, as a multiple of bytes.
 const ALIGNMENT: usize = 32;
 
-/// What a GGUF file says before its tensors.
+/// The header of a GGUF file.
 #[derive(Clone, Debug, Default)]
 pub struct GgufHeader {
     /// Metadata that is a number, a truth value or a text.
@@ -26,7 +26,7 @@ pub struct GgufHeader {
     pub tensors: HashMap<String, StoredTensor>,
 }
 
-/// Reads the header of the file that `bytes` are.
+/// Reads the header of the file `bytes`.
 ///
 /// # Errors
 /// [`GgufError`].
@@ -68,7 +68,7 @@ pub fn header(bytes: &[u8]) -> Result<GgufHeader, GgufError> {
     Ok(header)
 }
 
-/// A tensor as its header describes it.
+/// A tensor as the header describes it.
 struct TensorInfo {
     shape: Vec<usize>,
     encoding: TensorEncoding,
@@ -93,7 +93,7 @@ impl TensorInfo {
     }
 }
 
-/// What is left of the header.
+/// The rest of the header.
 struct HeaderReader<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -123,7 +123,7 @@ impl<'a> HeaderReader<'a> {
     }
 
     fn length(&mut self) -> Result<usize, GgufError> {
-        // What does not fit ends outside the file.
+        // A length that does not fit is beyond the file.
         Ok(usize::try_from(self.u64()?).unwrap_or(usize::MAX))
     }
 
@@ -210,52 +210,20 @@ fn float(text: &str) -> Value {
 
 /// Why a file is not read as GGUF.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages and field names say it")]
 pub enum GgufError {
-    /// Another format.
     #[error("it does not begin with \"GGUF\"")]
     Magic,
-    /// Another version of the format.
     #[error("it has version {version}; expected 2 or 3, in little-endian order")]
-    Version {
-        /// What stands there.
-        version: u32,
-    },
-    /// The header tells of more than there is.
+    Version { version: u32 },
     #[error("its header wants {wanted} bytes at {at}; the file has {bytes}")]
-    Truncated {
-        /// Where.
-        at: usize,
-        /// How much.
-        wanted: usize,
-        /// Length of the file.
-        bytes: usize,
-    },
-    /// Bytes that are no UTF-8.
+    Truncated { at: usize, wanted: usize, bytes: usize },
     #[error("the text at {at} is no UTF-8")]
-    Text {
-        /// Where its length stands.
-        at: usize,
-    },
-    /// A value of no known type.
+    Text { at: usize },
     #[error("the value at {at} has the type {kind}; expected 0 to 12, in arrays no arrays")]
-    Kind {
-        /// Where.
-        at: usize,
-        /// The number of the type.
-        kind: u32,
-    },
-    /// A tensor of too many dimensions.
+    Kind { at: usize, kind: u32 },
     #[error("tensor {tensor} has {dimensions} dimensions; at most {MAX_DIMENSIONS} are allowed")]
-    Dimensions {
-        /// Which.
-        tensor: String,
-        /// How many.
-        dimensions: u32,
-    },
-    /// Tensors could not be read in place.
+    Dimensions { tensor: String, dimensions: u32 },
     #[error("general.alignment is {found}; expected a power of two from 8 on")]
-    Alignment {
-        /// What stands there.
-        found: String,
-    },
+    Alignment { found: String },
 }

@@ -1,6 +1,6 @@
 //! Models and adapters by hub id: found in Hugging Face's cache, else downloaded into it.
 //!
-//! What is cached is never asked for again, so a model that was loaded once loads without a network. A branch thus stays
+//! Cached files are never requested again, so a model that was loaded once loads without a network. A branch thus stays
 //! at the commit that was downloaded first.
 
 use std::env;
@@ -26,10 +26,10 @@ mod hub_id;
 
 /// The public hub.
 const ENDPOINT: &str = "https://huggingface.co";
-/// How often that is looked at.
+/// How often that is checked.
 const POLL: Duration = Duration::from_secs(1);
 
-/// What is wanted of a repository.
+/// The kind of repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepoContent {
     /// A model with its tokenizer.
@@ -39,7 +39,7 @@ pub enum RepoContent {
 }
 
 impl RepoContent {
-    /// Names of the files beside the weights; the first must be there.
+    /// Names of the files besides the weights; the first is required.
     fn configs(self) -> &'static [&'static str] {
         match self {
             Self::Model => &["config.json", "generation_config.json", "tokenizer.json"],
@@ -56,7 +56,7 @@ impl RepoContent {
     }
 }
 
-/// Finds what `reference` stands for: a path that exists, or a hub id `OWNER/NAME` or `OWNER/NAME@REVISION`.
+/// Resolves `reference`: an existing path, or a hub id `OWNER/NAME` or `OWNER/NAME@REVISION`.
 ///
 /// Blocks while it downloads; it must not be called within an asynchronous runtime.
 ///
@@ -74,7 +74,7 @@ pub fn locate(reference: &Path, revision: Option<&str>, content: RepoContent) ->
     HubClient::from_env()?.directory(&id, content)
 }
 
-/// A hub, and the cache of what came from it.
+/// A hub and its local cache.
 struct HubClient {
     cache: PathBuf,
     endpoint: String,
@@ -83,7 +83,7 @@ struct HubClient {
 }
 
 impl HubClient {
-    /// As the environment says, in the variables of Python's `huggingface_hub`.
+    /// Reads the environment variables of Python's `huggingface_hub`.
     fn from_env() -> Result<Self, HubError> {
         let variable = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
         let home = match (variable("HF_HOME"), variable("XDG_CACHE_HOME"), variable("HOME")) {
@@ -118,11 +118,11 @@ impl HubClient {
         runtime.block_on(HubDownload::new(self, id)?.run(content))
     }
 
-    /// The snapshot of `id` if all of it has been downloaded.
+    /// The snapshot of `id`, if it is complete.
     fn cached(&self, id: &HubId, content: RepoContent) -> Option<PathBuf> {
         let repository = Repo::with_revision(id.name.clone(), RepoType::Model, id.revision.clone());
         let folder = self.cache.join(repository.folder_name());
-        // A revision is a branch or tag with a file of its own, or the commit itself.
+        // A revision is a branch or tag with a ref file, or the commit itself.
         let commit = fs::read_to_string(folder.join("refs").join(&id.revision));
         let commit = commit.map_or_else(|_| id.revision.clone(), |commit| commit.trim().to_owned());
         let snapshot = folder.join("snapshots").join(commit);
@@ -166,7 +166,7 @@ impl<'a> HubDownload<'a> {
         Ok(Self { hub, id, api })
     }
 
-    /// Downloads the files that are wanted and not there yet.
+    /// Downloads the missing files.
     async fn run(&self, content: RepoContent) -> Result<PathBuf, HubError> {
         let Self { hub, id, api } = self;
         let repository = |revision: &str| Repo::with_revision(id.name.clone(), RepoType::Model, revision.to_owned());
@@ -187,7 +187,7 @@ impl<'a> HubDownload<'a> {
             });
         };
         tracing::info!(model = id.name, revision = id.revision, commit = info.sha, hub = hub.endpoint, "downloading");
-        // All files of one commit, even if a branch moves on meanwhile.
+        // All files of one commit, even if the branch moves meanwhile.
         let pinned = repository(&info.sha);
         let cache = Cache::new(hub.cache.clone());
         let snapshot = cache.repo(pinned.clone()).pointer_path(&info.sha);
@@ -221,7 +221,7 @@ impl<'a> HubDownload<'a> {
                 tokio::time::sleep(POLL).await;
             }
         };
-        // A task of its own: what a wrong answer may do to the client ends there.
+        // A task of its own, so that a panic of the client on a malformed answer ends there.
         let (repository, name) = (self.api.repo(repository.clone()), file.to_owned());
         let mut download = tokio::spawn(async move { repository.download_with_progress(&name, watch).await });
         let done = tokio::select! {
@@ -259,7 +259,7 @@ impl<'a> HubDownload<'a> {
     }
 }
 
-/// A download as it is shown, and when anything of it was last heard.
+/// The progress of a download, and when data last arrived.
 #[derive(Clone)]
 struct DownloadProgress {
     progress: Option<ByteProgress>,
@@ -284,7 +284,7 @@ impl Watch for DownloadProgress {
     }
 }
 
-/// An error and what caused it, which some do not say by themselves.
+/// An error with its causes.
 fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,4 @@
-//! A file in memory, of which only what is being read stays there.
+//! A mapped file of which only the pages being read stay in memory.
 
 use std::fs::File;
 use std::io;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use memmap2::{Mmap, UncheckedAdvice};
 
-/// A file that is mapped and only read.
+/// A file mapped for reading.
 #[derive(Debug)]
 pub struct MappedFile {
     path: PathBuf,
@@ -43,10 +43,10 @@ impl MappedFile {
         &self.map
     }
 
-    /// Gives back the memory of all pages that `range` touches. They can still be read: from the file again.
+    /// Releases the memory of all pages that `range` touches. Later reads load them from the file again.
     ///
-    /// Pages that it shares with its neighbours are among them: left to the neighbours, which cannot know of each other,
-    /// they would stay, and there is one for each piece that is read.
+    /// That includes pages shared with neighbouring ranges: otherwise one page would stay for each
+    /// piece that is read.
     pub fn release(&self, range: Range<usize>) {
         let start = range.start / PAGE_BYTES * PAGE_BYTES;
         let length = range.end.next_multiple_of(PAGE_BYTES).min(self.map.len()).saturating_sub(start);
@@ -56,12 +56,12 @@ impl MappedFile {
         #[expect(unsafe_code, reason = "the call is unsafe for maps that are written or have no file")]
         // SAFETY: the map is backed by the file and never written, so that a page read again has the same bytes.
         let released = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, length) };
-        // Memory that is kept longer than need be is no reason to stop.
+        // Memory that stays longer than needed is no reason to stop.
         drop(released);
     }
 }
 
-/// Bytes of the largest piece of a file that Linux keeps together, and maps as a whole where one byte of it is read.
+/// Size of the largest folio of a file, which Linux maps as a whole when one byte of it is read.
 const PAGE_BYTES: usize = 2 << 20;
 
 #[cfg(test)]

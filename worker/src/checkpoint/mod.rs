@@ -1,4 +1,4 @@
-//! The files of a checkpoint, from the hub or the disk: what is stored in them and where. Knows no decoder.
+//! The files of a checkpoint, from the hub or the disk: formats, tensors, configs. Knows no decoder.
 
 pub mod config_section;
 pub mod gguf;

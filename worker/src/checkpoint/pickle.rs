@@ -1,4 +1,4 @@
-//! Reads one PyTorch checkpoint (the zip archive of `torch.save` since 1.6), without executing what its pickle asks for.
+//! Reads one PyTorch checkpoint (the zip archive of `torch.save` since 1.6) without executing its pickle.
 //!
 //! Candle parses the pickle into plain objects: classes and calls are only names there. A hostile pickle could still
 //! nest or copy objects until the process dies, so each instruction's result is weighed before the next one runs.
@@ -22,7 +22,7 @@ const MAX_DEPTH: usize = 32;
 const MAX_WEIGHT: usize = 1 << 22;
 const TEXT_UNIT: usize = 64;
 
-/// Reads which tensors are in the file that `bytes` are, and where. What else the pickle holds is left alone.
+/// Finds the tensors in the file `bytes`. Ignores other objects in the pickle.
 ///
 /// # Errors
 /// [`PickleError`].
@@ -73,7 +73,7 @@ impl ArchiveEntries {
         pickle.map(|(_, range)| range.clone()).ok_or(PickleError::NoPickle)
     }
 
-    /// Storage `key`, beside the pickle in `data/`.
+    /// Storage `key`, in `data/` next to the pickle.
     fn storage(&self, key: &str) -> Option<Range<usize>> {
         let folder = self.0.keys().find_map(|name| folder(name))?;
         self.0.get(&format!("{folder}data/{key}")).cloned()
@@ -85,13 +85,13 @@ fn folder(name: &str) -> Option<&str> {
     name.strip_suffix("data.pkl").filter(|folder| folder.ends_with('/') && folder.matches('/').count() == 1)
 }
 
-/// Runs the instructions of a pickle. They build objects and call nothing.
+/// Runs the instructions of a pickle, which only build objects.
 fn parse(pickle: &[u8]) -> Result<Object, PickleError> {
     let mut stack = Stack::empty();
     let mut rest = pickle;
     let mut weight = 0;
     loop {
-        // A string is allocated before it is read; a long integer is shifted by its length.
+        // Candle allocates a string before it reads it, and shifts a long integer by its length.
         match *rest {
             [b'X', a, b, c, d, ref text @ ..] if u32::from_le_bytes([a, b, c, d]) as usize > text.len() => {
                 return Err(PickleError::Hostile("a string that is longer than the file"));
@@ -229,40 +229,24 @@ fn number(object: &Object) -> Option<usize> {
 
 /// Why a file is not read as a PyTorch checkpoint.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages and field names say it")]
 pub enum PickleError {
     /// No zip archive, or a broken one. Checkpoints of PyTorch before 1.6 are none.
     #[error("no whole zip archive, as PyTorch writes it since 1.6: {0}")]
     Zip(ZipError),
-    /// A file of the archive that PyTorch would not have written.
     #[error("{name:?} is compressed, encrypted or ends outside the file")]
-    Entry {
-        /// Name in the archive.
-        name: String,
-    },
-    /// There is no pickle.
+    Entry { name: String },
     #[error("the archive has no FOLDER/data.pkl")]
     NoPickle,
-    /// The pickle is longer than the names and shapes of tensors need.
     #[error("data.pkl has {length} bytes; at most {MAX_PICKLE} are allowed")]
-    TooLong {
-        /// In bytes.
-        length: usize,
-    },
+    TooLong { length: usize },
     /// The pickle has an instruction that the format does not need, or none where one should be.
     #[error("data.pkl: {0}")]
     Instruction(String),
-    /// The pickle would take a lot of memory.
     #[error("data.pkl has {0}")]
     Hostile(&'static str),
-    /// The pickle holds something else.
     #[error("data.pkl holds no dictionary of tensors")]
     NoStateDict,
-    /// The elements of a tensor are nowhere.
     #[error("{tensor} lies in the storage {key:?}, which is missing")]
-    Storage {
-        /// Which tensor.
-        tensor: String,
-        /// Name of the storage.
-        key: String,
-    },
+    Storage { tensor: String, key: String },
 }

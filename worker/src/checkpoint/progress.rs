@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 
-/// Less than this is there before anybody looks.
+/// Smaller transfers are not shown.
 const SHOWN_BYTES: u64 = 16 << 20;
 
 /// Progress towards a known number of bytes; clones count together, and the last one takes the bar away.
@@ -15,7 +15,7 @@ pub struct ByteProgress {
     what: Arc<str>,
     total_bytes: u64,
     done_bytes: Arc<AtomicU64>,
-    /// `None` when nobody watches.
+    /// `None` without a terminal.
     bar: Option<ProgressBar>,
 }
 

@@ -8,12 +8,12 @@ use safetensors::{SafeTensorError, SafeTensors};
 
 use super::stored_tensor::{StoredTensor, TensorEncoding};
 
-/// Reads which tensors are in the file that `bytes` are, and where.
+/// Finds the tensors in the file `bytes`.
 ///
 /// # Errors
 /// When the header is broken or tells of other bytes than there are.
 pub fn tensors(bytes: &[u8]) -> Result<HashMap<String, StoredTensor>, SafetensorsError> {
-    // The length of the header, which is then checked to lie within the file with all tensors behind it.
+    // Also checks that header and tensors lie within the file.
     let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|source| match expected_bytes(bytes) {
         Some(expected) if expected != bytes.len() => SafetensorsError::Length { expected, found: bytes.len() },
         _ => SafetensorsError::Header(source),
@@ -41,16 +41,10 @@ fn expected_bytes(bytes: &[u8]) -> Option<usize> {
 
 /// Why a file is not read as safetensors.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages and field names say it")]
 pub enum SafetensorsError {
-    /// Cut off, or something behind the tensors.
     #[error("the file has {found} bytes; its header tells of {expected}")]
-    Length {
-        /// By the header.
-        expected: usize,
-        /// What there are.
-        found: usize,
-    },
-    /// Another format, or a header that contradicts itself.
+    Length { expected: usize, found: usize },
     #[error(transparent)]
     Header(SafeTensorError),
 }

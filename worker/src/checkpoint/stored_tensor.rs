@@ -23,7 +23,7 @@ pub enum TensorEncoding {
     Floats(DType),
     /// Quantised, in GGML's blocks.
     Blocks(GgmlDType),
-    /// What the file calls it.
+    /// The type's name in the file.
     Other(String),
 }
 

@@ -1,7 +1,7 @@
 //! Reads named tensors from the files of a checkpoint, whichever format they have.
 //!
-//! A format only says which tensors a file has and where their bytes are. Files are mapped; what has been read is given
-//! back at once, so that no more than a piece of them is in memory beside the weights.
+//! A format only says which tensors a file has and where their bytes are. Files are mapped; pages that were read are
+//! released at once, so that only a piece of them is in memory besides the weights.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -125,7 +125,7 @@ impl TensorFiles {
     /// Reads tensor `name`, which must have the shape `expected`, as the floats it is stored as.
     ///
     /// # Errors
-    /// [`TensorError`] names file, tensor, what was found and what is expected.
+    /// [`TensorError`] names file, tensor, found and expected value.
     pub fn read(&mut self, name: &str, expected: &[usize]) -> Result<Tensor, TensorError> {
         let at = self.locate(name)?;
         let TensorEncoding::Floats(dtype) = self.files[at].get(name)?.encoding else {
@@ -210,7 +210,7 @@ impl TensorFiles {
     }
 }
 
-/// The tensors that an index lists, each with the file beside it that holds it.
+/// The tensors that an index lists, each with its file in the same directory.
 ///
 /// # Errors
 /// [`ConfigFileError`] when there are none, or a file is elsewhere.

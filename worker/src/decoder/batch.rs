@@ -1,13 +1,13 @@
-//! Rows of tokens that go through the model together.
+//! A batch of tokens.
 
 use crate::kernels::TokenPlace;
 
-/// Rows of several sequences, one behind the other.
+/// The tokens of several sequences, concatenated.
 #[derive(Clone, Debug, Default)]
 pub struct DecoderBatch<'a> {
     /// Token of each row.
     pub tokens: Vec<u32>,
-    /// Where each row stands.
+    /// Position of each row.
     pub places: Vec<TokenPlace<'a>>,
     /// Rows whose logits are wanted.
     pub wanted: Vec<usize>,
@@ -18,7 +18,7 @@ pub struct DecoderBatch<'a> {
 }
 
 impl DecoderBatch<'_> {
-    /// Its memory for another batch.
+    /// An empty batch with the same memory.
     #[must_use]
     pub fn reused<'a>(self) -> DecoderBatch<'a> {
         let Self { mut tokens, places, mut wanted, mut adapted, mut adapted_wanted } = self;

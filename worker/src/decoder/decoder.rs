@@ -31,7 +31,7 @@ pub struct DecoderModel<K: Kernels> {
 
 enum LmHead<K: Kernels> {
     Own(LinearLayer<K>),
-    /// The embedding, and what adapters add to it in this place only.
+    /// The embedding, plus adapters' updates in this place only.
     Tied(LoraUpdates<K>),
 }
 
@@ -44,10 +44,10 @@ struct DecoderBlock<K: Kernels> {
 }
 
 impl<K: Kernels> DecoderModel<K> {
-    /// Brings the weights of `family` to the device and makes room for the cache.
+    /// Uploads the weights of `family` to the device and allocates the cache.
     ///
     /// # Errors
-    /// [`WeightsError`] when the checkpoint does not hold what the family's spec says, or memory runs out.
+    /// [`WeightsError`] when the checkpoint does not match the family's spec, or memory runs out.
     pub fn load(
         kernels: K,
         family: &ModelFamily,
@@ -56,7 +56,7 @@ impl<K: Kernels> DecoderModel<K> {
     ) -> Result<Self, WeightsError> {
         let ModelFamily { spec, names, .. } = family;
         let table = [spec.vocabulary, spec.hidden];
-        // The largest ones first: while they are brought to the device there are two of them.
+        // The largest ones first: during an upload there are two copies.
         let embedding = weights.table(names.embedding, table)?.upload(&kernels)?;
         let head = LmHead::load(&kernels, family, weights)?;
         let positions = match names.positions {
@@ -74,7 +74,7 @@ impl<K: Kernels> DecoderModel<K> {
         Ok(Self { kernels, spec, embedding, positions, blocks, final_norm, head, cache, cache_shape, workspace })
     }
 
-    /// What the forward pass looks like.
+    /// The structure of the forward pass.
     #[must_use]
     pub fn spec(&self) -> &DecoderSpec {
         &self.spec
@@ -105,7 +105,7 @@ impl<K: Kernels> DecoderModel<K> {
         self.kernels.read(self.workspace.logits.buffer(), logits)
     }
 
-    /// The same, but takes of the logits of wanted row i what `tasks[i]` wants; see [`Kernels::read_rows`].
+    /// Like [`Self::forward`], but runs `tasks[i]` on the logits of wanted row i; see [`Kernels::read_rows`].
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -115,7 +115,7 @@ impl<K: Kernels> DecoderModel<K> {
         tasks: &mut [LogitsTask<'_>],
     ) -> Result<Duration, KernelError> {
         self.run(batch)?;
-        // Without any it waits, too: what failed concerns this batch and not the next one.
+        // Waits even without tasks, so that a failure is reported for this batch and not the next.
         self.kernels.read_rows(self.workspace.logits.buffer(), self.spec.vocabulary, tasks)
     }
 

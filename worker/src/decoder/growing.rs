@@ -1,8 +1,8 @@
-//! A buffer that grows on its own.
+//! A buffer that grows as needed.
 
 use crate::kernels::{KernelError, Kernels};
 
-/// As large as it ever had to be.
+/// Grown to the largest size so far.
 pub(super) struct GrowingBuffer<K: Kernels> {
     buffer: K::Buffer,
     elements: usize,
@@ -18,7 +18,7 @@ impl<K: Kernels> GrowingBuffer<K> {
         &self.buffer
     }
 
-    /// The buffer, with room for `elements`; what it held is lost when it grows.
+    /// The buffer, with room for `elements`. Growing discards its content.
     pub(super) fn reserve(&mut self, kernels: &K, elements: usize) -> Result<&mut K::Buffer, KernelError> {
         if elements > self.elements {
             self.buffer = kernels.buffer(elements)?;

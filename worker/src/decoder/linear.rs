@@ -6,7 +6,7 @@ use crate::kernels::{KernelError, Kernels};
 use crate::weights::lora::LoraFactors;
 use crate::weights::{HostMatrix, ModelWeights, WeightsError};
 
-/// `x · weightᵀ + bias`, and what the adapters of the rows add.
+/// `x · weightᵀ + bias`, plus the adapters' updates.
 pub(super) struct LinearLayer<K: Kernels> {
     weight: K::Matrix,
     bias: Option<K::Buffer>,
@@ -37,7 +37,7 @@ impl<K: Kernels> LinearLayer<K> {
         Self::upload(kernels, site.read(weights)?)
     }
 
-    /// Joins layers over the same inputs into one, whose outputs are theirs one behind the other.
+    /// Joins layers over the same inputs into one, with their outputs concatenated.
     pub(super) fn load_joined(
         kernels: &K,
         weights: &mut ModelWeights,
@@ -125,7 +125,7 @@ impl LinearSite<'_> {
     }
 }
 
-/// Brings a vector of weights to the device.
+/// Uploads a vector of weights to the device.
 pub(super) fn vector<K: Kernels>(kernels: &K, values: &[f32]) -> Result<K::Buffer, WeightsError> {
     let mut buffer = kernels.buffer(values.len())?;
     kernels.write(values, &mut buffer)?;

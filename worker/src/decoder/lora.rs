@@ -1,4 +1,4 @@
-//! Low-rank updates of linear layers (LoRA; Hu et al., 2021), applied beside the weights to the rows that chose them.
+//! Low-rank updates of linear layers (LoRA; Hu et al., 2021), applied to the rows that chose an adapter.
 
 use super::batch::{AdaptedRows, BatchRows};
 use super::growing::GrowingBuffer;
@@ -6,7 +6,7 @@ use crate::kernels::{KernelError, Kernels, WeightFormat};
 use crate::weights::WeightsError;
 use crate::weights::lora::LoraFactors;
 
-/// What the adapters add to one linear layer.
+/// The adapters' updates of one linear layer.
 pub(super) struct LoraUpdates<K: Kernels> {
     inputs: usize,
     outputs: usize,
@@ -58,7 +58,7 @@ impl<K: Kernels> LoraUpdates<K> {
         Ok(())
     }
 
-    /// Adds to the rows of `out` what their adapters make of the rows of `x`.
+    /// Adds the adapters' updates for the rows of `x` to `out`.
     pub(super) fn apply(
         &self,
         kernels: &K,

@@ -12,12 +12,12 @@ pub(super) struct DecoderWorkspace<K: Kernels> {
     pub(super) stream: K::Buffer,
     /// Input of a branch.
     pub(super) normed: K::Buffer,
-    /// What attention adds to the stream.
+    /// Attention's addition to the stream.
     pub(super) attended: K::Buffer,
-    /// What the MLP adds to the stream.
+    /// The MLP's addition to the stream.
     pub(super) branch: K::Buffer,
     pub(super) qkv: K::Buffer,
-    /// What the heads of attention found, before the output projection.
+    /// Output of the attention heads, before the output projection.
     pub(super) found: K::Buffer,
     /// First layer of the MLP, with its gate.
     pub(super) projected: K::Buffer,

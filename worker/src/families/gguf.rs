@@ -1,7 +1,7 @@
-//! What a GGUF file says about its model, as a Hugging Face config and the names of its tensors.
+//! The model in a GGUF file, as a Hugging Face config and tensor names.
 //!
-//! llama.cpp's converter keeps weights as they are, but for the queries and keys of `llama`: it lays the pairs that are
-//! rotated side by side.
+//! llama.cpp's converter keeps weights as they are, except the queries and keys of `llama`: it makes the rotated pairs
+//! neighbours.
 
 use std::path::Path;
 
@@ -32,7 +32,7 @@ const NAMES: TensorNames = TensorNames {
     head: "output",
 };
 
-/// Sizes that must be there: their keys after the architecture's name, and what a config calls them.
+/// Required sizes: their keys after the architecture's name, and their names in a config.
 const SIZES: [(&str, &str); 5] = [
     ("block_count", "num_hidden_layers"),
     ("context_length", "max_position_embeddings"),
@@ -41,7 +41,7 @@ const SIZES: [(&str, &str); 5] = [
     ("attention.head_count", "num_attention_heads"),
 ];
 
-/// Numbers that may be there.
+/// Optional numbers.
 const OPTIONAL: [(&str, &str); 6] = [
     ("attention.head_count_kv", "num_key_value_heads"),
     ("attention.key_length", "head_dim"),
@@ -51,17 +51,17 @@ const OPTIONAL: [(&str, &str); 6] = [
     ("rope.freq_base", "rope_theta"),
 ];
 
-/// The checkpoint in Hugging Face's layout that a GGUF file was made from, which is what adapters are made for.
+/// The Hugging Face checkpoint that a GGUF file was made from. Adapters are made for that one.
 pub struct OriginalLayout {
-    /// As the file calls its tensors.
+    /// Tensor names in the file.
     stored: TensorNames,
     names: TensorNames,
-    /// Width of the heads whose halves the file lays side by side.
+    /// Width of heads whose rotated pairs the file made neighbours.
     paired: Option<usize>,
 }
 
 impl OriginalLayout {
-    /// What the linear layer `module` of the file was called.
+    /// The original name of the file's linear layer `module`.
     #[must_use]
     pub fn module(&self, module: &str) -> String {
         let block = module.strip_prefix(NAMES.block).and_then(|rest| rest.split_once('.'));
@@ -71,7 +71,7 @@ impl OriginalLayout {
         block.map_or_else(|| known.to_owned(), |(index, _)| format!("{}{index}.{known}", self.names.block))
     }
 
-    /// Which of its outputs output `i` of `module` in the file was; `None` when they kept their order.
+    /// The original index of each output of `module`; `None` if they kept their order.
     #[must_use]
     pub fn order(&self, module: &str, outputs: usize) -> Option<Vec<u32>> {
         let QkvNames::Separate { names: [query, key, _] } = NAMES.qkv else { return None };
@@ -86,10 +86,10 @@ impl OriginalLayout {
     }
 }
 
-/// The config that the file at `path` stands for, its family, and what it was made from.
+/// The config, the family and the original checkpoint of the file at `path`.
 ///
 /// # Errors
-/// [`ConfigFileError`] names the key of the metadata, or the field that it stands for.
+/// [`ConfigFileError`] names the metadata key or the config field.
 pub fn describe(
     path: &Path,
     header: &GgufHeader,

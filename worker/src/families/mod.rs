@@ -1,4 +1,4 @@
-//! Model families as data: what a checkpoint's config means, and what its tensors are called.
+//! Model families as data: the meaning of a checkpoint's config and the names of its tensors.
 //!
 //! A family is a function from config.json to a [`ModelFamily`]. All of them go through the one decoder; if a family needs
 //! a branch there, the branch is a named field of [`DecoderSpec`].
@@ -16,7 +16,7 @@ mod qwen2;
 mod rope;
 mod starcoder2;
 
-/// What the forward pass of a model looks like.
+/// The structure of a model's forward pass.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderSpec {
     /// Rows of the embedding; length of a logits row.
@@ -75,7 +75,7 @@ pub struct RotaryEmbedding {
     pub theta: f64,
     /// Change of the frequencies for longer contexts.
     pub scaling: RopeScaling,
-    /// What queries and keys are multiplied by; 1 in most models.
+    /// Factor of queries and keys; 1 in most models.
     pub attention_factor: f64,
 }
 
@@ -147,14 +147,14 @@ pub struct LinearBiases {
     pub head: bool,
 }
 
-/// What the tensors are called, without `.weight` and `.bias`.
+/// The names of the tensors, without `.weight` and `.bias`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorNames {
     /// Token embedding.
     pub embedding: &'static str,
     /// Learned positions; none where [`PositionEmbedding::Rotary`].
     pub positions: Option<&'static str>,
-    /// What a block's number follows; the names below follow the number.
+    /// Prefix of a block's number; the names of its tensors follow the number.
     pub block: &'static str,
     /// First normalisation of a block.
     pub attention_norm: &'static str,
@@ -203,14 +203,14 @@ pub enum QkvNames {
     Fused {
         /// Of the matrix.
         name: &'static str,
-        /// 1 when all queries stand together; the number of heads when each head has its own three.
+        /// 1 if all queries are together; the number of heads if each head has its own three.
         groups: usize,
         /// In which order a group holds queries (0), keys (1) and values (2).
         order: [usize; 3],
     },
 }
 
-/// A model as the decoder and the loader see it.
+/// A model's structure and tensor names.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelFamily {
     /// `model_type` of config.json.
@@ -237,7 +237,7 @@ const FAMILIES: [(&str, DescribeFamily); 7] = [
 /// Finds the family of a config and reads its spec.
 ///
 /// # Errors
-/// [`ConfigFileError`] names the field, what was found and what is allowed.
+/// [`ConfigFileError`] names the field, found and allowed value.
 pub fn describe(config: &ConfigSection<'_>) -> Result<ModelFamily, ConfigFileError> {
     let (name, describe) = config.one_of("model_type", &FAMILIES.map(|family| (family.0, family)))?;
     let (spec, names) = describe(config)?;

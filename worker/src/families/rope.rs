@@ -89,7 +89,7 @@ fn yarn(
     if rotary.theta <= 1.0 {
         return Err(section.invalid("rope_theta", "more than 1".to_owned()));
     }
-    // The pair that turns so many times in the original context.
+    // The pair that makes `turns` turns in the original context.
     let pair = |turns: f64| rotary.width as f64 * (original / (turns * TAU)).ln() / (2.0 * rotary.theta.ln());
     let (kept, divided) = match section.flag_or("truncate", true)? {
         true => (pair(fast).floor(), pair(slow).ceil()),

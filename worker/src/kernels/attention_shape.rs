@@ -49,7 +49,7 @@ pub enum RotaryPairs {
     Neighbours,
 }
 
-/// Where a row of a batch stands in its sequence, and the sequence in the cache.
+/// Position of a token in its sequence, and the block table of the sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenPlace<'a> {
     /// Index of the token in its sequence.
@@ -81,7 +81,7 @@ impl CacheShape {
         token.checked_mul(self.block_tokens)?.checked_mul(self.blocks)
     }
 
-    /// Index of the first element of the token that stands at `position` of a sequence with these `blocks`.
+    /// Index of the first cached element of the token at `place`.
     #[must_use]
     pub fn offset(&self, layer: usize, place: TokenPlace<'_>) -> usize {
         let block = place.blocks[place.position / self.block_tokens] as usize;

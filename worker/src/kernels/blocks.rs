@@ -7,7 +7,7 @@ use half::f16;
 use super::error::KernelError;
 use super::weight_format::{BLOCK, SUPER_BLOCK, WeightFormat};
 
-/// Parts of a super-block that have a scale of their own.
+/// Parts of a super-block with one scale each.
 pub(super) const PARTS: usize = SUPER_BLOCK / BLOCK;
 
 /// Quantises `[outputs, inputs]` to the blocks of a GGML file; rows are padded with zeros to whole blocks.

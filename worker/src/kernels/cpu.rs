@@ -33,7 +33,7 @@ mod simd16;
 mod simd8;
 mod threads;
 
-/// Elements below which one thread works alone.
+/// Below this many elements one thread works alone.
 const PARALLEL_FROM: usize = 1 << 15;
 
 /// Kernels for the instruction set of this machine, and the threads they run on.
@@ -41,7 +41,7 @@ const PARALLEL_FROM: usize = 1 << 15;
 pub struct CpuKernels {
     instructions: InstructionSet,
     threads: ThreadPool,
-    /// Packed rows of the product under way.
+    /// Packed rows of the current product.
     words: Mutex<Vec<u32>>,
     /// Of rows that were kept.
     spare_rows: BufferPool<Vec<f32>>,
@@ -56,7 +56,7 @@ impl Default for CpuKernels {
 
 impl CpuKernels {
     /// Kernels on `threads` threads, the caller's among them; 0 takes one for each core. With `cpus` each is pinned to one
-    /// of them, as far as they go; the caller's only when it asks for it, see [`Self::settle_caller`].
+    /// of them, as far as they go; the caller's only by [`Self::settle_caller`].
     ///
     /// # Errors
     /// When the threads cannot be started.
@@ -74,7 +74,7 @@ impl CpuKernels {
         Self::with(InstructionSet::Baseline, ThreadPool::alone())
     }
 
-    /// Pins the calling thread, which takes part in what it hands out, to the CPU that the other threads left it; where they
+    /// Pins the calling thread to the CPU that the other threads left free, where they
     /// are pinned.
     pub fn settle_caller(&self) {
         self.threads.settle_caller();
@@ -86,7 +86,7 @@ impl CpuKernels {
             .chunks(items, 1, items.len() > 1, |index, item| item.iter_mut().for_each(|item| work(index, item)));
     }
 
-    /// Calls `work` with every piece of `width` elements, on all threads where that pays.
+    /// Calls `work` with every piece of `width` elements, on all threads if there are enough.
     fn each_row(&self, x: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
         self.threads.chunks(x, width, x.len() >= PARALLEL_FROM, work);
     }

@@ -1,10 +1,10 @@
 //! The kernels on an NVIDIA GPU.
 //!
-//! The driver and NVRTC are found when a worker starts for a GPU; nothing of CUDA is needed to build one. The programs in
+//! The driver and NVRTC are loaded when a worker starts for a GPU; building one needs no CUDA. The programs in
 //! `cuda/*.cu` are compiled then.
 //!
-//! Activations are f32. Weights in f32 multiply them as they are. Weights in 16 bits multiply activations that are rounded
-//! to their type, and quantised weights, rounded to bfloat16, ones that are rounded to bfloat16; sums are f32. Attention
+//! Activations are f32. Weights in f32 multiply them unchanged. Weights in 16 bits multiply activations that are rounded
+//! to the same type; quantised weights and their activations are rounded to bfloat16. Sums are f32. Attention
 //! over a cache of 16 bits rounds queries and weights to the cache's type.
 //!
 //! Operations are queued; the first failure is kept until [`Kernels::read`](super::Kernels::read) asks.
@@ -39,20 +39,20 @@ mod timing;
 #[derive(Debug)]
 pub struct CudaKernels {
     gpu: GpuDevice,
-    /// What most of the matrices want activations rounded to.
+    /// Rounding that the matrices need.
     rounding: RefCell<ActivationRounding>,
     scratch: RefCell<GpuScratch>,
     reader: RefCell<LogitsReader>,
 }
 
-/// Memory of operations, as large as it ever had to be.
+/// Memory of operations, grown to the largest so far.
 #[derive(Default)]
 struct GpuScratch {
-    /// Activations in another rounding or shape than their buffer has them.
+    /// Activations in a rounding or shape that their buffer lacks.
     rounded: Option<CudaSlice<u16>>,
     /// Quantised weights in 16 bits.
     widened: Option<CudaSlice<u16>>,
-    /// Tiles of attention.
+    /// Stored tiles of attention.
     partial: Option<CudaSlice<f32>>,
     prepared: Option<PreparedAttention>,
 }
@@ -63,12 +63,12 @@ impl std::fmt::Debug for GpuScratch {
     }
 }
 
-/// Activations, and what they are rounded to.
+/// Activations, with a rounded copy.
 #[derive(Debug)]
 pub struct GpuBuffer {
     values: CudaSlice<f32>,
     rounded: Option<CudaSlice<u16>>,
-    /// What `rounded` holds is this rounding of `values`.
+    /// The rounding in `rounded`.
     rounding: ActivationRounding,
 }
 
@@ -81,7 +81,7 @@ pub struct GpuCache {
 }
 
 impl CudaKernels {
-    /// The GPU of this number, as CUDA counts them; what is wanted of its logits is finished on the threads of `host`.
+    /// Opens a GPU by its CUDA number; views of its logits are finished on the threads of `host`.
     ///
     /// # Errors
     /// [`KernelError::Device`] without driver, NVRTC or such a GPU, or when the GPU is too old.
@@ -105,7 +105,7 @@ impl CudaKernels {
         self.gpu.address(&buffer.values)
     }
 
-    /// Where an operation writes what a linear layer will read: the rounded copy and its rounding.
+    /// Where an operation writes the rounded copy for the next linear layer, and the rounding.
     fn rounded(&self, out: &mut GpuBuffer) -> (DeviceAddress, u64) {
         out.rounding = *self.rounding.borrow();
         if out.rounding == ActivationRounding::None {
@@ -125,7 +125,7 @@ impl CudaKernels {
         }
     }
 
-    /// The buffer is about to be written without a rounded copy.
+    /// Address of a buffer that is about to be written without a rounded copy.
     fn overwritten(&self, out: &mut GpuBuffer) -> DeviceAddress {
         out.rounding = ActivationRounding::None;
         self.at(out)
@@ -156,7 +156,7 @@ impl CudaKernels {
         Ok(to)
     }
 
-    /// Keeps the failure of `queue`.
+    /// Keeps a failure of `queue` until the next read.
     fn keep(&self, queue: impl FnOnce() -> Result<(), KernelError>) {
         if let Err(error) = queue() {
             self.gpu.keep(error);
@@ -164,12 +164,12 @@ impl CudaKernels {
     }
 
     fn upload(&self, numbers: impl IntoIterator<Item = usize>) -> Result<DeviceAddress, KernelError> {
-        // Tokens and rows, which 32 bits count.
+        // Token ids and row numbers fit 32 bits.
         let numbers: Vec<u32> = numbers.into_iter().map(|number| number as u32).collect();
         self.gpu.upload(&numbers)
     }
 
-    /// Calls `with` with what is prepared for `places`, and memory for tiles.
+    /// Calls `with` with the prepared `places` and memory for tiles.
     fn prepared(
         &self,
         places: &[TokenPlace<'_>],

@@ -1,20 +1,16 @@
-//! Why a device could not do what it was told.
+//! Why an operation on a device failed.
 
-/// Why a device could not do what it was told.
+/// Why an operation on a device failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages and field names say it")]
 pub enum KernelError {
-    /// Not so much memory.
     #[error("out of memory: {elements} elements of 4 bytes are wanted")]
-    OutOfMemory {
-        /// What was wanted.
-        elements: usize,
-    },
-    /// The device, or a tensor that was to go there.
+    OutOfMemory { elements: usize },
     #[error("device: {0}")]
     Device(String),
 }
 
-/// What went wrong, for a sentence that names the device itself.
+/// The problem alone, for a message that names the device itself.
 impl From<KernelError> for String {
     fn from(error: KernelError) -> Self {
         match error {

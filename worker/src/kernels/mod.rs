@@ -1,11 +1,11 @@
 //! The arithmetic of a forward pass, one trait for every device.
 //!
-//! The decoder works on buffers of the trait's own type, so that it does not know where they lie. All matrices are
-//! row-major; a buffer may be longer than what an operation uses, which always starts at its beginning. What lies behind
-//! what the last operation wrote is undefined.
+//! The decoder works on buffers of the trait's own type and does not know where they are. All matrices are
+//! row-major. A buffer may be longer than an operation needs; operations start at its beginning. Elements after the
+//! ones that the last operation wrote are undefined.
 //!
-//! All promise that a row of a result has the same bits whatever the other rows are, how many they are, and however the
-//! cache blocks of its sequence lie.
+//! All implementations promise that a row of a result has the same bits, whatever the other rows and however the
+//! cache blocks of its sequence are placed.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -38,7 +38,7 @@ pub trait Kernels {
     /// Keys and values of all layers, `[layers][blocks][block_tokens][kv_heads][head_dim]` each.
     type Cache;
 
-    /// Bytes that can still be had of the device's own memory; `None` where that is the host's.
+    /// Free bytes of the device's own memory; `None` where it uses the host's.
     ///
     /// # Errors
     /// [`KernelError::Device`].
@@ -46,7 +46,7 @@ pub trait Kernels {
         Ok(None)
     }
 
-    /// How keys and values are stored beside weights of a format, unless something else is asked for.
+    /// Default format of the KV cache for `weights`.
     fn cache_format(&self, _weights: WeightFormat) -> CacheFormat {
         CacheFormat::F32
     }
@@ -57,16 +57,16 @@ pub trait Kernels {
     /// [`KernelError::OutOfMemory`].
     fn buffer(&self, elements: usize) -> Result<Self::Buffer, KernelError>;
 
-    /// Brings a matrix of weights to the device, converted or quantised to `format`.
+    /// Uploads a matrix of weights, converted or quantised to `format`.
     ///
     /// # Errors
     /// [`KernelError`] when `weights` is no matrix of floats, or out of memory.
     fn matrix(&self, weights: &Tensor, format: WeightFormat) -> Result<Self::Matrix, KernelError>;
 
-    /// Brings a matrix `[outputs, inputs]` to the device that is stored in the blocks of a GGML file.
+    /// Uploads a matrix `[outputs, inputs]` stored in the blocks of a GGML file.
     ///
     /// # Errors
-    /// [`KernelError`] when `format` has no blocks, or `blocks` is not what a matrix of `shape` takes in them.
+    /// [`KernelError`] when `format` has no blocks, or `blocks` has the wrong length.
     fn matrix_from_blocks(
         &self,
         format: WeightFormat,
@@ -74,10 +74,10 @@ pub trait Kernels {
         blocks: &[u8],
     ) -> Result<Self::Matrix, KernelError>;
 
-    /// Brings a matrix `[outputs, inputs]` to the device whose `bytes` are floats of `format`, row by row.
+    /// Uploads a matrix `[outputs, inputs]` whose `bytes` are floats of `format`, row by row.
     ///
     /// # Errors
-    /// [`KernelError`] when `format` has blocks, or `bytes` is not what such a matrix takes.
+    /// [`KernelError`] when `format` has blocks, or `bytes` has the wrong length.
     fn matrix_from_floats(
         &self,
         format: WeightFormat,
@@ -105,7 +105,7 @@ pub trait Kernels {
     /// Waits for `buffer` and copies its beginning to the host.
     ///
     /// # Errors
-    /// [`KernelError::Device`] for whatever failed since the last call.
+    /// [`KernelError::Device`] for any failure since the last call.
     fn read(&self, buffer: &Self::Buffer, values: &mut [f32]) -> Result<(), KernelError>;
 
     /// `out[i] = table[ids[i]]`.
@@ -213,7 +213,7 @@ pub trait Kernels {
     /// [`LogitsTask::read`] has. Returns how long that took after the logits were there.
     ///
     /// # Errors
-    /// [`KernelError::Device`] for whatever failed since the last call.
+    /// [`KernelError::Device`] for any failure since the last call.
     fn read_rows(
         &self,
         logits: &Self::Buffer,
@@ -227,7 +227,7 @@ pub trait Kernels {
         Ok(began.elapsed())
     }
 
-    /// Takes what `task` wants of a row that [`Self::read_rows`] kept.
+    /// Runs `task` on a row that [`Self::read_rows`] kept.
     ///
     /// # Errors
     /// [`KernelError::Device`].

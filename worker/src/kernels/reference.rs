@@ -1,4 +1,4 @@
-//! The kernels as their formulas read, in f64: what the fast ones are held against.
+//! The kernels as plain formulas in f64: the reference for the fast ones.
 
 use std::ops::Range;
 
@@ -248,7 +248,7 @@ fn matrix(weights: candle_core::Result<Tensor>) -> Result<ReferenceMatrix, Kerne
     Ok(ReferenceMatrix { values: flat.to_vec1().map_err(device)?, inputs })
 }
 
-/// What the blocks stand for, by candle's reading of them.
+/// The numbers in `blocks`, as candle decodes them.
 fn dequantise(format: WeightFormat, shape: [usize; 2], blocks: &[u8]) -> Result<Tensor, KernelError> {
     blocks::check(format, shape, blocks)?;
     let dtype = blocks::ggml(format)?;

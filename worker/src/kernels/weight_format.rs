@@ -4,7 +4,7 @@ use candle_core::DType;
 
 use super::error::KernelError;
 
-/// Weights of a block of [`WeightFormat::Q8_0`], and of the part of a Q4_K block that has a scale of its own.
+/// Weights of a [`WeightFormat::Q8_0`] block, and of the part of a Q4_K block that shares a scale.
 pub(super) const BLOCK: usize = 32;
 
 /// Weights of a block of [`WeightFormat::Q4K`].
@@ -26,7 +26,7 @@ pub enum WeightFormat {
 }
 
 impl WeightFormat {
-    /// The format that keeps numbers of `dtype` as they are; f32 for what has none.
+    /// The format that stores `dtype` exactly; f32 for other types.
     #[must_use]
     pub fn of(dtype: DType) -> Self {
         match dtype {

@@ -1,4 +1,4 @@
-//! What a checkpoint says about itself before its weights are read, whichever format it has.
+//! A checkpoint before its weights are read, in any format.
 
 use std::path::{Path, PathBuf};
 
@@ -14,15 +14,15 @@ use crate::families::{self, ModelFamily};
 pub struct Checkpoint {
     /// What it computes.
     pub family: ModelFamily,
-    /// Its config, or what stands for it.
+    /// Its config, or one made from GGUF metadata.
     pub(super) config: JsonFile,
-    /// Which may have other ids that end a generation.
+    /// Its end-of-generation ids override the config's.
     pub(super) generation: Option<JsonFile>,
     /// Where its files are.
     pub(super) directory: PathBuf,
-    /// A GGUF file, and what its header says.
+    /// A GGUF file and its header.
     pub(super) gguf: Option<(MappedFile, GgufHeader)>,
-    /// What a GGUF file was made from.
+    /// The checkpoint that a GGUF file was made from.
     pub(super) origin: Option<OriginalLayout>,
 }
 
@@ -56,7 +56,7 @@ impl Checkpoint {
         Ok(Self { family, config, generation: None, directory, gguf, origin })
     }
 
-    /// Whether it holds weights in blocks of rounded numbers.
+    /// Whether its weights are quantised.
     #[must_use]
     pub fn is_quantised(&self) -> bool {
         let tensors = self.gguf.iter().flat_map(|(_, header)| header.tensors.values());
@@ -82,11 +82,10 @@ fn gguf_files(directory: &Path) -> Vec<PathBuf> {
 
 /// Why a checkpoint is not understood.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages and field names say it")]
 pub enum CheckpointError {
-    /// A config file.
     #[error(transparent)]
     Config(#[from] ConfigFileError),
-    /// A GGUF file.
     #[error(transparent)]
     Tensors(#[from] TensorError),
 }

@@ -17,7 +17,7 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// Tokens of a forward pass that make good use of the device, and keep nobody waiting for long.
+    /// Tokens of a forward pass that keep the device busy without delaying other sessions for long.
     #[must_use]
     pub fn step_tokens(self) -> usize {
         match self {
@@ -26,7 +26,7 @@ impl DeviceChoice {
         }
     }
 
-    /// The devices whose results are alike.
+    /// Name of all devices that compute the same bits.
     #[must_use]
     pub fn kind(self) -> &'static str {
         match self {

@@ -33,7 +33,7 @@ pub enum KvDtype {
 }
 
 impl KvDtype {
-    /// What the cache stores; `None` leaves it to the device.
+    /// The format of the cache; `None` lets the device choose.
     #[must_use]
     pub fn format(self) -> Option<CacheFormat> {
         match self {
@@ -52,7 +52,7 @@ pub struct LoadOptions {
     pub device: DeviceChoice,
     /// Directory of a PEFT LoRA adapter, merged into the weights.
     pub adapter: Option<PathBuf>,
-    /// Adapters that stay beside the weights, for batch items to choose from.
+    /// Unmerged adapters that batch items can choose from.
     pub lora: Vec<NamedAdapter>,
     /// Folder of tokenizer.json; `None` for the model's own.
     pub tokenizer: Option<PathBuf>,
@@ -94,7 +94,7 @@ pub struct ModelDescription {
     /// Names of the unmerged adapters that a batch item may choose, by index.
     pub adapters: Vec<String>,
     /// SHA-256 over `fingerprint` and an adapter's content, in hex, in the order of `adapters`: equal where the same
-    /// adapter stands beside the same model, whatever it is called.
+    /// adapter applies to the same model, whatever its name.
     pub adapter_fingerprints: Vec<String>,
     /// Content of tokenizer.json; `None` when the model came without one.
     pub tokenizer: Option<Arc<[u8]>>,
@@ -170,7 +170,7 @@ pub fn load<K: Kernels>(
     Ok((decoder, description))
 }
 
-/// Opens the adapter that a path or hub id stands for, which `flag` asked for.
+/// Opens the adapter at a path or hub id, given by `flag`.
 fn adapter(flag: String, reference: &Path) -> Result<LoraAdapter, ModelLoadError> {
     let open = || -> Result<LoraAdapter, ModelLoadError> {
         Ok(LoraAdapter::open(&hub::locate(reference, None, RepoContent::Adapter)?)?)
@@ -187,8 +187,8 @@ struct TokenizerFile {
     fingerprint: String,
 }
 
-/// Reads the tokenizer from where the options say, else from beside the weights. A directory may do without one; a GGUF
-/// file has one that is not read, so that another must be there.
+/// Reads the tokenizer from the folder in `options`, else from the model's. A model directory may lack one; a GGUF
+/// file's own is not read, so it needs a tokenizer.json.
 fn tokenizer(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<TokenizerFile, ModelLoadError> {
     let path = options.tokenizer.as_ref().unwrap_or(&checkpoint.directory).join("tokenizer.json");
     match std::fs::read(&path) {
@@ -209,79 +209,41 @@ fn tokenizer(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Tokenizer
     }
 }
 
-/// The fingerprint of a model under an adapter that is applied beside it.
+/// The fingerprint of a model with an unmerged adapter.
 fn adapted(model: &str, adapter: &LoraAdapter) -> String {
     digest([model.as_bytes(), adapter.config(), &adapter.tensors_digest()])
 }
 
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages and field names say it")]
 pub enum ModelLoadError {
-    /// A hub id.
     #[error(transparent)]
     Hub(#[from] HubError),
-    /// The files that say what the model is.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// A config file.
     #[error(transparent)]
     Config(#[from] ConfigFileError),
-    /// The files of the weights.
     #[error(transparent)]
     Tensors(#[from] TensorError),
-    /// An adapter that cannot be opened.
     #[error("{flag}: {source}")]
-    NoAdapter {
-        /// What asked for it.
-        flag: String,
-        /// Why.
-        source: Box<ModelLoadError>,
-    },
-    /// The adapter.
+    NoAdapter { flag: String, source: Box<ModelLoadError> },
     #[error(transparent)]
     Adapter(#[from] AdapterError),
-    /// An adapter that would have to be merged into blocks of rounded weights.
     #[error("{}: --adapter cannot be merged into a GGUF file; --lora NAME=DIR applies it beside the weights", file.display())]
-    GgufAdapter {
-        /// The model.
-        file: PathBuf,
-    },
-    /// The tokenizer, whose content is part of the model's identity.
+    GgufAdapter { file: PathBuf },
     #[error("{}: {problem}", file.display())]
-    Tokenizer {
-        /// Which file.
-        file: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
-    /// Too little memory.
+    Tokenizer { file: PathBuf, problem: String },
     #[error(transparent)]
     Memory(#[from] MemoryPlanError),
-    /// The weights, on their way into memory.
     #[error(transparent)]
     Weights(Box<WeightsError>),
-    /// The device, or its memory.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// A device that is not there.
     #[error("device is {device}; it cannot be used: {cause}")]
-    Device {
-        /// Which.
-        device: DeviceChoice,
-        /// The driver's word.
-        cause: String,
-    },
-    /// An option that makes no sense.
+    Device { device: DeviceChoice, cause: String },
     #[error("{option} is {value}; expected {expected}")]
-    Option {
-        /// Which.
-        option: &'static str,
-        /// Its value.
-        value: usize,
-        /// What is allowed.
-        expected: &'static str,
-    },
-    /// The threads of the forward pass could not be started.
+    Option { option: &'static str, value: usize, expected: &'static str },
     #[error("starting threads: {0}")]
     Threads(std::io::Error),
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 const MIB: u64 = 1 << 20;
 
-/// Most sequences of full length that [`CacheSize::Auto`] makes room for: more than a batch profits from, so that a small
+/// Most sequences of full length that [`CacheSize::Auto`] makes room for: more than a batch can use, so that a small
 /// model on a large machine does not claim half of it.
 const MOST_CONTEXTS: u64 = 32;
 
@@ -12,7 +12,7 @@ const MOST_CONTEXTS: u64 = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheSize {
     /// Half of the memory that the weights leave, but room for one sequence of full length at least and 32 at most. One
-    /// where the system does not say what is free.
+    /// where the system does not tell its free memory.
     Auto,
     /// In MiB.
     MemoryMib(u64),
@@ -102,7 +102,7 @@ impl MemoryPlan {
         );
     }
 
-    /// Blocks of the KV cache, and what they come from.
+    /// Number of blocks in the KV cache, and the setting it follows from.
     fn size(&self) -> (u64, &'static str) {
         match self.cache {
             CacheSize::Blocks(blocks) => (blocks as u64, "--blocks"),
@@ -160,50 +160,28 @@ fn group_limit_files() -> Vec<PathBuf> {
 
 /// Why a model cannot be loaded into the memory that there is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages and field names say it")]
 pub enum MemoryPlanError {
-    /// No cache, or one of too many blocks.
     #[error("blocks is {blocks} ({block_bytes} bytes each, from {origin}); it must be 1 to 4294967295")]
-    Blocks {
-        /// The blocks.
-        blocks: u64,
-        /// What they come from.
-        origin: &'static str,
-        /// Bytes of one.
-        block_bytes: u64,
-    },
-    /// The weights alone are too large.
+    Blocks { blocks: u64, origin: &'static str, block_bytes: u64 },
     #[error(
         "the weights take {weights_mib} MiB, the memory available is {available_mib} MiB: \
          choose a smaller type with --quantize or --dtype, or a smaller model"
     )]
-    Weights {
-        /// The weights.
-        weights_mib: u64,
-        /// The memory.
-        available_mib: u64,
-    },
-    /// The weights fit, the cache does not.
+    Weights { weights_mib: u64, available_mib: u64 },
     #[error(
         "the weights take {weights_mib} MiB and the KV cache {cache_mib} MiB ({blocks} blocks of {block_bytes} bytes, \
          from {origin}), the memory available is {available_mib} MiB: set --kv-memory-mib to at most {room_mib} or --blocks to at most \
          {room_blocks}, or choose a smaller type with --kv-dtype, --quantize or --dtype"
     )]
     Cache {
-        /// The weights.
         weights_mib: u64,
-        /// The memory.
         available_mib: u64,
-        /// The cache.
         cache_mib: u64,
-        /// Its blocks.
         blocks: u64,
-        /// What they come from.
         origin: &'static str,
-        /// Bytes of one.
         block_bytes: u64,
-        /// What the weights leave of the memory.
         room_mib: u64,
-        /// Blocks that fit into it.
         room_blocks: u64,
     },
 }

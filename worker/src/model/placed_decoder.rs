@@ -30,7 +30,7 @@ impl PlacedDecoder {
             .map_err(|error| ModelLoadError::Device { device: options.device, cause: error.into() })?;
         tracing::info!(device = %options.device, name = gpu.name(), "GPU");
         let (mut decoder, description) = load::load(path, options, gpu)?;
-        // What the GPU cannot do shows now and not in the first request.
+        // A GPU that cannot run the model must fail now, not in the first request.
         let place = TokenPlace { position: 0, blocks: &[0] };
         let batch = DecoderBatch { tokens: vec![0], places: vec![place], wanted: vec![0], ..DecoderBatch::default() };
         let mut found = TaskResult::default();

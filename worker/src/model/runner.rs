@@ -1,7 +1,7 @@
-//! One batch in, logits out.
+//! Batches in, logits out.
 //!
-//! Owns the weights, the memory of the paged KV cache and the scratch of a forward pass. Which block belongs to
-//! which sequence is decided elsewhere; a batch says it in its block tables.
+//! Owns the weights, the paged KV cache and the scratch memory of a forward pass. Which block belongs to
+//! which sequence is decided elsewhere; a batch carries block tables.
 
 use std::ops::Range;
 use std::path::Path;
@@ -52,7 +52,7 @@ impl<'a> BatchLogits<'a> {
     /// Row `index`, `[vocabulary]`.
     ///
     /// # Panics
-    /// When there are not so many rows.
+    /// When `index` is out of range.
     #[must_use]
     pub fn row(&self, index: usize) -> &'a [f32] {
         &self.values[index * self.vocabulary..][..self.vocabulary]
@@ -61,15 +61,11 @@ impl<'a> BatchLogits<'a> {
 
 /// Why a batch was not run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages and field names say it")]
 pub enum ForwardError {
     /// The batch contradicts the model or itself: a defect of the caller. Nothing was computed.
     #[error("batch item {item}: {problem}")]
-    InvalidItem {
-        /// Index into the batch.
-        item: usize,
-        /// Field, value and what is allowed.
-        problem: String,
-    },
+    InvalidItem { item: usize, problem: String },
     /// The device failed; what the cache holds for the new tokens of the batch is undefined.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -82,7 +78,7 @@ pub struct ModelRunner {
     /// Memory of the last batch.
     batch: DecoderBatch<'static>,
     logits: Vec<f32>,
-    /// Whose forward pass was the last one.
+    /// Thread of the last forward pass.
     caller: Option<ThreadId>,
 }
 
@@ -127,7 +123,7 @@ impl ModelRunner {
         Ok(BatchLogits { values: &self.logits, vocabulary: self.description.vocabulary })
     }
 
-    /// The same, but takes of wanted row i what `tasks[i]` wants. Returns how long that took after the forward pass.
+    /// Like [`Self::forward`], but runs `tasks[i]` on the logits of wanted row i. Returns how long that took after the forward pass.
     ///
     /// # Errors
     /// [`ForwardError`].
@@ -139,7 +135,7 @@ impl ModelRunner {
         self.run(batch, |decoder, rows| decoder.forward_rows(rows, tasks))
     }
 
-    /// Takes what `task` wants of a row that was kept.
+    /// Runs `task` on a kept row.
     ///
     /// # Errors
     /// [`ForwardError::Kernel`].
@@ -147,7 +143,7 @@ impl ModelRunner {
         Ok(self.decoder.read_kept(row, task)?)
     }
 
-    /// Calls `forward` with the checked rows of `batch`.
+    /// Checks `batch` and calls `forward` with its rows.
     fn run<T>(
         &mut self,
         batch: &[BatchItem<'_>],

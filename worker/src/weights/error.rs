@@ -6,17 +6,14 @@ use crate::kernels::KernelError;
 
 /// Why the weights of a model cannot be brought into memory.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages and field names say it")]
 pub enum WeightsError {
-    /// The tensors of the checkpoint.
     #[error(transparent)]
     Tensors(#[from] TensorError),
-    /// The tensors of an adapter.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
-    /// Weights could not be converted.
     #[error("converting weights: {0}")]
     Convert(candle_core::Error),
-    /// The device, or its memory.
     #[error(transparent)]
     Kernel(#[from] KernelError),
 }

@@ -1,4 +1,4 @@
-//! A matrix of weights on its way from a file to a device.
+//! A matrix of weights in host memory, between file and device.
 
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
@@ -10,7 +10,7 @@ use super::lora::LoraFactors;
 use crate::checkpoint::stored_tensor::{StoredRows, TensorEncoding};
 use crate::kernels::{Kernels, WeightFormat, quantise};
 
-/// Rows that one thread quantises before it takes others.
+/// Rows that one thread quantises at a time.
 const ROWS_AT_A_TIME: usize = 32;
 
 /// Weights `[outputs, inputs]` in the bytes of their format: row by row, each in whole blocks.
@@ -34,10 +34,10 @@ impl HostMatrix {
         self.shape
     }
 
-    /// Adds the next rows, with what an adapter adds to them.
+    /// Appends the next rows, plus an adapter's update.
     pub(super) fn append(&mut self, rows: &StoredRows<'_>, update: Option<&LoraFactors>) -> Result<(), WeightsError> {
         if self.bytes.is_empty() {
-            // The rows exist, so all of them are no more than a file holds.
+            // The rows are in the file, so this is no more than the file holds.
             self.bytes.reserve_exact(self.shape[0].saturating_mul(row_bytes(self.format, self.shape[1])));
         }
         if update.is_none() && rows.encoding == &encoding(self.format) {
@@ -74,7 +74,7 @@ impl HostMatrix {
         done.map_err(WeightsError::Convert)
     }
 
-    /// Matrices over the same inputs as one, whose outputs are theirs one behind the other.
+    /// Stacks the outputs of matrices over the same inputs.
     ///
     /// # Errors
     /// [`WeightsError`] when they have to be converted to one format and cannot be.
@@ -85,7 +85,7 @@ impl HostMatrix {
         let quantised = parts.iter().any(|part| part.format.block().0 > 1);
         let format = match (same, quantised) {
             (true, _) => format,
-            // The one that loses least beside the other.
+            // The format that loses least.
             (false, true) => WeightFormat::Q8_0,
             (false, false) => WeightFormat::F32,
         };
@@ -107,7 +107,7 @@ impl HostMatrix {
         Self { format: self.format, shape: [order.len(), self.shape[1]], bytes: rows.collect::<Vec<_>>().concat() }
     }
 
-    /// Brings the matrix to the device.
+    /// Uploads the matrix to the device.
     ///
     /// # Errors
     /// [`WeightsError::Kernel`].
@@ -124,7 +124,7 @@ impl LoraFactors {
     /// The factors for a layer whose output `i` is this one's `order[i]`.
     ///
     /// # Errors
-    /// [`WeightsError`] when there are not so many outputs.
+    /// [`WeightsError`] when an index is out of range.
     pub fn reordered(self, order: &[u32]) -> Result<Self, WeightsError> {
         let index = Tensor::from_slice(order, order.len(), &Device::Cpu);
         let up = index.and_then(|index| self.up.index_select(&index, 0)).map_err(WeightsError::Convert)?;
@@ -138,20 +138,20 @@ impl LoraFactors {
     }
 }
 
-/// The blocks of rows of floats, by all threads: searching for the best scales takes longer than reading.
+/// Quantises rows of floats on all threads: searching for the best scales takes longer than reading.
 fn quantised(floats: &Tensor, format: WeightFormat) -> Result<Vec<u8>, WeightsError> {
     let rows = floats.dims()[0];
     let firsts: Vec<usize> = (0..rows).step_by(ROWS_AT_A_TIME).collect();
     let some = |&first: &usize| {
         let piece = floats.narrow(0, first, ROWS_AT_A_TIME.min(rows - first));
-        // A copy: candle quantises what a view's storage begins with, wherever the view does.
+        // A copy, because candle quantises from the beginning of a view's storage.
         let piece = piece.and_then(|piece| piece.force_contiguous()).map_err(WeightsError::Convert)?;
         Ok::<_, WeightsError>(quantise(&piece, format)?)
     };
     Ok(firsts.par_iter().map(some).collect::<Result<Vec<_>, _>>()?.concat())
 }
 
-/// How a file stores rows that need no conversion.
+/// The encoding of a file that needs no conversion.
 fn encoding(format: WeightFormat) -> TensorEncoding {
     match format {
         WeightFormat::F32 => TensorEncoding::Floats(DType::F32),
@@ -162,7 +162,7 @@ fn encoding(format: WeightFormat) -> TensorEncoding {
     }
 }
 
-/// Bytes of a row of `inputs` weights; a last block is filled up.
+/// Bytes of a row of `inputs` weights, padded to whole blocks.
 pub(super) fn row_bytes(format: WeightFormat, inputs: usize) -> usize {
     let (weights, bytes) = format.block();
     inputs.div_ceil(weights).saturating_mul(bytes)

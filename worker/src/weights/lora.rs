@@ -1,4 +1,4 @@
-//! LoRA adapters (Hu et al., 2021) in PEFT's format: what they add to a weight, as two factors or merged.
+//! LoRA adapters (Hu et al., 2021) in PEFT's format.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -19,10 +19,10 @@ const PREFIX: &str = "base_model.model.";
 /// Most characters of an adapter's name.
 const MAX_NAME: usize = 64;
 
-/// Beginnings of the adapter's factors that leave the model's own weights alone.
+/// Initialisations of the factors that leave the model's own weights unchanged.
 const INITIAL: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
-/// Settings that change what an adapter computes and are not supported: they must be absent, false or empty.
+/// Unsupported settings, which must be absent, false or empty.
 const UNSUPPORTED: [&str; 13] = [
     "use_dora",
     "use_qalora",
@@ -86,7 +86,7 @@ impl fmt::Display for NamedAdapter {
     }
 }
 
-/// What an adapter adds to a weight `[outputs, inputs]`: `up · down`, in f32, the adapter's scale in `up`.
+/// The update of a weight `[outputs, inputs]`: `up · down`, in f32, with the adapter's scale in `up`.
 #[derive(Clone, Debug)]
 pub struct LoraFactors {
     /// `[rank, inputs]`.
@@ -95,7 +95,7 @@ pub struct LoraFactors {
     pub up: Tensor,
 }
 
-/// An adapter and which of its modules have not been read yet.
+/// An adapter, and its modules that have not been read yet.
 ///
 /// `fan_in_fan_out` has no effect, as in PEFT: it is about layers that store their weights `[inputs, outputs]`, and no
 /// family here has one.
@@ -113,7 +113,7 @@ impl LoraAdapter {
     /// Opens the adapter in `directory`.
     ///
     /// # Errors
-    /// [`AdapterError`] when it is no LoRA adapter, or uses what is not supported.
+    /// [`AdapterError`] when it is no LoRA adapter, or uses an unsupported setting.
     pub fn open(directory: &Path) -> Result<Self, AdapterError> {
         let config = JsonFile::open(directory, CONFIG)?;
         let root = config.root();
@@ -146,13 +146,13 @@ impl LoraAdapter {
         Ok(Self { config, tensors, alpha, alpha_patterns, rank_stabilised, pending })
     }
 
-    /// Whether the adapter changes `module` and was not asked for it yet.
+    /// Whether the adapter changes `module`, not read so far.
     #[must_use]
     pub fn changes(&self, module: &str) -> bool {
         self.pending.contains(module)
     }
 
-    /// What the adapter adds to `module`'s weight `[outputs, inputs]`; `None` when it leaves it alone.
+    /// The update of `module`'s weight `[outputs, inputs]`; `None` if there is none.
     ///
     /// # Errors
     /// [`AdapterError`] when its tensors do not fit.
@@ -188,7 +188,7 @@ impl LoraAdapter {
         }
     }
 
-    /// adapter_config.json as it is, for a fingerprint.
+    /// Bytes of adapter_config.json, for a fingerprint.
     #[must_use]
     pub fn config(&self) -> &[u8] {
         self.config.bytes()
@@ -210,7 +210,7 @@ impl LoraAdapter {
         bytes.fold(0, u64::saturating_add)
     }
 
-    /// The tensors themselves say the rank, whatever `r` and `rank_pattern` say.
+    /// The rank of the tensors, which overrides `r` and `rank_pattern`.
     fn rank(&self, module: &str) -> Result<usize, AdapterError> {
         let tensor = format!("{PREFIX}{module}.lora_A.weight");
         match self.tensors.rows(&tensor)? {
@@ -219,8 +219,8 @@ impl LoraAdapter {
         }
     }
 
-    /// The alpha of the one pattern that fits, else of all modules. PEFT takes the first of several patterns in the
-    /// file's order, which JSON does not keep; several that say the same are no question.
+    /// The alpha of the pattern that matches, else the adapter's. PEFT takes the first of several patterns in the
+    /// file's order, which JSON does not keep, so several must agree.
     fn alpha_of(&self, module: &str) -> Result<f64, AdapterError> {
         let mut fitting = self.alpha_patterns.iter().filter(|(pattern, _)| pattern.is_match(module));
         let Some(&(_, alpha)) = fitting.next() else { return Ok(self.alpha) };
@@ -261,32 +261,18 @@ fn module_of(tensor: &str) -> Option<String> {
     Some(module.to_owned())
 }
 
-/// What is wrong with an adapter.
+/// Why an adapter is refused.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages and field names say it")]
 pub enum AdapterError {
-    /// adapter_config.json.
     #[error(transparent)]
     Config(#[from] ConfigFileError),
-    /// adapter_model.safetensors or adapter_model.bin.
     #[error(transparent)]
     Tensors(#[from] TensorError),
-    /// A tensor that is no factor of a linear layer.
     #[error("{}: tensor {tensor} is not supported; expected {PREFIX}MODULE.lora_A.weight or lora_B", file.display())]
-    Tensor {
-        /// Which file.
-        file: PathBuf,
-        /// Which tensor.
-        tensor: String,
-    },
-    /// The model has no such module.
+    Tensor { file: PathBuf, tensor: String },
     #[error("{}: the model has no linear layer {module}", file.display())]
-    Unmatched {
-        /// Which file.
-        file: PathBuf,
-        /// Which module.
-        module: String,
-    },
-    /// The factors could not be converted or multiplied.
+    Unmatched { file: PathBuf, module: String },
     #[error("computing with the adapter: {0}")]
     Compute(candle_core::Error),
 }

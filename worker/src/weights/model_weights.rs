@@ -1,4 +1,4 @@
-//! The weights of a checkpoint in the formats that they are to have in memory.
+//! The weights of a checkpoint, converted to their formats in memory.
 
 use std::collections::BTreeMap;
 
@@ -45,8 +45,8 @@ pub enum QuantizedFormat {
     Q4K,
 }
 
-/// The weights of a checkpoint with an adapter merged, in the formats they are to have in memory, and the adapters beside
-/// them.
+/// The weights of a checkpoint in their formats in memory, with one adapter merged, and the unmerged
+/// adapters.
 pub struct ModelWeights {
     pub(crate) tensors: TensorFiles,
     /// Merged.
@@ -54,7 +54,7 @@ pub struct ModelWeights {
     /// In the order of their indices.
     pub(crate) beside: Vec<LoraAdapter>,
     pub(crate) names: TensorNames,
-    /// What adapters are made for, where that is not the checkpoint itself.
+    /// The checkpoint that adapters are made for, where it differs from this one.
     pub(crate) origin: Option<OriginalLayout>,
     pub(crate) dtype: DtypeChoice,
     pub(crate) quantize: Option<QuantizedFormat>,
@@ -69,7 +69,7 @@ impl ModelWeights {
         self.merged(module, module, shape)
     }
 
-    /// The matrix stored for `table`, which is no linear layer: adapters leave it alone.
+    /// The matrix stored for `table`, without adapters.
     ///
     /// # Errors
     /// [`WeightsError`].
@@ -77,7 +77,7 @@ impl ModelWeights {
         self.read(table, shape, None)
     }
 
-    /// The matrix stored for `table`, with what the merged adapter adds to the linear layer `module`.
+    /// The matrix stored for `table`, plus the merged adapter's update of the linear layer `module`.
     ///
     /// # Errors
     /// [`WeightsError`].
@@ -99,13 +99,13 @@ impl ModelWeights {
         Ok(matrix)
     }
 
-    /// Whether the merged adapter changes the linear layer `module`, which was not read yet.
+    /// Whether the merged adapter changes the linear layer `module`, not read so far.
     #[must_use]
     pub fn is_merged_into(&self, module: &str) -> bool {
         self.adapter.as_ref().is_some_and(|adapter| adapter.changes(module))
     }
 
-    /// What the adapters beside the weights add to the linear layer `module`, in the order of their indices.
+    /// The unmerged adapters' updates of the linear layer `module`, by index.
     ///
     /// # Errors
     /// [`WeightsError::Adapter`].
@@ -131,7 +131,7 @@ impl ModelWeights {
         stored.to_dtype(DType::F32).and_then(|vector| vector.to_vec1()).map_err(WeightsError::Convert)
     }
 
-    /// Logs what is quantised in blocks that there are no kernels for.
+    /// Logs the tensors that are requantised because their blocks have no kernels.
     pub(crate) fn log_conversions(&self) {
         let mut conversions = BTreeMap::new();
         for (name, stored) in self.tensors.stored() {
@@ -147,14 +147,14 @@ impl ModelWeights {
         }
     }
 
-    /// Shows from now on how much of the weights has been read.
+    /// Starts to show how much of the weights has been read.
     pub(crate) fn show_progress(&mut self) {
         let stored = self.tensors.stored().filter_map(|(_, stored)| stored.extent.as_ref().ok());
         let total_bytes = stored.map(|extent| extent.len() as u64).sum();
         self.tensors.show_progress(total_bytes);
     }
 
-    /// Bytes that the tensors take once they are loaded, by what the heads of the files say.
+    /// Bytes of the loaded tensors, from the headers of the files.
     pub(crate) fn memory_bytes(&self, family: &ModelFamily) -> u64 {
         let tied = |module: &str| family.spec.tied && module == family.names.head;
         let bytes = self.tensors.stored().map(|(name, stored)| {
@@ -165,7 +165,7 @@ impl ModelWeights {
                 ([outputs, inputs], encoding) if !tied(module) => {
                     (*outputs as u64).saturating_mul(row_bytes(self.format(module, encoding), *inputs) as u64)
                 }
-                // Masks of attention that older checkpoints keep.
+                // Attention masks in older checkpoints.
                 _ => 0,
             }
         });
@@ -173,9 +173,9 @@ impl ModelWeights {
         bytes.chain(beside).fold(0, u64::saturating_add)
     }
 
-    /// Format in memory of the matrix of `module`, which a file stores in `encoding`.
+    /// Format in memory of the matrix `module`, stored in `encoding`.
     ///
-    /// What a file stores quantised is never made larger than Q8_0; learned positions stay as they are.
+    /// Quantised tensors become at most Q8_0; learned positions are never quantised.
     fn format(&self, module: &str, encoding: &TensorEncoding) -> WeightFormat {
         let TensorNames { embedding, positions, head, .. } = self.names;
         match (encoding, self.quantize) {
@@ -189,7 +189,7 @@ impl ModelWeights {
         }
     }
 
-    /// Format in memory of the embedding, which most matrices share.
+    /// Format in memory of the embedding, and of most matrices.
     pub(crate) fn main_format(&self) -> WeightFormat {
         let stored = self.tensors.get(&format!("{}.weight", self.names.embedding));
         stored.map_or(WeightFormat::F32, |stored| self.format(self.names.embedding, &stored.encoding))
@@ -204,7 +204,7 @@ impl ModelWeights {
         }
     }
 
-    /// Over everything that decides a logit of a session without an adapter, and the ids that it stands for;
+    /// Digest of everything that determines the logits of a session without an adapter, and the meaning of its ids;
     /// `device_kind` is none on the CPU.
     pub(crate) fn fingerprint(
         &self,
@@ -233,7 +233,7 @@ pub(crate) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     format!("{:x}", digest.finalize())
 }
 
-/// The format of a file's blocks if there are kernels for it.
+/// The format of `dtype` if there are kernels for it.
 fn kept(dtype: GgmlDType) -> Option<WeightFormat> {
     match dtype {
         GgmlDType::Q8_0 => Some(WeightFormat::Q8_0),

@@ -1,9 +1,9 @@
-//! Rows of activations, laid out for the panels of a matrix.
+//! Rows of activations, packed for the panels of a matrix.
 //!
-//! Rows go in groups of up to six, whose numbers of one input lie side by side. For integer weights a row becomes
-//! integers with a scale for every 32 inputs. Beside weights of eight bits they have 16: one part in 65,534 of the
-//! largest, far below what quantising the weights cost. Beside weights of four bits they have eight, as in llama.cpp,
-//! whose blocks are eight times as long. Nothing of it depends on the other rows.
+//! Rows form groups of up to six, whose numbers of one input are adjacent. For integer weights a row becomes
+//! integers with a scale for every 32 inputs. For weights of eight bits they have 16 bits: one part in 65,534 of the
+//! largest, far below the error of the weights. For weights of four bits they have eight, as in llama.cpp,
+//! whose blocks are eight times as long. None of this depends on other rows.
 
 #![expect(clippy::needless_range_loop, reason = "iterators that are not inlined spill every register")]
 
@@ -12,10 +12,10 @@ use super::simd16::{PANEL, Simd16, Simd16Task};
 use super::threads::ThreadPool;
 use crate::kernels::weight_format::BLOCK;
 
-/// Rows of the largest group: with two registers each, what sixteen registers hold beside weights.
+/// Rows of the largest group: with two registers each they leave enough of sixteen for the weights.
 pub(super) const GROUP: usize = 6;
 
-/// Numbers below which one thread packs alone.
+/// Below this many numbers one thread packs alone.
 const PARALLEL_FROM: usize = 1 << 13;
 
 /// How rows are multiplied.
@@ -67,12 +67,12 @@ fn group_size(rows: usize) -> usize {
 /// Rows as they are multiplied with weights.
 #[derive(Clone, Copy)]
 pub(super) struct PackedRows<'a> {
-    /// For each group, for each 32 inputs: what [`ProductArithmetic::words`] says, the group's rows side by side.
+    /// For each group, for each 32 inputs: the words of [`ProductArithmetic::words`], the group's rows adjacent.
     words: &'a [u32],
     blocks: usize,
 }
 
-/// Packs `rows` rows of `inputs` numbers into `words`, which grows at need, with zeros up to `padded` inputs.
+/// Packs `rows` rows of `inputs` numbers into `words`, which grows as needed, with zeros up to `padded` inputs.
 pub(super) fn pack<'a>(
     (instructions, threads): (InstructionSet, &ThreadPool),
     (x, rows): (&[f32], usize),
@@ -164,9 +164,9 @@ impl PackGroup<'_> {
 
 /// 32 numbers as integers.
 struct QuantisedInputs {
-    /// Bits of what 1 stands for.
+    /// Bits of the float that 1 represents.
     scale: u32,
-    /// Bits of what the sum stands for.
+    /// Bits of the float that the sum represents.
     sum: u32,
     /// Number `i`, and number `i + 16` in the upper half.
     pairs: [u32; PAIRS],
@@ -174,14 +174,14 @@ struct QuantisedInputs {
 
 /// The nearest integers, where the largest number is `largest`.
 ///
-/// What is infinite or no number gives a scale that is no number, so that it is not lost.
+/// An infinity or NaN makes the scale NaN, so that it is not lost.
 #[inline(always)]
 fn quantise<W: Simd16>(wide: W, values: &[f32; BLOCK], largest: f32) -> QuantisedInputs {
     let (halves, _) = values.as_chunks::<PANEL>();
     let (low, high) = (wide.load(&halves[0]), wide.load(&halves[1]));
     let poison = wide.multiply_add(high, wide.zero(), wide.multiply(low, wide.zero()));
     let scale = wide.largest(wide.larger(low, high)) / largest + wide.sum(poison);
-    // Below it the inverse would be infinite, and the numbers are nothing beside any other.
+    // Below this the inverse would be infinite; such numbers round to zero.
     let inverse = wide.splat(if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 });
     let (low, high) = (wide.round(wide.multiply(low, inverse)), wide.round(wide.multiply(high, inverse)));
     // Exact: below 2^24.
@@ -215,9 +215,9 @@ impl<'a> PackedRows<'a> {
 
 /// 32 inputs of `R` rows.
 pub(super) struct PackedIntegers<'a, const R: usize, const WORDS: usize> {
-    /// Bits of what 1 stands for.
+    /// Bits of the float that 1 represents.
     pub(super) scales: &'a [u32; R],
-    /// Bits of what the sum stands for.
+    /// Bits of the float that the sum represents.
     pub(super) sums: &'a [u32; R],
     pub(super) words: &'a [[u32; R]; WORDS],
 }

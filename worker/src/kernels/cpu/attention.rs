@@ -1,7 +1,7 @@
 //! Attention over the paged cache with a running softmax.
 //!
 //! A row goes through its keys in tiles counted from its first key, in ascending order; blocks only say where a key
-//! lies. So neither their size nor their order, nor the rows beside it, change a bit of the result.
+//! is. So neither their size nor their order nor other rows change a bit of the result.
 
 #![expect(clippy::needless_range_loop, reason = "iterators that are not inlined spill every register")]
 
@@ -19,7 +19,7 @@ const TILE: usize = 32;
 /// Queries that go through the keys together, at most.
 const TOGETHER: usize = 8;
 
-/// Multiplications below which one thread works alone.
+/// Below this many multiplications one thread works alone.
 const PARALLEL_FROM: usize = 1 << 15;
 
 /// Queries of a batch.
@@ -46,7 +46,7 @@ impl QueryRows<'_> {
 
 /// Writes `[rows][heads][head_dim]`.
 ///
-/// A task is some query heads, which share a key head, of some rows that follow each other: what is read of the cache
+/// A task is some query heads that share a key head, for some consecutive rows: a read of the cache
 /// serves all heads, and all rows of the same sequence.
 pub(super) fn attend<W: StoredFloat>(
     (instructions, threads): (InstructionSet, &ThreadPool),
@@ -112,11 +112,11 @@ struct AttendTask<'a, W> {
     out: &'a SharedSlice<'a, f32>,
 }
 
-/// Some keys, and what queries think of them.
+/// A tile of keys with the queries' scores.
 struct KeyTile {
-    /// Where the keys (and values) of the key head lie.
+    /// Offsets of the key head's keys (and values).
     offsets: [usize; TILE],
-    /// How many of them each query sees, from the first on.
+    /// How many of them each query sees, counted from the first.
     seen: [usize; TOGETHER],
     /// Scores, then weights; minus infinity, then zero, where a query sees no key.
     weights: [[f32; TILE]; TOGETHER],
@@ -319,8 +319,8 @@ impl KeyTile {
     }
 }
 
-/// Scores to weights relative to the largest score so far, which they may raise; returns by what earlier weights
-/// shrink.
+/// Turns scores into weights relative to the largest score so far, which they may raise. Returns the factor by which
+/// earlier weights shrink.
 #[inline(always)]
 fn soften<S: Simd8>(weights: &mut [f32; TILE], max: &mut f32, total: &mut f32) -> f32 {
     let mut new_max = *max;

@@ -1,4 +1,4 @@
-//! What works on one row, or one element, at a time.
+//! Normalisation, rotation and activations, row by row.
 
 use super::simd8::{LANES, Simd8, Simd8Task, exp, multiply_add, sigmoid, sum};
 use crate::kernels::{Activation, NormKind, RotaryLayout, RotaryPairs};
@@ -35,7 +35,7 @@ impl Simd8Task for NormaliseTask<'_> {
     }
 }
 
-/// Adds up `term` over `x` in lanes: element `i` goes to lane `i % LANES`.
+/// Folds `term` over `x` in lanes: element `i` goes to lane `i % LANES`.
 #[inline(always)]
 fn reduce(x: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
     let mut total = [0.0; LANES];

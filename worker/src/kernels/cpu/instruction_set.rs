@@ -5,13 +5,13 @@
 /// The instruction sets that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InstructionSet {
-    /// x86-64 with AVX-512, and with AVX2 for what is not wide.
+    /// x86-64 with AVX-512, and AVX2 for the kernels of eight floats.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512, Avx2),
     /// x86-64 with AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
-    /// AArch64, with NEON for what is wide.
+    /// AArch64, with NEON for the kernels of sixteen numbers.
     #[cfg(target_arch = "aarch64")]
     Neon(Neon),
     /// The target's baseline, in plain Rust.

@@ -1,7 +1,7 @@
-//! `x · wᵀ`: where nearly all the time goes.
+//! `x · wᵀ`, which takes nearly all the time.
 //!
-//! Every element of the result is summed over the inputs in ascending order, in one chain whatever else is computed
-//! beside it: neither other rows, nor threads, nor the pieces that the work is cut into change a bit.
+//! Every element of the result is summed over the inputs in ascending order, in one chain, whatever else is computed
+//! with it: neither other rows, nor threads, nor the division of the work change a bit.
 
 #![expect(clippy::needless_range_loop, reason = "iterators that are not inlined spill every register")]
 
@@ -11,26 +11,26 @@ use super::packed_weights::PanelBlock;
 use super::simd16::{PANEL, Simd16, Simd16Task};
 use super::threads::{SharedSlice, ThreadPool};
 
-/// Multiplications below which waking other threads costs more than it saves.
+/// Below this many multiplications waking other threads costs more than it saves.
 const PARALLEL_FROM: usize = 1 << 17;
 
-/// Weights of one task, in bytes, when they are read once: enough to pay for taking it up.
+/// Bytes of weights per task when they are read once: enough to pay for scheduling it.
 const TASK_BYTES: usize = 1 << 16;
 
-/// Panels of one task when many rows pass: they share what is read of the rows.
+/// Panels per task with many rows: they share the reads of the rows.
 const TASK_PANELS: usize = 4;
 
-/// Weights of a panel, in bytes, that stay in the first-level cache while groups of rows pass.
+/// Bytes of a panel's weights that stay in the L1 cache while groups of rows pass.
 const PASS_BYTES: usize = 1 << 14;
 
-/// Groups of rows that pass panel by panel: all their numbers stay in the second-level cache, and the weights are read
+/// Up to this many groups of rows pass panel by panel: their numbers stay in the L2 cache, and the weights are read
 /// from first to last.
 const FEW_GROUPS: usize = 4;
 
-/// Blocks with which one of two groups is multiplied before the other.
+/// Blocks by which one of two groups is multiplied before the other.
 const PAIR_BLOCKS: usize = 4;
 
-/// Groups of rows whose numbers beside [`PASS_BYTES`] stay in the second-level cache while [`TASK_PANELS`] pass.
+/// Groups of rows whose numbers, with [`PASS_BYTES`], stay in the L2 cache while [`TASK_PANELS`] pass.
 const PASS_GROUPS: usize = 16;
 
 /// `[outputs, inputs]` in blocks: all of the first sixteen outputs, then all of the next.
@@ -83,7 +83,7 @@ struct PanelProduct<'a, B> {
     out: SharedSlice<'a, f32>,
 }
 
-/// The weights that groups of rows are multiplied with at once.
+/// The weights that one group is multiplied by at a time.
 struct WeightTile<'a, B> {
     blocks: &'a [B],
     /// The index of the first within the panel.
@@ -93,13 +93,13 @@ struct WeightTile<'a, B> {
     ahead: PrefetchAhead,
 }
 
-/// What each block of a tile asks for, so that memory is read while groups are multiplied: a share of the blocks behind
+/// What each block of a tile prefetches while groups are multiplied: a share of the blocks after
 /// those of the tile.
 #[derive(Clone, Copy)]
 struct PrefetchAhead {
-    /// Bytes from the first block to what it asks for.
+    /// Bytes from the first block to the prefetched ones.
     offset: usize,
-    /// Bytes that each block asks for.
+    /// Bytes that each block prefetches.
     share: usize,
 }
 
@@ -119,7 +119,7 @@ impl PrefetchAhead {
 }
 
 impl<B: PanelBlock> Simd16Task for PanelProduct<'_, B> {
-    // Loops, not closures: a closure is not compiled for the instructions of whoever calls it.
+    // Loops, not closures: a closure is not compiled for its caller's instruction set.
     #[inline(always)]
     fn run<W: Simd16>(self, wide: W) {
         let count = groups(self.rows).count();
@@ -157,7 +157,7 @@ impl<B: PanelBlock> Simd16Task for PanelProduct<'_, B> {
 }
 
 impl<B: PanelBlock> PanelProduct<'_, B> {
-    /// Two groups go through the weights a few blocks at a time: while both are multiplied with them, the next ones are read.
+    /// Multiplies two groups by a few blocks at a time, while the next blocks are read.
     #[inline(always)]
     fn run_pair<W: Simd16>(self, wide: W) {
         for (panel, blocks) in self.blocks.chunks_exact(self.panel_blocks).enumerate() {
@@ -191,7 +191,7 @@ impl<B: PanelBlock> PanelProduct<'_, B> {
         self.put(wide, &others, GROUP, column, self.bias);
     }
 
-    /// Writes what rows from `first` on have in a panel, with a bias.
+    /// Writes the results of rows from `first` on in a panel, with a bias.
     #[inline(always)]
     fn put<const R: usize, W: Simd16>(
         &self,
@@ -239,7 +239,7 @@ impl<B: PanelBlock> PanelProduct<'_, B> {
         self.put(wide, &totals, first, column, self.bias.filter(|_| is_whole));
     }
 
-    /// What a row has in the panel whose first output is `column`.
+    /// A row's results in the panel whose first output is `column`.
     #[inline(always)]
     #[expect(clippy::mut_from_ref, reason = "see `Shares`")]
     fn out(&self, row: usize, column: usize) -> &mut [f32] {
@@ -251,10 +251,10 @@ impl<B: PanelBlock> PanelProduct<'_, B> {
     }
 }
 
-/// Bytes between the weights that are multiplied and those that are asked for, where one group passes.
+/// Prefetch distance in bytes where one group passes.
 const AHEAD: usize = 4096;
 
-/// Asks for `bytes` bytes that lie `offset` bytes behind the beginning of `blocks`.
+/// Prefetches `bytes` bytes, `offset` bytes after the beginning of `blocks`.
 #[inline(always)]
 #[cfg(target_arch = "x86_64")]
 fn prefetch<B>(blocks: &[B], offset: usize, bytes: usize) {
@@ -269,7 +269,7 @@ fn prefetch<B>(blocks: &[B], offset: usize, bytes: usize) {
     }
 }
 
-/// Elsewhere the machine looks ahead by itself.
+/// Other machines prefetch by themselves.
 #[inline(always)]
 #[cfg(not(target_arch = "x86_64"))]
 fn prefetch<B>(_: &[B], _: usize, _: usize) {}

@@ -57,7 +57,7 @@ impl CpuMatrix {
         threads: &ThreadPool,
     ) -> Result<Self, KernelError> {
         let row_blocks = inputs.div_ceil(format.block().0);
-        // What lies beyond the last output is zero, in every block format.
+        // Blocks after the last output are zero in every format.
         let panels = match format {
             WeightFormat::Q4K => panels(outputs, row_blocks, threads, |panel, block| {
                 Q4Panel::pack(&std::array::from_fn(|lane| {
@@ -109,7 +109,7 @@ fn device(error: candle_core::Error) -> KernelError {
     KernelError::Device(error.to_string())
 }
 
-/// Converts and packs a strip of rows at a time: a second copy of a whole matrix would show in the peak of memory.
+/// Converts and packs a strip of rows at a time: a second copy of the matrix would raise the peak memory.
 fn floats<T: PanelFloat + WithDType>(
     weights: &Tensor,
     dtype: DType,

@@ -11,7 +11,7 @@ use crate::kernels::KernelError;
 /// Bytes of a huge page, where there are any.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Numbers in pages of their own.
+/// Memory for numbers, in pages of its own.
 #[derive(Debug)]
 pub(super) struct PagedMemory<T> {
     memory: MmapMut,
@@ -29,7 +29,7 @@ impl<T: Copy> PagedMemory<T> {
     /// [`KernelError::OutOfMemory`].
     pub(super) fn filled(len: usize, value: T) -> Result<Self, KernelError> {
         let bytes = len.saturating_mul(size_of::<T>());
-        // Where a huge page begins depends on the address. What lies before it is never touched and takes no memory.
+        // Huge pages are aligned by address. The bytes before the first are never touched and take no memory.
         let align = if bytes < HUGE_PAGE { align_of::<T>() } else { HUGE_PAGE };
         let mut pages = Self::mapped(len, align)?;
         #[cfg(target_os = "linux")]
@@ -75,7 +75,7 @@ impl<T> Deref for PagedMemory<T> {
     fn deref(&self) -> &[T] {
         let first = self.memory.as_ptr().wrapping_add(self.offset).cast();
         #[expect(unsafe_code, reason = "the map has bytes")]
-        // SAFETY: `len` numbers stand there: those that `filled` wrote, or floats whose bytes are zeros.
+        // SAFETY: there are `len` numbers: those that `filled` wrote, or floats whose bytes are zeros.
         unsafe {
             std::slice::from_raw_parts(first, self.len)
         }

@@ -1,6 +1,6 @@
-//! How weights lie in memory: blocks of sixteen outputs by 32 or 256 inputs, read once from first to last.
+//! The layout of weights in memory: blocks of sixteen outputs by 32 or 256 inputs, read once from first to last.
 //!
-//! The sixteen numbers of one input, or words of a few inputs, lie side by side, so that a vector holds a number of
+//! The sixteen numbers of one input, or words of a few inputs, are adjacent, so that a vector holds a number of
 //! every output and a product needs no sum across lanes.
 
 #![expect(clippy::needless_range_loop, reason = "iterators that are not inlined spill every register")]
@@ -39,7 +39,7 @@ pub(super) trait PanelBlock: Copy + Send + Sync {
 pub(super) trait PanelFloat: Copy + Send + Sync {
     const ZERO: Self;
 
-    /// Where each output of a panel stands.
+    /// Index of each output of a panel.
     const PLACES: Sixteen<usize> = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
     fn widen(self) -> f32;

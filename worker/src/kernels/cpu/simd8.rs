@@ -1,7 +1,7 @@
-//! Eight floats at a time, with or without fused multiply-add.
+//! SIMD over eight floats, with or without fused multiply-add.
 //!
 //! A kernel is written once, over [`Simd8`], and compiled twice: for AVX2 with FMA, and for whatever the target's
-//! baseline is. Which one runs is decided when the kernels are made, so that all results of a process are rounded
+//! baseline. The choice is made when the kernels are created, so that all results of a process are rounded
 //! alike.
 
 use half::{bf16, f16};
@@ -138,7 +138,7 @@ impl StoredFloat for f16 {
     }
 }
 
-/// Up to eight values, with zeros behind them.
+/// Up to eight values, followed by zeros.
 #[inline(always)]
 pub(super) fn padded<W: StoredFloat>(values: &[W]) -> [W; LANES] {
     let mut padded = [W::default(); LANES];
@@ -161,8 +161,8 @@ pub(super) fn sum(lanes: Lanes) -> f32 {
 
 /// Dot products of some rows `x` with some rows `w`, all of one length.
 ///
-/// Element `i` goes to lane `i % LANES`, in ascending order, whatever `R` and `C` are: so a dot product has the same
-/// bits whatever is computed beside it.
+/// Element `i` goes to lane `i % LANES`, in ascending order, whatever `R` and `C` are. So a dot product has the same
+/// bits whatever is computed with it.
 #[inline(always)]
 pub(super) fn dot_products<const R: usize, const C: usize, S: Simd8, W: StoredFloat>(
     simd: S,

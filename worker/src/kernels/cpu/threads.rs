@@ -1,7 +1,7 @@
 //! The threads of the kernels.
 //!
-//! A forward pass hands out work hundreds of times, so a thread that ran out of work looks for more for a moment
-//! before it sleeps. Whoever hands out work takes part in it, and never waits for a thread that did not come: with a
+//! A forward pass hands out work hundreds of times, so an idle thread spins for a moment
+//! before it sleeps. The thread that hands out work takes part, and never waits for one that did not start: on a
 //! busy machine one thread does it all.
 
 use std::any::Any;
@@ -16,22 +16,22 @@ use std::time::{Duration, Instant};
 use crate::cpu_set::CpuSet;
 use parking_lot::Mutex;
 
-/// How long a thread without work looks for more: longer than what lies between two matrices of a forward pass.
+/// How long an idle thread spins: longer than the time between two matrices of a forward pass.
 const LOOK: Duration = Duration::from_micros(100);
 
-/// How often a thread looks between two glances at the clock.
+/// Spins between two looks at the clock.
 const LOOKS: usize = 64;
 
-/// In [`PoolState::state`]: whether work may be taken up. Below it the threads at work, above it how often it was.
+/// In [`PoolState::state`]: whether work is open. The bits below count the threads at work, those above the rounds.
 const OPEN: u64 = 1 << 16;
 
-/// Threads that share the work of whoever holds this.
+/// Threads that share the owner's work.
 pub(super) struct ThreadPool {
     shared: Arc<PoolState>,
     /// Held while work is handed out, so that there is one at a time.
     workers: Mutex<Vec<JoinHandle<()>>>,
     count: usize,
-    /// Where whoever hands out work may settle.
+    /// The CPU that the calling thread may pin itself to.
     place: Option<CpuSet>,
 }
 
@@ -97,17 +97,17 @@ impl ThreadPool {
         Self { shared: Arc::new(shared), workers: Mutex::new(Vec::new()), count, place: None }
     }
 
-    /// Pins the calling thread to its place.
+    /// Pins the calling thread to its CPU.
     pub(super) fn settle_caller(&self) {
         settle(self.place.as_ref());
     }
 
-    /// How many there are, the caller's included.
+    /// Number of threads, including the caller's.
     pub(super) fn count(&self) -> usize {
         self.count
     }
 
-    /// Calls `task` with every number below `tasks`, on whatever threads have time.
+    /// Calls `task` with every number below `tasks`, on the threads that are free.
     pub(super) fn each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         if self.count == 1 || tasks == 1 {
             return (0..tasks).for_each(task);
@@ -116,7 +116,7 @@ impl ThreadPool {
         let shared = &*self.shared;
         #[expect(unsafe_code, reason = "forgets how long the closure lives")]
         // SAFETY: `close` below returns only after every thread that took up this work has left it, and after it no
-        // other can; the cell is not read meanwhile, because the state is closed and nobody is at work.
+        // other can; the cell is not read meanwhile, because the state is closed and no thread is at work.
         unsafe {
             let task = std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task);
             *shared.work.get() = PoolWork { task, tasks };
@@ -138,7 +138,7 @@ impl ThreadPool {
     }
 
     /// Calls `work` with every piece of `size` elements (the last may be shorter) and its index, on all threads where
-    /// `parallel` says that this pays.
+    /// `parallel` is set.
     pub(super) fn chunks<T: Send>(
         &self,
         values: &mut [T],
@@ -160,7 +160,7 @@ impl ThreadPool {
     }
 }
 
-/// Pins the calling thread to its place if it has one.
+/// Pins the calling thread to `place`, if there is one.
 fn settle(place: Option<&CpuSet>) {
     if let Some(Err(error)) = place.map(CpuSet::keep_to) {
         // It computes the same anywhere.
@@ -203,7 +203,7 @@ impl Drop for ThreadPool {
         self.shared.ended.store(true, Ordering::SeqCst);
         for worker in self.workers.get_mut().drain(..) {
             worker.thread().unpark();
-            // A worker catches what its tasks throw.
+            // A worker catches its tasks' panics.
             let _ = worker.join();
         }
     }
@@ -244,7 +244,7 @@ impl PoolState {
                 return None;
             }
             if since.elapsed() > LOOK {
-                // Whoever opens work after this store sees it; work opened before is seen by this thread.
+                // A thread that opens work after this store sees it; this thread sees work opened before.
                 self.asleep[index].store(true, Ordering::SeqCst);
                 let state = self.state.load(Ordering::SeqCst);
                 if (state & OPEN == 0 || state / OPEN == done) && !self.ended.load(Ordering::SeqCst) {
@@ -271,14 +271,14 @@ impl PoolState {
         }
     }
 
-    /// Lets no more threads in, and waits for those at work.
+    /// Closes the work and waits for the threads at work.
     fn close(&self) {
         let mut state = self.state.fetch_and(!OPEN, Ordering::AcqRel) & !OPEN;
         let mut looks = 0_usize;
         while !state.is_multiple_of(OPEN) {
             looks += 1;
             if looks.is_multiple_of(1024) {
-                // The machine may have other work for this core, and the thread waited for none of its own.
+                // The machine may have other work for this core.
                 thread::yield_now();
             }
             std::hint::spin_loop();

@@ -1,4 +1,4 @@
-//! Which block of threads computes what of a batch's attention; see `attention.cu`.
+//! Divides a batch's attention among thread blocks; see `attention.cu`.
 
 use std::ops::Range;
 
@@ -15,40 +15,40 @@ const WARP_SLOTS: usize = 16;
 /// Warps of a block that share its tiles.
 const WARPS: usize = 4;
 
-/// Most new rows of a sequence whose tiles are computed side by side and written down; more fold them in registers.
+/// Most new rows of a sequence whose tiles are computed in parallel and stored; more rows fold them in registers.
 const FEW_ROWS: usize = 16;
 
-/// Most bytes of tiles that are written down at a time.
+/// Most bytes of stored tiles at a time.
 const PARTIAL_BYTES: usize = 256 << 20;
 
-/// Widest head that tensor cores take here.
+/// Widest head that the tensor-core kernels support.
 const MOST_WIDTH: usize = 128;
 
 /// Numbers of an item.
 const ITEM: usize = 6;
 
-/// The places of a batch on the GPU: every layer asks for the same ones.
+/// The places of a batch on the GPU, shared by all layers.
 pub(super) struct PreparedAttention {
     shape: CacheShape,
     heads: AttentionHeads,
     rows: usize,
-    /// Where the places lie on the host, and what the last one is: they stay while the batch runs.
+    /// Identifies the places by their address on the host and the last one; they live while the batch runs.
     places: (usize, Option<(usize, usize)>),
     slots: DeviceAddress,
     positions: DeviceAddress,
-    /// Of each row: where the blocks of its sequence begin in `tables`.
+    /// Per row: where its sequence begins in `tables`.
     row_tables: DeviceAddress,
     tables: DeviceAddress,
-    /// Items of few slots, then of many.
+    /// Items with few slots, then those with many.
     items: DeviceAddress,
     many_items: Range<usize>,
-    /// The rows whose tiles are written down, in the order of their items.
+    /// The rows with stored tiles, in the order of their items.
     few_rows: DeviceAddress,
-    /// Pieces of them that fit into memory.
+    /// Parts of them that fit into [`PARTIAL_BYTES`].
     pieces: Vec<PartialPiece>,
 }
 
-/// Some of the rows whose tiles are written down.
+/// Some of the rows with stored tiles.
 #[derive(Clone, Debug)]
 struct PartialPiece {
     rows: Range<usize>,
@@ -65,7 +65,7 @@ pub(super) struct CacheLayer {
     pub(super) values: DeviceAddress,
 }
 
-/// Rows of new tokens that follow each other in one sequence.
+/// Consecutive new tokens of one sequence.
 struct SequenceRun<'a> {
     first_row: usize,
     rows: usize,
@@ -113,11 +113,11 @@ impl PreparedAttention {
                 many.push(numbers.collect::<Vec<u32>>());
             }
         }
-        // The last items of a sequence see most: they begin first.
+        // The last items of a sequence see most keys, so they start first.
         let few_items = few.len() / ITEM;
         few.extend(many.iter().flat_map(|items| items.chunks(ITEM).rev()).flatten());
         let many_items = few.len() / ITEM - few_items;
-        // One copy; the parts begin where 16 bytes do.
+        // One upload; every part is aligned to 16 bytes.
         let mut all: Vec<u32> = Vec::new();
         let mut part = |numbers: &[u32]| {
             all.resize(all.len().next_multiple_of(4), 0);
@@ -147,7 +147,7 @@ impl PreparedAttention {
         (self.shape, self.heads) == (shape, heads) && self.rows == places.len() && self.places == identity(places)
     }
 
-    /// Queues the storing of keys and values; queries and keys are rotated before where there are angles.
+    /// Queues storing keys and values, after rotating queries and keys where there are angles.
     pub(super) fn append(
         &self,
         gpu: &GpuDevice,
@@ -206,7 +206,7 @@ impl PreparedAttention {
             let written = gpu.address(partial.insert(memory));
             let of_piece = self.few_rows + 4 * rows.start as u64;
             if takes_tensor_cores(self.shape, self.heads) {
-                // Several blocks to a processor, so that tiles are fetched while others are computed.
+                // Several blocks per processor, so that one fetches tiles while another computes.
                 let warps = 2;
                 let first_item = self.items + (4 * ITEM * items.start) as u64;
                 let arguments =
@@ -250,7 +250,7 @@ fn take(pieces: &mut Vec<PartialPiece>, run: PartialPiece, heads: AttentionHeads
             return;
         }
     }
-    // The rows of one run, which tensor cores have few of, stay together.
+    // The few rows of one run stay together.
     pieces.push(PartialPiece { items: first_item..run.items.end, ..run });
 }
 
@@ -259,7 +259,7 @@ fn identity(places: &[TokenPlace<'_>]) -> (usize, Option<(usize, usize)>) {
     (places.as_ptr().addr(), last)
 }
 
-/// The places as runs.
+/// Splits the places into runs.
 fn runs<'a>(places: &'a [TokenPlace<'a>]) -> impl Iterator<Item = SequenceRun<'a>> {
     let mut first_row = 0;
     let follows =
@@ -272,17 +272,17 @@ fn runs<'a>(places: &'a [TokenPlace<'a>]) -> impl Iterator<Item = SequenceRun<'a
     })
 }
 
-/// Whether a cache and its heads are as tensor cores take them here: 16 bits, and whole chunks of 16 bytes.
+/// Whether tensor cores can be used: a cache of 16 bits, and heads in whole chunks of 16 bytes.
 fn takes_tensor_cores(shape: CacheShape, heads: AttentionHeads) -> bool {
     shape.format != CacheFormat::F32 && heads.width <= MOST_WIDTH && heads.width.is_multiple_of(8)
 }
 
-/// The width that heads are filled up to.
+/// The padded width of a head.
 fn padded(width: usize) -> usize {
     if width <= 64 { 64 } else { MOST_WIDTH }
 }
 
-/// The kernels for few and many slots.
+/// Names of the kernels for few and for many slots.
 fn names(format: CacheFormat, width: usize) -> [&'static str; 2] {
     match (format, padded(width)) {
         (CacheFormat::F16, 64) => ["attend_tiles_64_f16", "attend_slots_64_f16"],
@@ -292,7 +292,7 @@ fn names(format: CacheFormat, width: usize) -> [&'static str; 2] {
     }
 }
 
-/// As kernels are told.
+/// Its number in the CUDA source.
 fn number(format: CacheFormat) -> u64 {
     match format {
         CacheFormat::F32 => 0,

@@ -20,7 +20,7 @@ typedef double f64;
 #define MINUS_INFINITY __int_as_float(0xff800000)
 #define INFINITE __int_as_float(0x7f800000)
 
-// A distribution that is wanted of a row.
+// A distribution to compute from a row.
 struct Task {
     f64 temperature;
     // Without `top_k`, tokens that weigh less than this share of the total are of no interest.

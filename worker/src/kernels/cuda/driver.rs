@@ -1,10 +1,10 @@
-//! The driver: what it is, and what its errors mean.
+//! The CUDA driver: its version and its errors.
 
 use cudarc::driver::{DriverError, sys};
 
 use crate::kernels::KernelError;
 
-/// Where something lies in the GPU's memory; 0 stands for nothing.
+/// An address in the GPU's memory; 0 is none.
 pub(super) type DeviceAddress = u64;
 
 #[expect(unsafe_code, reason = "cudarc asks for a library's file so")]
@@ -13,7 +13,7 @@ pub(super) fn driver_is_present() -> bool {
     unsafe { sys::is_culib_present() }
 }
 
-/// The version of CUDA, 13.0 being (13, 0), that the driver is made for.
+/// The CUDA version of the driver, 13.0 being (13, 0).
 #[expect(unsafe_code, reason = "the driver is a C library")]
 pub(super) fn driver_version() -> Result<(i32, i32), KernelError> {
     let mut version = 0;

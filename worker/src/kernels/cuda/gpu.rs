@@ -1,6 +1,6 @@
-//! A GPU: its memory, its programs, and what is queued on it.
+//! A GPU: its programs and its stream.
 //!
-//! All work goes through one stream, in order. Nothing is waited for but what the host reads.
+//! All work goes through one stream, in order. Only reads wait.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -25,38 +25,38 @@ mod transfers;
 /// Oldest compute capability whose tensor cores and copies the programs use.
 const OLDEST: (i32, i32) = (8, 0);
 
-/// More bytes than these must be asked for.
+/// Shared memory that needs no opt-in.
 const FREELY_SHARED_BYTES: u32 = 48 << 10;
 
 /// Most arguments of a function.
 const MOST_ARGUMENTS: usize = 18;
 
-/// A GPU that is used by one thread at a time.
+/// A GPU; one thread uses it at a time.
 pub(super) struct GpuDevice {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     capability: (i32, i32),
     pub(super) processors: u32,
-    /// Most bytes that the threads of a block share.
+    /// Most bytes of shared memory per block.
     pub(super) shared_bytes: u32,
-    /// By name, with the most bytes that they may share.
+    /// By name, with the shared memory each may use.
     functions: RefCell<HashMap<&'static str, (CudaFunction, u32)>>,
     modules: RefCell<Vec<(GpuProgram, Arc<CudaModule>)>>,
     uploads: RefCell<UploadStaging>,
     downloads: RefCell<Option<PinnedHostSlice<u32>>>,
-    /// The first failure since the last time that somebody waited.
+    /// The first failure since the last wait.
     failure: Cell<Option<KernelError>>,
     profile: RefCell<Option<KernelProfile>>,
 }
 
 impl GpuDevice {
-    /// The GPU of this number, as CUDA counts them.
+    /// Opens a GPU by its CUDA number.
     pub(super) fn open(number: usize) -> Result<Self, KernelError> {
         if !driver_is_present() {
             return Err(KernelError::Device("libcuda is not found; install NVIDIA's driver".to_owned()));
         }
         let (driver, compiler) = (driver_version()?, program::version().map_err(text)?);
-        // A driver loads what compilers of its own version and older ones make.
+        // A driver loads code from compilers of its own CUDA version or older.
         if compiler.0 > driver.0 {
             return Err(KernelError::Device(format!(
                 "the driver is made for CUDA {}.{}, libnvrtc is of CUDA {}.{}: install a newer driver, or NVRTC of CUDA {}",
@@ -98,7 +98,7 @@ impl GpuDevice {
         Ok(gpu)
     }
 
-    /// What the GPU is.
+    /// Name and compute capability.
     pub(super) fn name(&self) -> String {
         let (major, minor) = self.capability;
         format!("{} (compute capability {major}.{minor})", self.context.name().unwrap_or_default())
@@ -108,7 +108,7 @@ impl GpuDevice {
         self.context.mem_get_info().map(|(free, _)| free as u64).map_err(device)
     }
 
-    /// Compiles and loads the programs that are not there yet.
+    /// Compiles and loads the programs that are not loaded yet.
     pub(super) fn load(&self, programs: &[GpuProgram]) -> Result<(), KernelError> {
         for &program in programs {
             if self.modules.borrow().iter().any(|(known, _)| *known == program) {
@@ -123,20 +123,20 @@ impl GpuDevice {
         Ok(())
     }
 
-    /// Notes when the GPU comes to what is queued from now on.
+    /// Records an event after all work queued so far.
     pub(super) fn mark(&self) -> Result<StreamEvent, KernelError> {
         self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map(StreamEvent::new).map_err(device)
     }
 
-    /// Keeps `failure` until somebody waits.
+    /// Keeps the first `failure` until the next wait.
     pub(super) fn keep(&self, failure: KernelError) {
         let first = self.failure.take().unwrap_or(failure);
         self.failure.set(Some(first));
     }
 
-    /// Queues the function `name` of a program that was loaded; a failure is kept.
+    /// Queues the function `name` of a loaded program; keeps a failure.
     ///
-    /// `arguments` are its parameters in order, each in the low bits.
+    /// `arguments` are its parameters in order, each in the low bits of a word.
     pub(super) fn launch(&self, name: &'static str, size: LaunchSize, arguments: &[u64]) {
         let LaunchSize { blocks, .. } = size;
         if blocks.contains(&0) {
@@ -209,7 +209,7 @@ impl std::fmt::Debug for GpuDevice {
     }
 }
 
-/// Blocks of a launch, threads of a block, and bytes that they share.
+/// Blocks of a launch, threads per block, and shared memory per block.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LaunchSize {
     pub(super) blocks: [u32; 3],
@@ -218,18 +218,18 @@ pub(super) struct LaunchSize {
 }
 
 impl LaunchSize {
-    /// One block to a row.
+    /// One block per row.
     pub(super) fn rows(rows: usize, threads: u32) -> Self {
         Self { blocks: [rows as u32, 1, 1], threads, shared_bytes: 0 }
     }
 
-    /// One thread to a pair of elements of a row.
+    /// One thread per pair of elements of a row.
     pub(super) fn pairs(rows: usize, pairs: usize) -> Self {
         let elements = Self::elements(pairs);
         Self { blocks: [rows as u32, elements.blocks[0], 1], ..elements }
     }
 
-    /// One thread to an element.
+    /// One thread per element.
     pub(super) fn elements(elements: usize) -> Self {
         const THREADS: u32 = 256;
         Self { blocks: [elements.div_ceil(THREADS as usize) as u32, 1, 1], threads: THREADS, shared_bytes: 0 }

@@ -15,7 +15,7 @@ use crate::kernels::{
 };
 use crate::logits_view::{KeptLogits, LogitsTask};
 
-/// As `elementwise.cu` has it.
+/// Threads of a block; as in `elementwise.cu`.
 const NORM_THREADS: u32 = 512;
 
 impl Kernels for CudaKernels {
@@ -69,11 +69,11 @@ impl Kernels for CudaKernels {
 
     fn cache(&self, shape: CacheShape) -> Result<GpuCache, KernelError> {
         let elements = shape.elements().ok_or(KernelError::OutOfMemory { elements: usize::MAX })?;
-        // Slots on the GPU have 32 bits.
+        // Slots on the GPU are 32-bit numbers.
         if u32::try_from(shape.blocks * shape.block_tokens).is_err() {
             return Err(KernelError::OutOfMemory { elements });
         }
-        // Programs of f32 are also for heads that tensor cores do not take, and have the fold of tiles.
+        // The program for f32 also has the kernels for other heads and the one that folds tiles.
         self.gpu.load(&[GpuProgram::Attention(CacheFormat::F32), GpuProgram::Attention(shape.format)])?;
         let bytes = elements.saturating_mul(shape.format.bytes());
         Ok(GpuCache { shape, keys: self.gpu.zeros(bytes)?, values: self.gpu.zeros(bytes)? })
@@ -88,7 +88,7 @@ impl Kernels for CudaKernels {
     }
 
     fn read(&self, buffer: &GpuBuffer, values: &mut [f32]) -> Result<(), KernelError> {
-        // Blocks of other batches may come to lie where those of this one do.
+        // The next batch's blocks may have the same address as this one's.
         self.scratch.borrow_mut().prepared = None;
         self.gpu.read(&buffer.values, values)
     }
@@ -260,7 +260,7 @@ impl Kernels for CudaKernels {
     }
 }
 
-/// As kernels are told.
+/// Its number in the CUDA source.
 fn number(activation: Activation) -> u64 {
     match activation {
         Activation::Silu => 0,

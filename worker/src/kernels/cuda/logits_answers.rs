@@ -17,17 +17,17 @@ use crate::logits_view::LogitsTask;
 
 const NONE: u32 = u32::MAX;
 
-/// Memory in which answers are finished.
+/// Memory for finishing answers.
 #[derive(Debug, Default)]
 pub(super) struct AnswerScratch {
     processor: LogitsProcessor,
     ids: Vec<u32>,
     logits: Vec<f32>,
-    /// Whose distribution the processor has.
+    /// The task whose distribution the processor holds.
     warped: Option<usize>,
 }
 
-/// What the GPU found for a task.
+/// The GPU's answer to a task.
 struct TaskSummary {
     sums: LogitsSums,
     arg_max: u32,
@@ -42,8 +42,8 @@ pub(super) struct LogitsAnswers<'a> {
 }
 
 impl<'a> LogitsAnswers<'a> {
-    /// Whether all tokens of a row matter, or by the first of the `answers` more than the GPU hands over: then the host has
-    /// to read the row.
+    /// Whether the host must read the row: all of its tokens matter, or more than the GPU hands
+    /// over.
     pub(super) fn is_for_host(&self, row: usize) -> bool {
         let RowQuestions { tasks, is_for_host, .. } = &self.questions.rows[row];
         let is_lost = |task: &DistributionTask| {
@@ -100,12 +100,12 @@ impl<'a> LogitsAnswers<'a> {
         found.drawn = task.draw.map(|(warp, u)| token(desk, &warp, u));
     }
 
-    /// Every warp was asked for.
+    /// The task of `warp`; every warp has one.
     fn task_of(&self, tasks: &Range<usize>, warp: &SamplingParams) -> usize {
         tasks.clone().find(|&task| self.questions.tasks[task].warp == *warp).unwrap_or(tasks.start)
     }
 
-    /// The distribution of a task, but for a plain warp only its likeliest tokens.
+    /// The distribution of a task; of a plain warp only the likeliest tokens.
     fn distribution<'b>(&self, task: usize, desk: &'b mut AnswerScratch) -> &'b Distribution {
         if desk.warped != Some(task) {
             let TaskSummary { sums, arg_max, .. } = self.summary(task);
@@ -132,7 +132,7 @@ impl<'a> LogitsAnswers<'a> {
         }
     }
 
-    /// Where the candidates of each segment lie, and how many they are.
+    /// First index and number of each segment's candidates.
     fn parts(&self, task: &DistributionTask) -> impl Iterator<Item = (u32, u32)> + 'a {
         let (segments, parts) = (
             self.questions.segments(),

@@ -16,7 +16,7 @@ pub(super) const SEGMENT: usize = 4 * CHUNK;
 /// Most tokens that the GPU hands over of a row under one warp.
 const MOST_CANDIDATES: usize = 8192;
 
-/// There is room for the candidates of so many tasks that have all they may.
+/// The pool has room for the most candidates of this many tasks.
 const FULL_TASKS: usize = 32;
 
 /// Candidates of each task that are copied with the rest of the answers, on average.
@@ -31,7 +31,7 @@ pub(super) const NEEDS_CANDIDATES: u32 = 4;
 pub(super) const RESULT_WORDS: usize = 8;
 const BEST_WORDS: usize = 3;
 
-/// What is wanted of the rows of one forward pass. Kept from one to the next for its memory.
+/// The questions about the logits of one forward pass. Reused for its memory.
 #[derive(Debug, Default)]
 pub(super) struct LogitsQuestions {
     pub(super) vocabulary: usize,
@@ -44,24 +44,24 @@ pub(super) struct LogitsQuestions {
     input: Vec<u32>,
 }
 
-/// What belongs to a row.
+/// The part of the questions that concerns one row.
 #[derive(Clone, Debug)]
 pub(super) struct RowQuestions {
     pub(super) tasks: Range<usize>,
     pub(super) first_draw: usize,
     pub(super) first_lookup: usize,
-    /// The host is to read the row itself.
+    /// The host reads the row itself.
     pub(super) is_for_host: bool,
 }
 
-/// A distribution that is wanted of a row.
+/// A distribution to compute from a row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DistributionTask {
     row: usize,
     pub(super) warp: SamplingParams,
     pub(super) flags: u32,
     top_k: usize,
-    /// How many tasks with candidates come before.
+    /// Number of earlier tasks with candidates.
     pub(super) part: usize,
 }
 
@@ -77,7 +77,7 @@ pub(super) struct LogitLookup {
     id: u32,
 }
 
-/// Which functions of the program are needed.
+/// Which kernels of the program to launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NeededKernels {
     pub(super) totals: bool,
@@ -86,7 +86,7 @@ pub(super) struct NeededKernels {
     pub(super) candidates: bool,
 }
 
-/// Whether probabilities are weights by the total, nothing else.
+/// Whether a probability is just weight by total: no cuts, no greedy choice.
 pub(super) fn is_plain(warp: &SamplingParams) -> bool {
     warp.temperature() > 0.0 && !warp.cuts()
 }
@@ -134,7 +134,7 @@ impl LogitsQuestions {
         task.views.iter().any(|(_, view)| of_view(view)) || task.draw.is_some_and(|(warp, _)| is_too_much(&warp))
     }
 
-    /// The rank of the last token of the top-k; 0 when all are in it.
+    /// The rank of the last token within top-k; 0 without a top-k.
     fn rank(&self, warp: &SamplingParams) -> usize {
         let k = warp.top_k() as usize;
         if k < self.vocabulary { k } else { 0 }
@@ -182,7 +182,7 @@ impl LogitsQuestions {
         self.task(row, warp, flags, rank);
     }
 
-    /// The task of the newest row for this warp, with these needs among others.
+    /// Finds or adds the newest row's task for `warp`, and adds these needs.
     fn task(&mut self, row: usize, warp: &SamplingParams, flags: u32, top_k: usize) -> usize {
         let tasks = &mut self.rows[row].tasks;
         let known = self.tasks[tasks.clone()].iter_mut().position(|task| task.warp == *warp);
@@ -196,12 +196,12 @@ impl LogitsQuestions {
         at
     }
 
-    /// Whether the GPU has nothing to answer.
+    /// Whether there is nothing to ask.
     pub(super) fn is_empty(&self) -> bool {
         self.tasks.is_empty()
     }
 
-    /// How many distributions and how many draws are wanted.
+    /// Number of distributions and of draws.
     pub(super) fn tasks_and_draws(&self) -> (usize, usize) {
         (self.tasks.len(), self.draws.len())
     }
@@ -216,34 +216,34 @@ impl LogitsQuestions {
         }
     }
 
-    /// Blocks that a row takes.
+    /// Thread blocks per row.
     pub(super) fn segments(&self) -> usize {
         self.vocabulary.div_ceil(SEGMENT)
     }
 
-    /// Numbers of 32 bits that the functions leave for each other.
+    /// Words of scratch memory that the kernels share.
     pub(super) fn scratch_words(&self) -> usize {
         let chunks = self.vocabulary.div_ceil(CHUNK);
         self.tasks.len() * (4 * chunks + 1) + self.rows.len() * self.segments() * BEST_WORDS
     }
 
-    /// Numbers of 32 bits that the GPU answers with, candidates not counted.
+    /// Words of the answers without candidates.
     pub(super) fn fixed_words(&self) -> usize {
         let of_tasks = RESULT_WORDS * self.tasks.len() + 2 * self.parts * self.segments();
         2 + of_tasks + 2 * self.draws.len() + self.lookups.len()
     }
 
-    /// The same with room for candidates.
+    /// Words of the answers with room for candidates.
     pub(super) fn answer_words(&self) -> usize {
         self.fixed_words() + 2 * self.pool()
     }
 
-    /// How much of the answers is to be looked at first.
+    /// Words to fetch first.
     pub(super) fn first_words(&self) -> usize {
         self.fixed_words() + 2 * self.pool().min(self.parts * FIRST_CANDIDATES)
     }
 
-    /// How much of them is of interest, by the first part.
+    /// Words that are in use, according to the first ones.
     pub(super) fn words_of_interest(&self, answers: &[u32]) -> usize {
         self.fixed_words() + 2 * self.pool().min(answers[0] as usize)
     }
@@ -252,7 +252,7 @@ impl LogitsQuestions {
         self.parts.min(FULL_TASKS) * MOST_CANDIDATES.min(self.vocabulary)
     }
 
-    /// What the program takes; the addresses are those of the logits, of scratch and of the answers.
+    /// The program's input; `addresses` are those of the logits, the scratch memory and the answers.
     pub(super) fn input(&mut self, addresses: [u64; 3]) -> &[u32] {
         let sizes = [
             self.vocabulary,
@@ -270,7 +270,7 @@ impl LogitsQuestions {
         input.extend(sizes.map(|size| size as u32));
         for task in tasks {
             input.extend(halves(task.warp.temperature().to_bits()));
-            // The margin is for rounding: the host decides.
+            // With a margin for rounding: the host decides.
             input.extend(halves((0.999 * task.warp.least_share(*vocabulary)).to_bits()));
             input.extend([task.row as u32, task.flags, task.top_k as u32, task.part as u32]);
         }
@@ -283,7 +283,7 @@ impl LogitsQuestions {
     }
 }
 
-/// The lower one first.
+/// The lower half first.
 fn halves(number: u64) -> [u32; 2] {
     [number as u32, (number >> 32) as u32]
 }

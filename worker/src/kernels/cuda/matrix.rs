@@ -9,7 +9,7 @@ use super::gpu::{GpuDevice, LaunchSize};
 use super::program::GpuProgram;
 use crate::kernels::{KernelError, WeightFormat, blocks};
 
-/// Outputs and inputs that a matrix is filled up to multiples of.
+/// A matrix is padded to multiples of these.
 const OUTPUTS: usize = 16;
 const INPUTS: usize = 128;
 
@@ -32,7 +32,7 @@ pub(super) enum GpuWeights {
     Tiles { format: WeightFormat, tiles: CudaSlice<u8>, scales: CudaSlice<u8>, stored: usize },
 }
 
-/// What activations are rounded to before they are multiplied.
+/// Type that activations are rounded to before a product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum ActivationRounding {
     #[default]
@@ -42,7 +42,7 @@ pub(super) enum ActivationRounding {
 }
 
 impl ActivationRounding {
-    /// As kernels are told.
+    /// Its number in the CUDA source.
     pub(super) fn number(self) -> u64 {
         match self {
             Self::None => 0,
@@ -52,7 +52,7 @@ impl ActivationRounding {
     }
 }
 
-/// The names of one format's functions.
+/// Function names of one format.
 struct FormatFunctions {
     embed: &'static str,
     /// In the order of [`FEW`].
@@ -69,7 +69,7 @@ struct FewRowsKernel {
     stages: u32,
 }
 
-/// By rows, then by warps.
+/// Sorted by rows, then by warps.
 const FEW: [FewRowsKernel; 8] = [
     FewRowsKernel { rows: 8, warps: 1, stages: 8 },
     FewRowsKernel { rows: 8, warps: 4, stages: 5 },
@@ -89,7 +89,7 @@ struct ManyRowsKernel {
     stages: u32,
 }
 
-/// The larger, the fewer times weights and activations are read.
+/// Larger tiles read weights and activations fewer times.
 const MANY: [ManyRowsKernel; 3] = [
     ManyRowsKernel { outputs: 64, rows: 64, stages: 5 },
     ManyRowsKernel { outputs: 128, rows: 64, stages: 4 },
@@ -124,14 +124,14 @@ static OF_F16: FormatFunctions = functions!("f16", "f16");
 static OF_Q8_0: FormatFunctions = functions!("q8_0", "bf16");
 static OF_Q4_K: FormatFunctions = functions!("q4_k", "bf16");
 
-/// A product that is to be computed.
+/// Arguments of a matrix product.
 pub(super) struct MatrixProduct {
-    /// `[rows][stored]`, rounded, or `[rows][inputs]` in f32 beside weights of f32.
+    /// `[rows][stored]`, rounded; `[rows][inputs]` in f32 for weights in f32.
     pub(super) x: DeviceAddress,
     pub(super) rows: usize,
     pub(super) bias: DeviceAddress,
     pub(super) out: DeviceAddress,
-    /// Whether it is added to what `out` holds.
+    /// Whether to add to `out`.
     pub(super) adds: bool,
 }
 
@@ -193,7 +193,7 @@ impl GpuMatrix {
         Ok(Self { outputs, inputs, weights: packed(gpu, format, [outputs, inputs], stored)? })
     }
 
-    /// What activations are rounded to.
+    /// Type that activations are rounded to.
     pub(super) fn rounding(&self) -> ActivationRounding {
         match &self.weights {
             GpuWeights::F32(_) => ActivationRounding::None,
@@ -222,7 +222,7 @@ impl GpuMatrix {
         }
     }
 
-    /// Queues `product`. `widened` is memory for quantised weights beside many rows.
+    /// Queues `product`. `widened` is memory for the weights in 16 bits, which many rows need.
     pub(super) fn multiply(&self, gpu: &GpuDevice, product: &MatrixProduct, widened: &mut Option<CudaSlice<u16>>) {
         match &self.weights {
             GpuWeights::F32(weights) => {
@@ -250,7 +250,7 @@ impl GpuMatrix {
         }
     }
 
-    /// The kernel for few rows that takes so many, and its size.
+    /// The kernel for few rows that fits `rows`, and its launch size.
     fn few(&self, gpu: &GpuDevice, format: WeightFormat, rows: usize) -> Option<(&'static str, LaunchSize)> {
         let tiles = self.outputs.div_ceil(OUTPUTS) as u32;
         let sized = |few: &FewRowsKernel| {
@@ -279,7 +279,7 @@ impl GpuMatrix {
             threads: 128,
             shared_bytes: many.stages * (many.outputs + many.rows) as u32 * 64,
         };
-        // As large as leaves two blocks, nearly, to every processor.
+        // The largest that leaves almost two blocks for every processor.
         let index = MANY.iter().rposition(|many| {
             let [across, up, _] = sized(many).blocks;
             2 * across * up >= 3 * gpu.processors + gpu.processors / 2
@@ -336,7 +336,7 @@ fn stage_bytes(format: WeightFormat) -> (u32, u32) {
     }
 }
 
-/// Brings weights to the GPU as their format stores them, and packs them there.
+/// Uploads weights in their stored format and packs them on the GPU.
 fn packed(
     gpu: &GpuDevice,
     format: WeightFormat,

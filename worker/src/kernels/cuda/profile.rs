@@ -1,6 +1,6 @@
-//! What the GPU's time goes to, kernel by kernel: for whoever makes them faster.
+//! Time on the GPU by kernel, for tuning.
 //!
-//! `COSEC_KERNEL_TIMES=1` turns it on. Events around every launch cost time of their own, so only shares mean anything.
+//! `COSEC_KERNEL_TIMES=1` turns it on. Events around every launch take time themselves, so only shares are meaningful.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::timing::StreamEvent;
 use crate::kernels::KernelError;
 
-/// Waits after which the figures are logged.
+/// The figures are logged every so many waits.
 const WAITS: u32 = 64;
 
 /// Launches since the figures were last logged.
@@ -30,7 +30,7 @@ impl KernelProfile {
         self.launched.push((name, began, ended));
     }
 
-    /// Takes up what was launched; the stream has been waited for.
+    /// Adds up the launches so far; the stream must be idle.
     pub(super) fn settle(&mut self) -> Result<(), KernelError> {
         for (name, began, ended) in self.launched.drain(..) {
             let (launches, time) = self.totals.entry(name).or_default();

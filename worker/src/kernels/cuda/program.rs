@@ -1,6 +1,6 @@
-//! The GPU's programs, compiled when a worker starts for the GPU that it finds.
+//! The GPU's programs, compiled for the GPU at hand when a worker starts.
 //!
-//! NVRTC compiles to machine code without a GPU, so that a machine that has none can check the programs.
+//! NVRTC needs no GPU to compile, so a machine without one can check the programs.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -11,21 +11,21 @@ use parking_lot::Mutex;
 
 use crate::kernels::{CacheFormat, WeightFormat};
 
-/// What every program begins with.
+/// Beginning of every program.
 const NUMBERS: &str = concat!(include_str!("instructions.cuh"), include_str!("numbers.cuh"));
 const ELEMENTWISE: &str = include_str!("elementwise.cu");
 const ATTENTION: &str = include_str!("attention.cu");
 const DRAW: &str = include_str!("draw.cu");
 const LINEAR: &str = include_str!("linear.cu");
 
-/// A source file of its own, with what it needs of others.
+/// A translation unit for NVRTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GpuProgram {
-    /// What lies between linear layers and attention.
+    /// Elementwise kernels and normalisations.
     Layers,
     /// Attention over a cache of one format.
     Attention(CacheFormat),
-    /// What is wanted of rows of logits.
+    /// Draws and views of logits.
     Rows,
     /// Products with weights of one format.
     Linear(WeightFormat),
@@ -75,7 +75,7 @@ impl GpuProgram {
 /// Machine code by program and compute capability.
 type CompiledPrograms = HashMap<(GpuProgram, (i32, i32)), Arc<[u8]>>;
 
-/// `program` as machine code for GPUs of a compute capability, 9.0 being (9, 0); a process compiles it once.
+/// Compiles `program` for a compute capability, 9.0 being (9, 0), once per process.
 ///
 /// # Errors
 /// [`CompileError`].
@@ -91,7 +91,7 @@ pub fn compiled(program: GpuProgram, capability: (i32, i32)) -> Result<Arc<[u8]>
     Ok(code)
 }
 
-/// The version of CUDA, 13.0 being (13, 0), that NVRTC is of.
+/// The CUDA version of NVRTC, 13.0 being (13, 0).
 ///
 /// # Errors
 /// [`CompileError`].
@@ -120,7 +120,7 @@ fn compile(program: GpuProgram, (major, minor): (i32, i32)) -> Result<Vec<u8>, C
     let options = [
         format!("--gpu-architecture=sm_{major}{minor}"),
         "--std=c++17".to_owned(),
-        // Closures over a type of their own are for the GPU, too.
+        // Lambdas run on the GPU, too.
         "--device-as-default-execution-space".to_owned(),
     ];
     // SAFETY: the program was just created, its source lives to the end of this function, and the buffer has the size that
@@ -146,16 +146,12 @@ fn compile(program: GpuProgram, (major, minor): (i32, i32)) -> Result<Vec<u8>, C
 
 /// Why a program could not be compiled.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages and field names say it")]
 pub enum CompileError {
-    /// NVRTC is not installed.
     #[error(
         "libnvrtc is not found; install CUDA's NVRTC 12 or 13 (Debian: cuda-nvrtc-13-0) or name its folder in LD_LIBRARY_PATH"
     )]
     NoCompiler,
-    /// NVRTC does not know the GPU, or not the source.
     #[error("NVRTC: {problem}")]
-    Rejected {
-        /// Its word.
-        problem: String,
-    },
+    Rejected { problem: String },
 }

@@ -1,4 +1,4 @@
-//! Reads rows of logits on a GPU: only what is wanted of them comes to the host.
+//! Reads logits on a GPU: only the requested views are copied to the host.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -13,16 +13,16 @@ use crate::kernels::KernelError;
 use crate::kernels::cpu::CpuKernels;
 use crate::logits_view::{BufferPool, DeviceLogits, KeptLogits, LogitsTask, PooledBuffer};
 
-/// Memory of questions and answers, as large as it ever had to be, and the threads that finish them.
+/// Reused memory for questions and answers, and the threads that finish them.
 #[derive(Debug)]
 pub(super) struct LogitsReader {
     host: CpuKernels,
     questions: LogitsQuestions,
     scratch: Option<CudaSlice<u32>>,
     answers: Option<CudaSlice<u32>>,
-    /// The answers here, and behind them the rows that the host has to read.
+    /// The answers, followed by the rows that the host must read.
     words: Vec<u32>,
-    /// Where the row of each task lies there.
+    /// Offset of each task's row in `words`.
     rows: Vec<Option<usize>>,
     spare: BufferPool<DeviceLogits>,
     kept: Vec<Option<PooledBuffer<DeviceLogits>>>,
@@ -34,7 +34,7 @@ thread_local! {
 }
 
 impl LogitsReader {
-    /// A reader that finishes answers on the threads of `host`.
+    /// Finishes answers on the threads of `host`.
     pub(super) fn new(host: CpuKernels) -> Self {
         Self {
             host,
@@ -52,7 +52,7 @@ impl LogitsReader {
         &self.host
     }
 
-    /// Takes what `tasks` want of the rows of `vocabulary` that lie at `logits`. Returns how long that took.
+    /// Runs `tasks` on the rows of `vocabulary` logits at `logits`. Returns how long that took.
     pub(super) fn read(
         &mut self,
         gpu: &GpuDevice,
@@ -90,7 +90,7 @@ impl LogitsReader {
     ) -> Result<PooledBuffer<DeviceLogits>, KernelError> {
         let mut kept = self.spare.lend();
         let memory = match kept.take() {
-            // As long as the row: whoever reads it again takes its length for the vocabulary.
+            // Exactly as long as the row: a later read takes its length for the vocabulary.
             Some(memory) if memory.len() == vocabulary => memory,
             _ => gpu.allocate(vocabulary)?,
         };
@@ -98,7 +98,7 @@ impl LogitsReader {
         Ok(kept)
     }
 
-    /// Queues all that is needed, and says where the answers will be.
+    /// Queues the kernels and returns the address of their answers.
     fn launch(&mut self, gpu: &GpuDevice, logits: DeviceAddress, rows: usize) -> Result<DeviceAddress, KernelError> {
         let Self { questions, scratch, answers, .. } = self;
         if questions.is_empty() {
@@ -124,7 +124,7 @@ impl LogitsReader {
         Ok(answers)
     }
 
-    /// Brings what the first answers show to be of interest.
+    /// Fetches the candidates that the first answers announce, and the rows for the host.
     fn fetch_rest(
         &mut self,
         gpu: &GpuDevice,

@@ -1,4 +1,4 @@
-//! Pinned memory of the host, from which the GPU copies by itself.
+//! Pinned host memory, which the GPU reads asynchronously.
 
 use std::sync::Arc;
 
@@ -7,15 +7,15 @@ use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr, PinnedHostS
 use super::driver::out_of_memory;
 use crate::kernels::KernelError;
 
-/// Numbers of 32 bits that are on their way to the GPU at a time, at first.
+/// Initial capacity of the staging buffer, in 32-bit numbers.
 pub(super) const UPLOADS: usize = 1 << 16;
 
-/// Small things on their way to the GPU: they are written behind each other until the stream has been waited for.
+/// A staging buffer for small uploads. It fills up until the stream has been waited for.
 pub(super) struct UploadStaging {
     pub(super) host: PinnedHostSlice<u32>,
     pub(super) device: CudaSlice<u32>,
     pub(super) used: usize,
-    /// Buffers that were too small; operations in the queue still read them.
+    /// Full buffers that queued operations still read.
     pub(super) outgrown: Vec<(PinnedHostSlice<u32>, CudaSlice<u32>)>,
 }
 

@@ -1,4 +1,4 @@
-//! Moments of a GPU's stream.
+//! Timing events in a GPU's stream.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use cudarc::driver::CudaEvent;
 use super::driver::device;
 use crate::kernels::KernelError;
 
-/// A moment of the GPU.
+/// An event in the stream.
 pub(super) struct StreamEvent(CudaEvent);
 
 impl StreamEvent {
@@ -15,7 +15,7 @@ impl StreamEvent {
         Self(event)
     }
 
-    /// Waits for the moment `end`, and says how long it came after this one.
+    /// Waits for `end` and returns the time from this event to it.
     pub(super) fn until(&self, end: &Self) -> Result<Duration, KernelError> {
         let milliseconds = self.0.elapsed_ms(&end.0).map_err(device)?;
         Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))

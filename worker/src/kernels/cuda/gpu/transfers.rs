@@ -10,7 +10,7 @@ use crate::kernels::cuda::driver::{DeviceAddress, device, out_of_memory};
 use crate::kernels::cuda::staging::{UploadStaging, pinned};
 
 impl GpuDevice {
-    /// Memory whose content is undefined.
+    /// Uninitialised memory.
     #[expect(unsafe_code, reason = "memory that is written before it is read")]
     pub(in crate::kernels::cuda) fn allocate<T: DeviceRepr>(
         &self,
@@ -28,7 +28,7 @@ impl GpuDevice {
         self.stream.alloc_zeros(elements.max(1)).map_err(|error| out_of_memory::<T>(elements, error))
     }
 
-    /// A copy of `values`, which is waited for.
+    /// Copies `values` to the GPU and waits.
     pub(in crate::kernels::cuda) fn copy<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>, KernelError> {
         let mut slice = self.allocate(values.len())?;
         if !values.is_empty() {
@@ -38,12 +38,12 @@ impl GpuDevice {
         Ok(slice)
     }
 
-    /// Where `slice` lies. It must not be dropped before the operations that use it are queued.
+    /// Address of `slice`, which must live until the operations that use it are queued.
     pub(in crate::kernels::cuda) fn address<T>(&self, slice: &CudaSlice<T>) -> DeviceAddress {
         slice.device_ptr(&self.stream).0
     }
 
-    /// Queues a copy of small `numbers` to a place that is theirs until somebody waits.
+    /// Queues an upload of `numbers`, valid until the next wait.
     pub(in crate::kernels::cuda) fn upload(&self, numbers: &[u32]) -> Result<DeviceAddress, KernelError> {
         let mut uploads = self.uploads.borrow_mut();
         let at = self.stage(&mut uploads, numbers)?;
@@ -60,9 +60,9 @@ impl GpuDevice {
         self.copy_staged(&uploads, at..at + values.len(), self.address(to))
     }
 
-    /// Writes `numbers` behind those that are under way, and says where.
+    /// Appends `numbers` to the staging buffer and returns their offset.
     fn stage(&self, uploads: &mut UploadStaging, numbers: &[u32]) -> Result<usize, KernelError> {
-        // 16 bytes, as copies on the GPU like it.
+        // Aligned to 16 bytes for fast copies on the GPU.
         let at = uploads.used.next_multiple_of(4);
         let (at, end) = match at + numbers.len() {
             end if end <= uploads.host.len() => (at, end),
@@ -93,7 +93,7 @@ impl GpuDevice {
         unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(device)
     }
 
-    /// Queues a copy of `bytes` from one place to another.
+    /// Queues a copy of `bytes` within the GPU.
     #[expect(unsafe_code, reason = "an asynchronous copy")]
     pub(in crate::kernels::cuda) fn copy_on_gpu(
         &self,
@@ -107,10 +107,10 @@ impl GpuDevice {
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(device)
     }
 
-    /// Waits for all that was queued, and copies the beginning of `from` to `values`.
+    /// Waits for all queued work and copies the beginning of `from` to `values`.
     ///
     /// # Errors
-    /// The first failure since the last time.
+    /// The first failure since the last wait.
     pub(in crate::kernels::cuda) fn read(
         &self,
         from: &CudaSlice<f32>,
@@ -125,10 +125,10 @@ impl GpuDevice {
         })
     }
 
-    /// Waits for all that was queued, and appends to `words` the numbers of 32 bits that lie at `places`, so many at each.
+    /// Waits for all queued work and appends to `words` the 32-bit numbers at `places`, given as address and count.
     ///
     /// # Errors
-    /// The first failure since the last time.
+    /// The first failure since the last wait.
     pub(in crate::kernels::cuda) fn fetch(
         &self,
         places: &[(DeviceAddress, usize)],
