@@ -1,8 +1,8 @@
-//! Weights in GGML's block formats: quantising, and the numbers in a block.
+//! Weights as bytes: little-endian floats, or GGML's blocks, and the numbers in a block.
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Tensor};
-use half::f16;
+use half::{bf16, f16};
 
 use super::error::KernelError;
 use super::weight_format::{BLOCK, SUPER_BLOCK, WeightFormat};
@@ -10,8 +10,22 @@ use super::weight_format::{BLOCK, SUPER_BLOCK, WeightFormat};
 /// Parts of a super-block with one scale each.
 pub(super) const PARTS: usize = SUPER_BLOCK / BLOCK;
 
+/// Converts `[outputs, inputs]` to the bytes of `format`.
+pub(crate) fn encode(weights: &Tensor, format: WeightFormat) -> Result<Vec<u8>, KernelError> {
+    let Ok(dtype) = format.dtype() else { return quantise(weights, format) };
+    let bytes = || -> candle_core::Result<Vec<u8>> {
+        let all = weights.to_dtype(dtype)?.flatten_all()?;
+        Ok(match dtype {
+            DType::BF16 => all.to_vec1::<bf16>()?.into_iter().flat_map(bf16::to_le_bytes).collect(),
+            DType::F16 => all.to_vec1::<f16>()?.into_iter().flat_map(f16::to_le_bytes).collect(),
+            _ => all.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect(),
+        })
+    };
+    bytes().map_err(|error| KernelError::Device(error.to_string()))
+}
+
 /// Quantises `[outputs, inputs]` to the blocks of a GGML file; rows are padded with zeros to whole blocks.
-pub(crate) fn quantise(weights: &Tensor, format: WeightFormat) -> Result<Vec<u8>, KernelError> {
+pub(super) fn quantise(weights: &Tensor, format: WeightFormat) -> Result<Vec<u8>, KernelError> {
     let dtype = ggml(format)?;
     let whole = || -> candle_core::Result<Vec<u8>> {
         let (_, inputs) = weights.dims2()?;
@@ -22,8 +36,8 @@ pub(crate) fn quantise(weights: &Tensor, format: WeightFormat) -> Result<Vec<u8>
     whole().map_err(|error| KernelError::Device(error.to_string()))
 }
 
-/// The type's name in candle.
-pub(super) fn ggml(format: WeightFormat) -> Result<GgmlDType, KernelError> {
+/// Candle's type of the blocks.
+pub(crate) fn ggml(format: WeightFormat) -> Result<GgmlDType, KernelError> {
     match format {
         WeightFormat::Q8_0 => Ok(GgmlDType::Q8_0),
         WeightFormat::Q4K => Ok(GgmlDType::Q4K),

@@ -24,7 +24,7 @@ pub mod reference;
 mod weight_format;
 
 pub use attention_shape::{AttentionHeads, CacheFormat, CacheShape, RotaryLayout, RotaryPairs, TokenPlace};
-pub(crate) use blocks::quantise;
+pub(crate) use blocks::{encode, ggml};
 pub use error::KernelError;
 pub use layer_kinds::{Activation, NormKind, NormWeights};
 pub use weight_format::WeightFormat;

@@ -41,15 +41,10 @@ impl Kernels for ReferenceKernels {
 
     fn matrix(&self, weights: &Tensor, format: WeightFormat) -> Result<ReferenceMatrix, KernelError> {
         let (outputs, inputs) = weights.dims2().map_err(device)?;
-        let stored = match format {
-            WeightFormat::F32 => weights.to_dtype(DType::F32),
-            WeightFormat::Bf16 => weights.to_dtype(DType::BF16),
-            WeightFormat::F16 => weights.to_dtype(DType::F16),
-            WeightFormat::Q8_0 | WeightFormat::Q4K => {
-                return self.matrix_from_blocks(format, [outputs, inputs], &blocks::quantise(weights, format)?);
-            }
-        };
-        matrix(stored)
+        match format.dtype() {
+            Ok(dtype) => matrix(weights.to_dtype(dtype)),
+            Err(_) => self.matrix_from_blocks(format, [outputs, inputs], &blocks::quantise(weights, format)?),
+        }
     }
 
     fn matrix_from_blocks(

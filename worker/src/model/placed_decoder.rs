@@ -19,6 +19,16 @@ pub(super) enum PlacedDecoder {
     Cuda(Box<DecoderModel<CudaKernels>>),
 }
 
+/// Calls the decoder, whichever device it is on.
+macro_rules! on_device {
+    ($placed:expr, $decoder:ident => $call:expr) => {
+        match $placed {
+            Self::Cpu($decoder) => $call,
+            Self::Cuda($decoder) => $call,
+        }
+    };
+}
+
 impl PlacedDecoder {
     pub(super) fn load(path: &Path, options: &LoadOptions) -> Result<(Self, ModelDescription), ModelLoadError> {
         let host = CpuKernels::new(options.threads, options.cpus.as_ref()).map_err(ModelLoadError::Threads)?;
@@ -41,10 +51,7 @@ impl PlacedDecoder {
 
     /// As [`DecoderModel::forward`].
     pub(super) fn forward(&mut self, batch: &DecoderBatch<'_>, logits: &mut Vec<f32>) -> Result<(), KernelError> {
-        match self {
-            Self::Cpu(decoder) => decoder.forward(batch, logits),
-            Self::Cuda(decoder) => decoder.forward(batch, logits),
-        }
+        on_device!(self, decoder => decoder.forward(batch, logits))
     }
 
     /// As [`DecoderModel::forward_rows`].
@@ -53,10 +60,7 @@ impl PlacedDecoder {
         batch: &DecoderBatch<'_>,
         tasks: &mut [LogitsTask<'_>],
     ) -> Result<Duration, KernelError> {
-        match self {
-            Self::Cpu(decoder) => decoder.forward_rows(batch, tasks),
-            Self::Cuda(decoder) => decoder.forward_rows(batch, tasks),
-        }
+        on_device!(self, decoder => decoder.forward_rows(batch, tasks))
     }
 
     /// As [`Kernels::read_kept`].
@@ -68,17 +72,11 @@ impl PlacedDecoder {
     }
 
     pub(super) fn cache_shape(&self) -> CacheShape {
-        match self {
-            Self::Cpu(decoder) => decoder.cache_shape(),
-            Self::Cuda(decoder) => decoder.cache_shape(),
-        }
+        on_device!(self, decoder => decoder.cache_shape())
     }
 
-    /// Pins the calling thread, where the threads that it hands work to are pinned.
+    /// Pins the calling thread if the kernels' own threads are pinned.
     pub(super) fn settle_caller(&self) {
-        match self {
-            Self::Cpu(decoder) => decoder.kernels().settle_caller(),
-            Self::Cuda(decoder) => decoder.kernels().settle_caller(),
-        }
+        on_device!(self, decoder => decoder.kernels().settle_caller());
     }
 }

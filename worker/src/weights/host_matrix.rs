@@ -1,14 +1,12 @@
 //! A matrix of weights in host memory, between file and device.
 
-use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
-use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::WeightsError;
 use super::lora::LoraFactors;
 use crate::checkpoint::stored_tensor::{StoredRows, TensorEncoding};
-use crate::kernels::{Kernels, WeightFormat, quantise};
+use crate::kernels::{Kernels, WeightFormat, encode, ggml};
 
 /// Rows that one thread quantises at a time.
 const ROWS_AT_A_TIME: usize = 32;
@@ -49,29 +47,8 @@ impl HostMatrix {
             None => stored,
             Some(update) => update.added_to(&stored, rows.range.start)?,
         };
-        self.encode(&floats)
-    }
-
-    /// Adds rows of floats in this format.
-    fn encode(&mut self, floats: &Tensor) -> Result<(), WeightsError> {
-        let all = |dtype| floats.to_dtype(dtype)?.flatten_all();
-        let bytes = &mut self.bytes;
-        let done: candle_core::Result<()> = match self.format {
-            WeightFormat::F32 => all(DType::F32)
-                .and_then(|all| all.to_vec1::<f32>())
-                .map(|all| bytes.extend(all.into_iter().flat_map(f32::to_le_bytes))),
-            WeightFormat::Bf16 => all(DType::BF16)
-                .and_then(|all| all.to_vec1::<bf16>())
-                .map(|all| bytes.extend(all.into_iter().flat_map(bf16::to_le_bytes))),
-            WeightFormat::F16 => all(DType::F16)
-                .and_then(|all| all.to_vec1::<f16>())
-                .map(|all| bytes.extend(all.into_iter().flat_map(f16::to_le_bytes))),
-            WeightFormat::Q8_0 | WeightFormat::Q4K => {
-                bytes.extend(quantised(floats, self.format)?);
-                Ok(())
-            }
-        };
-        done.map_err(WeightsError::Convert)
+        self.bytes.extend(encoded(&floats, self.format)?);
+        Ok(())
     }
 
     /// Stacks the outputs of matrices over the same inputs.
@@ -138,27 +115,27 @@ impl LoraFactors {
     }
 }
 
-/// Quantises rows of floats on all threads: searching for the best scales takes longer than reading.
-fn quantised(floats: &Tensor, format: WeightFormat) -> Result<Vec<u8>, WeightsError> {
+/// The bytes of rows of floats. All threads quantise: searching for the best scales takes longer than reading.
+fn encoded(floats: &Tensor, format: WeightFormat) -> Result<Vec<u8>, WeightsError> {
+    if format.dtype().is_ok() {
+        return Ok(encode(floats, format)?);
+    }
     let rows = floats.dims()[0];
     let firsts: Vec<usize> = (0..rows).step_by(ROWS_AT_A_TIME).collect();
     let some = |&first: &usize| {
         let piece = floats.narrow(0, first, ROWS_AT_A_TIME.min(rows - first));
         // A copy, because candle quantises from the beginning of a view's storage.
         let piece = piece.and_then(|piece| piece.force_contiguous()).map_err(WeightsError::Convert)?;
-        Ok::<_, WeightsError>(quantise(&piece, format)?)
+        Ok::<_, WeightsError>(encode(&piece, format)?)
     };
     Ok(firsts.par_iter().map(some).collect::<Result<Vec<_>, _>>()?.concat())
 }
 
 /// The encoding of a file that needs no conversion.
 fn encoding(format: WeightFormat) -> TensorEncoding {
-    match format {
-        WeightFormat::F32 => TensorEncoding::Floats(DType::F32),
-        WeightFormat::Bf16 => TensorEncoding::Floats(DType::BF16),
-        WeightFormat::F16 => TensorEncoding::Floats(DType::F16),
-        WeightFormat::Q8_0 => TensorEncoding::Blocks(GgmlDType::Q8_0),
-        WeightFormat::Q4K => TensorEncoding::Blocks(GgmlDType::Q4K),
+    match format.dtype() {
+        Ok(dtype) => TensorEncoding::Floats(dtype),
+        Err(_) => ggml(format).map_or_else(|error| TensorEncoding::Other(error.to_string()), TensorEncoding::Blocks),
     }
 }
 
@@ -170,7 +147,7 @@ pub(super) fn row_bytes(format: WeightFormat, inputs: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::quantized::QTensor;
+    use candle_core::quantized::{GgmlDType, QTensor};
 
     use super::*;
     use crate::checkpoint::stored_tensor::dequantise;

@@ -1,24 +1,24 @@
 // Causal attention of rows over the paged cache.
 //
 // Keys are taken in tiles of 64 positions that begin at multiples of 64, from the first that the row sees to its own. A
-// tile gives a maximum, a sum and a weighted mean of values, all begun anew; a row's result is the fold of its tiles in
-// ascending order. The kernels below differ in who computes which tile, not in what is computed: a row has the same bits
-// whatever is decoded beside it, in whatever chunks its sequence came, and however its blocks lie.
+// tile gives a maximum, a sum and a weighted mean of values, from scratch; a row's result folds its tiles in
+// ascending order. The kernels below differ only in which threads compute which tile: a row has the same bits
+// whatever else is in the batch, however its sequence was chunked and wherever its blocks are.
 
-// The host defines one of FORMAT_F32, FORMAT_F16 and FORMAT_BF16, that of the cache.
+// The host defines FORMAT_F32, FORMAT_F16 or FORMAT_BF16 for the cache.
 
 #define TILE 64
 
 struct Cached {
     const void *keys, *values;
-    // Blocks of sequences, one behind the other.
+    // Block tables of all sequences, concatenated.
     const u32 *tables;
     u32 block_tokens, kv_width;
 };
 
 struct Queries {
     const float *qkv;
-    // Of a row: its position, and where the table of its sequence begins.
+    // Per row: its position, and where the block table of its sequence begins.
     const u32 *positions, *tables;
     u32 heads, kv_heads, width, window;
     float scale;
@@ -38,7 +38,7 @@ struct Fold {
     float max, sum;
 };
 
-// What the running result and a tile's are multiplied with; a tile of which the row sees nothing changes nothing.
+// Factors of the running result and of a tile's; a tile without visible keys changes nothing.
 struct Factors {
     float running, tile;
     bool counts;
@@ -62,8 +62,8 @@ __device__ __forceinline__ float folded(float running, float tile, const Factors
 }
 
 // With tensor cores: a warp has 16 slots, each a row and one of the query heads that share a key head, and takes a tile
-// of keys and values in shared memory. WIDTH is that of a head, filled up with zeros; head 16-byte chunk c of position p
-// lies at chunk c ^ (p % 8), so that the 8 rows of a matrix lie in different banks.
+// of keys and values in shared memory. WIDTH is the padded width of a head; 16-byte chunk c of the head at position p
+// is at chunk c ^ (p % 8), so that the 8 rows of a matrix are in different banks.
 
 template <int WIDTH>
 __device__ __forceinline__ u32 chunk_at(u32 position, u32 chunk) {
@@ -73,14 +73,14 @@ __device__ __forceinline__ u32 chunk_at(u32 position, u32 chunk) {
 template <class Number, int WIDTH>
 struct WarpTile {
     uint4 queries[WIDTH / 16];
-    // Of the lane's two slots.
+    // For the lane's two slots.
     u32 positions[2], firsts[2];
-    // All of the warp's slots see the positions from one to the other.
+    // All slots of the warp see the positions between these.
     u32 seen_from, seen_to;
     float max[2], sum[2];
     float values[WIDTH / 8][4];
 
-    // Slot s is row first_row + s / group of the batch, head s % group of those that share the key head; `slots` exist.
+    // Slot s is row first_row + s / group of the batch, and head s % group of those that share the key head; there are `slots`.
     __device__ __forceinline__ void load_queries(const Queries &of, u32 first_row, u32 first_slot, u32 slots, u32 kv_head) {
         const u32 lane = threadIdx.x % 32, group = of.heads / of.kv_heads;
         const u32 row_width = (of.heads + 2 * of.kv_heads) * of.width;
@@ -186,12 +186,12 @@ struct WarpTile {
 
 #define NO_SLOT 0xffffffff
 
-// The slot of a position; NO_SLOT behind `last`, where there may be another's.
+// The slot of a position; NO_SLOT after `last`, where another sequence's may be.
 __device__ __forceinline__ u32 slot_until(const Cached &cached, u32 table, u32 position, u32 last) {
     return position <= last ? u32(slot_of(cached, table, position)) : NO_SLOT;
 }
 
-// Fetches 16 bytes of a position's keys and values; zeros where it has no slot or the head no such chunk.
+// Fetches 16 bytes of a position's keys and values; zeros without a slot or beyond the head.
 template <int WIDTH>
 __device__ __forceinline__ void fetch_chunk(u8 *keys, u8 *values, const Cached &cached, u32 slot, u32 kv_head, u32 width,
                                             u32 position, u32 chunk) {
@@ -201,8 +201,8 @@ __device__ __forceinline__ void fetch_chunk(u8 *keys, u8 *values, const Cached &
     copy_16_bytes(values + chunk_at<WIDTH>(position, chunk), (const u16 *)cached.values + at, exists);
 }
 
-// Some slots of rows that follow each other in one sequence: those from `first_slot` on that are below `slots`, counted
-// from `first_row`. `partial_row` counts only rows whose tiles are written down.
+// Some slots of consecutive rows of one sequence: those from `first_slot` on and below `slots`, counted
+// from `first_row`. `partial_row` counts only rows with stored tiles.
 struct Item {
     u32 first_row, first_slot, slots, first_position, last_position, partial_row;
 };
@@ -212,13 +212,13 @@ __device__ __forceinline__ Item item_of(const u32 *items) {
     return Item{item[0], item[1], item[2], item[3], item[4], item[5]};
 }
 
-// A tile's result in memory: numbers of the head, maximum, sum.
+// A stored tile: numbers of the head, maximum, sum.
 __device__ __forceinline__ u64 partial_at(u64 row_and_head, u32 tile, u32 tiles, u32 width) {
     return (row_and_head * tiles + tile) * (width + 2);
 }
 
-// Few slots: every warp computes one tile and writes it down; `combine_tiles` folds. Blocks are items, key heads and as
-// many tiles as they have warps; partial results are of the rows from `first_partial` on, `tiles` each.
+// Few slots: every warp computes and stores one tile; `combine_tiles` folds. Blocks are items, key heads and as
+// many tiles as they have warps; stored tiles are those of the rows from `first_partial` on, `tiles` each.
 template <class Number, int WIDTH>
 __device__ __forceinline__ void attend_tiles(const u32 *items, Queries of, Cached cached, float *partial,
                                              u32 first_partial, u32 tiles) {
@@ -268,7 +268,7 @@ __device__ __forceinline__ void attend_tiles(const u32 *items, Queries of, Cache
     }
 }
 
-// Many slots: the four warps of a block have 16 each and fold tile after tile, which they share.
+// Many slots: the four warps of a block have 16 each and share the tiles, which they fold one by one.
 template <class Number, int WIDTH>
 __device__ __forceinline__ void attend_slots(const u32 *items, Queries of, Cached cached, float *out, u16 *rounded,
                                              int rounding) {
@@ -320,7 +320,7 @@ __device__ __forceinline__ void attend_slots(const u32 *items, Queries of, Cache
                 values[block][part] = folded(values[block][part], own.values[block][part], factors[part / 2]);
             }
         }
-        // The next copy goes where this tile was.
+        // The next copy replaces this tile.
         __syncthreads();
     }
 #pragma unroll
@@ -367,7 +367,7 @@ ATTEND(f16, F16, 64)
 ATTEND(f16, F16, 128)
 #else
 
-// Without tensor cores, for what they do not take: a cache of f32, and heads of other widths. A warp computes the tile of
+// Without tensor cores, for a cache of f32 and heads of other widths. A warp computes the tile of
 // one row and head; blocks are heads of `rows`, and groups of four tiles. `format` is that of `append`.
 extern "C" __global__ void __launch_bounds__(128)
     attend_plainly(const u32 *rows, QUERIES, CACHED, int format, float *partial, u32 tiles) {

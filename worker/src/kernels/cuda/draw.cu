@@ -1,8 +1,8 @@
-// What is wanted of rows of logits, found where they lie. The sums, the exponential and the draws have the bits of
-// proto/src/draw.rs and proto/src/exp.rs: the same operations in the same order, each rounded on its own. What the host can
-// finish from a few numbers is left to it.
+// Views of logits on the GPU. The sums, the exponential and the draws have the bits of
+// proto/src/sampling: the same operations in the same order, each rounded on its own. The host finishes
+// whatever needs only a few numbers.
 //
-// Blocks work on segments of a row, threads in loops that are right for any number of them.
+// Blocks work on segments of a row; the threads' loops are correct for any number of threads.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -23,13 +23,13 @@ typedef double f64;
 // A distribution to compute from a row.
 struct Task {
     f64 temperature;
-    // Without `top_k`, tokens that weigh less than this share of the total are of no interest.
+    // Without `top_k`, tokens below this share of the total are dropped.
     f64 least_share;
     u32 row;
     u32 flags;
-    // If not 0, tokens below the one of this rank are of no interest.
+    // If not 0, tokens below this rank are dropped.
     u32 top_k;
-    // With NEEDS_CANDIDATES: how many such tasks come before.
+    // With NEEDS_CANDIDATES: number of earlier such tasks.
     u32 part;
 };
 
@@ -45,30 +45,30 @@ struct Draw {
     u32 unused;
 };
 
-// A logit that is wanted.
+// A logit to look up.
 struct Lookup {
     u32 row, id;
 };
 
-// All that is wanted of one forward pass; tasks, draws and lookups follow it.
+// The questions about one forward pass; tasks, draws and lookups follow it.
 struct Step {
     // Addresses.
     u64 logits, scratch, out;
     u32 vocabulary, segments, chunks, tasks, draws, lookups;
-    // Tasks with NEEDS_CANDIDATES, and how many tokens there is room for.
+    // Tasks with NEEDS_CANDIDATES, and the capacity of the pool in tokens.
     u32 parts, pool;
 };
 
-// What was found of a segment.
+// The result of a segment.
 struct Best {
     float max;
-    // The lowest id with it.
+    // The lowest id with this maximum.
     u32 place;
-    // The lowest id whose logit makes no distribution.
+    // The lowest id with an invalid logit.
     u32 improper;
 };
 
-// What was found for a task.
+// The result of a task.
 struct Result {
     f64 total;
     float max;
@@ -85,7 +85,7 @@ struct Token {
     float logit;
 };
 
-// Where the candidates of a segment of a task lie in the pool.
+// The candidates of a segment of a task in the pool.
 struct Part {
     u32 first, count;
 };
@@ -100,7 +100,7 @@ DEVICE const float *row_of(const Step *step, u32 row) {
     return (const float *)step->logits + u64(row) * step->vocabulary;
 }
 
-// The output: how many candidates were found in all, then arrays; the one of which only a part is of interest is the last.
+// The output: the number of all candidates, then arrays; the one that is fetched only in part is last.
 DEVICE u32 *cursor_of(const Step *step) { return (u32 *)step->out; }
 DEVICE Result *results_of(const Step *step) { return (Result *)(cursor_of(step) + 2); }
 DEVICE Token *drawn_of(const Step *step) { return (Token *)(results_of(step) + step->tasks); }
@@ -108,7 +108,7 @@ DEVICE Part *parts_of(const Step *step) { return (Part *)(drawn_of(step) + step-
 DEVICE float *looked_up_of(const Step *step) { return (float *)(parts_of(step) + step->parts * step->segments); }
 DEVICE Token *pool_of(const Step *step) { return (Token *)(looked_up_of(step) + step->lookups); }
 
-// What one kernel leaves for the next.
+// Results that one kernel leaves for the next.
 DEVICE f64 *weight_sums_of(const Step *step, u32 task) { return (f64 *)step->scratch + u64(task) * step->chunks; }
 DEVICE f64 *probability_sums_of(const Step *step, u32 task) { return weight_sums_of(step, step->tasks + task); }
 DEVICE float *thresholds_of(const Step *step) { return (float *)weight_sums_of(step, 2 * step->tasks); }
@@ -148,7 +148,7 @@ DEVICE Best better(Best a, Best b) {
     return Best{takes_b ? b.max : a.max, takes_b ? b.place : a.place, a.improper < b.improper ? a.improper : b.improper};
 }
 
-// The best of what the threads of a block have.
+// The best among the threads of a block.
 DEVICE Best best_of_block(Best own, Best *shared) {
     shared[threadIdx.x] = own;
     for (u32 half = blockDim.x / 2; half > 0; half /= 2) {

@@ -1,6 +1,6 @@
-// Everything between the linear layers but attention.
+// All kernels between the linear layers except attention.
 
-// Rows of `inputs` numbers, rounded, in rows of `stored` that are filled up with zeros. A block of threads to a row.
+// Rounds rows of `inputs` numbers into rows of `stored`, padded with zeros. One block per row.
 extern "C" __global__ void round_rows(const float *x, u16 *rounded, int rounding, u32 inputs, u32 stored) {
     for (u32 input = threadIdx.x; input < stored; input += blockDim.x) {
         float value = input < inputs ? x[u64(blockIdx.x) * inputs + input] : 0.0f;
@@ -8,14 +8,14 @@ extern "C" __global__ void round_rows(const float *x, u16 *rounded, int rounding
     }
 }
 
-// out[i] = x[rows[i]], a block of threads to a row.
+// out[i] = x[rows[i]], one block per row.
 extern "C" __global__ void select_rows(const float *x, const u32 *rows, float *out, u32 width) {
     const float *from = x + u64(rows[blockIdx.x]) * width;
     for (u32 i = threadIdx.x; i < width; i += blockDim.x) out[u64(blockIdx.x) * width + i] = from[i];
 }
 
 #define NORM_THREADS 512
-// Numbers of a row that a thread keeps; it reads others again.
+// Numbers of a row that a thread keeps in registers; it reads others again.
 #define KEPT 16
 
 // The sum over a block of NORM_THREADS threads, in one order.
@@ -31,7 +31,7 @@ __device__ __forceinline__ float block_sum(float value) {
     return sum;
 }
 
-// A block of threads to a row. `layer` is 0 for the root mean square (Zhang and Sennrich, 2019).
+// One block per row. `layer` is 0 for the root mean square (Zhang and Sennrich, 2019).
 extern "C" __global__ void __launch_bounds__(NORM_THREADS)
     normalise(const float *x, const float *weight, const float *bias, float *out, u16 *rounded, int rounding, u32 width,
               float epsilon, int layer) {
@@ -69,8 +69,8 @@ extern "C" __global__ void __launch_bounds__(NORM_THREADS)
     });
 }
 
-// How the first `turning` elements of a head turn: by angles that are the cosines of their pairs, then the sines. The
-// elements behind them are pairs, too, that do not turn; the last one of an odd width has no other.
+// Rotates the first `turning` elements of a head. `angles` holds the cosines of their pairs, then the sines. The
+// elements after them form pairs that do not turn; the last one of an odd width is alone.
 struct Pair {
     u32 first, second;
     float cosine, sine;
@@ -142,7 +142,7 @@ extern "C" __global__ void activate(int activation, float *x, u16 *rounded, int 
     store_rounded(rounded, rounding, at, value);
 }
 
-// Rows of 2 · inner: the gate, then what it is multiplied with. A thread has four columns that follow each other.
+// Rows of 2 · inner: the gate, then its factor. A thread has four consecutive columns.
 extern "C" __global__ void activate_gated(int activation, const float *x, float *out, u16 *rounded, int rounding, u32 inner) {
     u32 first = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
     const float *row = x + u64(blockIdx.y) * 2 * inner;
@@ -171,7 +171,7 @@ extern "C" __global__ void add(float *x, const float *y, u64 elements) {
     if (at < elements) x[at] += y[at];
 }
 
-// x[rows[i]][first..first + count] += y[i], a block of threads to a row.
+// x[rows[i]][first..first + count] += y[i], one block per row.
 extern "C" __global__ void add_rows(float *x, const u32 *rows, const float *y, u32 width, u32 first, u32 count) {
     float *to = x + u64(rows[blockIdx.x]) * width + first;
     for (u32 i = threadIdx.x; i < count; i += blockDim.x) to[i] += y[u64(blockIdx.x) * count + i];

@@ -1,4 +1,4 @@
-// Instructions of the GPU that CUDA C++ has no words for. Where the kernels run on a CPU, tests/gpu_stand_in has others.
+// GPU instructions that CUDA C++ lacks. tests/gpu_stand_in replaces them where the kernels run on a CPU.
 
 #ifdef __CUDACC_RTC__
 
@@ -6,7 +6,7 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 
-// Bytes that the threads of a block share, as many as the launch says.
+// Shared memory of a block, as large as the launch says.
 #define SHARED_BYTES(name) extern __shared__ __align__(128) u8 name[]
 
 // Rounded to the nearest, `low` in the lower half.
@@ -42,7 +42,7 @@ __device__ __forceinline__ void multiply_add_f16(float (&d)[4], const uint4 &a, 
         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
-// Four matrices of 8 x 8 numbers of 16 bits; lane 8i + j says where row j of matrix i lies in shared memory.
+// Loads four matrices of 8 x 8 numbers of 16 bits; lane 8i + j has the address of row j of matrix i in shared memory.
 template <bool TRANSPOSED>
 __device__ __forceinline__ void load_matrices(u32 (&b)[4], const u8 *row) {
     u32 at = u32(__cvta_generic_to_shared(row));
@@ -71,7 +71,7 @@ __device__ __forceinline__ void copy_16_bytes(void *shared, const void *global, 
 
 __device__ __forceinline__ void end_copy_group() { asm volatile("cp.async.commit_group;"); }
 
-// Waits until at most `LEFT` of this thread's groups are under way.
+// Waits until at most `LEFT` of this thread's groups are pending.
 template <int LEFT>
 __device__ __forceinline__ void await_copy_groups() {
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT));

@@ -8,14 +8,14 @@
 // Matrices are stored as the tensor cores take them. A tile has 16 outputs and 32 inputs; lane 4g + t of a warp holds of
 // outputs g and g + 8 the inputs 8t to 8t + 7: for each half of four inputs (one multiply_add) two of g, two of g + 8,
 // the next two of g, of g + 8. So a lane reads 16 bytes at a time, of weights and, with the same inputs, of activations.
-// Outputs are filled up to 16, inputs to 128, with zeros.
+// Outputs are padded to 16, inputs to 128, with zeros.
 
 // The host defines one of FORMAT_F32, FORMAT_BF16, FORMAT_F16, FORMAT_Q8_0 and FORMAT_Q4_K.
 
 #define TILE_OUTPUTS 16
 #define TILE_INPUTS 32
 
-// Where weight (output, input) of a matrix with `inputs` stored inputs stands among its tiles' 512 elements each.
+// Index of weight (output, input) of a matrix with `inputs` stored inputs, in tiles of 512 elements.
 __device__ __forceinline__ u64 packed_at(u32 output, u32 input, u32 inputs) {
     u32 lane = (output % 8) * 4 + input % 32 / 8;
     u32 half = input % 8 / 4, pair = input % 4 / 2, upper = output % 16 / 8;
@@ -46,17 +46,17 @@ struct Floats {
     }
 };
 
-// A number below 2^23 as a float, by its bits: conversions are slow.
+// A number below 2^23 as a float, through its bits, because conversions are slow.
 __device__ __forceinline__ float small_number(u32 number) { return __uint_as_float(0x4b000000 | number) - 8388608.0f; }
 
-// `offset` is the quant with its sign bit turned: 128 more.
+// `offset` is the quant with its sign bit flipped: 128 more.
 __device__ __forceinline__ float q8_0_weight(u32 offset, float scale) { return (small_number(offset) - 128.0f) * scale; }
 
 __device__ __forceinline__ float q4_k_weight(u32 quant, u32 scales) {
     return fmaf(small_number(quant), F16::widen(u16(scales)), -F16::widen(u16(scales >> 16)));
 }
 
-// A tile has its quants as a matrix of floats has its elements, and 16 scales in f16.
+// A tile has its quants in the layout of a matrix of floats, and 16 scales in f16.
 struct Q8 {
     typedef Bf16 Number;
     static const int STAGE_BYTES = 2048;
@@ -81,7 +81,7 @@ struct Q8 {
     }
 };
 
-// As Q8 with 4 bits to a quant, the lower ones first, and 16 scales of which each has its minimum in the upper half.
+// As Q8 with 4 bits per quant, the lower ones first, and 16 scales, each with its minimum in the upper half.
 struct Q4K {
     typedef Bf16 Number;
     static const int STAGE_BYTES = 1024;
@@ -106,7 +106,7 @@ struct Q4K {
     }
 };
 
-// Packing. One thread per output and block of 8 inputs, of the filled-up matrix.
+// Packing. One thread per output and block of 8 inputs of the padded matrix.
 
 extern "C" __global__ void pack_16_bits(const u16 *from, u16 *to, u32 outputs, u32 inputs, u32 stored) {
     u64 index = u64(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -156,7 +156,7 @@ extern "C" __global__ void pack_q4_k(const u8 *from, u8 *to, u32 *scales, u32 ou
     scales[scale_at(output, input, stored)] = F16::pack(step * float(scale), least * float(minimum));
 }
 
-// A quantised matrix in bfloat16, packed: a warp takes one tile after the other.
+// Widens a packed quantised matrix to bfloat16; each warp takes tile after tile.
 template <class Format>
 __device__ void widen_matrix(const u8 *tiles, const u8 *scales, u16 *to, u64 count) {
     u32 lane = threadIdx.x % 32;
@@ -174,7 +174,7 @@ __device__ void widen_matrix(const u8 *tiles, const u8 *scales, u16 *to, u64 cou
         widen_matrix<__VA_ARGS__>(tiles, scales, to, count);                                                         \
     }
 
-// out[i] = table[ids[i]], a block of threads to a row.
+// out[i] = table[ids[i]], one block per row.
 template <class Format>
 __device__ void embed_rows(const u8 *tiles, const u8 *scales, const u32 *ids, float *out, u32 inputs, u32 stored) {
     u32 id = ids[blockIdx.x];
@@ -189,11 +189,11 @@ __device__ void embed_rows(const u8 *tiles, const u8 *scales, const u32 *ids, fl
         embed_rows<__VA_ARGS__>(tiles, scales, ids, out, inputs, stored);                                            \
     }
 
-// What is there already stays where `add` is set.
+// Adds to the old value if `add` is set.
 __device__ __forceinline__ void write(float *out, float value, int add) { *out = add ? *out + value : value; }
 
-// Few rows: at most 8 · BLOCKS. A warp has 16 outputs and goes through all inputs; weights come to it through a ring of
-// STAGES stages of 128 inputs, of its own; activations through one that the warps of a block share.
+// Few rows: at most 8 · BLOCKS. A warp has 16 outputs and iterates over all inputs. It reads weights through its own ring of
+// STAGES stages of 128 inputs, and activations through one that the warps of a block share.
 template <class Format, int BLOCKS, int WARPS, int STAGES>
 __device__ __forceinline__ void multiply_few(const u8 *tiles, const u8 *scales, const u16 *x, const float *bias, float *out,
                                              u32 rows, u32 outputs, u32 stored, int add) {
@@ -209,7 +209,7 @@ __device__ __forceinline__ void multiply_few(const u8 *tiles, const u8 *scales, 
     const u32 tile = own_tile < last_tile ? own_tile : last_tile;
     const u32 stages = stored / 128;
 
-    // Where this thread's copies come from and go to, a stage at a time.
+    // Source and target of this thread's copies, one stage at a time.
     const u8 *weights_from = tiles + u64(tile) * stages * Format::STAGE_BYTES + lane * 16;
     const u8 *scales_from = scales + u64(tile) * stages * Format::SCALE_BYTES + lane * 16;
     const u32 own_row = threadIdx.x / 16, own_chunk = threadIdx.x % 16;
@@ -217,7 +217,7 @@ __device__ __forceinline__ void multiply_few(const u8 *tiles, const u8 *scales, 
     u8 *const weights_to = ring + warp * WEIGHTS + lane * 16;
     u8 *const x_to = ring + WARPS * WEIGHTS + own_chunk / 4 * (BLOCKS * 512) + own_row * 64 + own_chunk % 4 * 16;
 
-    // The rows that are not there are zeros.
+    // Missing rows are zeros.
     for (int slot = 0; slot < STAGES; slot++) {
 #pragma unroll
         for (int i = 0; i < TIMES; i++) {
@@ -424,7 +424,7 @@ extern "C" __global__ void embed_f32(const float *table, const u32 *ids, float *
     }
 }
 
-// Weights of 32 bits: a warp to an output, 32 inputs at a time, for each row the same whatever the others.
+// Weights of 32 bits: one warp per output, 32 inputs at a time, in the same order for every row.
 extern "C" __global__ void multiply_f32(const float *weight, const float *x, const float *bias, float *out, u32 rows,
                                         u32 outputs, u32 inputs, int add) {
     const int ROWS = 4;

@@ -1,8 +1,7 @@
 //! Matrices of weights on the GPU, and products with them.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use cudarc::driver::CudaSlice;
-use half::{bf16, f16};
 
 use super::driver::DeviceAddress;
 use super::gpu::{GpuDevice, LaunchSize};
@@ -138,25 +137,11 @@ pub(super) struct MatrixProduct {
 impl GpuMatrix {
     pub(super) fn upload(gpu: &GpuDevice, weights: &Tensor, format: WeightFormat) -> Result<Self, KernelError> {
         let (outputs, inputs) = weights.dims2().map_err(host)?;
-        let all = |dtype| weights.to_dtype(dtype).and_then(|weights| weights.flatten_all());
-        let bytes: Vec<u8> = match format {
-            WeightFormat::F32 => {
-                let all: Vec<f32> = all(DType::F32).and_then(|all| all.to_vec1()).map_err(host)?;
-                all.into_iter().flat_map(f32::to_le_bytes).collect()
-            }
-            WeightFormat::Bf16 => {
-                let all: Vec<bf16> = all(DType::BF16).and_then(|all| all.to_vec1()).map_err(host)?;
-                all.into_iter().flat_map(bf16::to_le_bytes).collect()
-            }
-            WeightFormat::F16 => {
-                let all: Vec<f16> = all(DType::F16).and_then(|all| all.to_vec1()).map_err(host)?;
-                all.into_iter().flat_map(f16::to_le_bytes).collect()
-            }
-            WeightFormat::Q8_0 | WeightFormat::Q4K => {
-                return Self::from_blocks(gpu, format, [outputs, inputs], &blocks::quantise(weights, format)?);
-            }
-        };
-        Self::from_floats(gpu, format, [outputs, inputs], &bytes)
+        let bytes = blocks::encode(weights, format)?;
+        match format.dtype() {
+            Ok(_) => Self::from_floats(gpu, format, [outputs, inputs], &bytes),
+            Err(_) => Self::from_blocks(gpu, format, [outputs, inputs], &bytes),
+        }
     }
 
     pub(super) fn from_floats(

@@ -1,6 +1,6 @@
-// What all kernels share: number formats, and the operations whose rounding must not be left to the compiler.
+// Shared by all kernels: number formats, and operations with a fixed rounding.
 //
-// NVRTC has no headers; everything that is needed stands here and in instructions.cuh.
+// NVRTC has no headers; this file and instructions.cuh replace them.
 
 typedef unsigned char u8;
 typedef signed char i8;
@@ -10,7 +10,7 @@ typedef unsigned long long u64;
 
 #define MINUS_INFINITY __int_as_float(0xff800000)
 
-// Types of 16 bits that matrices are multiplied in.
+// Types of 16 bits for matrix products.
 struct Bf16 {
     static __device__ __forceinline__ float widen(u16 bits) { return widen_bf16(bits); }
     static __device__ __forceinline__ u32 pack(float low, float high) { return pack_bf16(low, high); }
@@ -29,8 +29,8 @@ struct F16 {
     }
 };
 
-// What a linear layer reads next is also written rounded to the type that it multiplies in: to bfloat16 where `rounding` is
-// 1, to f16 where it is 2, not at all where it is 0.
+// The input of the next linear layer is also written rounded to that layer's type: to bfloat16 if `rounding` is
+// 1, to f16 if it is 2, not at all if it is 0.
 __device__ __forceinline__ void store_rounded(u16 *rounded, int rounding, u64 at, float value) {
     if (rounding == 1) rounded[at] = Bf16::round(value);
     if (rounding == 2) rounded[at] = F16::round(value);
