@@ -1,7 +1,7 @@
-//! What the kernels of a GPU reach: products, attention and the small ones between them, at the shapes of real layers.
+//! Speed of a GPU's kernels: products, attention and the small ones between them, at the shapes of real layers.
 //!
-//! `cargo bench -p cosec-worker --bench cuda`. Times are of many launches behind each other, over several matrices, so that
-//! none is found in a cache.
+//! `cargo bench -p cosec-worker --bench cuda`. Times are averages over many launches with several matrices, so that
+//! none is still in a cache.
 #![expect(clippy::unwrap_used, reason = "a benchmark that fails ends")]
 
 use std::time::Instant;
@@ -15,7 +15,7 @@ use cosec_worker::kernels::{
 };
 use half::bf16;
 
-/// Bytes of weights that go round.
+/// Bytes of weights in rotation.
 const WORKING_SET: usize = 400 << 20;
 
 /// Seconds of one of `count` calls, without the first ones.
@@ -47,7 +47,7 @@ fn products(cuda: &CudaKernels, format: WeightFormat, bytes: f64, [outputs, inpu
         let weights = Tensor::from_vec(weights, (outputs, inputs), &Device::Cpu).unwrap();
         (0..count).map(|_| cuda.matrix(&weights, format).unwrap()).collect()
     } else {
-        // Any quants, with scales that are numbers.
+        // Random quants with finite scales.
         let mut blocks: Vec<u8> = (0..outputs * inputs / weights * block_bytes).map(number).collect();
         blocks.chunks_mut(block_bytes).for_each(|block| block[..4].copy_from_slice(&[0, 16, 0, 16]));
         (0..count).map(|_| cuda.matrix_from_blocks(format, [outputs, inputs], &blocks).unwrap()).collect()

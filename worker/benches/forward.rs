@@ -1,7 +1,7 @@
 //! Speed of a forward pass over random weights: `cargo bench -p cosec-worker -- [SHAPE] [DTYPE]`.
 //!
 //! Prints tokens per second of decoding (one row, eight rows) and of prefill (256 rows). Weights are written to a
-//! temporary directory first, so that what is measured is what a checkpoint would get.
+//! temporary directory first, so that they are loaded like a checkpoint.
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -2,7 +2,7 @@
 //!
 //! Prints for each matrix, format and number of rows: time, bytes of weights per second and their ratio to the
 //! bandwidth that a plain sum over memory reaches in the same run, and floating-point operations per second. Matrices
-//! take turns, so that no weight is in a cache when it is read again.
+//! take turns, so that no weight is still in a cache when it is read again.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -33,7 +33,7 @@ const FORMATS: [(&str, WeightFormat, f64); 5] = [
 
 const ROWS: [usize; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 32, 64, 512];
 
-/// Bytes of weights that take turns: more than any cache holds.
+/// Bytes of weights in rotation: more than any cache holds.
 const WORKING_SET: usize = 128 << 20;
 
 fn main() -> anyhow::Result<()> {
@@ -77,7 +77,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The fastest tenth of the runs, of which there are as many as fit a fifth of a second, but at least five.
+/// The fastest tenth of the runs: as many as fit into a fifth of a second, but at least five.
 fn measure(
     kernels: &CpuKernels,
     matrices: &[CpuMatrix],
@@ -102,7 +102,7 @@ fn measure(
     Ok(seconds[seconds.len() / 10])
 }
 
-/// Bytes per second that the threads reach together when they add up memory, the best of twelve rounds.
+/// Bytes per second of all threads adding up memory, the best of twelve rounds.
 fn read_bandwidth(threads: usize) -> f64 {
     let threads = if threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { threads };
     let memory = vec![1_u64; WORKING_SET / 4];

@@ -1,4 +1,4 @@
-//! What is fuzzed: every reader of a file that somebody else wrote. The tests replay past findings with it.
+//! The fuzzed readers: all that read files from outside. The tests replay past findings with them.
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -58,7 +58,7 @@ pub(crate) fn adapter(data: &[u8]) {
     }
 }
 
-/// What a reader takes for the place of a tensor must lie in the file.
+/// The extent of every tensor must be within the file.
 fn within(data: &[u8], tensors: Option<std::collections::HashMap<String, stored_tensor::StoredTensor>>) {
     for extent in tensors.into_iter().flatten().filter_map(|(_, stored)| stored.extent.ok()) {
         assert!(extent.start <= extent.end && extent.end <= data.len(), "{extent:?} of {} bytes", data.len());

@@ -1,4 +1,4 @@
-//! What fuzzing has found once must never hurt again.
+//! Replays what fuzzing has found.
 
 use std::path::Path;
 

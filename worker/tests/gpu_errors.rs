@@ -1,10 +1,10 @@
-//! What a worker says that cannot use a GPU, on the stand-in that `tests/run` gives it.
+//! Error messages of a worker that cannot use a GPU, on the stand-in of `tests/run`.
 #![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 
 use std::path::Path;
 use std::process::Command;
 
-/// Starts a worker that must not come up, and returns what it complains of.
+/// Starts a worker that must fail, and returns its error.
 fn complaint(device: &str, (setting, value): (&str, &str)) -> String {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/demo-pair/base");
     let mut worker = Command::new(env!("CARGO_BIN_EXE_cosec-worker"));

@@ -1,4 +1,4 @@
-//! Models and adapters by hub id, from a hub on loopback: what is downloaded, with which token, and when nobody is asked.
+//! Models and adapters by hub id, from a hub on loopback: which files are requested, with which token, and when none is.
 #![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 
 use std::collections::BTreeMap;
@@ -29,13 +29,13 @@ fn golden(name: &str) -> PathBuf {
 struct Hub {
     /// Files by `OWNER/NAME/FILE`.
     files: BTreeMap<String, Bytes>,
-    /// Whether it wants to see [`TOKEN`].
+    /// Whether it requires [`TOKEN`].
     gated: bool,
-    /// A file that breaks off after so many bytes.
+    /// A file whose download breaks off after this many bytes.
     broken: Mutex<Option<(String, usize)>>,
-    /// Where weights really lie, as on the public hub: another server, which is told no token.
+    /// Server of the weights, which gets no token, as on the public hub.
     storage: Option<SocketAddr>,
-    /// Paths that were asked for.
+    /// Requested paths.
     requests: Mutex<Vec<String>>,
 }
 
@@ -56,7 +56,7 @@ impl Hub {
         self.requests.lock().clone()
     }
 
-    /// Files that were asked for, each once.
+    /// Requested files, without repetitions.
     fn downloaded(&self) -> Vec<String> {
         let requests = self.requests();
         let mut files: Vec<String> = requests
@@ -142,7 +142,7 @@ async fn serve(hub: Hub) -> (Arc<Hub>, SocketAddr) {
     (hub, address)
 }
 
-/// A machine whose hub is at `address`, with a cache of its own.
+/// An environment with the hub at `address` and a cache of its own.
 struct Machine {
     home: TempDir,
     address: SocketAddr,
@@ -153,7 +153,7 @@ impl Machine {
         Self { home: TempDir::new().unwrap(), address }
     }
 
-    /// Runs `cosec-worker check` on what golden checkpoint `expected` should give.
+    /// Runs `cosec-worker check` against the logits of golden checkpoint `expected`.
     async fn check(&self, arguments: &[&str], environment: &[(&str, &str)], expected: &str) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cosec-worker"));
         command.arg("check").args(arguments).arg("--expected").arg(golden(expected).join("expected.json"));
@@ -192,7 +192,7 @@ async fn a_model_is_downloaded_once() {
     assert_eq!(hub.downloaded(), files.chain(["model.safetensors.index.json".to_owned()]).collect::<Vec<_>>());
     assert_eq!(storage.downloaded(), shards.collect::<Vec<_>>());
 
-    // From now on nobody is asked: with the tag, the commit, no token, offline or not.
+    // No more requests: by tag or commit, without a token, offline or not.
     let asked = hub.requests().len();
     machine.passes(&model, &[], "llama-gqa-tied").await;
     machine.passes(&["--model", &format!("tiny/llama@{COMMIT}")], &[("HF_HUB_OFFLINE", "1")], "llama-gqa-tied").await;
@@ -203,7 +203,7 @@ async fn a_model_is_downloaded_once() {
     machine.passes(&model, &elsewhere, "llama-gqa-tied").await;
     assert_eq!(hub.requests().len(), asked);
 
-    // Another revision is another question.
+    // Another revision needs a request.
     machine.fails(&["--model", "tiny/llama"], &[], &["tiny/llama@main", "HF_TOKEN"]).await;
     assert!(hub.requests().len() > asked);
 }
@@ -243,7 +243,7 @@ async fn what_cannot_be_had_is_said() {
     machine.fails(&["--model", "tiny/empty"], &known, &["tiny/empty@main", "lacks config.json"]).await;
     machine.fails(&["--model", "no-such-thing"], &known, &["no-such-thing", "OWNER/NAME"]).await;
 
-    // A download that breaks off is no model, and goes on at the next start.
+    // An interrupted download is no model, and continues at the next start.
     machine.fails(&model, &known, &["tiny/llama@main", "model.safetensors was interrupted"]).await;
     machine.fails(&model, &[("HF_HUB_OFFLINE", "1")], &["not whole in the cache"]).await;
     *hub.broken.lock() = None;

@@ -1,4 +1,4 @@
-//! How much memory a worker takes while it loads: its weights and little more, whatever format they come in.
+//! Peak memory of loading: the weights and little more, in every format.
 #![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 
 use std::fs::File;
@@ -10,7 +10,7 @@ use serde_json::json;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-/// What a process takes besides its weights: code, threads, the runtime, pieces of files, and what the allocator keeps
+/// Memory of a process besides its weights: code, threads, the runtime, pieces of files, and what the allocator keeps
 /// of them. A whole second copy of the largest matrix in f32, 64 MiB, does not fit in it, nor does the KV cache, which
 /// takes no memory before it is used.
 const ALLOWANCE_BYTES: usize = 48 << 20;
@@ -55,7 +55,7 @@ fn write_config(directory: &Path) {
     std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
 }
 
-/// Writes `count` numbers, none of which is zero: pages of zeros might not count.
+/// Writes `count` numbers other than zero, because pages of zeros might not count.
 fn write_numbers(output: &mut impl Write, count: usize) {
     let piece: Vec<u8> = (0..1024u32).flat_map(|i| (0.01 + i as f32 * 1e-6).to_le_bytes()).collect();
     for _ in 0..count / 1024 {
@@ -119,7 +119,7 @@ impl Drop for Worker {
     }
 }
 
-/// Most bytes that were resident in a real worker when it is ready to serve the model.
+/// Peak resident bytes of a real worker until it is ready to serve the model.
 fn peak_bytes(directory: &Path, flags: &[&str]) -> usize {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cosec-worker"));
     command.args([

@@ -1,8 +1,8 @@
-//! What the engine's threads allocate while sessions decode: nothing.
+//! The engine's threads allocate nothing while sessions decode.
 //!
-//! Counted are the allocations of every thread but the test's own, from the moment an operation is in the engine's inbox
+//! Counts the allocations of every thread except the test's own, from the moment an operation is in the engine's inbox
 //! to its answer: scheduling, batching, the forward pass of a real model, reading the rows, sampling, block tables, the
-//! kept row, metrics, the answer. Not counted is what the caller does on its own thread: building the request with room
+//! kept row, metrics, the answer. Does not count the caller's own thread: building the request with room
 //! for its answer, the channel of the answer, gRPC. Probabilities of a Gather are the message itself: one vector a view.
 #![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 #![expect(unsafe_code, reason = "an allocator that counts")]
@@ -144,8 +144,8 @@ fn a_step_of_decoding_sessions_allocates_nothing() {
         ALLOCATIONS.load(Ordering::SeqCst) - before - payloads
     };
     println!("{} while buffers grow", (0..40).map(|_| count_round(30)).sum::<usize>());
-    // Which operations ride together is chance, so a buffer may still come to be larger than ever before; what a step
-    // itself allocated would be in every stretch.
+    // Operations share steps by chance, so a buffer may still reach a new maximum; allocations of every
+    // step would show in every stretch.
     let stretches: Vec<usize> =
         (0..4).map(|stretch| (0..8).map(|round| count_round(30 + 5 * (8 * stretch + round))).sum()).collect();
     println!("{stretches:?}");

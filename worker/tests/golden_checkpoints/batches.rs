@@ -1,5 +1,5 @@
 //! A row of logits has the same bits however its sequence was chunked, whatever else is in the batch and wherever its
-//! blocks lie.
+//! blocks are.
 
 use cosec_worker::model::{BatchItem, ForwardError, ModelRunner};
 use rand::rngs::StdRng;

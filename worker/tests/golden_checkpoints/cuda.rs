@@ -1,4 +1,4 @@
-//! A GPU: the same checkpoints within the same tolerance, and rows that do not depend on their batch.
+//! The same checkpoints on a GPU: within the same tolerance, with rows independent of their batch.
 //!
 //! `tests/run` runs them on the stand-in, `tests/gpu` compares the same checkpoints on a GPU.
 
@@ -52,7 +52,7 @@ fn rounded_weights_stay_close() {
     }
 }
 
-/// Separate and tied embeddings; as with the CPU's own kernels, the bounds are those of tiny random models.
+/// Separate and tied embeddings. As for the CPU's kernels, the bounds are for tiny random models.
 #[test]
 #[ignore = "needs a GPU, or the stand-in that tests/run gives it"]
 fn quantised_weights_stay_close() {

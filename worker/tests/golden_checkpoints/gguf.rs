@@ -1,4 +1,4 @@
-//! GGUF files, written by candle from the golden checkpoints: the same model, and nothing but an error from a broken one.
+//! GGUF files, written by candle from the golden checkpoints: the same model, and only an error from a broken one.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,7 +16,7 @@ use crate::agreement::{args, check};
 use crate::reference::{BLOCKS, logits, plain_logits, relative};
 use crate::{golden, options};
 
-/// What llama.cpp's converter calls the modules.
+/// Names of the modules in llama.cpp's converter.
 const MODULES: [(&str, &str); 13] = [
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
@@ -33,10 +33,10 @@ const MODULES: [(&str, &str); 13] = [
     ("model.norm", "output_norm"),
 ];
 
-/// GGUF files have none that is read.
+/// The tokenizer in a GGUF file is not read.
 const TOKENIZER: &str = r#"{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []}"#;
 
-/// A GGUF file with a tokenizer beside it.
+/// A GGUF file and a tokenizer in one folder.
 pub(crate) struct Converted(TempDir);
 
 impl Converted {
@@ -44,7 +44,7 @@ impl Converted {
         self.0.path().join("model.gguf")
     }
 
-    /// `name` with its matrices in the first of `dtypes` whose blocks divide their rows, or as the numbers in those.
+    /// `name` with its matrices in the first of `dtypes` whose blocks divide their rows, or dequantised from it.
     pub(crate) fn of(name: &str, dtypes: &[GgmlDType], dequantised: bool) -> Self {
         let source = golden(name);
         let config: serde_json::Value =
@@ -91,7 +91,7 @@ fn convert(
         _ if name.contains("k_proj") => Some(size("num_key_value_heads")),
         _ => None,
     };
-    // What llama.cpp's converter does: the halves of every head become neighbours.
+    // As llama.cpp's converter does, the halves of every head become neighbours.
     let tensor = match heads {
         None => tensor,
         Some(heads) => {
@@ -156,13 +156,13 @@ fn every_architecture_agrees() {
     for name in MODELS {
         let converted = Converted::of(name, &[GgmlDType::F32], false);
         check(&CheckArgs { model: converted.path(), ..args(name, None) });
-        // A directory with one such file stands for it.
+        // A directory with one GGUF file is that file.
         check(&CheckArgs { model: converted.0.path().to_owned(), ..args(name, None) });
     }
 }
 
-/// Q8_0 is kept as it is; the others, for which there are no kernels, become Q8_0. Either way the model is that of the
-/// numbers in the file, but for what Q8_0 rounds.
+/// Q8_0 is kept; formats without kernels become Q8_0. Either way the model has the
+/// numbers in the file, except for the rounding of Q8_0.
 #[test]
 fn quantised_files_are_what_their_numbers_say() {
     let tokens: Vec<u32> = (3..16).collect();
@@ -180,8 +180,8 @@ fn quantised_files_are_what_their_numbers_say() {
     }
 }
 
-/// Files that llama.cpp wrote, against the logits that llama.cpp computes of them: it rounds activations to 16 bits, between
-/// quantised weights to 8, which is nearly all of the difference.
+/// Files that llama.cpp wrote, against llama.cpp's logits. It rounds activations to 16 bits, and to 8 for
+/// quantised weights, which is nearly all of the difference.
 #[test]
 fn files_of_llama_cpp_agree_with_it() {
     for (name, tolerance) in [("starcoder2-f16", 5e-3), ("qwen2-q8_0", 4e-2), ("llama-q4_k", 4e-2)] {
@@ -235,7 +235,7 @@ fn broken_files_are_refused() {
     converted.refused(&with(b"llama.block_count", b"llama.block_rount"), &["llama.block_count is absent"]);
     converted.refused(&with(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0lliam"), &["\"lliam\"", "starcoder2"]);
     converted.refused(&with(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\x7fllama"), &["header wants"]);
-    // The count of tensors, which stands after the version.
+    // The count of tensors, after the version.
     let mut endless = good.clone();
     endless[8..16].fill(0xff);
     converted.refused(&endless, &["header wants"]);

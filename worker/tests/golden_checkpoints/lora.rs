@@ -1,4 +1,4 @@
-//! Adapters beside the weights: what they compute, and that they disturb nobody else in the batch.
+//! Unmerged adapters: their results, and that they do not affect other rows of the batch.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::gguf::{self, Converted};
 use crate::reference::{Numbers, logits, relative};
 use crate::{ALL, golden, options};
 
-/// Lookup tables, which are no linear layers.
+/// Lookup tables, which adapters leave unchanged.
 const TABLES: [&str; 4] = ["embed_tokens", "embed_in", "wte", "wpe"];
 
 pub(crate) fn named(name: &str, directory: &Path) -> NamedAdapter {
@@ -32,7 +32,7 @@ fn beside_the_weights_adapters_give_what_peft_gives() {
     }
 }
 
-/// A drawn adapter for every linear layer of a checkpoint.
+/// A random adapter for every linear layer of a checkpoint.
 struct Drawn {
     directory: TempDir,
     /// `scale · B · A` by module, in f64, row-major.
@@ -67,7 +67,7 @@ fn draw(modules: &[(String, usize, usize)], rng: &mut StdRng) -> Drawn {
         ranks.insert(module.clone(), rank.into());
         let alpha = if rng.random() { rng.random_range(1.0..20.0) } else { 6.0 };
         if alpha != 6.0 {
-            // A pattern may stand for the end of a name.
+            // A pattern may match the end of a name.
             let (_, end) = module.split_once('.').unwrap_or(("", module));
             alphas.insert(if rng.random() { module.clone() } else { end.to_owned() }, alpha.into());
         }
@@ -133,7 +133,7 @@ fn every_layer_of_every_family_takes_an_adapter() {
     }
 }
 
-/// Only the weights are rounded, not what adapters add to them.
+/// Only the weights are rounded, not the adapters' updates.
 #[test]
 fn adapters_stand_beside_quantised_files() {
     for name in gguf::MODELS {
@@ -151,7 +151,7 @@ fn adapters_stand_beside_quantised_files() {
     }
 }
 
-/// Two adapters and none, in one ragged batch, chunk by chunk.
+/// Two adapters and no adapter in one ragged batch, chunk by chunk.
 #[test]
 fn company_under_other_adapters_changes_no_bit() {
     let cases = ALL.into_iter().map(|name| (name, None));

@@ -1,4 +1,4 @@
-//! Tiny checkpoints of every family, and what must hold for all of them.
+//! Properties of tiny checkpoints of every family.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a failed assumption in a test is a failed test")]
 
 mod agreement;
@@ -34,7 +34,7 @@ pub(crate) const ALL: [&str; 15] = [
     "starcoder2-window",
 ];
 
-/// How many of [`ALL`] come before the small ones, in which rounding is lost among few numbers.
+/// Number of entries of [`ALL`] before the small ones, for which rounding cannot be measured.
 pub(crate) const FAMILIES: usize = 10;
 
 pub(crate) fn golden(name: &str) -> PathBuf {

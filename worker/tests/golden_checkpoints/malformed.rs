@@ -99,7 +99,7 @@ fn sizes_that_the_tensors_do_not_have_are_refused() {
     let check = |name: &str, field: &str, value: u64, parts: &[&str]| {
         let copy = Copy::of(name);
         copy.edit_json("config.json", |config| config[field] = json!(value));
-        // The smallest cache: a large one would be refused first.
+        // The smallest cache, because a large one would be refused first.
         copy.refused(&options(1, 1), parts);
     };
     check("llama-gqa-tied", "num_hidden_layers", 1 << 20, &["model.layers.3.", "is missing"]);
@@ -159,7 +159,7 @@ fn shards_must_lie_beside_their_index() {
     copy.refused(&options(4, 4), &["model-00003-of-00004.safetensors"]);
 }
 
-/// Truncations and random bytes in every file: an error, or by luck a model, but no panic.
+/// Truncations and random bytes in any file give an error, or by luck a model, but no panic.
 #[test]
 fn garbage_does_not_panic() {
     let mut rng = rand::rng();
@@ -173,7 +173,7 @@ fn garbage_does_not_panic() {
         }
         for _ in 0..200 {
             let mut bad = good.clone();
-            // The beginning is where the structure is.
+            // The structure is at the beginning.
             let end = bad.len().min(2500);
             for _ in 0..rng.random_range(1..4) {
                 bad[rng.random_range(0..end)] = rng.random();

@@ -26,8 +26,8 @@ fn fast_kernels_agree_with_plain_ones() {
     }
 }
 
-/// Whatever quantising loses, what is loaded is the rounded weights, and what is computed is theirs but for the
-/// rounding of activations: to 16 bits, with Q4_K to 8, which costs up to 4 % where attention is sharpest.
+/// Whatever quantising loses, the loaded model computes with the rounded weights, except for the
+/// rounding of activations: to 16 bits, for Q4_K to 8, which costs up to 4 % where attention is sharpest.
 #[test]
 fn quantised_weights_are_their_rounded_numbers() {
     let tokens: Vec<u32> = (0..40).map(|i| i * 31 % 300).collect();
@@ -47,7 +47,7 @@ fn quantised_weights_are_their_rounded_numbers() {
     }
 }
 
-/// What `--quantize` makes of a tensor.
+/// A tensor quantised as `--quantize` does it.
 fn format(quantize: QuantizedFormat, tensor: &str) -> Option<GgmlDType> {
     let is = |names: &[&str]| names.iter().any(|name| tensor.ends_with(&format!("{name}.weight")));
     match quantize {

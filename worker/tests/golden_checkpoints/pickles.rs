@@ -1,4 +1,4 @@
-//! PyTorch's checkpoints: the same model as from safetensors, and nothing but an error from a broken or hostile one.
+//! PyTorch checkpoints: the same model as from safetensors, and only an error from a broken or hostile one.
 
 use std::collections::HashMap;
 use std::io::{Cursor, Write};
@@ -18,7 +18,7 @@ use crate::{golden, options};
 
 const FILE: &str = "pytorch_model.bin";
 
-/// An archive as PyTorch lays it out.
+/// An archive in PyTorch's layout.
 fn archive(pickle: &[u8], storages: &[Vec<u8>]) -> Vec<u8> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
@@ -43,7 +43,7 @@ fn tuple(parts: &[Vec<u8>]) -> Vec<u8> {
     [b"(", &parts.concat()[..], b"t"].concat()
 }
 
-/// The call that makes a float tensor of storage `key`.
+/// The pickled call that makes a float tensor of storage `key`.
 fn rebuilt(key: usize, elements: usize, offset: usize, shape: &[usize], strides: &[usize]) -> Vec<u8> {
     let integers = |values: &[usize]| tuple(&values.iter().map(|&value| integer(value)).collect::<Vec<_>>());
     let storage = [text("storage"), b"ctorch\nFloatStorage\n".to_vec(), text(&key.to_string()), text("cpu")];
@@ -52,13 +52,13 @@ fn rebuilt(key: usize, elements: usize, offset: usize, shape: &[usize], strides:
     [b"ctorch._utils\n_rebuild_tensor_v2\n".to_vec(), arguments, b"R".to_vec()].concat()
 }
 
-/// A dictionary of names and what `values` are.
+/// A pickled dictionary of names and `values`.
 fn dictionary(values: impl IntoIterator<Item = (String, Vec<u8>)>) -> Vec<u8> {
     let items: Vec<u8> = values.into_iter().flat_map(|(name, value)| [text(&name), value].concat()).collect();
     [b"\x80\x02}(", &items[..], b"u."].concat()
 }
 
-/// What `torch.save` writes; every second tensor begins within its storage.
+/// A file as `torch.save` writes it; every second tensor begins within its storage.
 fn torch_save(tensors: &HashMap<String, Tensor>) -> Vec<u8> {
     let mut storages = Vec::new();
     let pickle = dictionary(tensors.iter().enumerate().map(|(key, (name, tensor))| {
@@ -172,7 +172,7 @@ fn hostile_pickles_are_refused() {
     check(&vec![b'N'; (4 << 20) + 1], &["4194305 bytes"]);
 }
 
-/// A call is no tensor, and is not made.
+/// A call is no tensor and is not executed.
 #[test]
 fn nothing_is_called() {
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -189,7 +189,7 @@ fn nothing_is_called() {
     }
 }
 
-/// Truncations and random bytes: an error, or by luck a model, but no panic.
+/// Truncations and random bytes give an error, or by luck a model, but no panic.
 #[test]
 fn garbage_does_not_panic() {
     let mut rng = rand::rng();

@@ -1,4 +1,4 @@
-//! What the formulas make of a checkpoint whose weights were changed: the decoder over the plain f64 kernels.
+//! The decoder over the f64 reference kernels, for checkpoints with changed weights.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -23,7 +23,7 @@ pub(crate) fn logits(model: &mut ModelRunner, tokens: &[u32], adapter: Option<us
     (0..logits.len()).flat_map(|row| logits.row(row).to_vec()).collect()
 }
 
-/// The same, over the plain kernels.
+/// The same, over the reference kernels.
 pub(crate) fn plain_logits(checkpoint: &Path, options: &LoadOptions, tokens: &[u32]) -> Vec<f32> {
     let (mut plain, _) = model::load(checkpoint, options, ReferenceKernels).unwrap();
     let places = (0..tokens.len()).map(|position| TokenPlace { position, blocks: &BLOCKS }).collect();
@@ -38,7 +38,7 @@ pub(crate) fn plain_logits(checkpoint: &Path, options: &LoadOptions, tokens: &[u
     logits
 }
 
-/// Norm of the difference by norm of what is expected.
+/// Norm of the difference divided by the norm of the expected values.
 pub(crate) fn relative(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let norm =
@@ -47,7 +47,7 @@ pub(crate) fn relative(found: &[f32], expected: &[f32]) -> f64 {
         / norm(&mut expected.iter().copied())
 }
 
-/// The numbers of a golden checkpoint.
+/// The weights of a golden checkpoint.
 pub(crate) struct Numbers {
     pub(crate) weights: HashMap<String, Tensor>,
     config: Value,
@@ -60,7 +60,7 @@ impl Numbers {
         Self { weights, config }
     }
 
-    /// With what an adapter adds to its modules, in f64, row-major.
+    /// Adds an adapter's updates, in f64, row-major.
     pub(crate) fn adapted(mut self, deltas: &HashMap<String, Vec<f64>>) -> Self {
         if deltas.contains_key("lm_head") && !self.weights.contains_key("lm_head.weight") {
             self.config["tie_word_embeddings"] = false.into();
@@ -77,7 +77,7 @@ impl Numbers {
     }
 
     /// With every matrix `[outputs, inputs]` through the blocks that `format(name, inputs)` names; a last block of a row
-    /// is filled up with zeros.
+    /// is padded with zeros.
     pub(crate) fn rounded(mut self, format: impl Fn(&str, usize) -> Option<GgmlDType>) -> Self {
         for (name, weight) in &mut self.weights {
             let Ok((_, inputs)) = weight.dims2() else { continue };
@@ -90,7 +90,7 @@ impl Numbers {
         self
     }
 
-    /// All rows of one sequence over the plain kernels.
+    /// All rows of one sequence over the reference kernels.
     pub(crate) fn logits(&self, tokens: &[u32]) -> Vec<f32> {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("config.json"), self.config.to_string()).unwrap();

@@ -1,6 +1,6 @@
 // A stand-in for NVRTC: compiles a program for the CPU, with gpu.h before it, and hands on the path of a shared library.
 //
-// A library is kept in the folder `programs` beside this one, by what it was made of.
+// Caches libraries in the folder `programs` next to this one, by their source.
 
 #include <dlfcn.h>
 #include <sys/stat.h>
@@ -34,7 +34,7 @@ std::string content(const std::string &path) {
     return all.str();
 }
 
-// Runs the compiler; what it says comes into `log`.
+// Runs the compiler; its messages go into `log`.
 bool compile(const std::string &arguments, const std::string &work, std::string &log) {
     const char *compiler = getenv("CXX");
     std::string command = std::string(compiler ? compiler : "g++") + " " + arguments + " >" + work + ".log 2>&1";
@@ -96,7 +96,7 @@ void build(Program &program) {
     name << programs << "/" << std::hex << hash << ".so";
     program.code = name.str();
     if (access(program.code.c_str(), R_OK) == 0) return;
-    // Other processes may compile the same.
+    // Other processes may compile the same program.
     std::string work = program.code + "." + std::to_string(getpid());
     std::ofstream(work + ".cu") << source;
     if (!compile(flags + "-E -I" + here + " -o " + work + ".ii " + work + ".cu", work, program.log)) program.code.clear();

@@ -1,11 +1,11 @@
-// A stand-in for NVIDIA's driver: what the worker calls of it, on the CPU.
+// A stand-in for NVIDIA's driver on the CPU: the functions that the worker calls.
 //
-// What is queued on a stream runs when somebody waits for it and no earlier, so that a host that writes over memory under
-// way, or reads before it has waited, is found out. Memory begins as NaN and lies between pages that nobody may touch: it
-// ends, up to 16 bytes, where its page does.
+// Queued work runs only when the host waits for it, which exposes a host that overwrites memory in
+// flight or reads too early. Memory is initially NaN and lies between guard pages: it
+// ends where its page does, up to 16 bytes.
 //
-// STAND_IN_SEED draws who runs when, STAND_IN_SHARED_BYTES is what a block may share at most, STAND_IN_PROCESSORS counts
-// multiprocessors, STAND_IN_MEMORY_MIB is the memory, and to the file STAND_IN_LAUNCHES each process adds how often it
+// STAND_IN_SEED seeds the order of threads, STAND_IN_SHARED_BYTES is what a block may share at most, STAND_IN_PROCESSORS counts
+// multiprocessors, STAND_IN_MEMORY_MIB is the memory, and each process appends to the file STAND_IN_LAUNCHES how often it
 // launched which kernel.
 
 #include <dlfcn.h>
@@ -66,7 +66,7 @@ struct Memory {
 };
 
 std::mutex memory_lock;
-// By where they begin.
+// By address.
 std::map<u64, Memory> memories;
 std::map<u64, size_t> pinned;
 size_t used_bytes;
@@ -112,7 +112,7 @@ void release(u64 address) {
     memories.erase(found);
 }
 
-// Whether the host's part of a copy is pinned: then it is read or written when the stream comes to it.
+// Whether the host's memory is pinned: then the copy happens when the stream reaches it.
 bool is_pinned(const void *at) {
     std::lock_guard<std::mutex> lock(memory_lock);
     auto found = pinned.upper_bound(u64(at));

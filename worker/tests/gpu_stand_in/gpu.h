@@ -1,9 +1,9 @@
-// What stands before every program that the stand-in compiles: CUDA's words, on a CPU.
+// Prefix of every program that the stand-in compiles: CUDA's keywords and functions on a CPU.
 //
-// The threads of a block are fibers of one thread of the system. One runs until it comes to a barrier or to something that
-// its warp does together; who runs next is drawn, so that a missing barrier shows as a wrong result sooner or later.
-// Memory that a block shares begins as NaN, and so does the place of a copy in the background, whose bytes come when the
-// thread waits for them and no earlier.
+// The threads of a block are fibers of one OS thread. A fiber runs until a barrier or an operation that
+// its warp does together; the next one is random, so that a missing barrier shows as a wrong result sooner or later.
+// Shared memory is initially NaN, and so is the target of a background copy, whose bytes arrive only when the
+// thread waits for them.
 
 #include <cmath>
 #include <cstdio>
@@ -20,7 +20,7 @@
 
 namespace stand_in {
 
-// A copy that is under way.
+// A pending copy.
 struct Copy {
     unsigned char *to;
     const unsigned char *from;
@@ -44,7 +44,7 @@ typedef void (*Together)(void **of_lanes);
 struct Warp {
     Thread *threads;
     u32 live, ready, waiting, at_barrier;
-    // What those that wait do together.
+    // What the waiting lanes do together.
     Together what;
     void *of_lanes[LANES];
     // Who runs first of those that are ready, and whether those above or those below come next.
@@ -73,9 +73,9 @@ struct Block {
             return (unsigned char *)at;
         };
         stacks = map(MOST_THREADS * STACK);
-        // What overflows its stack stops.
+        // A stack overflow stops the program.
         for (int i = 0; i < MOST_THREADS; i++) mprotect(stacks + i * STACK, PAGE, PROT_NONE);
-        // Memory that is shared ends where a page ends.
+        // Shared memory ends where a page ends.
         shared_end = map(SHARED + PAGE) + SHARED;
         mprotect(shared_end, PAGE, PROT_NONE);
     }
@@ -125,7 +125,7 @@ static void describe(char *to, size_t size) {
 
 // === changes of threads ===
 
-// Keeps where it is at `from` and goes on at `to`.
+// Saves the context in `from` and continues at `to`.
 #ifdef __x86_64__
 extern "C" void stand_in_switch(void **from, void *to);
 asm(R"(
@@ -177,7 +177,7 @@ static inline Thread *first_of(const Warp &warp) {
     return warp.threads + (lane + warp.first) % LANES;
 }
 
-// Who runs next; nobody when all have ended.
+// The next fiber; none when all have ended.
 static Thread *next() {
     Block &b = block();
     if (b.warps[b.running_warp].ready) return first_of(b.warps[b.running_warp]);
@@ -328,7 +328,7 @@ static std::function<void()> *queued(void (*kernel)(Types...), const char *name,
     return new std::function<void()>([=] { run(launch, name, [&] { std::apply(kernel, values); }); });
 }
 
-// What lanes of a warp pass to each other.
+// Exchange between the lanes of a warp.
 struct Shuffle {
     u32 value, from;
 };
@@ -366,7 +366,7 @@ static void require_whole_warp(void **of_lanes) {
 
 }  // namespace stand_in
 
-// === CUDA's words ===
+// === CUDA's keywords and functions ===
 
 // The compiler finds kernels by the first two.
 #define __global__ STAND_IN_KERNEL

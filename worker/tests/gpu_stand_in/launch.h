@@ -1,4 +1,4 @@
-// What the driver says to a program of a launch.
+// Arguments of a launch, from the driver to a program.
 
 #include <cstddef>
 #include <functional>
@@ -20,7 +20,7 @@ struct Place {
 struct Launch {
     Index grid, block;
     unsigned shared_bytes;
-    // Draws who runs when.
+    // Seeds the order of threads.
     u64 seed;
     // Of the thread of the system that calls it.
     Place *(*place)();

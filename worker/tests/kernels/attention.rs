@@ -69,8 +69,8 @@ fn attention_agrees_and_does_not_depend_on_chunks_or_blocks() {
     });
 }
 
-/// With tensor cores: heads that they take, chunks on either side of what is computed side by side. Queries that bfloat16
-/// holds, so that what remains is the rounding of the weights of a mean.
+/// With tensor cores: heads of their widths, chunks on both sides of the limit for stored tiles. The queries are exact
+/// in bfloat16, so that only the weights of the mean are rounded.
 #[test]
 #[ignore = "needs a GPU, or the stand-in that tests/run gives it"]
 fn attention_on_a_gpu_agrees_and_does_not_depend_on_chunks_or_blocks() {

@@ -1,4 +1,4 @@
-//! What only a GPU's kernels do: programs that are compiled at start, ragged batches side by side, failures that wait.
+//! Specific to a GPU's kernels: programs compiled at start, ragged batches, deferred failures.
 
 use cosec_worker::kernels::cuda::program::{PROGRAMS, compiled};
 use cosec_worker::kernels::reference::ReferenceKernels;
@@ -20,7 +20,7 @@ struct Chunk {
     blocks: Vec<u32>,
 }
 
-/// What attention finds for the rows of each step, layer after layer.
+/// Attention's results for the rows of each step, layer by layer.
 fn attended<K: Kernels>(kernels: &K, steps: &[(Vec<Chunk>, Vec<f32>)], windows: [Option<usize>; 2]) -> Vec<f32> {
     let mut cache = kernels.cache(SHAPE).unwrap();
     let mut all = Vec::new();
@@ -81,7 +81,7 @@ fn ragged_batches_agree_whatever_fits() {
     });
 }
 
-/// What lies behind a sequence's end may be another's.
+/// Memory after a sequence's end may belong to another.
 #[test]
 #[ignore = "needs a GPU, or the stand-in that tests/run gives it"]
 fn a_broken_sequence_breaks_no_other() {
@@ -100,7 +100,7 @@ fn a_broken_sequence_breaks_no_other() {
     });
 }
 
-/// The failure waits for whoever reads next, and is told once.
+/// The next read reports the failure, once.
 #[test]
 #[ignore = "needs a GPU, or the stand-in that tests/run gives it"]
 fn a_gpu_keeps_the_first_failure() {
@@ -115,7 +115,7 @@ fn a_gpu_keeps_the_first_failure() {
     });
 }
 
-/// Needs NVRTC and no GPU: A100, which is the oldest that the kernels are for, and H100.
+/// Needs NVRTC but no GPU. Compiles for A100, the oldest supported GPU, and H100.
 #[test]
 #[ignore = "needs libnvrtc, which tests/run installs"]
 fn programs_compile_for_every_gpu() {

@@ -1,4 +1,4 @@
-//! Products with weights of every format: agreement, rounding, and a row alone against the row in company.
+//! Products with weights of every format: agreement, rounding, and the same bits for a row alone or in a batch.
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
@@ -44,7 +44,7 @@ impl Compute for Linear {
 }
 
 /// Floats: the roundings of a chain of 600 products of numbers below 1. Quantised weights: an activation is rounded to
-/// one part in 65,534 of the largest beside it, or to one in 254.
+/// one part in 65,534 of the largest in its block, or to one in 254.
 fn tolerance(format: WeightFormat) -> f32 {
     match format {
         WeightFormat::F32 | WeightFormat::Bf16 | WeightFormat::F16 => 5e-5,
@@ -67,7 +67,7 @@ fn linear_agrees() {
     });
 }
 
-/// In relative L2 to what products of this size usually are. Activations are what the weights' type can hold; quantised
+/// Relative to the usual L2 norm of such products. Activations are exact in the weights' type; quantised
 /// weights are rounded to bfloat16.
 #[test]
 #[ignore = "needs a GPU, or the stand-in that tests/run gives it"]
@@ -95,7 +95,7 @@ fn linear_is_close_on_a_gpu() {
     });
 }
 
-/// Every kernel that rows may come to: few and many, odd shapes and those of real layers.
+/// Every kernel for products: few and many rows, odd shapes and those of real layers.
 #[test]
 #[ignore = "needs a GPU, or the stand-in that tests/run gives it"]
 fn linear_rows_do_not_depend_on_their_company_on_a_gpu() {
@@ -128,7 +128,7 @@ fn linear_rows_do_not_depend_on_their_company_on_a_gpu() {
     });
 }
 
-/// The product with the quantised weights themselves: beside eight bits the activations cost next to nothing.
+/// Against the product with the quantised weights: for eight bits the rounding of activations is negligible.
 #[test]
 fn rounding_activations_to_16_bits_costs_little() {
     with_seeds(|rng| {
@@ -139,7 +139,7 @@ fn rounding_activations_to_16_bits_costs_little() {
     });
 }
 
-/// llama.cpp rounds activations beside Q4_K to one part in 254 of the largest of 256; here it is the largest of 32.
+/// llama.cpp rounds activations for Q4_K to one part in 254 of the largest of 256; here it is the largest of 32.
 #[test]
 fn rounding_activations_to_8_bits_costs_less_than_in_llama_cpp() {
     with_seeds(|rng| {
@@ -176,7 +176,7 @@ fn linear_rows_do_not_depend_on_their_company() {
     });
 }
 
-/// Large enough to be spread over threads.
+/// Large enough for several threads.
 #[test]
 fn linear_does_not_depend_on_threads() {
     let mut rng = StdRng::seed_from_u64(rand::random());
@@ -186,7 +186,7 @@ fn linear_does_not_depend_on_threads() {
         let linear = Linear { x: random(&mut rng, rows * inputs), rows, weight, format, bias: None };
         let alone = linear.with(&CpuKernels::new(1, None).unwrap());
         assert_eq!(alone, linear.with(&CpuKernels::new(3, None).unwrap()));
-        // Nothing is pinned where the system cannot.
+        // Not every system can pin threads.
         let pinned = CpuKernels::new(3, CpuSet::available().ok().as_ref()).unwrap();
         assert_eq!(alone, linear.with(&pinned));
         check_cpu(tolerance(format), &linear);
@@ -216,7 +216,7 @@ fn blocks_of_a_file_are_the_weights_they_stand_for() {
     }
 }
 
-/// All 16-bit patterns, so that subnormals, infinities and NaN are among them.
+/// All 16-bit patterns, including subnormals, infinities and NaN.
 #[test]
 fn half_precision_widens_exactly() {
     let bits: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
@@ -224,7 +224,7 @@ fn half_precision_widens_exactly() {
         let table = Tensor::from_raw_buffer(&bits, dtype, &[1 << 13, 8], &Device::Cpu).unwrap();
         let expected: Vec<f32> = table.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         for cpu in [CpuKernels::default(), CpuKernels::baseline()] {
-            // A product with a row of the identity picks one column out.
+            // A product with a row of the identity selects one column.
             for column in 0..8 {
                 let mut x = vec![0.0; 8];
                 x[column] = 1.0;
@@ -232,7 +232,7 @@ fn half_precision_widens_exactly() {
                 cpu.linear(&x, 1, &cpu.matrix(&table, WeightFormat::of(dtype)).unwrap(), None, &mut out);
                 for (row, found) in out.iter().enumerate() {
                     let values = &expected[8 * row..][..8];
-                    // Infinity times zero is no number.
+                    // Infinity times zero is NaN.
                     if values.iter().all(|value| value.is_finite()) {
                         assert_eq!(*found, values[column], "row {row}, column {column}");
                     } else {

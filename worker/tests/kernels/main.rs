@@ -1,4 +1,4 @@
-//! The fast kernels against the plain f64 ones, on fresh random shapes, and a row alone against the row in company.
+//! The fast kernels against the f64 reference on fresh random shapes, and the same bits for a row alone or in a batch.
 #![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -66,7 +66,7 @@ pub(crate) fn check(tolerance: f32, compute: impl Compute) {
     on_gpu(|cuda| compare("cuda", tolerance, &compute.with(cuda), &compute.with(&ReferenceKernels)));
 }
 
-/// Calls `test` with the first GPU where `COSEC_TEST_GPU` is set: for tests that also say something without one.
+/// Calls `test` with the first GPU if `COSEC_TEST_GPU` is set: for tests that are also useful without one.
 pub(crate) fn on_gpu(test: impl FnOnce(&CudaKernels)) {
     if std::env::var_os("COSEC_TEST_GPU").is_some() {
         with_gpu(test);
@@ -85,7 +85,7 @@ pub(crate) fn is_stand_in(cuda: &CudaKernels) -> bool {
     cuda.name().starts_with("stand-in")
 }
 
-/// Within `tolerance`, relative to what is above 1.
+/// Within `tolerance`, relative for values above 1.
 pub(crate) fn compare(name: &str, tolerance: f32, found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len());
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {

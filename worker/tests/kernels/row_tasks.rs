@@ -1,4 +1,4 @@
-//! What is wanted of rows of logits: found on a GPU with the bits of the host.
+//! Views of logits on a GPU have the bits of the host's.
 
 use cosec_proto::LogitsView;
 use cosec_proto::sampling::SamplingParams;
@@ -33,7 +33,7 @@ fn read<K: Kernels>(kernels: &K, vocabulary: usize, logits: &[f32], rows: &[Want
 
 fn random_row(rng: &mut StdRng, vocabulary: usize) -> Vec<f32> {
     let spread = [0.1, 3.0, 10.0, 200.0][rng.random_range(0..4)];
-    // A few stand out, as with a real model.
+    // A few large logits, as in a real model.
     let peak = rng.random_range(0.0..4.0) * spread;
     let mut row: Vec<f32> = (0..vocabulary)
         .map(|_| rng.random_range(-spread..spread) + if rng.random_ratio(1, 50) { peak } else { 0.0 })
@@ -93,7 +93,7 @@ fn check(rng: &mut StdRng, vocabulary: usize) {
     with_gpu(|cuda| {
         for (index, (found, expected)) in read(cuda, vocabulary, &logits, &rows).iter().zip(&expected).enumerate() {
             let wanted = &rows[index % rows.len()];
-            // NaN is not itself.
+            // NaN does not equal itself.
             let invalid = [found, expected].map(|found| format!("{:?}", found.invalid));
             assert_eq!(invalid[0], invalid[1], "{vocabulary} tokens, {wanted:?}");
             assert_eq!(found.kept.is_some(), expected.kept.is_some(), "{vocabulary} tokens, {wanted:?}");

@@ -1,4 +1,4 @@
-//! Rows that are picked out, looked up and added to.
+//! Selecting rows, looking them up and adding to them.
 
 use std::ops::Range;
 
@@ -44,14 +44,14 @@ fn embedded_rows_are_what_the_blocks_stand_for() {
             let ids = (0..5).map(|_| rng.random_range(0..rows as u32)).collect();
             let embedded = Embedded(matrix(&random(rng, rows * width), rows), format, ids);
             check_cpu(2e-7, &embedded);
-            // A GPU has the scales of Q4_K, multiplied with each other, in f16.
+            // A GPU keeps the product of Q4_K's scales in f16.
             let tolerance = if format == WeightFormat::Q4K { 2e-3 } else { 2e-7 };
             on_gpu(|cuda| compare("cuda", tolerance, &embedded.with(cuda), &embedded.with(&ReferenceKernels)));
         }
     });
 }
 
-/// Rows picked out, and rows added to: some of the columns of some of the rows.
+/// Selects rows, and adds to some of the columns of some rows.
 struct Updated {
     x: Vec<f32>,
     width: usize,

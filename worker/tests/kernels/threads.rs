@@ -11,7 +11,7 @@ use cosec_worker::kernels::cpu::CpuKernels;
 fn places(threads: usize, cpus: Option<&CpuSet>) -> Vec<Option<CpuSet>> {
     let kernels = CpuKernels::new(threads, cpus).unwrap();
     kernels.settle_caller();
-    // A thread that has taken an item waits, so that every one takes one.
+    // A thread that has taken an item waits, so that every thread takes one.
     let (mut places, all_there) = (vec![None; threads], Barrier::new(threads));
     kernels.each(&mut places, |_, place| {
         all_there.wait();
@@ -23,7 +23,7 @@ fn places(threads: usize, cpus: Option<&CpuSet>) -> Vec<Option<CpuSet>> {
 #[test]
 fn threads_are_pinned_to_a_cpu_each() {
     let cpus = CpuSet::available().unwrap();
-    // The thread of the caller is pinned for good.
+    // The caller's thread stays pinned.
     let pinned = thread::scope(|scope| scope.spawn(|| places(cpus.count(), Some(&cpus))).join().unwrap());
     assert!(cpus.each().all(|cpu| pinned.contains(&Some(cpu))), "{pinned:?} on {cpus}");
     assert_eq!(places(3, None), vec![Some(cpus); 3]);
