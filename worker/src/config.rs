@@ -56,7 +56,7 @@ pub struct WorkerConfig {
     /// Directory of a PEFT LoRA adapter, or its hub id OWNER/NAME[@REVISION]; merged into the weights.
     #[arg(long, value_name = "ADAPTER")]
     pub adapter: Option<PathBuf>,
-    /// A PEFT LoRA adapter that sessions choose by its name, beside the weights; may be given several times.
+    /// A PEFT LoRA adapter that sessions choose by its name, not merged into the weights; may be given several times.
     #[arg(long, value_name = "NAME=ADAPTER")]
     pub lora: Vec<NamedAdapter>,
     /// Where the model runs: cpu, cuda or cuda:N.

@@ -1,7 +1,8 @@
 //! Hosts one language model: token ids in, probabilities out.
 //!
-//! A worker knows nothing of co-decoding rules, of clients or of text. The scheduler does no I/O, the decoder never
-//! sees a session, and only `service` knows messages.
+//! A worker knows no co-decoding rule, no client and no text. The scheduler does no I/O, the decoder never sees a
+//! session, and only `service` knows messages. `checkpoint` knows no decoder; `families`, `weights` and `decoder` build
+//! on it in this order, and only `model` knows them all.
 
 pub mod config;
 pub mod server;

@@ -19,7 +19,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::fro
 const RENEWAL: Duration = Duration::from_secs(LEASE.as_secs() / 3);
 
 /// Timeout of one call to etcd.
-const PATIENCE: Duration = Duration::from_secs(3);
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where the worker registers, under which address and models.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
@@ -159,9 +159,9 @@ impl EtcdRegistrar {
 }
 
 async fn within<T>(call: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T, String> {
-    match timeout(PATIENCE, call).await {
+    match timeout(CALL_TIMEOUT, call).await {
         Ok(answer) => answer.map_err(|cause| cause.to_string()),
-        Err(_) => Err(format!("etcd did not answer within {PATIENCE:?}")),
+        Err(_) => Err(format!("etcd did not answer within {CALL_TIMEOUT:?}")),
     }
 }
 

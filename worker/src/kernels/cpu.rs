@@ -56,7 +56,7 @@ impl Default for CpuKernels {
 
 impl CpuKernels {
     /// Kernels on `threads` threads, the caller's among them; 0 takes one for each core. With `cpus` each is pinned to one
-    /// of them, as far as they go; the caller's only by [`Self::settle_caller`].
+    /// of them, as far as they go; the caller's only by [`Self::pin_caller`].
     ///
     /// # Errors
     /// When the threads cannot be started.
@@ -76,8 +76,8 @@ impl CpuKernels {
 
     /// Pins the calling thread to the CPU that the other threads left free, where they
     /// are pinned.
-    pub fn settle_caller(&self) {
-        self.threads.settle_caller();
+    pub fn pin_caller(&self) {
+        self.threads.pin_caller();
     }
 
     /// Calls `work` with every item and its index, on the threads of the kernels.

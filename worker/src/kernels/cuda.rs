@@ -90,9 +90,9 @@ impl CudaKernels {
         Ok(Self { gpu, rounding: RefCell::default(), scratch: RefCell::default(), reader })
     }
 
-    /// Pins the calling thread; see [`CpuKernels::settle_caller`].
-    pub fn settle_caller(&self) {
-        self.reader.borrow().host().settle_caller();
+    /// Pins the calling thread; see [`CpuKernels::pin_caller`].
+    pub fn pin_caller(&self) {
+        self.reader.borrow().host().pin_caller();
     }
 
     /// Name and compute capability.

@@ -99,6 +99,7 @@ pub struct ModelDescription {
     /// Content of tokenizer.json; `None` when the model came without one.
     pub tokenizer: Option<Arc<[u8]>>,
 }
+
 /// Loads the checkpoint at `path` for the device of `kernels`.
 ///
 /// # Errors
@@ -118,8 +119,8 @@ pub fn load<K: Kernels>(
     let spec = &family.spec;
     let mut weights = ModelWeights {
         tensors,
-        adapter: options.adapter.as_deref().map(|merged| adapter("--adapter".to_owned(), merged)).transpose()?,
-        beside: options.lora.iter().map(beside).collect::<Result<_, _>>()?,
+        merged: options.adapter.as_deref().map(|path| adapter("--adapter".to_owned(), path)).transpose()?,
+        unmerged: options.lora.iter().map(unmerged).collect::<Result<_, _>>()?,
         names: family.names.clone(),
         origin,
         dtype: options.dtype,
@@ -147,7 +148,7 @@ pub fn load<K: Kernels>(
         format: cache_format,
     };
     let decoder = DecoderModel::load(kernels, &family, &mut weights, cache)?;
-    weights.adapter.iter().chain(&weights.beside).try_for_each(LoraAdapter::finish)?;
+    weights.merged.iter().chain(&weights.unmerged).try_for_each(LoraAdapter::finish)?;
     let end_token_ids = match &generation {
         Some(file) if file.root().has("eos_token_id") => file.root().token_ids("eos_token_id")?,
         _ => config.root().token_ids("eos_token_id")?,
@@ -160,7 +161,7 @@ pub fn load<K: Kernels>(
         vocabulary: spec.vocabulary,
         context_tokens: spec.context_tokens,
         end_token_ids: end_token_ids.unwrap_or_default(),
-        adapter_fingerprints: weights.beside.iter().map(|adapter| adapted(&fingerprint, adapter)).collect(),
+        adapter_fingerprints: weights.unmerged.iter().map(|adapter| adapted(&fingerprint, adapter)).collect(),
         fingerprint,
         tokenizer_fingerprint,
         tokenizer: content,
@@ -178,7 +179,7 @@ fn adapter(flag: String, reference: &Path) -> Result<LoraAdapter, ModelLoadError
     open().map_err(|source| ModelLoadError::NoAdapter { flag, source: Box::new(source) })
 }
 
-fn beside(NamedAdapter { name, directory }: &NamedAdapter) -> Result<LoraAdapter, ModelLoadError> {
+fn unmerged(NamedAdapter { name, directory }: &NamedAdapter) -> Result<LoraAdapter, ModelLoadError> {
     adapter(format!("--lora {name}"), directory)
 }
 

@@ -76,7 +76,7 @@ impl PlacedDecoder {
     }
 
     /// Pins the calling thread if the kernels' own threads are pinned.
-    pub(super) fn settle_caller(&self) {
-        on_device!(self, decoder => decoder.kernels().settle_caller());
+    pub(super) fn pin_caller(&self) {
+        on_device!(self, decoder => decoder.kernels().pin_caller());
     }
 }

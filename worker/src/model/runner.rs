@@ -164,7 +164,7 @@ impl ModelRunner {
         }
         let caller = thread::current().id();
         if self.caller.replace(caller) != Some(caller) {
-            self.decoder.settle_caller();
+            self.decoder.pin_caller();
         }
         let done = forward(&mut self.decoder, &rows);
         self.batch = rows.reused();

@@ -50,9 +50,9 @@ pub enum QuantizedFormat {
 pub struct ModelWeights {
     pub(crate) tensors: TensorFiles,
     /// Merged.
-    pub(crate) adapter: Option<LoraAdapter>,
+    pub(crate) merged: Option<LoraAdapter>,
     /// In the order of their indices.
-    pub(crate) beside: Vec<LoraAdapter>,
+    pub(crate) unmerged: Vec<LoraAdapter>,
     pub(crate) names: TensorNames,
     /// The checkpoint that adapters are made for, where it differs from this one.
     pub(crate) origin: Option<OriginalLayout>,
@@ -82,7 +82,7 @@ impl ModelWeights {
     /// # Errors
     /// [`WeightsError`].
     pub fn merged(&mut self, table: &str, module: &str, shape: [usize; 2]) -> Result<HostMatrix, WeightsError> {
-        let factors = self.adapter.as_mut().map(|adapter| adapter.factors(module, shape)).transpose()?.flatten();
+        let factors = self.merged.as_mut().map(|adapter| adapter.factors(module, shape)).transpose()?.flatten();
         self.read(table, shape, factors.as_ref())
     }
 
@@ -102,7 +102,7 @@ impl ModelWeights {
     /// Whether the merged adapter changes the linear layer `module`, not read so far.
     #[must_use]
     pub fn is_merged_into(&self, module: &str) -> bool {
-        self.adapter.as_ref().is_some_and(|adapter| adapter.changes(module))
+        self.merged.as_ref().is_some_and(|adapter| adapter.changes(module))
     }
 
     /// The unmerged adapters' updates of the linear layer `module`, by index.
@@ -110,12 +110,12 @@ impl ModelWeights {
     /// # Errors
     /// [`WeightsError::Adapter`].
     pub fn factors(&mut self, module: &str, shape: [usize; 2]) -> Result<Vec<Option<LoraFactors>>, WeightsError> {
-        let Self { beside, origin, .. } = self;
+        let Self { unmerged, origin, .. } = self;
         let Some(origin) = origin else {
-            return beside.iter_mut().map(|adapter| Ok(adapter.factors(module, shape)?)).collect();
+            return unmerged.iter_mut().map(|adapter| Ok(adapter.factors(module, shape)?)).collect();
         };
         let (module, order) = (origin.module(module), origin.order(module, shape[0]));
-        let factors = beside.iter_mut().map(|adapter| match (adapter.factors(&module, shape)?, &order) {
+        let factors = unmerged.iter_mut().map(|adapter| match (adapter.factors(&module, shape)?, &order) {
             (Some(factors), Some(order)) => Ok(Some(factors.reordered(order)?)),
             (factors, _) => Ok(factors),
         });
@@ -169,8 +169,8 @@ impl ModelWeights {
                 _ => 0,
             }
         });
-        let beside = self.beside.iter().map(LoraAdapter::memory_bytes);
-        bytes.chain(beside).fold(0, u64::saturating_add)
+        let unmerged = self.unmerged.iter().map(LoraAdapter::memory_bytes);
+        bytes.chain(unmerged).fold(0, u64::saturating_add)
     }
 
     /// Format in memory of the matrix `module`, stored in `encoding`.
@@ -216,7 +216,7 @@ impl ModelWeights {
         let mut formats = format!("{:?} {:?} {cache:?}", self.dtype, self.quantize);
         formats.push_str(device_kind.unwrap_or_default());
         let tensors = self.tensors.digest();
-        let merged = self.adapter.as_ref().map(|adapter| (adapter.config(), adapter.tensors_digest()));
+        let merged = self.merged.as_ref().map(|adapter| (adapter.config(), adapter.tensors_digest()));
         let mut parts = vec![config.bytes(), tokenizer.as_bytes(), &tensors, formats.as_bytes()];
         parts.extend(merged.iter().flat_map(|(config, tensors)| [*config, tensors]));
         digest(parts)

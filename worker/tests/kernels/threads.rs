@@ -10,7 +10,7 @@ use cosec_worker::kernels::cpu::CpuKernels;
 /// The CPUs that each thread of a pool may run on.
 fn places(threads: usize, cpus: Option<&CpuSet>) -> Vec<Option<CpuSet>> {
     let kernels = CpuKernels::new(threads, cpus).unwrap();
-    kernels.settle_caller();
+    kernels.pin_caller();
     // A thread that has taken an item waits, so that every thread takes one.
     let (mut places, all_there) = (vec![None; threads], Barrier::new(threads));
     kernels.each(&mut places, |_, place| {

@@ -17,10 +17,10 @@ use crate::cpu_set::CpuSet;
 use parking_lot::Mutex;
 
 /// How long an idle thread spins: longer than the time between two matrices of a forward pass.
-const LOOK: Duration = Duration::from_micros(100);
+const SPIN_TIME: Duration = Duration::from_micros(100);
 
-/// Spins between two looks at the clock.
-const LOOKS: usize = 64;
+/// Spins between two spins at the clock.
+const SPINS: usize = 64;
 
 /// In [`PoolState::state`]: whether work is open. The bits below count the threads at work, those above the rounds.
 const OPEN: u64 = 1 << 16;
@@ -76,7 +76,7 @@ impl ThreadPool {
         for index in 1..count {
             let (shared, place) = (Arc::clone(&threads.shared), places.next());
             let worker = thread::Builder::new().name(format!("kernels-{index}")).spawn(move || {
-                settle(place.as_ref());
+                pin(place.as_ref());
                 shared.serve(index - 1);
             });
             threads.workers.get_mut().push(worker?);
@@ -98,8 +98,8 @@ impl ThreadPool {
     }
 
     /// Pins the calling thread to its CPU.
-    pub(super) fn settle_caller(&self) {
-        settle(self.place.as_ref());
+    pub(super) fn pin_caller(&self) {
+        pin(self.place.as_ref());
     }
 
     /// Number of threads, including the caller's.
@@ -161,7 +161,7 @@ impl ThreadPool {
 }
 
 /// Pins the calling thread to `place`, if there is one.
-fn settle(place: Option<&CpuSet>) {
+fn pin(place: Option<&CpuSet>) {
     if let Some(Err(error)) = place.map(CpuSet::keep_to) {
         // It computes the same anywhere.
         tracing::warn!(%error, "a thread could not be pinned");
@@ -233,7 +233,7 @@ impl PoolState {
     fn wait(&self, index: usize, done: u64) -> Option<u64> {
         let mut since = Instant::now();
         loop {
-            for _ in 0..LOOKS {
+            for _ in 0..SPINS {
                 let state = self.state.load(Ordering::SeqCst);
                 if state & OPEN != 0 && state / OPEN != done {
                     return Some(state);
@@ -243,7 +243,7 @@ impl PoolState {
             if self.ended.load(Ordering::SeqCst) {
                 return None;
             }
-            if since.elapsed() > LOOK {
+            if since.elapsed() > SPIN_TIME {
                 // A thread that opens work after this store sees it; this thread sees work opened before.
                 self.asleep[index].store(true, Ordering::SeqCst);
                 let state = self.state.load(Ordering::SeqCst);
@@ -274,10 +274,10 @@ impl PoolState {
     /// Closes the work and waits for the threads at work.
     fn close(&self) {
         let mut state = self.state.fetch_and(!OPEN, Ordering::AcqRel) & !OPEN;
-        let mut looks = 0_usize;
+        let mut spins = 0_usize;
         while !state.is_multiple_of(OPEN) {
-            looks += 1;
-            if looks.is_multiple_of(1024) {
+            spins += 1;
+            if spins.is_multiple_of(1024) {
                 // The machine may have other work for this core.
                 thread::yield_now();
             }

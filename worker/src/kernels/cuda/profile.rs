@@ -31,7 +31,7 @@ impl KernelProfile {
     }
 
     /// Adds up the launches so far; the stream must be idle.
-    pub(super) fn settle(&mut self) -> Result<(), KernelError> {
+    pub(super) fn add_up(&mut self) -> Result<(), KernelError> {
         for (name, began, ended) in self.launched.drain(..) {
             let (launches, time) = self.totals.entry(name).or_default();
             *launches += 1;

@@ -155,7 +155,7 @@ impl GpuDevice {
         }
         copied.and(waited)?;
         if let Some(profile) = &mut *self.profile.borrow_mut() {
-            profile.settle()?;
+            profile.add_up()?;
         }
         take(&pinned.as_slice().map_err(device)?[..len]);
         Ok(())
