@@ -43,7 +43,7 @@ pub struct CpuKernels {
     threads: ThreadPool,
     /// Packed rows of the current product.
     words: Mutex<Vec<u32>>,
-    /// Of rows that were kept.
+    /// Memory of kept rows.
     spare_rows: BufferPool<Vec<f32>>,
 }
 

@@ -209,8 +209,8 @@ pub trait Kernels {
     /// `x[rows[i]][columns] += y[i]` for rows of `x` of `width`, each named once.
     fn add_rows(&self, x: &mut Self::Buffer, width: usize, rows: &[usize], columns: Range<usize>, y: &Self::Buffer);
 
-    /// Waits for `logits`, `[tasks][vocabulary]`, and takes of row i what `tasks[i]` wants, with the bits that
-    /// [`LogitsTask::read`] has. Returns how long that took after the logits were there.
+    /// Waits for `logits`, `[tasks][vocabulary]`, and runs `tasks[i]` on row i, with the bits that
+    /// [`LogitsTask::read`] gives. Returns how long that took after the forward pass.
     ///
     /// # Errors
     /// [`KernelError::Device`] for any failure since the last call.

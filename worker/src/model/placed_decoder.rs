@@ -65,10 +65,7 @@ impl PlacedDecoder {
 
     /// As [`Kernels::read_kept`].
     pub(super) fn read_kept(&self, row: &KeptLogits, task: &mut LogitsTask<'_>) -> Result<(), KernelError> {
-        match self {
-            Self::Cpu(decoder) => decoder.kernels().read_kept(row, task),
-            Self::Cuda(decoder) => decoder.kernels().read_kept(row, task),
-        }
+        on_device!(self, decoder => decoder.kernels().read_kept(row, task))
     }
 
     pub(super) fn cache_shape(&self) -> CacheShape {

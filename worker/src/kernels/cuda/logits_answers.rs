@@ -24,7 +24,7 @@ pub(super) struct AnswerScratch {
     ids: Vec<u32>,
     logits: Vec<f32>,
     /// The task whose distribution the processor holds.
-    warped: Option<usize>,
+    processed: Option<usize>,
 }
 
 /// The GPU's answer to a task.
@@ -52,9 +52,8 @@ impl<'a> LogitsAnswers<'a> {
         *is_for_host || self.questions.tasks[tasks.clone()].iter().any(is_lost)
     }
 
-    /// Takes from the `answers` what `task` wants of row `row`, unless it is for the host; whether the row stays is not its
-    /// business.
-    pub(super) fn finish(&self, row: usize, task: &mut LogitsTask<'_>, desk: &mut AnswerScratch) {
+    /// Answers `task` about row `row`, which is not for the host. Does not keep the row.
+    pub(super) fn finish(&self, row: usize, task: &mut LogitsTask<'_>, scratch: &mut AnswerScratch) {
         let RowQuestions { tasks, mut first_draw, mut first_lookup, .. } = self.questions.rows[row].clone();
         let found = &mut *task.found;
         found.clear();
@@ -62,73 +61,74 @@ impl<'a> LogitsAnswers<'a> {
         if found.invalid.is_some() {
             return;
         }
-        desk.warped = None;
-        let mut token = |desk: &mut AnswerScratch, warp: &SamplingParams, u: f64| {
-            let at = self.task_of(&tasks, warp);
-            if is_plain(warp) {
+        scratch.processed = None;
+        let mut token = |scratch: &mut AnswerScratch, sampling: &SamplingParams, u: f64| {
+            let at = self.task_of(&tasks, sampling);
+            if is_plain(sampling) {
                 let (id, logit) = self.drawn(first_draw);
                 first_draw += 1;
-                return TokenProbability { id, probability: self.summary(at).sums.probability(logit, warp) };
+                return TokenProbability { id, probability: self.summary(at).sums.probability(logit, sampling) };
             }
-            self.distribution(at, desk).sample_token(u)
+            self.distribution(at, scratch).sample_token(u)
         };
         for (index, view) in task.views {
             let content = match view {
-                LogitsView::Gather { sampling: warp, ids } if is_plain(warp) => {
-                    let sums = self.summary(self.task_of(&tasks, warp)).sums;
+                LogitsView::Gather { sampling, ids } if is_plain(sampling) => {
+                    let sums = self.summary(self.task_of(&tasks, sampling)).sums;
                     let logits = self.looked_up(first_lookup..first_lookup + ids.len());
                     first_lookup += ids.len();
-                    let token = |(&id, logit)| TokenProbability { id, probability: sums.probability(logit, warp) };
+                    let token =
+                        |(&id, logit)| TokenProbability { id, probability: sums.probability(logit, sampling) };
                     LogitsResult::Gathered(ids.iter().zip(logits).map(token).collect())
                 }
-                LogitsView::Gather { sampling: warp, ids } => {
-                    let distribution = self.distribution(self.task_of(&tasks, warp), desk);
+                LogitsView::Gather { sampling, ids } => {
+                    let distribution = self.distribution(self.task_of(&tasks, sampling), scratch);
                     let token = |&id: &u32| TokenProbability { id, probability: distribution.probability(id) };
                     LogitsResult::Gathered(ids.iter().map(token).collect())
                 }
-                LogitsView::Nucleus { sampling: warp, cap } => {
-                    let distribution = self.distribution(self.task_of(&tasks, warp), desk);
+                LogitsView::Nucleus { sampling, cap } => {
+                    let distribution = self.distribution(self.task_of(&tasks, sampling), scratch);
                     let (survivors, complete) = distribution.most_probable(*cap as usize);
                     LogitsResult::Nucleus { survivors, complete }
                 }
-                LogitsView::Sample { sampling: warp, u } => LogitsResult::Sampled(token(desk, warp, *u)),
-                // Such a row is for the host.
+                LogitsView::Sample { sampling, u } => LogitsResult::Sampled(token(scratch, sampling, *u)),
+                // The host reads such a row.
                 _ => continue,
             };
             found.views.push((*index, content));
         }
-        found.drawn = task.draw.map(|(warp, u)| token(desk, &warp, u));
+        found.drawn = task.draw.map(|(sampling, u)| token(scratch, &sampling, u));
     }
 
-    /// The task of `warp`; every warp has one.
-    fn task_of(&self, tasks: &Range<usize>, warp: &SamplingParams) -> usize {
-        tasks.clone().find(|&task| self.questions.tasks[task].warp == *warp).unwrap_or(tasks.start)
+    /// The task of `sampling`; every sampling has one.
+    fn task_of(&self, tasks: &Range<usize>, sampling: &SamplingParams) -> usize {
+        tasks.clone().find(|&task| self.questions.tasks[task].sampling == *sampling).unwrap_or(tasks.start)
     }
 
-    /// The distribution of a task; of a plain warp only the likeliest tokens.
-    fn distribution<'b>(&self, task: usize, desk: &'b mut AnswerScratch) -> &'b Distribution {
-        if desk.warped != Some(task) {
+    /// The distribution of a task; of a plain sampling only the likeliest tokens.
+    fn distribution<'b>(&self, task: usize, scratch: &'b mut AnswerScratch) -> &'b Distribution {
+        if scratch.processed != Some(task) {
             let TaskSummary { sums, arg_max, .. } = self.summary(task);
-            let DistributionTask { warp, flags, .. } = self.questions.tasks[task];
-            desk.ids.clear();
-            desk.logits.clear();
+            let DistributionTask { sampling, flags, .. } = self.questions.tasks[task];
+            scratch.ids.clear();
+            scratch.logits.clear();
             if flags & NEEDS_CANDIDATES > 0 {
-                self.take_candidates(task, desk);
+                self.take_candidates(task, scratch);
             } else {
-                desk.ids.push(arg_max);
-                desk.logits.push(sums.max);
+                scratch.ids.push(arg_max);
+                scratch.logits.push(sums.max);
             }
-            desk.processor.process_partial(&sums, (&desk.ids, &desk.logits), &warp);
-            desk.warped = Some(task);
+            scratch.processor.process_partial(&sums, (&scratch.ids, &scratch.logits), &sampling);
+            scratch.processed = Some(task);
         }
-        desk.processor.distribution()
+        scratch.processor.distribution()
     }
 
-    fn take_candidates(&self, task: usize, desk: &mut AnswerScratch) {
+    fn take_candidates(&self, task: usize, scratch: &mut AnswerScratch) {
         for (first, count) in self.parts(&self.questions.tasks[task]) {
             let tokens = &self.words[self.questions.fixed_words() + 2 * first as usize..][..2 * count as usize];
-            desk.ids.extend(tokens.chunks_exact(2).map(|token| token[0]));
-            desk.logits.extend(tokens.chunks_exact(2).map(|token| f32::from_bits(token[1])));
+            scratch.ids.extend(tokens.chunks_exact(2).map(|token| token[0]));
+            scratch.logits.extend(tokens.chunks_exact(2).map(|token| f32::from_bits(token[1])));
         }
     }
 

@@ -13,7 +13,7 @@ const CHUNK: usize = 512;
 /// Tokens of a block of threads.
 pub(super) const SEGMENT: usize = 4 * CHUNK;
 
-/// Most tokens that the GPU hands over of a row under one warp.
+/// Most tokens that the GPU hands over for one distribution.
 const MOST_CANDIDATES: usize = 8192;
 
 /// The pool has room for the most candidates of this many tasks.
@@ -58,7 +58,7 @@ pub(super) struct RowQuestions {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DistributionTask {
     row: usize,
-    pub(super) warp: SamplingParams,
+    pub(super) sampling: SamplingParams,
     pub(super) flags: u32,
     top_k: usize,
     /// Number of earlier tasks with candidates.
@@ -87,12 +87,12 @@ pub(super) struct NeededKernels {
 }
 
 /// Whether a probability is just weight by total: no cuts, no greedy choice.
-pub(super) fn is_plain(warp: &SamplingParams) -> bool {
-    warp.temperature() > 0.0 && !warp.cuts()
+pub(super) fn is_plain(sampling: &SamplingParams) -> bool {
+    sampling.temperature() > 0.0 && !sampling.cuts()
 }
 
 impl LogitsQuestions {
-    /// Forgets the last questions and takes down what `tasks` want of rows of `vocabulary`.
+    /// Replaces the questions by those that `tasks` ask about rows of `vocabulary`.
     pub(super) fn ask(&mut self, vocabulary: usize, tasks: &[LogitsTask<'_>]) {
         self.vocabulary = vocabulary;
         self.rows.clear();
@@ -118,77 +118,78 @@ impl LogitsQuestions {
         }
     }
 
-    /// Whether more is wanted than the GPU hands over.
+    /// Whether `task` needs more than the GPU hands over.
     fn is_asked_of_host(&self, task: &LogitsTask<'_>) -> bool {
-        let is_too_much = |warp: &SamplingParams| self.rank(warp) > MOST_CANDIDATES;
+        let is_too_much = |sampling: &SamplingParams| self.rank(sampling) > MOST_CANDIDATES;
         let of_view = |view: &LogitsView| match view {
-            LogitsView::Nucleus { sampling: warp, cap } if is_plain(warp) => {
+            LogitsView::Nucleus { sampling, cap } if is_plain(sampling) => {
                 (*cap as usize).min(self.vocabulary) >= MOST_CANDIDATES
             }
-            LogitsView::Gather { sampling: warp, .. }
-            | LogitsView::Nucleus { sampling: warp, .. }
-            | LogitsView::Sample { sampling: warp, .. } => is_too_much(warp),
+            LogitsView::Gather { sampling, .. }
+            | LogitsView::Nucleus { sampling, .. }
+            | LogitsView::Sample { sampling, .. } => is_too_much(sampling),
             // Raw logits, and views that the GPU does not know.
             _ => true,
         };
-        task.views.iter().any(|(_, view)| of_view(view)) || task.draw.is_some_and(|(warp, _)| is_too_much(&warp))
+        task.views.iter().any(|(_, view)| of_view(view))
+            || task.draw.is_some_and(|(sampling, _)| is_too_much(&sampling))
     }
 
     /// The rank of the last token within top-k; 0 without a top-k.
-    fn rank(&self, warp: &SamplingParams) -> usize {
-        let k = warp.top_k() as usize;
+    fn rank(&self, sampling: &SamplingParams) -> usize {
+        let k = sampling.top_k() as usize;
         if k < self.vocabulary { k } else { 0 }
     }
 
     fn ask_of_row(&mut self, row: usize, task: &LogitsTask<'_>) {
         for (_, view) in task.views {
             match view {
-                LogitsView::Gather { sampling: warp, ids } if is_plain(warp) => {
-                    self.task(row, warp, NEEDS_TOTAL, 0);
+                LogitsView::Gather { sampling, ids } if is_plain(sampling) => {
+                    self.task(row, sampling, NEEDS_TOTAL, 0);
                     self.lookups.extend(ids.iter().map(|&id| LogitLookup { row, id }));
                 }
-                LogitsView::Nucleus { sampling: warp, cap } if is_plain(warp) => {
-                    // One more than the cap tells whether that was all.
+                LogitsView::Nucleus { sampling, cap } if is_plain(sampling) => {
+                    // One more than the cap shows whether there are more.
                     let rank = (*cap as usize).saturating_add(1).min(self.vocabulary);
-                    self.task(row, warp, NEEDS_TOTAL | NEEDS_CANDIDATES, rank);
+                    self.task(row, sampling, NEEDS_TOTAL | NEEDS_CANDIDATES, rank);
                 }
-                LogitsView::Gather { sampling: warp, .. } | LogitsView::Nucleus { sampling: warp, .. } => {
-                    self.ask_distribution(row, warp)
+                LogitsView::Gather { sampling, .. } | LogitsView::Nucleus { sampling, .. } => {
+                    self.ask_distribution(row, sampling)
                 }
-                LogitsView::Sample { sampling: warp, u } => self.ask_draw(row, warp, *u),
+                LogitsView::Sample { sampling, u } => self.ask_draw(row, sampling, *u),
                 _ => {}
             }
         }
-        if let Some((warp, u)) = &task.draw {
-            self.ask_draw(row, warp, *u);
+        if let Some((sampling, u)) = &task.draw {
+            self.ask_draw(row, sampling, *u);
         }
     }
 
-    fn ask_draw(&mut self, row: usize, warp: &SamplingParams, u: f64) {
-        if is_plain(warp) {
-            let task = self.task(row, warp, NEEDS_TOTAL | NEEDS_PROBABILITIES, 0);
+    fn ask_draw(&mut self, row: usize, sampling: &SamplingParams, u: f64) {
+        if is_plain(sampling) {
+            let task = self.task(row, sampling, NEEDS_TOTAL | NEEDS_PROBABILITIES, 0);
             self.draws.push(TokenDraw { u, task });
         } else {
-            self.ask_distribution(row, warp);
+            self.ask_distribution(row, sampling);
         }
     }
 
-    fn ask_distribution(&mut self, row: usize, warp: &SamplingParams) {
-        let (flags, rank) = match (warp.temperature() > 0.0, self.rank(warp)) {
+    fn ask_distribution(&mut self, row: usize, sampling: &SamplingParams) {
+        let (flags, rank) = match (sampling.temperature() > 0.0, self.rank(sampling)) {
             (false, _) => (0, 0),
             (true, 0) => (NEEDS_TOTAL | NEEDS_CANDIDATES, 0),
             (true, rank) => (NEEDS_CANDIDATES, rank),
         };
-        self.task(row, warp, flags, rank);
+        self.task(row, sampling, flags, rank);
     }
 
-    /// Finds or adds the newest row's task for `warp`, and adds these needs.
-    fn task(&mut self, row: usize, warp: &SamplingParams, flags: u32, top_k: usize) -> usize {
+    /// Finds or adds the newest row's task for `sampling`, and adds these needs.
+    fn task(&mut self, row: usize, sampling: &SamplingParams, flags: u32, top_k: usize) -> usize {
         let tasks = &mut self.rows[row].tasks;
-        let known = self.tasks[tasks.clone()].iter_mut().position(|task| task.warp == *warp);
+        let known = self.tasks[tasks.clone()].iter_mut().position(|task| task.sampling == *sampling);
         let at = known.map_or(tasks.end, |known| tasks.start + known);
         if at == tasks.end {
-            self.tasks.push(DistributionTask { row, warp: *warp, flags: 0, top_k: 0, part: 0 });
+            self.tasks.push(DistributionTask { row, sampling: *sampling, flags: 0, top_k: 0, part: 0 });
             tasks.end += 1;
         }
         let task = &mut self.tasks[at];
@@ -269,9 +270,9 @@ impl LogitsQuestions {
         input.extend(addresses.into_iter().flat_map(halves));
         input.extend(sizes.map(|size| size as u32));
         for task in tasks {
-            input.extend(halves(task.warp.temperature().to_bits()));
+            input.extend(halves(task.sampling.temperature().to_bits()));
             // With a margin for rounding: the host decides.
-            input.extend(halves((0.999 * task.warp.least_share(*vocabulary)).to_bits()));
+            input.extend(halves((0.999 * task.sampling.least_share(*vocabulary)).to_bits()));
             input.extend([task.row as u32, task.flags, task.top_k as u32, task.part as u32]);
         }
         for draw in draws {

@@ -29,7 +29,7 @@ pub(super) struct LogitsReader {
 }
 
 thread_local! {
-    static DESK: RefCell<AnswerScratch> = RefCell::default();
+    static ANSWER_SCRATCH: RefCell<AnswerScratch> = RefCell::default();
     static ROW: RefCell<Vec<f32>> = RefCell::default();
 }
 
@@ -163,7 +163,7 @@ impl LogitsReader {
                 logits.extend(words[at..at + vocabulary].iter().map(|&bits| f32::from_bits(bits)));
                 LogitsTask { keep: false, found: &mut *task.found, ..*task }.read(logits, &BufferPool::default());
             }),
-            None => DESK.with_borrow_mut(|desk| answers.finish(row, task, desk)),
+            None => ANSWER_SCRATCH.with_borrow_mut(|scratch| answers.finish(row, task, scratch)),
         });
     }
 }
