@@ -9,13 +9,11 @@ use crate::discovery::DiscoveryMetrics;
 use crate::session::service::ServiceMetrics;
 
 /// The metrics of every room.
+#[expect(missing_docs, reason = "the field names say it")]
 #[derive(Clone)]
 pub struct CoordinatorMetrics {
-    /// Of requests.
     pub api: Arc<ApiMetrics>,
-    /// Of admission, sessions and workers.
     pub service: ServiceMetrics,
-    /// Of discovery.
     pub discovery: DiscoveryMetrics,
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use cosec_proto::WorkerRole;
 use cosec_proto::wire::worker::DescribeResponse;
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -10,7 +11,6 @@ use serde::Deserialize;
 use crate::discovery::Member;
 use crate::request::SessionError;
 use crate::worker_pool::{ReadyWorker, WorkerPool};
-use cosec_proto::WorkerRole;
 
 /// One model that clients can name: a base and its expert.
 #[derive(Clone, Debug, Deserialize)]

@@ -7,7 +7,7 @@ use tokio_util::task::TaskTracker;
 /// Spawns tasks, also from threads outside the runtime. Clones share tracker and token.
 #[derive(Clone, Debug)]
 pub struct TaskSpawner {
-    /// Counts the tasks.
+    /// Counts the tasks that have not ended.
     pub tracker: TaskTracker,
     /// Tells them to end.
     pub shutdown: CancellationToken,
@@ -24,7 +24,7 @@ impl TaskSpawner {
         Self { tracker, shutdown, runtime: Handle::current() }
     }
 
-    /// Begins a task.
+    /// Begins `task` in the background.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tracker.spawn_on(task, &self.runtime);
     }

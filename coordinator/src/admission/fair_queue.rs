@@ -18,9 +18,9 @@ pub(super) struct FairQueue {
 
 #[derive(Default)]
 struct TenantShare {
-    /// Where the next of its sessions starts.
+    /// Where its next session starts, in tokens by weight.
     start: f64,
-    /// Waiting or not.
+    /// Those that wait and those that decode.
     sessions: usize,
     line: VecDeque<WaitingSession>,
 }
@@ -32,7 +32,6 @@ pub(super) struct WaitingSession {
     pub(super) prompt_tokens: u64,
     /// Of the prompt, and the most new ones.
     pub(super) tokens: u64,
-    /// Of its tenant.
     pub(super) weight: f64,
     pub(super) turn: oneshot::Sender<()>,
 }

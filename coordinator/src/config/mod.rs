@@ -137,10 +137,8 @@ const RENAMED_KEYS: [(&str, &str); 11] = [
 pub enum ConfigError {
     /// `--config` names a file that is not there.
     #[error("--config: there is no file {}", file.display())]
-    NoFile {
-        /// The file.
-        file: PathBuf,
-    },
+    #[expect(missing_docs, reason = "the field names say it")]
+    NoFile { file: PathBuf },
     /// A key is unknown or its value not allowed.
     #[error("configuration: {cause}")]
     Invalid {

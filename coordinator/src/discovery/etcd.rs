@@ -82,7 +82,7 @@ impl EtcdSource {
     }
 }
 
-/// By key.
+/// The entries by their keys in etcd.
 #[derive(Default)]
 struct RegisteredWorkers(BTreeMap<Vec<u8>, RegisteredWorker>);
 

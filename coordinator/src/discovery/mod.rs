@@ -34,9 +34,9 @@ pub use static_list::StaticList;
 pub struct Member {
     /// Name of the model that it takes part in.
     pub model: String,
-    /// As what.
+    /// What its model is for.
     pub role: WorkerRole,
-    /// `host:port`.
+    /// Its `host:port`; the name of an SRV record before it is resolved.
     pub address: String,
 }
 
@@ -49,7 +49,7 @@ pub enum DiscoveryConfig {
     Static,
     /// A TOML file with `[[members]]`, read again when it changes.
     File {
-        /// Of the file.
+        /// The file; looked at every second.
         path: PathBuf,
     },
     /// Workers register themselves in etcd.
@@ -162,7 +162,7 @@ impl MemberAnnouncer {
         });
     }
 
-    /// The source answers.
+    /// Notes that the source answers.
     pub fn up(&self) {
         if self.metrics.up.get() == 0 {
             self.metrics.up.set(1);
@@ -170,7 +170,7 @@ impl MemberAnnouncer {
         }
     }
 
-    /// The source does not answer, or not in a way that can be understood.
+    /// Notes that the source does not answer, or not in a way that can be understood.
     pub fn lost(&self, why: &str) {
         self.metrics.up.set(0);
         let members = self.members.borrow().len();

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use cosec_proto::ErrorCode;
+use cosec_proto::WorkerRole;
 use cosec_proto::metrics::{MetricError, MetricRegistry};
 use futures::Stream;
 use prometheus::IntGauge;
@@ -29,7 +30,6 @@ use crate::tenant::Tenant;
 use crate::worker_pool::metrics::PoolMetrics;
 use crate::worker_pool::tokenizers::KnownTokenizer;
 use crate::worker_pool::{ModelRequirements, PoolConfig, WorkerPool, WorkerSource};
-use cosec_proto::WorkerRole;
 
 /// Events that a client may lag behind before its session waits for it.
 const EVENTS_AHEAD: usize = 32;
@@ -51,24 +51,22 @@ pub struct SessionService {
 /// What sessions are served with.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceConfig {
-    /// Models that clients can name.
+    /// The models that clients can name.
     pub models: Vec<ModelConfig>,
     /// Bounds of what is taken in.
     pub admission: AdmissionLimits,
-    /// The workers.
+    /// How workers are reached.
     pub workers: PoolConfig,
-    /// How sessions decode.
+    /// How they decode.
     pub sessions: SessionConfig,
 }
 
 /// Metrics of the rooms that serve sessions.
+#[expect(missing_docs, reason = "the field names say it")]
 #[derive(Clone)]
 pub struct ServiceMetrics {
-    /// Of sessions.
     pub sessions: Arc<SessionMetrics>,
-    /// Of admission.
     pub admission: AdmissionMetrics,
-    /// Of the workers.
     pub pool: PoolMetrics,
 }
 

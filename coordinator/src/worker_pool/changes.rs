@@ -13,7 +13,7 @@ pub(crate) struct ChangeCount {
 }
 
 impl ChangeCount {
-    /// Something has changed.
+    /// Notes a change, and wakes those who wait for one.
     pub(super) fn tell(&self) {
         self.count.fetch_add(1, Ordering::AcqRel);
         self.waiting.notify_waiters();

@@ -1,8 +1,7 @@
 //! Whether workers belong together.
 
-use cosec_proto::wire::worker::{DescribeResponse, Role as WireRole};
-
 use cosec_proto::WorkerRole;
+use cosec_proto::wire::worker::{DescribeResponse, Role as WireRole};
 
 /// Holds a worker against its place in a model.
 ///

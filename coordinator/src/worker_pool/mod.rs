@@ -61,18 +61,18 @@ impl Default for PoolConfig {
 
 /// Which workers there should be and how they are reached.
 pub struct WorkerSource {
-    /// What discovery says.
+    /// The members, now and after every change.
     pub members: watch::Receiver<Vec<Member>>,
-    /// Makes the channels to workers.
+    /// Opens a channel to an address.
     pub connect: Arc<transport::Connect>,
 }
 
 /// What a session asks of a worker.
 #[derive(Clone, Debug)]
 pub struct SlotRequest {
-    /// As configured.
+    /// Name of the model.
     pub model: String,
-    /// As what.
+    /// What the worker is for.
     pub role: WorkerRole,
     /// The very model that the session began on.
     pub fingerprint: Option<String>,
@@ -82,7 +82,7 @@ pub struct SlotRequest {
     pub prefix: u64,
 }
 
-/// All workers.
+/// All workers, and which of them serve what.
 pub struct WorkerPool {
     config: PoolConfig,
     membership: Arc<Membership>,
@@ -175,16 +175,10 @@ impl WorkerPool {
         loop {
             let changed = self.changes.next();
             let why = match self.choose(request) {
-                Ok(ReadyWorker { worker, description }) => {
+                Ok(ready) => {
                     let adapter = self.readiness.adapter(&request.model, request.role);
-                    return Ok(Arc::new(SessionSlot::new(
-                        worker,
-                        description,
-                        adapter,
-                        session,
-                        self.step_deadline(),
-                        self.tasks.clone(),
-                    )));
+                    let (deadline, tasks) = (self.step_deadline(), self.tasks.clone());
+                    return Ok(Arc::new(SessionSlot::new(ready, adapter, session, deadline, tasks)));
                 }
                 Err(why) => why,
             };

@@ -12,7 +12,7 @@ const PREFIX_TOKENS: usize = 64;
 /// A worker that can serve.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PlacementCandidate<'a> {
-    /// `host:port`.
+    /// Its `host:port`, which the hash goes over.
     pub address: &'a str,
     /// Sessions that it holds, and queued work in units of sessions.
     pub load: f64,

@@ -26,7 +26,7 @@ pub struct ModelRequirements {
 /// A worker that can serve.
 #[derive(Clone)]
 pub struct ReadyWorker {
-    /// The worker itself.
+    /// Its handle.
     pub worker: Arc<Worker>,
     /// What it says of itself.
     pub description: Arc<DescribeResponse>,

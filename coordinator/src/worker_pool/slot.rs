@@ -10,6 +10,7 @@ use cosec_proto::wire::worker::DescribeResponse;
 
 use super::matching;
 use super::operation::{Ask, Operation};
+use super::readiness::ReadyWorker;
 use super::reply::{Answer, OperationError};
 use super::worker::Worker;
 use crate::tasks::TaskSpawner;
@@ -26,8 +27,7 @@ pub struct SessionSlot {
 
 impl SessionSlot {
     pub(super) fn new(
-        worker: Arc<Worker>,
-        description: Arc<DescribeResponse>,
+        ReadyWorker { worker, description }: ReadyWorker,
         adapter: Option<&str>,
         session: SessionId,
         deadline: Duration,
@@ -43,7 +43,7 @@ impl SessionSlot {
         self.worker.load.load(Ordering::Relaxed)
     }
 
-    /// Of the worker.
+    /// `host:port` of the worker.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.worker.member.address

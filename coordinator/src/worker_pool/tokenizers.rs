@@ -27,9 +27,9 @@ const MAX_COMPARISONS: usize = 64;
 /// A tokenizer by its fingerprint, and where its content is.
 #[derive(Clone, Debug)]
 pub struct KnownTokenizer {
-    /// Over its content.
+    /// A digest of its content.
     pub fingerprint: String,
-    /// Who has it.
+    /// Where its content can be read.
     pub owner: TokenizerOwner,
 }
 
@@ -118,7 +118,7 @@ async fn differences(
     tokio::task::spawn_blocking(compare).await.map_err(|error| error.to_string())?
 }
 
-/// A tokenizer.json.
+/// Reads a tokenizer.json.
 async fn content(connect: &transport::Connect, owner: &TokenizerOwner) -> Result<Vec<u8>, String> {
     let address = match owner {
         TokenizerOwner::Coordinator(path) => {
