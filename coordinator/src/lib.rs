@@ -1,35 +1,50 @@
 //! Serves a base and its expert as one model: takes requests, decodes with both, merges their distributions.
 //!
-//! A request's way, in the order of the modules:
+//! In the order of a request:
 //!
-//! ```text
-//! api → generation: check → a place in the queue by size → tokenize (preprocess) → a turn by tokens → open a session
-//!     → session ⇄ worker_pool ⇄ workers;  merge decides each token  → postprocess → api
-//! ```
+//! - [`api`] reads HTTP and gRPC requests by one table of parameters, and writes the answers.
+//! - [`tenant`] knows whose request it is, by its API key.
+//! - [`generation`] checks it, takes a place in the queue by its size, has it tokenized, and opens a session per choice.
+//! - [`models`] knows what the workers of each model can do now.
+//! - [`admission`] gives sessions their places and, as soon as their tokens are known, their turns.
+//! - [`preprocess`] turns text and conversations into token ids.
+//! - [`session`] decodes one choice: a state machine, and a driver that performs its actions.
+//! - [`speculation`] chooses how many tokens the expert drafts at a time.
+//! - [`merge`] decides each token from the distributions of base and expert.
+//! - [`worker_pool`] chooses a worker for each role, talks to it, and notices when it fails.
+//! - [`discovery`] says which workers there should be.
+//! - [`postprocess`] turns token ids into text and finds stop strings.
 //!
-//! Every check is made once, before the prompt costs anything where that is possible. Calls go down the list; what comes
-//! back are values and streams. *api* knows no worker. *merge* knows neither worker nor session. The state machine of a
-//! *session* does no I/O. *discovery* knows only who is there.
+//! [`request`] has what they hand on; [`config`], [`server`], [`telemetry`], [`metrics`] and [`tasks`] hold them together.
+//!
+//! What holds everywhere:
+//!
+//! - Every check is made once, before the prompt costs anything where that is possible.
+//! - A place, a turn, a slot on a worker: whatever is held is given back by `Drop`.
+//! - `api` knows no worker; `merge` knows neither worker nor session.
+//! - The state machine of a session and the choice of a worker do no I/O.
+//! - `discovery` feeds the worker pool through one channel and knows no other room.
+//! - No file imports itself by way of others.
 
 pub mod config;
 
-pub mod telemetry;
-
 pub mod server;
+
+pub mod telemetry;
 
 pub mod api;
 
-pub mod generation;
-
-pub mod preprocess;
-
-pub mod request;
-
 pub mod tenant;
+
+pub mod generation;
 
 pub mod models;
 
 pub mod admission;
+
+pub mod preprocess;
+
+pub mod request;
 
 pub mod session;
 

@@ -1,12 +1,12 @@
 //! Puts the rooms together, serves HTTP and gRPC, and winds down in order.
 
 use std::collections::HashMap;
-use std::future::IntoFuture;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::serve::ListenerExt;
 use cosec_proto::metrics::{MetricError, MetricRegistry};
 use cosec_proto::transport;
@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use tonic::server::NamedService;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 
 use crate::api::auth::KeyAuth;
@@ -39,6 +40,7 @@ use crate::worker_pool::tokenizers::{KnownTokenizer, TokenizerOwner};
 
 /// Time for connections to close and tasks to end when nothing is in flight any more.
 const CLOSING: Duration = Duration::from_secs(5);
+
 /// Pause between two looks at whether the gRPC health service should say that it serves.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -85,10 +87,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
 }
 
 /// The sockets of HTTP and gRPC.
+#[expect(missing_docs, reason = "the field names say it")]
 pub struct ApiListeners {
-    /// Of HTTP.
     pub http: TcpListener,
-    /// Of gRPC.
     pub grpc: TcpListener,
 }
 
@@ -144,60 +145,58 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
     let closing = CancellationToken::new();
-    let http_listener = listeners.http.tap_io(|connection| {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let http = serve_http(listeners.http, routes::router(state.clone(), registry), closing.clone());
+    let grpc = serve_grpc(listeners.grpc, health_service, state.clone(), closing.clone());
+    let serving = async { tokio::try_join!(http, grpc).map(|_| ()) };
+    tokio::pin!(serving);
+    tokio::select! {
+        broken = &mut serving => return broken,
+        () = drain_after(&shutdown, &health, &state, grace) => closing.cancel(),
+    }
+    // Connections that clients keep open without a request are not waited for.
+    timeout(CLOSING, serving).await.unwrap_or(Ok(()))
+}
+
+async fn serve_http(listener: TcpListener, routes: Router, closing: CancellationToken) -> Result<(), RunError> {
+    let listener = listener.tap_io(|connection| {
         // A token must not wait for the next one to fill a packet.
         if let Err(cause) = connection.set_nodelay(true) {
             tracing::debug!(%cause, "cannot set TCP_NODELAY");
         }
     });
-    let http = axum::serve(http_listener, routes::router(state.clone(), registry))
-        .with_graceful_shutdown(closing.clone().cancelled_owned());
-    let (health, health_service) = tonic_health::server::health_reporter();
-    let grpc = transport::server()
-        .add_service(health_service)
-        .add_service(grpc::service(state.clone()))
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listeners.grpc).with_nodelay(Some(true)),
-            closing.clone().cancelled_owned(),
-        );
-    let serving = async {
-        tokio::try_join!(
-            async {
-                http.into_future()
-                    .await
-                    .map_err(|cause| RunError::Serve { protocol: "http", cause: cause.to_string() })
-            },
-            async { grpc.await.map_err(|cause| RunError::Serve { protocol: "grpc", cause: cause.to_string() }) },
-        )
-        .map(|_| ())
-    };
-    tokio::pin!(serving);
-    let until_drained = async {
-        let reporting = async {
-            loop {
-                report_health(&health, &state).await;
-                tokio::time::sleep(HEALTH_INTERVAL).await;
-            }
-        };
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = reporting => {}
+    let served = axum::serve(listener, routes).with_graceful_shutdown(closing.cancelled_owned()).await;
+    served.map_err(|cause| RunError::Serve { protocol: "http", cause: cause.to_string() })
+}
+
+async fn serve_grpc(
+    listener: TcpListener,
+    health: HealthServer<impl Health>,
+    state: Arc<ApiState>,
+    closing: CancellationToken,
+) -> Result<(), RunError> {
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let router = transport::server().add_service(health).add_service(grpc::service(state));
+    let served = router.serve_with_incoming_shutdown(incoming, closing.cancelled_owned()).await;
+    served.map_err(|cause| RunError::Serve { protocol: "grpc", cause: cause.to_string() })
+}
+
+/// Reports health until `shutdown`, then waits for the requests in flight, for `grace` at most.
+async fn drain_after(shutdown: &CancellationToken, health: &HealthReporter, state: &ApiState, grace: Duration) {
+    let reporting = async {
+        loop {
+            report_health(health, state).await;
+            tokio::time::sleep(HEALTH_INTERVAL).await;
         }
-        tracing::info!(grace_s = grace.as_secs(), "draining");
-        health.set_not_serving::<CoordinatorServer<GrpcService>>().await;
-        health.set_service_status("", ServingStatus::NotServing).await;
-        state.generation.drain(grace).await;
-        closing.cancel();
     };
     tokio::select! {
-        broken = &mut serving => return broken,
-        () = until_drained => {}
+        () = shutdown.cancelled() => {}
+        () = reporting => {}
     }
-    // Connections that clients keep open without a request are not waited for.
-    match timeout(CLOSING, &mut serving).await {
-        Ok(closed) => closed,
-        Err(_) => Ok(()),
-    }
+    tracing::info!(grace_s = grace.as_secs(), "draining");
+    health.set_not_serving::<CoordinatorServer<GrpcService>>().await;
+    health.set_service_status("", ServingStatus::NotServing).await;
+    state.generation.drain(grace).await;
 }
 
 async fn report_health(health: &HealthReporter, state: &ApiState) {
@@ -211,31 +210,19 @@ async fn report_health(health: &HealthReporter, state: &ApiState) {
 pub enum RunError {
     /// An address cannot be bound.
     #[error("cannot listen on {address} ({flag}): {cause}")]
-    Bind {
-        /// Which setting.
-        flag: &'static str,
-        /// Its value.
-        address: String,
-        /// The system's word.
-        cause: std::io::Error,
-    },
+    #[expect(missing_docs, reason = "the field names say it")]
+    Bind { flag: &'static str, address: String, cause: std::io::Error },
     /// A model's tokenizer or chat template cannot be used.
     #[error("model {model}: tokenizer directory {}: {cause}", directory.display())]
-    Text {
-        /// Which model.
-        model: String,
-        /// As configured.
-        directory: PathBuf,
-        /// Names the file.
-        cause: ModelTextError,
-    },
+    #[expect(missing_docs, reason = "the field names say it")]
+    Text { model: String, directory: PathBuf, cause: ModelTextError },
     /// Discovery is configured in a way that makes no sense.
     #[error(transparent)]
     Discovery(#[from] InvalidDiscovery),
-    /// The key that coordinators share.
+    /// The key that coordinators share cannot be used.
     #[error(transparent)]
     ResumeKey(#[from] InvalidResumeKey),
-    /// The file with the API keys.
+    /// The file with the API keys cannot be used.
     #[error(transparent)]
     Keys(#[from] InvalidKeys),
     /// Two metrics have the same name.
@@ -243,10 +230,6 @@ pub enum RunError {
     Metrics(#[from] MetricError),
     /// HTTP or gRPC broke while serving.
     #[error("{protocol}: {cause}")]
-    Serve {
-        /// Which.
-        protocol: &'static str,
-        /// The system's word.
-        cause: String,
-    },
+    #[expect(missing_docs, reason = "the field names say it")]
+    Serve { protocol: &'static str, cause: String },
 }
