@@ -282,6 +282,6 @@ def test_metrics_count(cluster, client):
         "cosec_inter_token_latency_seconds_count",
         "cosec_step_seconds_count",
         "cosec_wire_bytes_total",
-        "cosec_draft_tokens_total",
+        "cosec_spec_decode_draft_tokens_total",
     ):
         assert cluster.metric(url, name) > 0

@@ -23,6 +23,7 @@ use super::state::SessionState;
 use crate::admission::ActivePermit;
 use crate::merge::{LogitAdjuster, ModelEvidence, OverAdjusted, PositionDistributions};
 use crate::request::{SessionEvent, TokenEvent, TokenizedRequest};
+use crate::speculation::metrics::SpeculationMetrics;
 use crate::speculation::{RoundTimer, SharedController};
 use crate::worker_pool::placement::prefix_hash;
 use crate::worker_pool::reply::{Answer, OperationError, Reply, RowView};
@@ -37,6 +38,7 @@ pub(crate) struct SessionContext {
     pub(crate) expert_absent: ExpertAbsent,
     pub(crate) pool: Arc<WorkerPool>,
     pub(crate) metrics: Arc<SessionMetrics>,
+    pub(crate) speculation_metrics: Arc<SpeculationMetrics>,
     pub(crate) events: mpsc::Sender<SessionEvent>,
     /// When the stream was handed out.
     pub(crate) admitted: Instant,
@@ -343,7 +345,7 @@ impl SessionDriver {
             self.state.set_draft_plan(self.rounds.round_ended(load, Instant::now(), block));
         }
         let labels = [self.context.request.model.as_str(), self.state.plan().rule.name()];
-        self.context.metrics.count_drafts(labels, &tally);
+        self.context.speculation_metrics.count(labels, &tally);
     }
 }
 

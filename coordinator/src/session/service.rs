@@ -25,6 +25,7 @@ use crate::admission::{ActivePermit, Admission, AdmissionLimits, AdmissionMetric
 use crate::models::{ModelConfig, ModelInfo, ServedModels};
 use crate::request::{FinishReason, SessionError, SessionEvent, TokenizedRequest};
 use crate::speculation::SharedControllers;
+use crate::speculation::metrics::SpeculationMetrics;
 use crate::tasks::TaskSpawner;
 use crate::tenant::Tenant;
 use crate::worker_pool::metrics::PoolMetrics;
@@ -45,6 +46,7 @@ pub struct SessionService {
     controllers: SharedControllers,
     config: SessionConfig,
     metrics: Arc<SessionMetrics>,
+    speculation_metrics: Arc<SpeculationMetrics>,
     tasks: TaskSpawner,
 }
 
@@ -66,6 +68,7 @@ pub struct ServiceConfig {
 #[derive(Clone)]
 pub struct ServiceMetrics {
     pub sessions: Arc<SessionMetrics>,
+    pub speculation: Arc<SpeculationMetrics>,
     pub admission: AdmissionMetrics,
     pub pool: PoolMetrics,
 }
@@ -78,6 +81,7 @@ impl ServiceMetrics {
     pub fn register(registry: &MetricRegistry) -> Result<Self, MetricError> {
         Ok(Self {
             sessions: Arc::new(SessionMetrics::register(registry)?),
+            speculation: Arc::new(SpeculationMetrics::register(registry)?),
             admission: AdmissionMetrics::register(registry)?,
             pool: PoolMetrics::register(registry)?,
         })
@@ -112,6 +116,7 @@ impl SessionService {
             controllers: SharedControllers::new(sessions.speculation, sessions.max_draft),
             config: sessions,
             metrics: metrics.sessions,
+            speculation_metrics: metrics.speculation,
             tasks,
         })
     }
@@ -189,6 +194,7 @@ impl SessionService {
             expert_absent: self.config.expert_absent,
             pool: Arc::clone(&self.pool),
             metrics: Arc::clone(&self.metrics),
+            speculation_metrics: Arc::clone(&self.speculation_metrics),
             events,
             admitted: Instant::now(),
         };

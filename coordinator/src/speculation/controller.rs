@@ -3,7 +3,8 @@
 //! Goodput is the tokens that a round is expected to decide over the seconds that rounds took. Every session of one load
 //! follows one plan, so that their operations share forward passes and the seconds are those of the whole load. From time
 //! to time all of them try a neighbouring plan for a few rounds; a better one is kept. What failing trials cost is bounded
-//! by a share of the time, so a plan that is far worse is tried rarely and one that is nearly as good often.
+//! by a share of the time, so a plan that is far worse is tried rarely and one that is nearly as good often. When a climb
+//! stops, the plan before the last is tried once more.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -16,8 +17,11 @@ use super::tally::VerifiedBlock;
 /// Rounds at a new plan that are not measured: drafts of the old plan are under way, and sessions change one by one.
 const SETTLING_ROUNDS: u32 = 1;
 
-/// Measured rounds of a trial, and of the present plan before a trial.
+/// Rounds of a trial that are measured.
 const MEASURED_ROUNDS: u32 = 2;
+
+/// Rounds at the present plan before a trial: by then, the prompts of a load that has just begun are computed.
+const STEADY_ROUNDS: u32 = 5;
 
 /// A plan must gain this much to replace the present one: measurements are noisy.
 const SWITCH_GAIN: f64 = 1.03;
@@ -94,6 +98,8 @@ struct LoadState {
     costs: BTreeMap<DraftPlan, f64>,
     /// What failing trials have cost beyond their budget.
     debt: f64,
+    /// The plan before the present one, until it is tried once more: it may have been judged in a busy moment.
+    doubt: Option<DraftPlan>,
 }
 
 /// A plan on trial.
@@ -103,6 +109,7 @@ struct Trial {
     round_seconds: MovingAverage,
     /// That have finished a round at it.
     sessions: u32,
+    is_recheck: bool,
 }
 
 /// Loads between two powers of two learn together.
@@ -132,9 +139,7 @@ impl SpeculationController {
         if round.plan == state.followed() {
             match state.trial.take() {
                 Some(trial) => state.judge(trial, round.rounds_at_plan, &acceptance),
-                None if round.rounds_at_plan >= SETTLING_ROUNDS + MEASURED_ROUNDS && state.debt <= 0.0 => {
-                    state.try_neighbour(&allowed)
-                }
+                None if round.rounds_at_plan >= STEADY_ROUNDS => state.trial = state.next_trial(&allowed),
                 None => {}
             }
         }
@@ -149,6 +154,7 @@ impl SpeculationController {
             trial: None,
             costs: BTreeMap::new(),
             debt: 0.0,
+            doubt: None,
         })
     }
 }
@@ -185,12 +191,15 @@ impl LoadState {
             self.trial = Some(trial);
             return;
         };
+        let cost_of = |seconds: MovingAverage, gain: f64| {
+            f64::from(trial.sessions * rounds_at_plan) * seconds.mean().unwrap_or_default() * (SWITCH_GAIN - gain)
+        };
         if is_over && gain > SWITCH_GAIN {
+            self.costs = BTreeMap::from([(self.plan, cost_of(self.round_seconds, 1.0 / gain))]);
+            self.doubt = (!trial.is_recheck).then_some(self.plan);
             (self.plan, self.round_seconds) = (trial.plan, trial.round_seconds);
-            self.costs.clear();
         } else if is_over || gain < ABORT_GAIN {
-            let rounds = f64::from(trial.sessions * rounds_at_plan);
-            let cost = rounds * trial.round_seconds.mean().unwrap_or_default() * (SWITCH_GAIN - gain);
+            let cost = cost_of(trial.round_seconds, gain);
             *self.costs.entry(trial.plan).or_default() += cost;
             self.debt += cost;
         } else {
@@ -198,12 +207,15 @@ impl LoadState {
         }
     }
 
-    /// Tries the neighbour whose trials have cost the least.
-    fn try_neighbour(&mut self, allowed: &RangeInclusive<u32>) {
+    /// The neighbour whose trials have cost the least, if the budget allows it, or else the plan in doubt.
+    fn next_trial(&mut self, allowed: &RangeInclusive<u32>) -> Option<Trial> {
         let cost = |plan: &DraftPlan| self.costs.get(plan).copied().unwrap_or_default();
-        let cheapest = self.plan.neighbours(allowed).min_by(|a, b| cost(a).total_cmp(&cost(b)));
-        self.trial =
-            cheapest.map(|plan| Trial { plan, round_seconds: MovingAverage::over(MEMORY_ROUNDS), sessions: 0 });
+        let (plan, is_recheck) = if self.debt <= 0.0 {
+            (self.plan.neighbours(allowed).min_by(|a, b| cost(a).total_cmp(&cost(b)))?, false)
+        } else {
+            (self.doubt.take()?, true)
+        };
+        Some(Trial { plan, round_seconds: MovingAverage::over(MEMORY_ROUNDS), sessions: 0, is_recheck })
     }
 }
 

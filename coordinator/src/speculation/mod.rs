@@ -2,6 +2,7 @@
 
 pub mod acceptance;
 pub mod controller;
+pub mod metrics;
 mod round_timer;
 pub mod settings;
 mod shared;

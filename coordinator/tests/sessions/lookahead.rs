@@ -255,11 +255,12 @@ async fn over_sockets_every_setting_gives_the_same_tokens_on_every_transport() {
             }
         }
         cluster.released().await;
-        let drafts =
-            |outcome| cluster.metrics.sessions.draft_tokens.with_label_values(&["mock", "cosec", outcome]).get();
-        let (drafted, accepted, rejected) = (drafts("drafted"), drafts("accepted"), drafts("rejected"));
+        let metrics = &cluster.metrics.speculation;
+        let counters =
+            [&metrics.draft_tokens, &metrics.accepted_tokens, &metrics.rejected_tokens, &metrics.rollbacks];
+        let [drafted, accepted, rejected, rollbacks] =
+            counters.map(|counter| counter.with_label_values(&["mock", "cosec"]).get());
         assert!(accepted > 0 && rejected > 0 && drafted >= accepted + rejected, "{drafted} {accepted} {rejected}");
-        let rollbacks = cluster.metrics.sessions.rollbacks.with_label_values(&["mock", "cosec"]).get();
         let looks_ahead = !matches!(speculation, SpeculationMode::Off | SpeculationMode::Fixed(1));
         assert_eq!(rollbacks > 0, looks_ahead, "{speculation}: {rollbacks} rollbacks");
     }
@@ -282,7 +283,7 @@ async fn a_rejection_cancels_the_draft_on_the_worker() {
         assert_eq!(collect(&cluster.service, request).await.tokens, plain.0);
     }
     assert!(cluster.expert.cancelled() > 0);
-    assert!(cluster.metrics.sessions.withdrawn_operations.with_label_values(&["mock", "cosec"]).get() > 0);
+    assert!(cluster.metrics.speculation.withdrawn_operations.with_label_values(&["mock", "cosec"]).get() > 0);
     cluster.released().await;
 }
 
@@ -303,9 +304,10 @@ async fn gather_takes_at_most_64_bytes_per_token_and_model() {
         tokens += collect(&cluster.service, request).await.tokens.len();
     }
     assert_eq!(tokens, 800);
-    let drafts =
-        |outcome| cluster.metrics.sessions.draft_tokens.with_label_values(&["mock", "cosec", outcome]).get() as f64;
-    let acceptance = drafts("accepted") / (drafts("accepted") + drafts("rejected"));
+    let metrics = &cluster.metrics.speculation;
+    let counters = [&metrics.accepted_tokens, &metrics.rejected_tokens];
+    let [accepted, rejected] = counters.map(|counter| counter.with_label_values(&["mock", "cosec"]).get() as f64);
+    let acceptance = accepted / (accepted + rejected);
     for role in ["base", "expert"] {
         let bytes = |direction, view| {
             cluster.metrics.pool.wire_bytes.with_label_values(&["mock", role, direction, view]).get() as f64

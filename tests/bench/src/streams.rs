@@ -101,7 +101,8 @@ async fn until(coordinator: &Coordinator, before: &Scrape, end: WatchEnd) -> Res
     let looks = async {
         loop {
             sleep(LOOK_INTERVAL).await;
-            let counted = coordinator.scrape().await?.since(before).sum("cosec_accepted_length_count", &[]);
+            let counted =
+                coordinator.scrape().await?.since(before).sum("cosec_spec_decode_accepted_length_count", &[]);
             if counted >= rounds as f64 {
                 return Ok(());
             }

@@ -212,3 +212,25 @@ fn allowed_lengths_hold_and_a_fixed_length_may_still_be_pipelined() {
 fn loads_learn_together_up_to_the_next_power_of_two() {
     assert_eq!([0, 1, 2, 3, 4, 5, 8, 9].map(load_octave), [0, 0, 1, 2, 2, 3, 3, 4]);
 }
+
+#[test]
+fn prompts_in_the_first_rounds_mislead_it_only_for_a_moment() {
+    for slow_rounds in [2, 4, 6] {
+        let mut controller = SpeculationController::new(MOST);
+        let mut rounds_at_plan = 0;
+        let (mut plan, mut drafted) = (DraftPlan::SEQUENTIAL, 0);
+        for round in 0..40 {
+            rounds_at_plan = if controller.plan(16) == plan { rounds_at_plan + 1 } else { 1 };
+            plan = controller.plan(16);
+            drafted += u32::from(plan != DraftPlan::SEQUENTIAL);
+            let seconds = Some(CPU.round(plan, 0.5, 16) * if round < slow_rounds { 2.0 } else { 1.0 });
+            for _ in 0..16 {
+                controller.acceptance = AcceptanceRate::known(0.5);
+                let block = VerifiedBlock::default();
+                controller.on_round(16, MeasuredRound { plan, rounds_at_plan, seconds, block });
+            }
+        }
+        assert!(drafted <= 12, "{drafted} rounds after {slow_rounds}");
+        assert_eq!(controller.at(16).plan, DraftPlan::SEQUENTIAL);
+    }
+}

@@ -175,11 +175,9 @@ fn ratio(own: &[Watched], base: &[Watched]) -> f64 {
 
 /// Share of the expert's proposals that passed, as the coordinators counted them.
 fn acceptance(cells: &[Vec<Watched>]) -> f64 {
-    let sum = |outcome: &str| -> f64 {
-        cells.iter().flatten().map(|watched| watched.added.sum("cosec_draft_tokens_total", &[outcome])).sum()
-    };
-    let accepted = sum("outcome=\"accepted\"");
-    accepted / (accepted + sum("outcome=\"rejected\""))
+    let sum = |name: &str| -> f64 { cells.iter().flatten().map(|watched| watched.added.sum(name, &[])).sum() };
+    let accepted = sum("cosec_spec_decode_accepted_tokens_total");
+    accepted / (accepted + sum("cosec_spec_decode_rejected_tokens_total"))
 }
 
 /// How many streams wrote what they wrote sequentially, as far as both came.
