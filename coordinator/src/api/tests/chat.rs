@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::house::{House, Script};
+use super::fixture::{Script, TestServer};
 use crate::merge::{ChosenBy, Decision, TokenScore};
 use crate::postprocess::samples;
 use crate::request::{FinishReason, SessionEvent, TokenEvent};
@@ -30,13 +30,13 @@ fn accented() -> Script {
     Script::Events(events)
 }
 
-async fn house() -> House {
-    House::open(|_| accented()).await
+async fn server() -> TestServer {
+    TestServer::open(|_| accented()).await
 }
 
 #[tokio::test]
 async fn an_answer_in_one_piece() {
-    let answer = house().await.answer(PATH, &body(json!({"logprobs": true, "top_logprobs": 1}))).await;
+    let answer = server().await.answer(PATH, &body(json!({"logprobs": true, "top_logprobs": 1}))).await;
     let entry = |token: &str, bytes: &[u8]| {
         let top = json!({"token": token, "logprob": -0.5, "bytes": bytes});
         json!({"token": token, "logprob": -0.5, "bytes": bytes, "top_logprobs": [top]})
@@ -62,12 +62,12 @@ async fn an_answer_in_one_piece() {
 
 #[tokio::test]
 async fn a_stream_opens_with_the_role() {
-    let house = house().await;
+    let server = server().await;
     let chunk = |delta: Value, reason: Value| {
         json!({"object": "chat.completion.chunk", "model": "org/chat", "cosec": {"rule": "cosec", "seed": 7},
                "choices": [{"index": 0, "delta": delta, "logprobs": null, "finish_reason": reason}]})
     };
-    let chunks = house.chunks(PATH, &body(json!({"stream": true}))).await;
+    let chunks = server.chunks(PATH, &body(json!({"stream": true}))).await;
     assert_eq!(
         chunks,
         [
@@ -81,11 +81,11 @@ async fn a_stream_opens_with_the_role() {
 
 #[tokio::test]
 async fn messages_go_through_the_template() {
-    let house = house().await;
+    let server = server().await;
     let check = async |messages: Value, expected: &str| {
-        house.answer(PATH, &body(json!({"messages": messages}))).await;
+        server.answer(PATH, &body(json!({"messages": messages}))).await;
         let tokenizer = samples::byte_level(&["<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<eos>"]);
-        let prompt = house.seen().last().unwrap().prompt.to_vec();
+        let prompt = server.seen().last().unwrap().prompt.to_vec();
         assert_eq!(tokenizer.decode(&prompt, false).unwrap(), expected);
     };
     check(json!([{"role": "user", "content": "hi"}]), "u:hi<eos>a:").await;
@@ -102,19 +102,19 @@ async fn messages_go_through_the_template() {
 
 #[tokio::test]
 async fn the_rest_of_the_context_is_the_default() {
-    let house = house().await;
-    house.answer(PATH, &body(json!({}))).await;
-    house.answer(PATH, &body(json!({"max_completion_tokens": 5}))).await;
-    house.answer(PATH, &body(json!({"max_completion_tokens": 5, "max_tokens": 5}))).await;
-    let granted: Vec<u32> = house.seen().iter().map(|request| request.max_new_tokens).collect();
+    let server = server().await;
+    server.answer(PATH, &body(json!({}))).await;
+    server.answer(PATH, &body(json!({"max_completion_tokens": 5}))).await;
+    server.answer(PATH, &body(json!({"max_completion_tokens": 5, "max_tokens": 5}))).await;
+    let granted: Vec<u32> = server.seen().iter().map(|request| request.max_new_tokens).collect();
     assert_eq!(granted, [512 - 7, 5, 5]);
 }
 
 #[tokio::test]
 async fn what_is_not_taken_is_named() {
-    let house = house().await;
+    let server = server().await;
     let check = async |more: Value, parameter: &str| {
-        let (status, error) = house.refusal(PATH, &body(more)).await;
+        let (status, error) = server.refusal(PATH, &body(more)).await;
         assert_eq!((status, error["param"].as_str()), (400, Some(parameter)), "{error}");
         assert!(error["message"].as_str().unwrap().contains(parameter), "{error}");
     };
@@ -143,17 +143,17 @@ async fn what_is_not_taken_is_named() {
     check(json!({"echo": true}), "echo").await;
     check(json!({"prompt": "a"}), "prompt").await;
     check(json!({"best_of": 1}), "best_of").await;
-    house.answer(PATH, &body(json!({"tools": null, "response_format": {"type": "text"}, "user": "me"}))).await;
+    server.answer(PATH, &body(json!({"tools": null, "response_format": {"type": "text"}, "user": "me"}))).await;
 }
 
 #[tokio::test]
 async fn templates_and_models_may_refuse() {
-    let house = house().await;
+    let server = server().await;
     let late_system = json!([{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]);
-    let (status, error) = house.refusal(PATH, &body(json!({"messages": late_system}))).await;
+    let (status, error) = server.refusal(PATH, &body(json!({"messages": late_system}))).await;
     assert_eq!((status, &error["param"]), (400, &json!("messages")));
     assert!(error["message"].as_str().unwrap().ends_with("system comes first"), "{error}");
-    let (status, error) = house.refusal(PATH, &body(json!({"model": "demo"}))).await;
+    let (status, error) = server.refusal(PATH, &body(json!({"model": "demo"}))).await;
     assert_eq!((status, &error["param"]), (400, &json!("messages")));
     assert!(error["message"].as_str().unwrap().contains("no chat template"), "{error}");
 }

@@ -8,7 +8,7 @@ use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::house::{House, Script, ids, saying, says};
+use super::fixture::{Script, TestServer, ids, saying, says};
 use crate::request::{FinishReason, SessionError, SessionEvent};
 
 fn request() -> wire::GenerateRequest {
@@ -20,8 +20,8 @@ fn request() -> wire::GenerateRequest {
     }
 }
 
-async fn generate(house: &House, request: wire::GenerateRequest) -> Result<Vec<Event>, tonic::Status> {
-    let mut client = CoordinatorClient::connect(house.grpc.clone()).await.unwrap();
+async fn generate(server: &TestServer, request: wire::GenerateRequest) -> Result<Vec<Event>, tonic::Status> {
+    let mut client = CoordinatorClient::connect(server.grpc.clone()).await.unwrap();
     let mut stream = client.generate(request).await?.into_inner();
     let mut events = Vec::new();
     while let Some(event) = stream.message().await? {
@@ -40,13 +40,13 @@ fn text(events: &[Event], choice: u32) -> String {
 
 #[tokio::test]
 async fn events_of_a_generation() {
-    let house = House::open(|_| says("x =")).await;
+    let server = TestServer::open(|_| says("x =")).await;
     let asked = wire::GenerateRequest {
         logprobs: Some(2),
         cosec: Some(wire::Cosec { report: Some(true), ..Default::default() }),
         ..request()
     };
-    let events = generate(&house, asked).await.unwrap();
+    let events = generate(&server, asked).await.unwrap();
     let token = |id, log_probability, chosen_by: &str, q| wire::Token {
         id,
         log_probability: Some(log_probability),
@@ -76,7 +76,7 @@ async fn events_of_a_generation() {
 
 #[tokio::test]
 async fn http_and_grpc_ask_for_the_same() {
-    let house = House::open(|_| says("x = 1\nreturn")).await;
+    let server = TestServer::open(|_| says("x = 1\nreturn")).await;
     let asked = wire::GenerateRequest {
         n: Some(2),
         max_tokens: Some(9),
@@ -99,7 +99,7 @@ async fn http_and_grpc_ask_for_the_same() {
         }),
         ..request()
     };
-    let events = generate(&house, asked).await.unwrap();
+    let events = generate(&server, asked).await.unwrap();
     assert_eq!([text(&events, 0), text(&events, 1)], ["x = 1", "x = 1"]);
     let body = json!({
         "model": "demo", "prompt": "def f", "seed": 7, "n": 2, "max_tokens": 9, "min_tokens": 1, "temperature": 0.5,
@@ -107,9 +107,9 @@ async fn http_and_grpc_ask_for_the_same() {
         "stop": "\n", "logprobs": 1,
         "cosec": {"rule": "linear", "lambda": 0.25, "expert_temperature": 0.1, "expert_top_p": 0.5, "transport": "full"},
     });
-    let answer: Value = house.answer("/v1/completions", &body).await;
+    let answer: Value = server.answer("/v1/completions", &body).await;
     assert_eq!(answer["choices"][1]["text"], "x = 1");
-    let seen = house.seen();
+    let seen = server.seen();
     let without_deadline = |at: usize| {
         let mut settings = (*seen[at].settings).clone();
         settings.deadline = seen[0].settings.deadline;
@@ -121,11 +121,11 @@ async fn http_and_grpc_ask_for_the_same() {
 
 #[tokio::test]
 async fn prompts_come_in_three_forms() {
-    let house = House::open(|_| Script::Events(vec![SessionEvent::Finished(FinishReason::Length)])).await;
+    let server = TestServer::open(|_| Script::Events(vec![SessionEvent::Finished(FinishReason::Length)])).await;
     let check = async |model: &str, prompt: Prompt, expected: usize, granted: u32| {
         let asked = wire::GenerateRequest { model: model.to_owned(), prompt: Some(prompt), ..request() };
-        generate(&house, asked).await.unwrap();
-        let seen = house.seen();
+        generate(&server, asked).await.unwrap();
+        let seen = server.seen();
         let last = seen.last().unwrap();
         assert_eq!((last.prompt.len(), last.max_new_tokens), (expected, granted));
     };
@@ -137,9 +137,9 @@ async fn prompts_come_in_three_forms() {
 
 #[tokio::test]
 async fn refusals_name_the_field() {
-    let house = House::open(|_| says("x")).await;
+    let server = TestServer::open(|_| says("x")).await;
     let check = async |asked: wire::GenerateRequest, code: Code, field: &str| {
-        let status = generate(&house, asked).await.unwrap_err();
+        let status = generate(&server, asked).await.unwrap_err();
         assert_eq!(status.code(), code, "{status}");
         assert!(status.message().contains(field), "{status} does not name {field}");
     };
@@ -173,12 +173,12 @@ async fn refusals_name_the_field() {
     check(wire::GenerateRequest { prompt: chat(vec![role]), ..request() }, Code::InvalidArgument, "messages[0].role")
         .await;
     check(wire::GenerateRequest { prompt: chat(vec![]), ..request() }, Code::InvalidArgument, "messages").await;
-    assert!(house.seen().is_empty());
+    assert!(server.seen().is_empty());
 }
 
 #[tokio::test]
 async fn failures_and_departures() {
-    let house = House::open(|request| {
+    let server = TestServer::open(|request| {
         if request.settings.seed == 1 {
             return Script::Hang(saying("x"));
         }
@@ -188,22 +188,22 @@ async fn failures_and_departures() {
         Script::Hang(events)
     })
     .await;
-    let status = generate(&house, request()).await.unwrap_err();
+    let status = generate(&server, request()).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::Unavailable, "no expert"));
-    house.until_live(0).await;
-    let mut client = CoordinatorClient::connect(house.grpc.clone()).await.unwrap();
+    server.until_live(0).await;
+    let mut client = CoordinatorClient::connect(server.grpc.clone()).await.unwrap();
     let asked = wire::GenerateRequest { seed: Some(1), n: Some(2), ..request() };
     let mut stream = client.generate(asked).await.unwrap().into_inner();
     stream.message().await.unwrap().unwrap();
-    house.until_live(2).await;
+    server.until_live(2).await;
     drop(stream);
-    house.until_live(0).await;
+    server.until_live(0).await;
 }
 
 #[tokio::test]
 async fn health_follows_readiness() {
-    let house = House::open(|_| says("x")).await;
-    let channel = tonic::transport::Endpoint::from_shared(house.grpc.clone()).unwrap().connect().await.unwrap();
+    let server = TestServer::open(|_| says("x")).await;
+    let channel = tonic::transport::Endpoint::from_shared(server.grpc.clone()).unwrap().connect().await.unwrap();
     let mut client = HealthClient::new(channel);
     let mut until = async |wanted: i32| {
         for _ in 0..1000 {
@@ -217,6 +217,6 @@ async fn health_follows_readiness() {
         panic!("health never became {wanted}");
     };
     until(1).await;
-    house.trouble("gone");
+    server.trouble("gone");
     until(2).await;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::house::{House, Script, saying, says};
+use super::fixture::{Script, TestServer, saying, says};
 use crate::api::config::ApiConfig;
 
 const PATH: &str = "/v1/completions";
@@ -20,8 +20,8 @@ async fn error_of(response: reqwest::Response) -> (u16, String, String) {
 
 #[tokio::test]
 async fn models_are_listed() {
-    let house = House::open(|_| says("x")).await;
-    let get = async |path: &str| reqwest::get(format!("{}{path}", house.http)).await.unwrap();
+    let server = TestServer::open(|_| says("x")).await;
+    let get = async |path: &str| reqwest::get(format!("{}{path}", server.http)).await.unwrap();
     let list: Value = get("/v1/models").await.json().await.unwrap();
     assert_eq!((&list["object"], list["data"].as_array().unwrap().len()), (&json!("list"), 2));
     let mut model: Value = get("/v1/models/org/chat").await.json().await.unwrap();
@@ -34,9 +34,9 @@ async fn models_are_listed() {
 
 #[tokio::test]
 async fn wrong_paths_methods_and_bodies() {
-    let house = House::open(|_| says("x")).await;
+    let server = TestServer::open(|_| says("x")).await;
     let client = reqwest::Client::new();
-    let url = |path: &str| format!("{}{path}", house.http);
+    let url = |path: &str| format!("{}{path}", server.http);
     let (status, code, _) = error_of(client.get(url("/v2")).send().await.unwrap()).await;
     assert_eq!((status, code.as_str()), (404, "not_found"));
     let (status, ..) = error_of(client.get(url(PATH)).send().await.unwrap()).await;
@@ -61,24 +61,24 @@ async fn wrong_paths_methods_and_bodies() {
 #[tokio::test]
 async fn bodies_are_bounded() {
     let config = ApiConfig { max_body_bytes: 1000, max_prompt_bytes: 100, ..ApiConfig::default() };
-    let house = House::with(config, Duration::ZERO, |_| says("x")).await;
-    let (status, error) = house.refusal(PATH, &json!({"model": "demo", "prompt": "a".repeat(1000)})).await;
+    let server = TestServer::with(config, Duration::ZERO, |_| says("x")).await;
+    let (status, error) = server.refusal(PATH, &json!({"model": "demo", "prompt": "a".repeat(1000)})).await;
     assert_eq!((status, error["code"].as_str()), (413, Some("payload_too_large")));
-    let (status, error) = house.refusal(PATH, &json!({"model": "demo", "prompt": "a".repeat(101)})).await;
+    let (status, error) = server.refusal(PATH, &json!({"model": "demo", "prompt": "a".repeat(101)})).await;
     assert_eq!((status, error["param"].as_str()), (413, Some("prompt")));
     // Without a length in its head, the body is counted as it comes.
     let chunks = futures::stream::iter((0..20).map(|_| Ok::<_, std::io::Error>(vec![b' '; 100])));
-    let request = reqwest::Client::new().post(format!("{}{PATH}", house.http));
+    let request = reqwest::Client::new().post(format!("{}{PATH}", server.http));
     let request = request.header("content-type", "application/json").body(reqwest::Body::wrap_stream(chunks));
     assert_eq!(request.send().await.unwrap().status(), 413);
-    house.answer(PATH, &json!({"model": "demo", "prompt": "a"})).await;
+    server.answer(PATH, &json!({"model": "demo", "prompt": "a"})).await;
 }
 
 #[tokio::test]
 async fn a_body_that_does_not_arrive_is_given_up() {
     let config = ApiConfig { body_timeout_seconds: 1, ..ApiConfig::default() };
-    let house = House::with(config, Duration::ZERO, |_| says("x")).await;
-    let mut socket = tokio::net::TcpStream::connect(house.http.trim_start_matches("http://")).await.unwrap();
+    let server = TestServer::with(config, Duration::ZERO, |_| says("x")).await;
+    let mut socket = tokio::net::TcpStream::connect(server.http.trim_start_matches("http://")).await.unwrap();
     let head =
         format!("POST {PATH} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n{{");
     socket.write_all(head.as_bytes()).await.unwrap();
@@ -90,25 +90,25 @@ async fn a_body_that_does_not_arrive_is_given_up() {
 #[tokio::test]
 async fn a_request_may_not_take_for_ever() {
     let config = ApiConfig { request_timeout_seconds: 1, ..ApiConfig::default() };
-    let house = House::with(config, Duration::ZERO, |_| Script::Hang(saying("x"))).await;
-    let (status, error) = house.refusal(PATH, &json!({"model": "demo", "prompt": "a"})).await;
+    let server = TestServer::with(config, Duration::ZERO, |_| Script::Hang(saying("x"))).await;
+    let (status, error) = server.refusal(PATH, &json!({"model": "demo", "prompt": "a"})).await;
     assert_eq!((status, error["code"].as_str()), (504, Some("deadline_exceeded")));
-    house.until_live(0).await;
+    server.until_live(0).await;
 }
 
 #[tokio::test]
 async fn health_and_metrics() {
-    let house = House::open(|_| says("x")).await;
-    let get = async |path: &str| reqwest::get(format!("{}{path}", house.http)).await.unwrap();
+    let server = TestServer::open(|_| says("x")).await;
+    let get = async |path: &str| reqwest::get(format!("{}{path}", server.http)).await.unwrap();
     assert_eq!(get("/health/live").await.status(), 200);
     assert_eq!(get("/health/ready").await.status(), 200);
-    house.answer(PATH, &json!({"model": "demo", "prompt": "a"})).await;
-    house.trouble("demo has no expert");
+    server.answer(PATH, &json!({"model": "demo", "prompt": "a"})).await;
+    server.trouble("demo has no expert");
     let response = get("/health/ready").await;
     assert_eq!(response.headers()["retry-after"], "1");
     let (status, code, message) = error_of(response).await;
     assert_eq!((status, code.as_str(), message.as_str()), (503, "unavailable", "demo has no expert"));
-    let (status, error) = house.refusal(PATH, &json!({"model": "demo", "prompt": "a"})).await;
+    let (status, error) = server.refusal(PATH, &json!({"model": "demo", "prompt": "a"})).await;
     assert_eq!(status, 503);
     assert!(error["message"].as_str().unwrap().contains("demo has no expert"), "{error}");
     let text = get("/metrics").await.text().await.unwrap();
@@ -124,8 +124,8 @@ async fn health_and_metrics() {
 
 #[tokio::test]
 async fn request_ids_are_in_the_answer() {
-    let house = House::open(|_| says("x")).await;
-    let response = house.post(PATH, &json!({"model": "demo", "prompt": "a"})).await;
+    let server = TestServer::open(|_| says("x")).await;
+    let response = server.post(PATH, &json!({"model": "demo", "prompt": "a"})).await;
     let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
     let answer: Value = response.json().await.unwrap();
     assert_eq!(answer["id"], format!("cmpl-{id}"));
@@ -133,42 +133,43 @@ async fn request_ids_are_in_the_answer() {
 
 #[tokio::test]
 async fn draining_refuses_and_finishes() {
-    let house = House::with(ApiConfig::default(), Duration::from_millis(500), |_| Script::Hang(saying("x"))).await;
+    let server =
+        TestServer::with(ApiConfig::default(), Duration::from_millis(500), |_| Script::Hang(saying("x"))).await;
     let asked = json!({"model": "demo", "prompt": "a", "stream": true});
-    let streaming = house.post(PATH, &asked).await;
-    house.until_live(1).await;
-    house.shutdown.cancel();
+    let streaming = server.post(PATH, &asked).await;
+    server.until_live(1).await;
+    server.shutdown.cancel();
     let (status, error) = loop {
         let (status, error) =
-            house.refusal("/v1/completions", &json!({"model": "demo", "prompt": "a", "n": 0})).await;
+            server.refusal("/v1/completions", &json!({"model": "demo", "prompt": "a", "n": 0})).await;
         if status != 400 {
             break (status, error);
         }
     };
     assert_eq!((status, error["code"].as_str()), (503, Some("unavailable")));
-    let ready = reqwest::get(format!("{}/health/ready", house.http)).await.unwrap();
+    let ready = reqwest::get(format!("{}/health/ready", server.http)).await.unwrap();
     assert_eq!(ready.status(), 503);
     // The grace period passes, and the stream that would never end is told so.
     let text = streaming.text().await.unwrap();
     assert!(text.trim_end().ends_with('}') && text.contains("\"code\":\"unavailable\""), "{text}");
-    let theatre = house.theatre.clone();
-    house.ended().await.unwrap();
-    drop(theatre);
+    let generator = server.generator.clone();
+    server.ended().await.unwrap();
+    drop(generator);
 }
 
 #[tokio::test]
 async fn draining_with_nothing_in_flight_is_quick() {
-    let house = House::with(ApiConfig::default(), Duration::from_secs(3600), |_| says("x")).await;
+    let server = TestServer::with(ApiConfig::default(), Duration::from_secs(3600), |_| says("x")).await;
     // An idle connection that its client keeps open.
-    house.answer(PATH, &json!({"model": "demo", "prompt": "a"})).await;
-    house.shutdown.cancel();
-    tokio::time::timeout(Duration::from_secs(60), house.ended()).await.unwrap().unwrap();
+    server.answer(PATH, &json!({"model": "demo", "prompt": "a"})).await;
+    server.shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(60), server.ended()).await.unwrap().unwrap();
 }
 
 #[tokio::test]
 async fn a_port_in_use_is_named() {
-    let house = House::open(|_| says("x")).await;
-    let address = house.http.trim_start_matches("http://");
+    let server = TestServer::open(|_| says("x")).await;
+    let address = server.http.trim_start_matches("http://");
     let error = crate::server::ApiListeners::bind("127.0.0.1:0", address).await.err().unwrap().to_string();
     assert!(error.contains(address) && error.contains("--grpc-listen"), "{error}");
 }
@@ -183,24 +184,24 @@ async fn a_key_names_its_tenant_and_none_is_refused_where_one_is_needed() {
     let keys = || Some(file.clone());
     let strict = ApiConfig { keys_file: keys(), require_key: true, ..ApiConfig::default() };
     let body = json!({"model": "demo", "prompt": "a"});
-    let status = async |house: &House, key: Option<&str>| {
-        let mut request = reqwest::Client::new().post(format!("{}/v1/completions", house.http)).json(&body);
+    let status = async |server: &TestServer, key: Option<&str>| {
+        let mut request = reqwest::Client::new().post(format!("{}/v1/completions", server.http)).json(&body);
         if let Some(key) = key {
             request = request.bearer_auth(key);
         }
         request.send().await.unwrap().status().as_u16()
     };
-    let house = House::with(strict, Duration::from_secs(5), |_| says("b")).await;
-    assert_eq!(status(&house, Some("abc")).await, 200);
-    assert_eq!(status(&house, Some("abd")).await, 401);
-    assert_eq!(status(&house, None).await, 401);
-    assert_eq!(house.seen().iter().map(|request| request.tenant.name.clone()).collect::<Vec<_>>(), ["team"]);
+    let server = TestServer::with(strict, Duration::from_secs(5), |_| says("b")).await;
+    assert_eq!(status(&server, Some("abc")).await, 200);
+    assert_eq!(status(&server, Some("abd")).await, 401);
+    assert_eq!(status(&server, None).await, 401);
+    assert_eq!(server.seen().iter().map(|request| request.tenant.name.clone()).collect::<Vec<_>>(), ["team"]);
 
     let open = ApiConfig { keys_file: keys(), ..ApiConfig::default() };
-    let house = House::with(open, Duration::from_secs(5), |_| says("b")).await;
+    let server = TestServer::with(open, Duration::from_secs(5), |_| says("b")).await;
     for key in [Some("abc"), Some("none"), None] {
-        assert_eq!(status(&house, key).await, 200);
+        assert_eq!(status(&server, key).await, 200);
     }
-    let names: Vec<String> = house.seen().iter().map(|request| request.tenant.name.clone()).collect();
+    let names: Vec<String> = server.seen().iter().map(|request| request.tenant.name.clone()).collect();
     assert_eq!(names, ["team", "", ""]);
 }

@@ -1,6 +1,6 @@
-//! HTTP and gRPC over real sockets, with sessions that play scripts.
+//! HTTP and gRPC over real sockets, with sessions that follow scripts.
 
-mod house;
+mod fixture;
 
 mod validation;
 

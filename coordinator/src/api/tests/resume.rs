@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
-use super::house::{House, events, says};
+use super::fixture::{TestServer, events, says};
 use crate::request::TokenizedRequest;
 
 const TEXT: &str = "x = \u{1f600}1\nreturn x + é\nstop here";
@@ -22,19 +22,19 @@ fn by_choice(events: &[(Option<String>, String)]) -> [Vec<String>; 3] {
 
 #[tokio::test]
 async fn the_rest_follows_whatever_came_last() {
-    let house = House::open(
+    let server = TestServer::open(
         |request: &TokenizedRequest| {
             if request.sample == 0 { says(TEXT) } else { says("two\nthree four") }
         },
     )
     .await;
     let check = async |path: &str, body: Value| {
-        let whole = events(house.post(path, &body).await).await;
+        let whole = events(server.post(path, &body).await).await;
         assert_eq!(whole.last().unwrap(), &(None, "[DONE]".to_owned()));
         let undisturbed = by_choice(&whole);
         for last in 0..whole.len() - 1 {
             let id = whole[last].0.as_deref().unwrap();
-            let rest = events(house.resume(path, &body, id).await).await;
+            let rest = events(server.resume(path, &body, id).await).await;
             let mut joined = by_choice(&whole[..=last]);
             for (joined, rest) in joined.iter_mut().zip(by_choice(&rest)) {
                 joined.extend(rest);
@@ -42,7 +42,7 @@ async fn the_rest_follows_whatever_came_last() {
             assert_eq!(joined, undisturbed, "behind event {last} of {body}");
             // And once more, from the middle of the rest.
             let Some((Some(id), _)) = rest.get(rest.len() / 2) else { continue };
-            let again = events(house.resume(path, &body, id).await).await;
+            let again = events(server.resume(path, &body, id).await).await;
             let mut joined = by_choice(&whole[..=last]);
             for part in [by_choice(&rest[..=rest.len() / 2]), by_choice(&again)] {
                 joined.iter_mut().zip(part).for_each(|(joined, part)| joined.extend(part));
@@ -67,24 +67,24 @@ async fn the_rest_follows_whatever_came_last() {
 
 #[tokio::test]
 async fn the_seed_is_that_of_the_first_request() {
-    let house = House::open(|_| says(TEXT)).await;
+    let server = TestServer::open(|_| says(TEXT)).await;
     let body = json!({"model": "demo", "prompt": "a", "stream": true});
-    let whole = events(house.post("/v1/completions", &body).await).await;
-    house.resume("/v1/completions", &body, whole[0].0.as_deref().unwrap()).await;
-    let seen = house.seen();
+    let whole = events(server.post("/v1/completions", &body).await).await;
+    server.resume("/v1/completions", &body, whole[0].0.as_deref().unwrap()).await;
+    let seen = server.seen();
     assert_eq!(seen[0].settings.seed, seen[1].settings.seed);
-    house.post("/v1/completions", &body).await;
-    assert_ne!(house.seen()[2].settings.seed, seen[0].settings.seed);
+    server.post("/v1/completions", &body).await;
+    assert_ne!(server.seen()[2].settings.seed, seen[0].settings.seed);
 }
 
 #[tokio::test]
 async fn an_id_of_elsewhere_is_refused() {
-    let house = House::open(|_| says(TEXT)).await;
+    let server = TestServer::open(|_| says(TEXT)).await;
     let body = json!({"model": "demo", "prompt": "a", "stream": true});
-    let whole = events(house.post("/v1/completions", &body).await).await;
+    let whole = events(server.post("/v1/completions", &body).await).await;
     let id = whole[1].0.clone().unwrap();
     let refusal = async |path: &str, body: &Value, id: &str| {
-        let response = house.resume(path, body, id).await;
+        let response = server.resume(path, body, id).await;
         let status = response.status().as_u16();
         let answer: Value = response.json().await.unwrap();
         assert_eq!(answer["error"]["param"], "Last-Event-ID", "{answer}");
@@ -92,23 +92,24 @@ async fn an_id_of_elsewhere_is_refused() {
     };
     assert_eq!(refusal("/v1/completions", &body, "7").await, 400);
     assert_eq!(refusal("/v1/completions", &body, &id[1..]).await, 400);
-    let stranger = House::open(|_| says(TEXT)).await;
+    let stranger = TestServer::open(|_| says(TEXT)).await;
     let foreign = events(stranger.post("/v1/completions", &body).await).await[1].0.clone().unwrap();
     assert_eq!(refusal("/v1/completions", &body, &foreign).await, 400);
     let other = json!({"model": "demo", "prompt": "b", "stream": true});
     assert_eq!(refusal("/v1/completions", &other, &id).await, 409);
-    assert_eq!(house.seen().len(), 1);
+    assert_eq!(server.seen().len(), 1);
 }
 
 #[tokio::test]
 async fn a_rest_that_does_not_fit_is_not_sent() {
     let changed = Arc::new(AtomicBool::new(false));
     let models_changed = changed.clone();
-    let house = House::open(move |_| says(if models_changed.load(Ordering::SeqCst) { "y = 2" } else { TEXT })).await;
+    let server =
+        TestServer::open(move |_| says(if models_changed.load(Ordering::SeqCst) { "y = 2" } else { TEXT })).await;
     let body = json!({"model": "demo", "prompt": "a", "stream": true, "max_tokens": 40});
-    let whole = events(house.post("/v1/completions", &body).await).await;
+    let whole = events(server.post("/v1/completions", &body).await).await;
     changed.store(true, Ordering::SeqCst);
-    let rest = events(house.resume("/v1/completions", &body, whole[2].0.as_deref().unwrap()).await).await;
+    let rest = events(server.resume("/v1/completions", &body, whole[2].0.as_deref().unwrap()).await).await;
     assert_eq!(rest.len(), 1);
     assert!(rest[0].1.contains("cannot be continued"), "{}", rest[0].1);
 }

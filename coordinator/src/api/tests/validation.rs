@@ -5,7 +5,7 @@ use std::time::Duration;
 use cosec_proto::sampling::SamplingParams;
 use serde_json::{Value, json};
 
-use super::house::{House, says};
+use super::fixture::{TestServer, says};
 use crate::api::config::ApiConfig;
 use crate::api::policy::AllowedRules;
 use crate::merge::{BaseOnly, Cosec, ExpertOnly, Linear, LogitsTransport, Product, SelectedRule};
@@ -21,10 +21,10 @@ fn body(more: &Value) -> Value {
 
 #[tokio::test]
 async fn good_values_become_settings() {
-    let house = House::open(|_| says("x")).await;
+    let server = TestServer::open(|_| says("x")).await;
     let check = async |more: Value, holds: fn(&GenerationSettings) -> bool| {
-        house.answer(PATH, &body(&more)).await;
-        let settings = house.seen().last().unwrap().settings.clone();
+        server.answer(PATH, &body(&more)).await;
+        let settings = server.seen().last().unwrap().settings.clone();
         assert!(holds(&settings), "{more}: {settings:?}");
     };
     check(json!({}), |s| {
@@ -68,10 +68,10 @@ async fn good_values_become_settings() {
 
 #[tokio::test]
 async fn the_cosec_object_chooses_the_rule() {
-    let house = House::open(|_| says("x")).await;
+    let server = TestServer::open(|_| says("x")).await;
     let check = async |more: Value, holds: fn(&GenerationSettings) -> bool| {
-        house.answer(PATH, &body(&more)).await;
-        let settings = house.seen().last().unwrap().settings.clone();
+        server.answer(PATH, &body(&more)).await;
+        let settings = server.seen().last().unwrap().settings.clone();
         assert!(holds(&settings), "{more}: {settings:?}");
     };
     check(json!({"cosec": {"tau": 0, "reference_code": true}}), |s| {
@@ -97,13 +97,13 @@ async fn the_cosec_object_chooses_the_rule() {
     })
     .await;
     for transport in ["auto", "gather", "nucleus", "sample", "full"] {
-        house.answer(PATH, &body(&json!({"cosec": {"transport": transport, "report": true}}))).await;
+        server.answer(PATH, &body(&json!({"cosec": {"transport": transport, "report": true}}))).await;
     }
 }
 
 #[tokio::test]
 async fn bad_values_are_refused_by_name() {
-    let house = House::open(|_| says("x")).await;
+    let server = TestServer::open(|_| says("x")).await;
     // What is sent, the parameter that is named, and a part of the message.
     let cases = [
         (json!({"model": 1}), "model", "a string"),
@@ -189,32 +189,32 @@ async fn bad_values_are_refused_by_name() {
         (json!({"cosec": {"report": "yes"}}), "cosec.report", "true or false"),
     ];
     for (more, parameter, part) in cases {
-        let (status, error) = house.refusal(PATH, &body(&more)).await;
+        let (status, error) = server.refusal(PATH, &body(&more)).await;
         assert_eq!((status, error["param"].as_str()), (400, Some(parameter)), "{more}: {error}");
         assert_eq!(error["type"], "invalid_request_error");
         assert!(error["message"].as_str().unwrap().contains(part), "{more}: {error} does not say {part}");
     }
     let many: serde_json::Map<String, Value> = (0..1025).map(|id| (id.to_string(), json!(1))).collect();
-    let (status, error) = house.refusal(PATH, &body(&json!({"logit_bias": many}))).await;
+    let (status, error) = server.refusal(PATH, &body(&json!({"logit_bias": many}))).await;
     assert_eq!((status, error["param"].as_str()), (400, Some("logit_bias")));
-    let (status, error) = house.refusal(PATH, &body(&json!({"model": "nobody"}))).await;
+    let (status, error) = server.refusal(PATH, &body(&json!({"model": "nobody"}))).await;
     assert_eq!((status, error["param"].as_str(), error["code"].as_str()), (404, Some("model"), Some("not_found")));
-    assert!(house.seen().is_empty(), "nothing of this reached a session");
-    house.answer(PATH, &body(&json!({}))).await;
+    assert!(server.seen().is_empty(), "nothing of this reached a session");
+    server.answer(PATH, &body(&json!({}))).await;
 }
 
 #[tokio::test]
 async fn without_leave_of_the_operator_the_base_does_not_decide_alone() {
     let check = async |config: ApiConfig, refused: &[(Value, &str, &str)], served: &[Value]| {
-        let house = House::with(config, Duration::from_secs(5), |_| says("x")).await;
+        let server = TestServer::with(config, Duration::from_secs(5), |_| says("x")).await;
         for (cosec, parameter, part) in refused {
-            let (status, error) = house.refusal(PATH, &body(&json!({"cosec": cosec}))).await;
+            let (status, error) = server.refusal(PATH, &body(&json!({"cosec": cosec}))).await;
             assert_eq!((status, error["param"].as_str()), (400, Some(*parameter)), "{cosec}: {error}");
             assert!(error["message"].as_str().unwrap().contains(part), "{cosec}: {error}");
         }
-        assert!(house.seen().is_empty());
+        assert!(server.seen().is_empty());
         for cosec in served {
-            house.answer(PATH, &body(&json!({"cosec": cosec}))).await;
+            server.answer(PATH, &body(&json!({"cosec": cosec}))).await;
         }
     };
     let rules = "cosec, linear, product, expert_only";
@@ -237,10 +237,10 @@ async fn without_leave_of_the_operator_the_base_does_not_decide_alone() {
 
 #[tokio::test]
 async fn a_context_that_is_too_small_is_told_in_figures() {
-    let house = House::open(|_| says("x")).await;
-    let (status, error) = house.refusal(PATH, &body(&json!({"prompt": vec![1; 2000], "max_tokens": 49}))).await;
+    let server = TestServer::open(|_| says("x")).await;
+    let (status, error) = server.refusal(PATH, &body(&json!({"prompt": vec![1; 2000], "max_tokens": 49}))).await;
     assert_eq!((status, error["code"].as_str()), (400, Some("context_length_exceeded")));
     let message = error["message"].as_str().unwrap();
     assert!(["2000", "49", "2049", "2048"].iter().all(|figure| message.contains(figure)), "{message}");
-    house.answer(PATH, &body(&json!({"prompt": vec![1; 2000], "max_tokens": 48}))).await;
+    server.answer(PATH, &body(&json!({"prompt": vec![1; 2000], "max_tokens": 48}))).await;
 }

@@ -48,11 +48,11 @@ pub(super) enum Script {
     Refuse(SessionError),
 }
 
-type Playwright = Box<dyn Fn(&TokenizedRequest) -> Script + Send + Sync>;
+type ScriptFor = Box<dyn Fn(&TokenizedRequest) -> Script + Send + Sync>;
 
-/// Plays a script per session and keeps what was asked for.
-pub(super) struct Theatre {
-    script: Playwright,
+/// Runs a script per session and keeps the requests.
+pub(super) struct ScriptedGenerator {
+    script: ScriptFor,
     seen: Mutex<Vec<TokenizedRequest>>,
     live: Arc<AtomicUsize>,
     /// Why it is not ready; also takes the models' facts away.
@@ -61,18 +61,18 @@ pub(super) struct Theatre {
 }
 
 /// Counts a session until its stream is dropped.
-struct Live(Arc<AtomicUsize>);
+struct LiveSession(Arc<AtomicUsize>);
 
-impl Drop for Live {
+impl Drop for LiveSession {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 /// The events of a script.
-struct Played(BoxStream<'static, SessionEvent>);
+struct ScriptedSession(BoxStream<'static, SessionEvent>);
 
-impl Stream for Played {
+impl Stream for ScriptedSession {
     type Item = SessionEvent;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<SessionEvent>> {
@@ -80,11 +80,11 @@ impl Stream for Played {
     }
 }
 
-impl EventStream for Played {
+impl EventStream for ScriptedSession {
     fn stop(self: Box<Self>) {}
 }
 
-impl SessionSource for Theatre {
+impl SessionSource for ScriptedGenerator {
     fn models(&self) -> Vec<ModelInfo> {
         let trouble = self.trouble.lock().as_ref().map(|reason| SessionError::new(ErrorCode::Unavailable, reason));
         let model = |name: &str, vocabulary: u32, context_tokens: u32| ModelInfo {
@@ -119,13 +119,13 @@ impl SessionSource for Theatre {
         let script = (self.script)(&request);
         self.seen.lock().push(request);
         self.live.fetch_add(1, Ordering::SeqCst);
-        let live = Live(self.live.clone());
+        let live = LiveSession(self.live.clone());
         let watched = |events: BoxStream<'static, SessionEvent>| -> BoxedSession {
             let counted = events.map(move |event| {
                 let _ = &live;
                 event
             });
-            Box::new(Played(counted.boxed()))
+            Box::new(ScriptedSession(counted.boxed()))
         };
         match script {
             Script::Events(events) => Ok(watched(stream::iter(events).boxed())),
@@ -136,16 +136,16 @@ impl SessionSource for Theatre {
 }
 
 /// A coordinator whose sessions are scripts, over real sockets.
-pub(super) struct House {
+pub(super) struct TestServer {
     pub(super) http: String,
     pub(super) grpc: String,
-    pub(super) theatre: Arc<Theatre>,
+    pub(super) generator: Arc<ScriptedGenerator>,
     pub(super) shutdown: CancellationToken,
     served: JoinHandle<Result<(), RunError>>,
 }
 
-impl House {
-    /// Opens with default bounds, and every rule.
+impl TestServer {
+    /// Starts with default limits, and every rule allowed.
     pub(super) async fn open(script: impl Fn(&TokenizedRequest) -> Script + Send + Sync + 'static) -> Self {
         let config = ApiConfig {
             allowed_rules: AllowedRules(SelectedRule::names().map(str::to_owned).collect()),
@@ -159,7 +159,7 @@ impl House {
         grace: Duration,
         script: impl Fn(&TokenizedRequest) -> Script + Send + Sync + 'static,
     ) -> Self {
-        let theatre = Arc::new(Theatre {
+        let generator = Arc::new(ScriptedGenerator {
             script: Box::new(script),
             seen: Mutex::default(),
             live: Arc::default(),
@@ -178,7 +178,7 @@ impl House {
         let metrics = Arc::new(ApiMetrics::register(&registry).unwrap());
         let tenants = config.keys_file.as_deref().map(Tenants::read).transpose().unwrap().unwrap_or_default();
         let state = Arc::new(ApiState {
-            generation: GenerationService::new(theatre.clone(), texts, config.clone(), DefaultSettings::default()),
+            generation: GenerationService::new(generator.clone(), texts, config.clone(), DefaultSettings::default()),
             auth: KeyAuth::new(tenants, config.require_key),
             resume_key: ResumeKey::random(),
             config,
@@ -190,7 +190,7 @@ impl House {
         let grpc = format!("http://{}", listeners.grpc.local_addr().unwrap());
         let shutdown = CancellationToken::new();
         let served = tokio::spawn(serve(listeners, state, registry, grace, shutdown.clone()));
-        Self { http, grpc, theatre, shutdown, served }
+        Self { http, grpc, generator, shutdown, served }
     }
 
     /// POSTs JSON.
@@ -243,22 +243,22 @@ impl House {
     }
 
     pub(super) fn seen(&self) -> Vec<TokenizedRequest> {
-        self.theatre.seen.lock().clone()
+        self.generator.seen.lock().clone()
     }
 
     pub(super) fn trouble(&self, reason: &str) {
-        *self.theatre.trouble.lock() = Some(reason.to_owned());
+        *self.generator.trouble.lock() = Some(reason.to_owned());
     }
 
     /// Waits until so many sessions are alive.
     pub(super) async fn until_live(&self, sessions: usize) {
         for _ in 0..1000 {
-            if self.theatre.live.load(Ordering::SeqCst) == sessions {
+            if self.generator.live.load(Ordering::SeqCst) == sessions {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("{} sessions are alive, not {sessions}", self.theatre.live.load(Ordering::SeqCst));
+        panic!("{} sessions are alive, not {sessions}", self.generator.live.load(Ordering::SeqCst));
     }
 
     /// Waits for the end of serving.
