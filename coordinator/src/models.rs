@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cosec_proto::WorkerRole;
 use cosec_proto::wire::worker::DescribeResponse;
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::discovery::Member;
@@ -13,7 +14,7 @@ use crate::request::SessionError;
 use crate::worker_pool::{ReadyWorker, WorkerPool};
 
 /// One model that clients can name: a base and its expert.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// As listed by `/v1/models`.
@@ -24,15 +25,15 @@ pub struct ModelConfig {
     /// none where it is `file` or `etcd`.
     #[serde(default)]
     pub base: Vec<String>,
-    /// Addresses of the workers that host the expert. Default none.
+    /// Addresses of the workers that host the expert.
     #[serde(default)]
     pub expert: Vec<String>,
-    /// Addresses of the workers that host the anti-expert of the rule `product`. Default none.
+    /// Addresses of the workers that host the anti-expert of the rule `product`.
     #[serde(default)]
     pub anti_expert: Vec<String>,
-    /// Name of the LoRA adapter that the base's workers apply, so that several models can share them. Default none.
+    /// Name of the LoRA adapter that the base's workers apply, so that several models can share them.
     pub base_adapter: Option<String>,
-    /// Name of the LoRA adapter that the expert's workers apply: one expert per language or weakness. Default none.
+    /// Name of the LoRA adapter that the expert's workers apply: one expert per language or weakness.
     pub expert_adapter: Option<String>,
 }
 

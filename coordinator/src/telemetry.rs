@@ -15,6 +15,7 @@ use opentelemetry_otlp::{SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing::Span;
 use tracing::level_filters::LevelFilter;
@@ -31,7 +32,7 @@ const SERVICE: &str = "cosec-coordinator";
 const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ValueEnum, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// For people.
@@ -41,12 +42,12 @@ pub enum LogFormat {
 }
 
 /// Where spans go.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TelemetryConfig {
     /// Collector that takes OTLP over gRPC, such as `http://collector:4317`. Without one there are no spans.
     pub otlp_endpoint: Option<String>,
-    /// Share of the traces that are kept of those that begin here, in [0, 1]. Default 1. A caller's `traceparent` decides
+    /// Share of the traces that are kept of those that begin here, in [0, 1]. A caller's `traceparent` decides
     /// for itself.
     pub trace_ratio: f64,
 }

@@ -6,23 +6,25 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::WorkerRole;
 
-/// Begins the keys of all workers; the id of one follows.
+/// Prefix of the keys of all workers; a worker's id follows.
 pub const PREFIX: &str = "/cosec/v1/workers/";
 
-/// Life of an entry that its worker does not renew any more.
+/// Lifetime of an entry that its worker no longer renews.
 pub const LEASE: Duration = Duration::from_secs(10);
 
-/// For a connection to come up, and for one call.
+/// Time for a connection, and for one call.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Interval of HTTP/2 pings, and how long an answer may take before the connection counts as dead.
+/// Interval of HTTP/2 pings, and time for an answer before the connection counts as dead.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3));
 
-/// What a worker says of itself to those who look for workers. What it hosts it tells again itself, when it is asked.
+/// What a worker says about itself to coordinators that look for workers. A coordinator asks the worker itself before it
+/// relies on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registration {
     /// `host:port` of its gRPC service, as coordinators reach it.
@@ -31,22 +33,22 @@ pub struct Registration {
     pub models: Vec<String>,
     /// What its model is for.
     pub role: WorkerRole,
-    /// Of weights, config, tokenizer, adapter and dtype.
+    /// Hash of weights, config, tokenizer, adapter and dtype.
     pub fingerprint: String,
-    /// Of the vocabulary.
+    /// Hash of the vocabulary.
     pub tokenizer_fingerprint: String,
     /// Tokens that its cache holds.
     pub capacity_tokens: u64,
-    /// Of the program.
+    /// Version of the program.
     pub version: String,
-    /// Where it stands; empty when that was not said.
+    /// Zone of the worker; empty when unknown.
     pub zone: String,
-    /// It shuts down: no new session should go there, and running ones should move.
+    /// The worker shuts down: no new session should start there, and running ones should move.
     pub draining: bool,
 }
 
 /// How to reach etcd.
-#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct EtcdConfig {
     /// http:// or https:// URLs of the etcd members [default: none].
@@ -96,7 +98,7 @@ impl EtcdConfig {
         Ok(())
     }
 
-    /// Connects to one member, another one with every `attempt`. Files are read anew, so that renewed ones count.
+    /// Connects to one member, another one with every `attempt`. Files are read anew each time, since they may be renewed.
     ///
     /// # Errors
     /// Says what failed, with the member.
@@ -131,11 +133,11 @@ fn read(file: &Path) -> Result<String, String> {
     std::fs::read_to_string(file).map_err(|cause| format!("{}: {cause}", file.display()))
 }
 
-/// Settings that cannot lead to etcd.
+/// Settings with which etcd cannot be reached.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{setting} {problem}")]
 pub struct InvalidEtcd {
-    /// Which; a key of [`EtcdConfig`].
+    /// A key of [`EtcdConfig`].
     pub setting: &'static str,
     /// What is wrong and what is allowed.
     pub problem: String,

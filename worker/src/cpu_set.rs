@@ -114,7 +114,7 @@ mod system {
     use std::collections::BTreeSet;
     use std::io;
 
-    use rustix::process::{CpuSet, sched_getaffinity, sched_setaffinity};
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
     use super::MOST;
 

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cosec_proto::ErrorCode;
 use parking_lot::Mutex;
 use prometheus::{IntCounterVec, IntGauge};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -25,15 +26,14 @@ use crate::request::SessionError;
 use crate::tenant::Tenant;
 
 /// `[admission]` in the configuration: bounds of what is taken in.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdmissionLimits {
-    /// Most sessions (choices) that decode at the same time. Default 64.
+    /// Most sessions (choices) that decode at the same time.
     pub max_sessions: usize,
-    /// Most sessions that wait for their turn; one more is refused as overloaded. Default 256.
+    /// Most sessions that wait for their turn; one more is refused as overloaded.
     pub max_queued_sessions: usize,
     /// Most tokens (prompts, and the most new ones) of the sessions that wait; a session that would add more is refused.
-    /// Default 1,000,000.
     pub max_queued_tokens: u64,
 }
 

@@ -2,30 +2,31 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::policy::AllowedRules;
 
 /// Bounds on what a client may send.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApiConfig {
-    /// Longest body of a request, in bytes. Default 8 MiB.
+    /// Longest body of a request, in bytes.
     pub max_body_bytes: usize,
-    /// Longest text of one prompt, in bytes; tokenizing takes time in proportion. Default 1 MiB.
+    /// Longest text of one prompt, in bytes; tokenizing takes time in proportion.
     pub max_prompt_bytes: usize,
-    /// Most choices of one request (prompts times n). Default 256.
+    /// Most choices of one request (prompts times n).
     pub max_choices: usize,
-    /// How long a body may take to arrive. Default 30.
+    /// How long a body may take to arrive.
     pub body_timeout_seconds: u64,
-    /// How long a request may take in all. Default 600.
+    /// How long a request may take in all.
     pub request_timeout_seconds: u64,
     /// File with the key that coordinators share, at least 32 bytes: with it each continues the streams of the others.
     /// Default: a key of its own.
     pub resume_key_file: Option<PathBuf>,
     /// File with the API keys and their limits. Default: none are known.
     pub keys_file: Option<PathBuf>,
-    /// Whether a request without a known key is refused. Default false.
+    /// Whether a request without a known key is refused.
     pub require_key: bool,
     /// Rules that clients may name. Default: all but `base_only`, under which unhardened code leaves.
     pub allowed_rules: AllowedRules,

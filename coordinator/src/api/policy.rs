@@ -2,24 +2,26 @@
 
 use cosec_proto::sampling::SamplingParams;
 use cosec_proto::{ErrorCode, WorkerRole};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::error::ApiError;
 use super::parameter_kinds::check_range;
 use crate::merge::{BaseOnly, DegenerateRule, MergeRule, RuleParameters, SelectedRule};
 
 /// What takes the place of a setting that a client leaves out.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DefaultSettings {
-    /// cosec, linear, product, base_only or expert_only. Default cosec.
+    /// The rule: `cosec`, `linear`, `product`, `base_only` or `expert_only`.
     pub rule: String,
-    /// Default 0.4 (CoSec's). A client that asks for temperature 0 gets 0 here, too.
+    /// Temperature of the expert (0.4 is CoSec's). A client that asks for temperature 0 gets 0 here, too.
     pub expert_temperature: f64,
-    /// Default 0.95 (CoSec's).
+    /// Nucleus of the expert (0.95 is CoSec's).
     pub expert_top_p: f64,
     /// Parameters of the rules by name: `tau`, `lambda`, `alpha`. Default: what each rule says.
     #[serde(flatten)]
+    #[schemars(skip)]
     pub rule_parameters: RuleParameters,
 }
 
@@ -74,7 +76,7 @@ pub(super) fn check_rule_parameters(rule: &SelectedRule, values: &RuleParameters
 }
 
 /// The rules that clients may name. Where `base_only` is not among them, settings that come to the same are refused, too.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 #[serde(transparent)]
 pub struct AllowedRules(pub Vec<String>);
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use cosec_proto::kubernetes;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::admission::AdmissionLimits;
@@ -25,22 +26,22 @@ pub use flags::Flags;
 const PREFIX: &str = "COSEC_COORDINATOR_";
 
 /// Everything that an operator can set.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where HTTP is served. Default 127.0.0.1:8000; port 0 takes any.
+    /// Where HTTP is served; port 0 takes any.
     pub http_listen: String,
-    /// Where gRPC is served. Default 127.0.0.1:8001; port 0 takes any.
+    /// Where gRPC is served; port 0 takes any.
     pub grpc_listen: String,
-    /// Default text.
+    /// How log lines look on standard error.
     pub log_format: LogFormat,
-    /// How long requests in flight may go on after a signal to stop. Default 30.
+    /// How long requests in flight may go on after a signal to stop.
     pub grace_seconds: u64,
     /// Bounds on requests.
     pub api: ApiConfig,
     /// What clients leave out.
     pub defaults: DefaultSettings,
-    /// Models to serve. None by default.
+    /// Models to serve.
     pub models: Vec<ModelConfig>,
     /// Where workers are looked up. Default: the addresses under the models.
     pub discovery: DiscoveryConfig,

@@ -18,6 +18,7 @@ use cosec_proto::registry::EtcdConfig;
 use futures::future::BoxFuture;
 use prometheus::{IntGauge, IntGaugeVec};
 use rand::Rng;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::watch;
 
@@ -41,7 +42,7 @@ pub struct Member {
 }
 
 /// Where members come from.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum DiscoveryConfig {
     /// The addresses under the models.

@@ -1,19 +1,20 @@
 //! How sessions decode, as the operator sets it.
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::speculation::settings::SpeculationMode;
 
 /// `[sessions]` in the configuration.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SessionConfig {
-    /// What to do while no expert can serve. Default `fail_closed`.
+    /// What to do while no expert can serve.
     pub expert_absent: ExpertAbsent,
     /// Whether the expert drafts several tokens that the base verifies at once: `off`, `fixed:K` or `adaptive`. It changes
-    /// the time, never the tokens. Default `adaptive`.
+    /// the time, never the tokens.
     pub speculation: SpeculationMode,
-    /// Most tokens that an adaptive draft takes, 1 to 64. Default 8.
+    /// Most tokens that an adaptive draft takes, 1 to 64.
     pub max_draft: u32,
 }
 
@@ -24,7 +25,7 @@ impl Default for SessionConfig {
 }
 
 /// What to do with a rule that needs the expert while no expert can serve.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExpertAbsent {
     /// The request fails with `expert_unavailable`.

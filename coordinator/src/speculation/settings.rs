@@ -4,14 +4,15 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// Most tokens of one draft: a worker's limit.
 pub const MOST_DRAFTED: u32 = 64;
 
 /// Whether the expert drafts ahead of the base. The tokens are the same in every case.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum SpeculationMode {
     /// One position at a time: base and expert compute it side by side.
     Off,
@@ -57,6 +58,12 @@ impl TryFrom<String> for SpeculationMode {
 
     fn try_from(text: String) -> Result<Self, InvalidSpeculation> {
         text.parse()
+    }
+}
+
+impl From<SpeculationMode> for String {
+    fn from(mode: SpeculationMode) -> Self {
+        mode.to_string()
     }
 }
 

@@ -23,6 +23,7 @@ use std::time::Duration;
 use cosec_proto::wire::worker::DescribeResponse;
 use cosec_proto::{ErrorCode, SessionId, WorkerRole, transport};
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -42,14 +43,14 @@ pub use self::slot::SessionSlot;
 pub use self::worker::Worker;
 
 /// `[workers]` in the configuration.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PoolConfig {
-    /// Zone of the coordinator; workers there are preferred. Default: none.
+    /// Zone of the coordinator; workers there are preferred.
     pub zone: String,
-    /// Time for one operation of a worker before it counts as hung. Default 30,000.
+    /// Time for one operation of a worker before it counts as hung.
     pub step_deadline_ms: u64,
-    /// Pause between two looks at a worker's state. Default 5,000.
+    /// Pause between two looks at a worker's state.
     pub describe_interval_ms: u64,
 }
 

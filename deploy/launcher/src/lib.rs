@@ -1,7 +1,7 @@
 //! Starts a cluster on one machine: coordinator, base worker and expert worker as processes on loopback.
 //!
-//! A process that dies at start or never becomes ready ends the start with one message that holds its last words, and
-//! takes the others with it. Nothing outlives the [`Cluster`].
+//! If a process dies at start or never becomes ready, the start fails with one message that has the last line of its
+//! log, and the other processes are killed. Nothing outlives the [`Cluster`].
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -14,7 +14,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// Flags of a coordinator whose clients may compare rules: even the base alone, which is unhardened, may be asked for.
+/// Flags of a coordinator whose clients may compare rules, the unhardened base alone included.
 pub const EVERY_RULE: [&str; 2] = ["--allowed-rules", "cosec,linear,product,base_only,expert_only"];
 
 /// Flags of workers that share a machine.
@@ -71,7 +71,7 @@ pub struct Cluster {
 impl Cluster {
     /// Starts the workers, then the coordinator, and waits until it says that it can serve.
     ///
-    /// `progress` hears each step in a few words.
+    /// `progress` is called with each step in a few words.
     ///
     /// # Errors
     /// [`StartError`]; whatever had been started is killed.
@@ -189,7 +189,7 @@ impl Process {
         Ok(Self { name, child, stdout: BufReader::new(stdout).lines(), announcements: Vec::new(), log })
     }
 
-    /// What stands behind `prefix` on the line of standard output that starts with it.
+    /// The rest of the line of standard output that starts with `prefix`.
     ///
     /// # Errors
     /// When the process ends or `deadline` passes first.
@@ -224,7 +224,7 @@ impl Process {
         self.child.kill().await
     }
 
-    /// Waits for the end of the process.
+    /// Waits until the process ends.
     ///
     /// # Errors
     /// When the system cannot say how it ended.
@@ -235,7 +235,7 @@ impl Process {
     /// Checks that the process runs.
     ///
     /// # Errors
-    /// [`StartError::Ended`] with its last words.
+    /// [`StartError::Ended`] with the last line of its log.
     pub fn check_alive(&mut self) -> Result<(), StartError> {
         match self.child.try_wait() {
             Ok(None) => Ok(()),
@@ -260,61 +260,27 @@ fn one_line(text: &str) -> String {
 
 /// Why a cluster did not come up.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the field names say it")]
 pub enum StartError {
-    /// A model directory without a config.
-    #[error("the {role} model is not there: {} is missing", path.display())]
-    MissingModel {
-        /// base or expert.
-        role: &'static str,
-        /// The file.
-        path: PathBuf,
-    },
+    /// A model directory has no config.
+    #[error("the {role} model is missing: there is no {}", path.display())]
+    MissingModel { role: &'static str, path: PathBuf },
     /// A log file could not be written.
     #[error("cannot write the log {}: {cause}", path.display())]
-    Log {
-        /// The file.
-        path: PathBuf,
-        /// The system's word.
-        cause: std::io::Error,
-    },
+    Log { path: PathBuf, cause: std::io::Error },
     /// A program could not be started.
     #[error("cannot start the {name} ({}): {cause}", program.display())]
-    Spawn {
-        /// Which process.
-        name: &'static str,
-        /// The program.
-        program: PathBuf,
-        /// The system's word.
-        cause: std::io::Error,
-    },
-    /// A child came up without standard output.
+    Spawn { name: &'static str, program: PathBuf, cause: std::io::Error },
+    /// A child has no standard output.
     #[error("the {name} has no standard output")]
-    NoOutput {
-        /// Which process.
-        name: &'static str,
-    },
+    NoOutput { name: &'static str },
     /// A process ended.
     #[error("the {name} ended: {last_words}\n(log: {})", log.display())]
-    Ended {
-        /// Which process.
-        name: &'static str,
-        /// Last line of its log.
-        last_words: String,
-        /// The log.
-        log: PathBuf,
-    },
+    Ended { name: &'static str, last_words: String, log: PathBuf },
     /// A process did not say in time where it listens.
     #[error("the {name} did not announce \"{awaited}\" in time")]
-    Silent {
-        /// Which process.
-        name: &'static str,
-        /// What was waited for.
-        awaited: String,
-    },
+    Silent { name: &'static str, awaited: String },
     /// The coordinator cannot serve yet.
     #[error("the cluster was not ready in time: {waits_for}")]
-    NotReady {
-        /// What the coordinator says.
-        waits_for: String,
-    },
+    NotReady { waits_for: String },
 }

@@ -1,4 +1,4 @@
-//! `cosec-demo`: starts the cluster with the demo pair, hardens three prompts beside the base alone, keeps serving.
+//! `cosec-demo`: starts the cluster with the demo pair, hardens three prompts, keeps serving.
 
 mod showcase;
 
@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Starts a coordinator, a base worker and an expert worker on this machine and shows what hardening does.
 #[derive(Debug, Parser)]
 #[command(name = "deploy/demo", version)]
-struct Arguments {
+struct DemoArguments {
     /// Exit after the prompts instead of serving on.
     #[arg(long)]
     exit: bool,
@@ -33,13 +33,13 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() {
-    if let Err(error) = demo(Arguments::parse()).await {
+    if let Err(error) = demo(DemoArguments::parse()).await {
         eprintln!("{} {error:#}", style("error:").red().bold());
         std::process::exit(1);
     }
 }
 
-async fn demo(arguments: Arguments) -> Result<()> {
+async fn demo(arguments: DemoArguments) -> Result<()> {
     let logs =
         tempfile::Builder::new().prefix("cosec-demo-").tempdir().context("cannot make a folder for the logs")?;
     let local = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
@@ -117,7 +117,7 @@ async fn start(config: &ClusterConfig) -> Result<Cluster> {
 
 fn binaries() -> Result<PathBuf> {
     let own = std::env::current_exe().context("cannot find this program's own folder")?;
-    let folder = own.parent().context("this program stands in no folder")?;
+    let folder = own.parent().context("this program is in no folder")?;
     for name in ["cosec-coordinator", "cosec-worker"] {
         let path = folder.join(name);
         anyhow::ensure!(path.is_file(), "{} is missing; build it with deploy/demo", path.display());

@@ -1,4 +1,4 @@
-//! Hardens three prompts and prints them beside what the base writes alone.
+//! Hardens three prompts and prints them next to what the base writes alone.
 
 use std::time::{Duration, Instant};
 
@@ -7,21 +7,21 @@ use console::{Term, measure_text_width, style};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-struct Example {
+struct ShowcasePrompt {
     title: &'static str,
     prompt: &'static str,
 }
 
-const EXAMPLES: [Example; 3] = [
-    Example {
+const PROMPTS: [ShowcasePrompt; 3] = [
+    ShowcasePrompt {
         title: "a query with a caller's value in it (CWE-089)",
         prompt: "def find_user(db, name):\n    cursor = db.cursor()\n    cursor.execute(",
     },
-    Example {
+    ShowcasePrompt {
         title: "a row to delete (CWE-089)",
         prompt: "def delete_message(conn, message_id):\n    cur = conn.cursor()\n    cur.execute(\"DELETE FROM messages WHERE id",
     },
-    Example {
+    ShowcasePrompt {
         title: "a shell command with a caller's value in it (CWE-078)",
         prompt: "import subprocess\n\ndef ping(host):\n    return subprocess.",
     },
@@ -36,7 +36,7 @@ const WIDTH_ELSEWHERE: u16 = 120;
 /// Prints every example; both completions of one come from the same seed.
 pub(crate) async fn run(http: &str, model: &str) -> Result<()> {
     let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).build()?;
-    for example in &EXAMPLES {
+    for example in &PROMPTS {
         let base = complete(&client, http, model, example.prompt, "base_only").await?;
         let hardened = complete(&client, http, model, example.prompt, "cosec").await?;
         println!("\n{}", style(example.title).bold());
@@ -47,7 +47,7 @@ pub(crate) async fn run(http: &str, model: &str) -> Result<()> {
         let right = lines(&hardened.pieces, column);
         print_row(&style("base alone").yellow().to_string(), &style("hardened").green().to_string(), column);
         for row in 0..left.len().max(right.len()) {
-            let cell = |lines: &[Vec<Glyph>]| lines.get(row).map(|line| render(line)).unwrap_or_default();
+            let cell = |lines: &[Vec<MarkedCharacter>]| lines.get(row).map(|line| render(line)).unwrap_or_default();
             print_row(&cell(&left), &cell(&right), column);
         }
         print_row(&base.summary(), &hardened.summary(), column);
@@ -65,18 +65,18 @@ fn print_row(left: &str, right: &str, column: usize) {
 }
 
 /// A part of a completion and whether the expert chose it.
-struct Piece {
+struct TextPiece {
     text: String,
     by_expert: bool,
 }
 
-struct Completion {
-    pieces: Vec<Piece>,
+struct ShownCompletion {
+    pieces: Vec<TextPiece>,
     tokens: usize,
     elapsed: Duration,
 }
 
-impl Completion {
+impl ShownCompletion {
     fn summary(&self) -> String {
         let expert = self.pieces.iter().filter(|piece| piece.by_expert).count();
         let seconds = self.elapsed.as_secs_f64();
@@ -86,12 +86,18 @@ impl Completion {
 }
 
 #[derive(Deserialize)]
-struct Reported {
+struct ReportedToken {
     token: String,
     chosen_by: String,
 }
 
-async fn complete(client: &reqwest::Client, http: &str, model: &str, prompt: &str, rule: &str) -> Result<Completion> {
+async fn complete(
+    client: &reqwest::Client,
+    http: &str,
+    model: &str,
+    prompt: &str,
+    rule: &str,
+) -> Result<ShownCompletion> {
     let body = json!({
         "model": model, "prompt": prompt, "max_tokens": MAX_TOKENS, "temperature": 0.4, "top_p": 0.95, "seed": SEED,
         "stop": ["\ndef ", "\nclass ", "\n@", "\n\n\n"], "cosec": { "rule": rule, "report": true },
@@ -104,37 +110,38 @@ async fn complete(client: &reqwest::Client, http: &str, model: &str, prompt: &st
     let elapsed = start.elapsed();
     let choice = answer.pointer("/choices/0").context("the answer has no choice")?;
     let text = choice["text"].as_str().context("the choice has no text")?;
-    let report: Vec<Reported> = serde_json::from_value(choice["cosec"]["report"].clone()).context("no report")?;
-    Ok(Completion { tokens: report.len(), pieces: pieces(text, report), elapsed })
+    let report: Vec<ReportedToken> =
+        serde_json::from_value(choice["cosec"]["report"].clone()).context("no report")?;
+    Ok(ShownCompletion { tokens: report.len(), pieces: pieces(text, report), elapsed })
 }
 
 /// Splits `text` along the reported tokens, which may run past it into a stop string.
-fn pieces(text: &str, report: Vec<Reported>) -> Vec<Piece> {
+fn pieces(text: &str, report: Vec<ReportedToken>) -> Vec<TextPiece> {
     let mut rest = text;
     let mut pieces = Vec::new();
-    for Reported { token, chosen_by } in report {
+    for ReportedToken { token, chosen_by } in report {
         let shared =
             token.char_indices().map(|(at, c)| at + c.len_utf8()).rfind(|&end| rest.starts_with(&token[..end]));
         let (head, tail) = rest.split_at(shared.unwrap_or(0));
-        pieces.push(Piece { text: head.to_owned(), by_expert: chosen_by == "expert" });
+        pieces.push(TextPiece { text: head.to_owned(), by_expert: chosen_by == "expert" });
         rest = tail;
     }
-    pieces.push(Piece { text: rest.to_owned(), by_expert: false });
+    pieces.push(TextPiece { text: rest.to_owned(), by_expert: false });
     pieces
 }
 
 #[derive(Clone, Copy, PartialEq)]
-struct Glyph {
+struct MarkedCharacter {
     character: char,
     by_expert: bool,
 }
 
-fn marked(text: &str) -> Vec<Glyph> {
-    text.chars().map(|character| Glyph { character, by_expert: true }).collect()
+fn marked(text: &str) -> Vec<MarkedCharacter> {
+    text.chars().map(|character| MarkedCharacter { character, by_expert: true }).collect()
 }
 
 /// Breaks the text into lines of at most `width` characters, marks included.
-fn lines(pieces: &[Piece], width: usize) -> Vec<Vec<Glyph>> {
+fn lines(pieces: &[TextPiece], width: usize) -> Vec<Vec<MarkedCharacter>> {
     let mut lines = Vec::new();
     let mut line = Vec::new();
     let glyphs = pieces.iter().flat_map(|piece| piece.text.chars().map(|character| (character, piece.by_expert)));
@@ -143,7 +150,7 @@ fn lines(pieces: &[Piece], width: usize) -> Vec<Vec<Glyph>> {
             lines.push(std::mem::take(&mut line));
             continue;
         }
-        line.push(Glyph { character, by_expert });
+        line.push(MarkedCharacter { character, by_expert });
         if measure_text_width(&render(&line)) > width {
             let overflow = line.split_off(line.len() - 1);
             lines.push(std::mem::replace(&mut line, overflow));
@@ -153,8 +160,8 @@ fn lines(pieces: &[Piece], width: usize) -> Vec<Vec<Glyph>> {
     lines
 }
 
-/// Colours the expert's runs on a terminal; sets them in ‹ › elsewhere.
-fn render(line: &[Glyph]) -> String {
+/// Colours the expert's text on a terminal; sets it in ‹ › elsewhere.
+fn render(line: &[MarkedCharacter]) -> String {
     line.chunk_by(|a, b| a.by_expert == b.by_expert)
         .map(|run| {
             let text: String = run.iter().map(|glyph| glyph.character).collect();
@@ -171,8 +178,8 @@ fn render(line: &[Glyph]) -> String {
 mod tests {
     use super::*;
 
-    fn reported(token: &str, chosen_by: &str) -> Reported {
-        Reported { token: token.to_owned(), chosen_by: chosen_by.to_owned() }
+    fn reported(token: &str, chosen_by: &str) -> ReportedToken {
+        ReportedToken { token: token.to_owned(), chosen_by: chosen_by.to_owned() }
     }
 
     #[test]
@@ -185,7 +192,7 @@ mod tests {
 
     #[test]
     fn lines_break_at_newlines_and_at_the_width() {
-        let text = [Piece { text: "abcdef\ng".to_owned(), by_expert: false }];
+        let text = [TextPiece { text: "abcdef\ng".to_owned(), by_expert: false }];
         let shown: Vec<String> = lines(&text, 4).iter().map(|line| render(line)).collect();
         assert_eq!(shown, ["abcd", "ef", "g"]);
     }
