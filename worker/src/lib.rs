@@ -4,6 +4,10 @@
 //! session, and only `service` knows messages. `checkpoint` knows no decoder; `families`, `weights` and `decoder` build
 //! on it in this order, and only `model` knows them all.
 
+// The name by which a fake model that integration tests share with the scheduler's tests knows the crate.
+#[cfg(test)]
+extern crate self as cosec_worker;
+
 pub mod config;
 pub mod server;
 

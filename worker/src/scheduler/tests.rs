@@ -6,40 +6,17 @@ use std::time::{Duration, Instant};
 
 use cosec_proto::metrics::MetricRegistry;
 use cosec_proto::{LogitsRequest, LogitsView, Operation, OperationKind, OperationOutcome, SessionId};
-use parking_lot::Mutex;
 
 use super::*;
 use crate::limits::EngineOptions;
-use crate::logits_view::{BufferPool, KeptLogits, LogitsTask};
 use crate::metrics::WorkerMetrics;
-use crate::model::{BatchItem, ForwardError, ModelDescription};
 use crate::operation::{OperationPermit, OperationRequest, OperationTicket, QueuedOperation};
 use crate::status::EngineStatus;
+use fake_model::{FakeModel, Gate};
 
-/// All logits are the same; notes how many sequences rode in each pass, which takes its time.
-struct Flat {
-    description: ModelDescription,
-    passes: Arc<Mutex<Vec<usize>>>,
-    time: Duration,
-}
-
-impl LanguageModel for Flat {
-    fn description(&self) -> &ModelDescription {
-        &self.description
-    }
-
-    fn forward(&mut self, batch: &[BatchItem<'_>], tasks: &mut [LogitsTask<'_>]) -> Result<Duration, ForwardError> {
-        std::thread::sleep(self.time);
-        self.passes.lock().push(batch.len());
-        tasks.iter_mut().for_each(|task| task.read(&[0.0; 8], &BufferPool::default()));
-        Ok(Duration::ZERO)
-    }
-
-    fn read_kept(&mut self, row: &KeptLogits, task: &mut LogitsTask<'_>) -> Result<(), ForwardError> {
-        task.read(row.logits().unwrap(), &BufferPool::default());
-        Ok(())
-    }
-}
+#[expect(dead_code, reason = "the service's tests use the rest of it")]
+#[path = "../../tests/service/fake_model.rs"]
+mod fake_model;
 
 fn request(session: SessionId, at: u32, tokens: &[u32]) -> OperationRequest {
     let now = Instant::now();
@@ -51,7 +28,7 @@ fn request(session: SessionId, at: u32, tokens: &[u32]) -> OperationRequest {
 
 fn submit(
     scheduler: &mut Scheduler,
-    model: &mut Flat,
+    model: &mut FakeModel,
     session: SessionId,
     at: u32,
     tokens: &[u32],
@@ -62,8 +39,8 @@ fn submit(
     ticket
 }
 
-/// A scheduler, its model and sessions.
-fn stage() -> (Scheduler, Flat, [SessionId; 4]) {
+/// A scheduler, its model, the passes of the model, and sessions.
+fn scheduler() -> (Scheduler, FakeModel, Arc<Gate>, [SessionId; 4]) {
     let options = EngineOptions {
         blocks: 64,
         block_tokens: 4,
@@ -72,35 +49,23 @@ fn stage() -> (Scheduler, Flat, [SessionId; 4]) {
         max_operations: 8,
         lease: Duration::from_secs(60),
     };
-    let description = ModelDescription {
-        family: "flat".to_owned(),
-        parameters: 0,
-        vocabulary: 8,
-        context_tokens: 64,
-        end_token_ids: Vec::new(),
-        fingerprint: String::new(),
-        tokenizer_fingerprint: String::new(),
-        kv_bytes_per_token: 0,
-        adapters: Vec::new(),
-        adapter_fingerprints: Vec::new(),
-        tokenizer: None,
-    };
-    let limits = options.limits(&description);
-    let (status, metrics) = (
-        Arc::new(EngineStatus::new(options.blocks)),
-        Arc::new(WorkerMetrics::register(&MetricRegistry::default()).unwrap()),
-    );
+    let gate = Arc::new(Gate::default());
+    let model = FakeModel::new(options.blocks, options.block_tokens, Arc::clone(&gate));
+    let limits = options.limits(model.description());
+    let status = Arc::new(EngineStatus::new(options.blocks));
+    let metrics = Arc::new(WorkerMetrics::register(&MetricRegistry::default()).unwrap());
     let scheduler = Scheduler::new(options, &limits, status, metrics);
-    (
-        scheduler,
-        Flat { description, passes: Arc::default(), time: Duration::ZERO },
-        std::array::from_fn(|_| SessionId::random()),
-    )
+    (scheduler, model, gate, std::array::from_fn(|_| SessionId::random()))
+}
+
+/// How many sequences were in each pass.
+fn batch_sizes(gate: &Gate) -> Vec<usize> {
+    gate.passes().iter().map(Vec::len).collect()
 }
 
 #[test]
 fn a_look_at_a_kept_row_waits_for_no_pass() {
-    let (mut scheduler, mut model, sessions) = stage();
+    let (mut scheduler, mut model, gate, sessions) = scheduler();
     let _first = sessions.map(|session| submit(&mut scheduler, &mut model, session, 0, &[1, 2]));
     assert!(scheduler.step(&mut model, &Instant::now));
     for session in sessions {
@@ -109,14 +74,14 @@ fn a_look_at_a_kept_row_waits_for_no_pass() {
     }
     let mut seconds = sessions.map(|session| submit(&mut scheduler, &mut model, session, 2, &[3]));
     assert!(scheduler.step(&mut model, &Instant::now));
-    assert_eq!(*model.passes.lock(), [4, 4]);
+    assert_eq!(batch_sizes(&gate), [4, 4]);
     let cost = seconds[0].answer.try_recv().unwrap().cost;
     assert_eq!((cost.passes, cost.rows), (1, 4));
 }
 
 #[test]
 fn who_is_expected_soon_is_waited_for_until_it_comes_or_ends() {
-    let (mut scheduler, mut model, [soon, ends, late, _]) = stage();
+    let (mut scheduler, mut model, _, [soon, ends, late, _]) = scheduler();
     let (millis, now) = (Duration::from_millis(1), Instant::now());
     (0..9).for_each(|_| scheduler.window.passed(4, 4, 100 * millis));
     for (session, away) in [(soon, 5), (ends, 9), (late, 80)] {
@@ -138,20 +103,20 @@ fn who_is_expected_soon_is_waited_for_until_it_comes_or_ends() {
 /// to begin the next one.
 #[test]
 fn halves_that_took_turns_ride_together_again() {
-    let (scheduler, model, sessions) = stage();
-    let (options, passes) = (scheduler.options.clone(), Arc::clone(&model.passes));
+    let (scheduler, mut model, gate, sessions) = scheduler();
+    let options = scheduler.options.clone();
     let metrics = Arc::new(WorkerMetrics::register(&MetricRegistry::default()).unwrap());
-    let model = Flat { time: Duration::from_millis(30), ..model };
+    model.pass_time = Duration::from_millis(30);
     let engine = crate::engine::start(model, options, metrics).unwrap();
     std::thread::scope(|scope| {
         for (index, session) in sessions.into_iter().enumerate() {
-            let (engine, passes) = (engine.clone(), Arc::clone(&passes));
+            let (engine, gate) = (engine.clone(), Arc::clone(&gate));
             scope.spawn(move || {
                 std::thread::sleep(Duration::from_millis(40 * (index as u64 / 2)));
                 for at in 0..40 {
                     let ticket = engine.submit(request(session, at, &[1])).unwrap();
                     ticket.answer.blocking_recv().unwrap();
-                    if passes.lock().ends_with(&[4, 4, 4]) {
+                    if batch_sizes(&gate).ends_with(&[4, 4, 4]) {
                         return;
                     }
                     std::thread::sleep(Duration::from_millis(10));
@@ -159,5 +124,6 @@ fn halves_that_took_turns_ride_together_again() {
             });
         }
     });
-    assert!(passes.lock().windows(3).any(|three| three == [4, 4, 4]), "{passes:?}");
+    let sizes = batch_sizes(&gate);
+    assert!(sizes.windows(3).any(|three| three == [4, 4, 4]), "{sizes:?}");
 }

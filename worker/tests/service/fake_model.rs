@@ -1,6 +1,7 @@
 //! A model whose logits are a hash of the history that it finds through the block table.
 //!
-//! Tokens live in paged memory of its own, so a block that is shared, lost or in the wrong place changes the logits.
+//! Tokens live in paged memory of its own, so a block that is shared, lost or in the wrong place changes the logits. The
+//! scheduler's tests inside the crate use it, too.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -18,7 +19,7 @@ pub(crate) const CONTEXT_TOKENS: usize = 1000;
 /// Repeats to a tokenizer of more than two pieces.
 pub(crate) const TOKENIZER: &[u8] = b"tokenizer";
 
-/// The rows behind it are not numbers.
+/// The logits after it are not numbers.
 pub(crate) const NAN_TOKEN: u32 = 290;
 /// A batch with it is refused.
 pub(crate) const ERROR_TOKEN: u32 = 291;
@@ -39,7 +40,7 @@ pub(crate) fn logits(history: &[u32]) -> Vec<f32> {
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            // No draft meets a token of trouble.
+            // These tokens are never drafted.
             if id >= NAN_TOKEN { f32::NEG_INFINITY } else { ((mixed >> 40) as f32) / ((1 << 24) as f32) * 8.0 - 4.0 }
         })
         .collect()
@@ -118,6 +119,8 @@ pub(crate) struct FakeModel {
     memory: Vec<Option<u32>>,
     block_tokens: usize,
     gate: Arc<Gate>,
+    /// How long every pass takes.
+    pub(crate) pass_time: Duration,
 }
 
 impl FakeModel {
@@ -135,7 +138,7 @@ impl FakeModel {
             adapter_fingerprints: vec!["a".repeat(64), "b".repeat(64)],
             tokenizer: Some(TOKENIZER.repeat(300_000).into()),
         };
-        Self { description, memory: vec![None; blocks * block_tokens], block_tokens, gate }
+        Self { description, memory: vec![None; blocks * block_tokens], block_tokens, gate, pass_time: Duration::ZERO }
     }
 
     fn slot(&self, blocks: &[u32], position: usize) -> usize {
@@ -149,6 +152,7 @@ impl LanguageModel for FakeModel {
     }
 
     fn forward(&mut self, batch: &[BatchItem<'_>], tasks: &mut [LogitsTask<'_>]) -> Result<Duration, ForwardError> {
+        std::thread::sleep(self.pass_time);
         self.gate.pass(batch.iter().map(|item| item.tokens.to_vec()).collect());
         assert!(batch.iter().all(|item| !item.tokens.contains(&PANIC_TOKEN)), "told to panic");
         if let Some(item) = batch.iter().position(|item| item.tokens.contains(&ERROR_TOKEN)) {
