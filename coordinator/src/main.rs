@@ -10,19 +10,9 @@ use cosec_coordinator::telemetry::Telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Serves code models that a security expert hardens while they decode.
-///
-/// Settings come from defaults, --config, environment variables COSEC_COORDINATOR_… and flags; the later win.
-#[derive(Debug, Parser)]
-#[command(version)]
-struct Arguments {
-    #[command(flatten)]
-    flags: Flags,
-}
-
 #[tokio::main]
 async fn main() -> std::process::ExitCode {
-    match run(&Arguments::parse().flags).await {
+    match run(&Flags::parse()).await {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "error: {error:#}");

@@ -152,22 +152,14 @@ impl ServedModels {
         self.models.iter().find(|model| model.name == name).map(|model| self.info(model))
     }
 
-    fn info(&self, model: &ServedModel) -> ModelInfo {
-        ModelInfo { name: model.name.clone(), readiness: self.readiness(model) }
-    }
-
-    fn readiness(&self, model: &ServedModel) -> Arc<ModelReadiness> {
-        let mut cached = model.cached.lock();
+    fn info(&self, ServedModel { name, cached }: &ServedModel) -> ModelInfo {
+        let mut cached = cached.lock();
         // Read before the workers are looked at, so that no change is missed meanwhile.
         let changes = self.pool.changes();
-        if let Some(cached) = &*cached
-            && cached.changes == changes
-        {
-            return Arc::clone(&cached.readiness);
-        }
-        let readiness = Arc::new(ask_workers(&self.pool, &model.name));
-        *cached = Some(CachedReadiness { changes, readiness: Arc::clone(&readiness) });
-        readiness
+        cached.take_if(|cached| cached.changes != changes);
+        let ask = || CachedReadiness { changes, readiness: Arc::new(ask_workers(&self.pool, name)) };
+        let readiness = Arc::clone(&cached.get_or_insert_with(ask).readiness);
+        ModelInfo { name: name.clone(), readiness }
     }
 }
 

@@ -2,14 +2,17 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::Parser;
 use serde_json::{Map, Value, json};
 
 use crate::speculation::settings::SpeculationMode;
 use crate::telemetry::LogFormat;
 
-/// The flags; each wins over the file and the environment.
-#[derive(Args, Clone, Debug, Default)]
+/// Serves code models that a security expert hardens while they decode.
+///
+/// Settings come from defaults, --config, environment variables COSEC_COORDINATOR_… and flags; the later win.
+#[derive(Clone, Debug, Default, Parser)]
+#[command(version)]
 pub struct Flags {
     /// TOML file with the configuration.
     #[arg(long, value_name = "FILE", env = "COSEC_COORDINATOR_CONFIG")]
@@ -55,33 +58,22 @@ pub struct Flags {
 impl Flags {
     /// The flags that are set, in the file's shape.
     pub(super) fn values(&self) -> Map<String, Value> {
-        let mut values = Map::new();
-        let scalars = [
+        let Self { tokenizer, base, expert, anti_expert, allowed_rules, etcd, .. } = self;
+        let model = |name: &String| {
+            json!([{
+                "name": name, "tokenizer": tokenizer, "base": base, "expert": expert, "anti_expert": anti_expert,
+            }])
+        };
+        let values = [
             ("http_listen", self.http_listen.as_ref().map(|address| json!(address))),
             ("grpc_listen", self.grpc_listen.as_ref().map(|address| json!(address))),
             ("log_format", self.log_format.map(|format| json!(format))),
             ("grace_seconds", self.grace_seconds.map(|seconds| json!(seconds))),
+            ("api", (!allowed_rules.is_empty()).then(|| json!({"allowed_rules": allowed_rules}))),
+            ("sessions", self.speculation.map(|mode| json!({"speculation": mode.to_string()}))),
+            ("models", self.model.as_ref().map(model)),
+            ("discovery", (!etcd.is_empty()).then(|| json!({"kind": "etcd", "endpoints": etcd}))),
         ];
-        values.extend(scalars.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
-        if !self.allowed_rules.is_empty() {
-            values.insert("api".to_owned(), json!({"allowed_rules": self.allowed_rules}));
-        }
-        if let Some(speculation) = self.speculation {
-            values.insert("sessions".to_owned(), json!({"speculation": speculation.to_string()}));
-        }
-        if let Some(name) = &self.model {
-            let model = json!({
-                "name": name,
-                "tokenizer": self.tokenizer,
-                "base": self.base,
-                "expert": self.expert,
-                "anti_expert": self.anti_expert,
-            });
-            values.insert("models".to_owned(), json!([model]));
-        }
-        if !self.etcd.is_empty() {
-            values.insert("discovery".to_owned(), json!({"kind": "etcd", "endpoints": self.etcd}));
-        }
-        values
+        values.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
     }
 }

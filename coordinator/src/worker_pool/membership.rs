@@ -25,7 +25,11 @@ pub(super) struct Membership {
     workers: RwLock<Vec<MemberWorker>>,
     /// Models and roles that ever had a member: that the last one left is an absence, and makes no other rule.
     roles: RwLock<BTreeSet<(String, WorkerRole)>>,
-    connector: WorkerConnector,
+    connect: Arc<transport::Connect>,
+    describe_interval: Duration,
+    changes: Arc<ChangeCount>,
+    metrics: PoolMetrics,
+    tasks: TaskSpawner,
 }
 
 struct MemberWorker {
@@ -33,18 +37,16 @@ struct MemberWorker {
     leave: CancellationToken,
 }
 
-/// What it takes to connect to a worker.
-pub(super) struct WorkerConnector {
-    pub(super) connect: Arc<transport::Connect>,
-    pub(super) describe_interval: Duration,
-    pub(super) changes: Arc<ChangeCount>,
-    pub(super) metrics: PoolMetrics,
-    pub(super) tasks: TaskSpawner,
-}
-
 impl Membership {
-    pub(super) fn new(connector: WorkerConnector) -> Arc<Self> {
-        Arc::new(Self { workers: RwLock::default(), roles: RwLock::default(), connector })
+    pub(super) fn new(
+        connect: Arc<transport::Connect>,
+        describe_interval: Duration,
+        changes: Arc<ChangeCount>,
+        metrics: PoolMetrics,
+        tasks: TaskSpawner,
+    ) -> Arc<Self> {
+        let (workers, roles) = (RwLock::default(), RwLock::default());
+        Arc::new(Self { workers, roles, connect, describe_interval, changes, metrics, tasks })
     }
 
     /// Connects to who is new, and lets go who is no member any more.
@@ -59,17 +61,17 @@ impl Membership {
                     stays.worker.leaving.send_replace(false);
                     workers.push(stays);
                 }
-                None => workers.extend(self.connector.connect(member)),
+                None => workers.extend(self.connect(member)),
             }
         }
         for gone in before {
             if !gone.worker.leaving.send_replace(true) {
-                self.connector.tasks.spawn(Arc::clone(self).part(Arc::clone(&gone.worker)));
+                self.tasks.spawn(Arc::clone(self).part(Arc::clone(&gone.worker)));
             }
             workers.push(gone);
         }
         drop(workers);
-        self.connector.changes.tell();
+        self.changes.tell();
     }
 
     /// Lets a worker go that is no member any more, once it has no session; not if it becomes a member again.
@@ -78,7 +80,7 @@ impl Membership {
         loop {
             tokio::select! {
                 biased;
-                () = self.connector.tasks.shutdown.cancelled() => return,
+                () = self.tasks.shutdown.cancelled() => return,
                 () = tokio::time::sleep(PARTING_POLL) => {}
                 _ = leaving.wait_for(|leaving| !leaving) => return,
             }
@@ -109,9 +111,7 @@ impl Membership {
     pub(super) fn all(&self) -> Vec<Arc<Worker>> {
         self.workers.read().iter().map(|member| Arc::clone(&member.worker)).collect()
     }
-}
 
-impl WorkerConnector {
     fn connect(&self, member: &Member) -> Option<MemberWorker> {
         // The channel's own task needs a runtime.
         let channel = match self.tasks.entered(|| (self.connect)(&member.address)) {

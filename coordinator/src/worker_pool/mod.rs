@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::changes::ChangeCount;
-use self::membership::{Membership, WorkerConnector};
+use self::membership::Membership;
 use self::metrics::PoolMetrics;
 use self::placement::{PlacementCandidate, choose};
 use self::readiness::ReadinessCheck;
@@ -106,13 +106,8 @@ impl WorkerPool {
         let WorkerSource { members, connect } = source;
         let changes = Arc::<ChangeCount>::default();
         let comparisons = TokenizerComparisons::new(Arc::clone(&connect), tasks.clone(), Arc::clone(&changes));
-        let membership = Membership::new(WorkerConnector {
-            connect,
-            describe_interval: Duration::from_millis(config.describe_interval_ms),
-            changes: Arc::clone(&changes),
-            metrics,
-            tasks: tasks.clone(),
-        });
+        let describe_interval = Duration::from_millis(config.describe_interval_ms);
+        let membership = Membership::new(connect, describe_interval, Arc::clone(&changes), metrics, tasks.clone());
         let readiness = ReadinessCheck { membership: Arc::clone(&membership), requirements, comparisons };
         let pool = Arc::new(Self { config, membership, readiness, changes, served: Mutex::default(), tasks });
         pool.tasks.spawn(Arc::clone(&pool).follow(members));
