@@ -41,7 +41,7 @@ use crate::worker_pool::tokenizers::{KnownTokenizer, TokenizerOwner};
 /// Time for connections to close and tasks to end when nothing is in flight any more.
 const CLOSING: Duration = Duration::from_secs(5);
 
-/// Pause between two looks at whether the gRPC health service should say that it serves.
+/// Pause between two updates of the gRPC health service.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Serves until `shutdown`, then refuses new requests, finishes those in flight within the grace period, and returns.
@@ -105,7 +105,7 @@ impl ApiListeners {
     fn announce(&self) {
         let mut out = std::io::stdout().lock();
         for (protocol, listener) in [("http", &self.http), ("grpc", &self.grpc)] {
-            // Nobody may be listening, which is no reason to stop.
+            // Standard output may be closed, which is no reason to stop.
             let _ = listener.local_addr().map(|address| writeln!(out, "{protocol} on {address}"));
         }
         let _ = out.flush();

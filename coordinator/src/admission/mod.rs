@@ -1,9 +1,8 @@
 //! Who decodes, who waits, and who is refused at once. Waiting sessions get their turn fairly by tenant.
 //!
 //! A session takes its place in the queue before its prompt is tokenized, and joins the line when its tokens are known.
-//! It begins when its prompt fits into the workers' caches beside what the sessions of its model have there. What they
-//! come to later is not reserved, since few use all that they may: where it does not fit, the workers let the youngest
-//! wait.
+//! It begins when the workers' caches have room for its prompt next to the other sessions of its model. Room for new
+//! tokens is not reserved, since few sessions use all that they may: if it runs out, the workers pause the youngest.
 
 mod fair_queue;
 mod throughput;
@@ -155,7 +154,7 @@ impl Admission {
     fn dispatch(&self, state: &mut QueueState) {
         while state.active < self.limits.max_sessions {
             let cached = |model: &str| state.cached.get(model).map_or(0, |tokens| tokens.load(Ordering::Relaxed));
-            // One that is alone begins in any case: nothing that it could wait for would end.
+            // One that is alone begins in any case: waiting would not make room.
             let fits = |next: &WaitingSession| {
                 let before = cached(&next.model);
                 before == 0 || before.saturating_add(next.prompt_tokens) <= (self.capacity)(&next.model)
@@ -164,7 +163,7 @@ impl Admission {
             state.cached.entry(next.model).or_default().fetch_add(next.prompt_tokens, Ordering::Relaxed);
             state.queued_tokens -= next.tokens;
             state.active += 1;
-            // A session that waits no more gives its turn back when its permit is dropped.
+            // If the session waits no more, dropping its permit gives the turn back.
             let _ = next.turn.send(());
         }
         self.show(state);
@@ -258,7 +257,7 @@ impl Drop for QueuedPermit {
             }
         }
         if state.sessions == 0 {
-            // Nobody is left to be fair to.
+            // Shares matter only while there are sessions.
             state.queue = FairQueue::default();
             state.cached.clear();
         }
@@ -323,7 +322,7 @@ mod tests {
     fn a_place_is_taken_before_the_tokens_are_known() {
         let admission = admission(1, 2, 100);
         let tenant = tenant("a", 1.0);
-        // Whoever finds a free turn takes nothing of the queue; the next one takes its bound.
+        // A session that finds a free turn takes nothing of the queue; the next one takes its bound.
         let first = admission.enter(&tenant, "large", 500).unwrap();
         let second = admission.enter(&tenant, "large", 90).unwrap();
         assert_eq!(admission.metrics.queued_tokens.get(), 90);
@@ -365,7 +364,7 @@ mod tests {
         let admission = admission(10, 10, u64::MAX);
         let tenant = tenant("a", 1.0);
         let enter = |model, prompt_tokens| turn(&admission, &tenant, (model, prompt_tokens, 1000));
-        // More than there is; but nobody else is there.
+        // More than there is, but it is alone.
         let mut first = enter("small", 150).now_or_never().unwrap();
         let mut second = enter("small", 60);
         assert!((&mut second).now_or_never().is_none());

@@ -1,4 +1,4 @@
-//! How fast sessions come to their end, and hence how long what waits will take.
+//! How fast sessions end, and so how long the queue will take.
 
 use cosec_proto::MovingAverage;
 use tokio::time::Instant;
@@ -6,7 +6,7 @@ use tokio::time::Instant;
 /// Sessions over which the averages go.
 const MEMORY_SESSIONS: f64 = 32.0;
 
-/// Most seconds that a client is told to wait: by then everything may be different.
+/// Most seconds that a client is told to wait: estimates beyond that mean little.
 const MOST_SECONDS: f64 = 60.0;
 
 /// Averages over the sessions that ended last.

@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct EtcdSource(pub EtcdConfig);
 
-/// A worker's entry, as it was when it was last there.
+/// A worker's entry, as it was last seen.
 struct RegisteredWorker {
     registration: Registration,
     /// Until when the worker is still a member although the entry is gone. A worker that ends says first that it drains;

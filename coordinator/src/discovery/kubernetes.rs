@@ -1,4 +1,4 @@
-//! The workers behind headless services: each of their pods is an SRV record, which names its port and its host.
+//! The workers of headless services: each pod is an SRV record that names its port and its host.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -43,7 +43,7 @@ impl KubernetesSource {
         Ok(Self { resolver: builder.build()?, services })
     }
 
-    /// The addresses behind one service and until when they hold.
+    /// The addresses of one service and until when they hold.
     async fn resolve(&self, service: &str) -> Result<(Vec<SocketAddr>, Instant), NetError> {
         let records = match self.resolver.srv_lookup(service).await {
             Ok(records) => records,
@@ -67,7 +67,7 @@ impl KubernetesSource {
         Ok((addresses, until))
     }
 
-    /// The members behind all services and until when they hold.
+    /// The members of all services and until when they hold.
     async fn members(&self) -> Result<(Vec<Member>, Instant), String> {
         let mut members = Vec::new();
         let mut until = Instant::now() + INTERVAL.1;

@@ -1,7 +1,6 @@
-//! Which workers there should be. Feeds the worker pool through one `watch` channel and knows nobody else.
+//! Which workers there should be. Feeds the worker pool through one `watch` channel and knows no other room.
 //!
-//! A source that cannot be asked any more changes nothing: its last word holds until it speaks again, and the gauge
-//! `cosec_discovery_up` says 0.
+//! While a source cannot be asked its last answer holds, and the gauge `cosec_discovery_up` says 0.
 
 mod etcd;
 mod kubernetes;
@@ -132,7 +131,7 @@ pub struct MemberAnnouncer {
 }
 
 impl MemberAnnouncer {
-    /// Nobody is a member yet.
+    /// Begins without members.
     #[must_use]
     pub fn new(metrics: DiscoveryMetrics) -> Self {
         Self { members: watch::Sender::default(), metrics }

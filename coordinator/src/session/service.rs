@@ -178,7 +178,7 @@ impl SessionService {
         tenant.spend(prompt_tokens);
         let (events, receiver) = mpsc::channel(EVENTS_AHEAD);
         let cancel = self.tasks.shutdown.child_token();
-        // Part of the trace of whoever asks.
+        // Part of the request's trace.
         let span = tracing::debug_span!(
             "session",
             model = model.name,
@@ -213,7 +213,7 @@ impl SessionService {
 struct CancelReasons {
     /// The stream was dropped, or the coordinator shuts down.
     left: CancellationToken,
-    /// Whether the stream was dropped because its text has come to its end.
+    /// Whether the stream was dropped because its text has ended.
     stopped: Arc<AtomicBool>,
     shutdown: CancellationToken,
 }
@@ -297,7 +297,7 @@ pub struct SessionStream {
 }
 
 impl SessionStream {
-    /// Ends the session because its text has come to its end: a stop string was found.
+    /// Ends the session because its text has ended: a stop string was found.
     pub fn stop(self) {
         self.stopped.store(true, Ordering::Release);
     }

@@ -45,7 +45,7 @@ impl WorkerConnection {
         loop {
             match responses.message().await {
                 Ok(Some(response)) => {
-                    // An operation that nobody waits for was cancelled.
+                    // Without a waiter the operation was cancelled.
                     if let Some(waiter) = self.take_waiter(response.op) {
                         let _ = waiter.send(response);
                     }
@@ -111,7 +111,7 @@ impl WorkerConnection {
     }
 }
 
-/// Forgets an operation, and tells the worker when nobody waits for its answer any more.
+/// Forgets an operation, and cancels it at the worker if it has not answered.
 struct WithdrawGuard<'a> {
     connection: &'a WorkerConnection,
     op: u64,
@@ -124,7 +124,7 @@ impl Drop for WithdrawGuard<'_> {
         if unanswered && self.sent {
             let cancel = worker::step_request::Operation::Cancel(worker::Cancel { target: self.op });
             let request = worker::StepRequest { op: 0, deadline_ms: 0, operation: Some(cancel) };
-            // With a full stream the operation runs in vain; its answer is ignored.
+            // If the stream is full the operation runs in vain, and its answer is ignored.
             let _ = self.connection.outgoing.try_send(request);
         }
     }

@@ -1,4 +1,4 @@
-//! Which workers there are: those that discovery names, and those that leave and still have sessions.
+//! Which workers there are: those that discovery names, and former ones that still have sessions.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use super::worker::Worker;
 use crate::discovery::Member;
 use crate::tasks::TaskSpawner;
 
-/// Between two looks whether the last session has left a worker that is no member any more.
+/// Pause between two checks whether a former member still has sessions.
 const PARTING_POLL: Duration = Duration::from_millis(50);
 
 /// The workers, each with a task that keeps its connection up.
 pub(super) struct Membership {
     /// In the order of discovery.
     workers: RwLock<Vec<MemberWorker>>,
-    /// Models and roles that ever had a member: that the last one left is an absence, and makes no other rule.
+    /// Models and roles that ever had a member: if the last one leaves, the role is absent, not unknown.
     roles: RwLock<BTreeSet<(String, WorkerRole)>>,
     connect: Arc<transport::Connect>,
     describe_interval: Duration,
@@ -49,7 +49,7 @@ impl Membership {
         Arc::new(Self { workers, roles, connect, describe_interval, changes, metrics, tasks })
     }
 
-    /// Connects to who is new, and lets go who is no member any more.
+    /// Connects to new members, and parts from former ones.
     pub(super) fn reconcile(self: &Arc<Self>, members: &[Member]) {
         self.roles.write().extend(members.iter().map(|member| (member.model.clone(), member.role)));
         let mut workers = self.workers.write();
@@ -74,7 +74,7 @@ impl Membership {
         self.changes.tell();
     }
 
-    /// Lets a worker go that is no member any more, once it has no session; not if it becomes a member again.
+    /// Disconnects a former member once it has no session, unless it becomes a member again.
     async fn part(self: Arc<Self>, worker: Arc<Worker>) {
         let mut leaving = worker.leaving.subscribe();
         loop {

@@ -1,4 +1,4 @@
-//! How long a worker's operations take, and hence after how long one counts as hung.
+//! How long a worker's operations take, and so after how long one counts as hung.
 
 use std::time::Duration;
 

@@ -48,7 +48,7 @@ impl WorkerHealth {
         outcome: Result<&Answer, &OperationError>,
     ) -> Option<bool> {
         let now = Instant::now();
-        // One that was given up took so long at least: a worker that has become slow is soon given more time.
+        // One that was given up took at least so long: a worker that has become slow soon gets more time.
         let was_given_up = matches!(outcome, Err(error) if error.code == ErrorCode::DeadlineExceeded);
         if let Some(passes) = short_passes(operation)
             && (outcome.is_ok() || was_given_up)
