@@ -1,19 +1,18 @@
 //! CodeGen (Nijkamp et al., 2022): GPT-J's block with queries, values and keys fused in four groups.
 
 use super::{
-    ACTIVATIONS, DecoderSpec, LinearBiases, MlpSpec, PositionEmbedding, QkvNames, ResidualLayout, RopeScaling,
-    RotaryEmbedding, TensorNames, heads,
+    DecoderSpec, LinearBiases, PositionEmbedding, QkvNames, ResidualLayout, RopeScaling, RotaryEmbedding,
+    TensorNames, gpt_bigcode,
 };
 use crate::checkpoint::config_section::{ConfigFileError, ConfigSection};
-use crate::kernels::{NormKind, RotaryPairs};
+use crate::kernels::RotaryPairs;
 
 /// Accelerator cores that the models were trained on; the order of the fused rows keeps their trace.
 const GROUPS: usize = 4;
 
 pub(super) fn describe(config: &ConfigSection<'_>) -> Result<(DecoderSpec, TensorNames), ConfigFileError> {
-    let layers = config.size("n_layer")?;
-    let hidden = config.size("n_embd")?;
-    let heads = heads(config, hidden, "n_head", None)?;
+    let gpt2 = gpt_bigcode::spec(config, "gelu_new")?;
+    let heads = gpt2.heads;
     if !heads.query.is_multiple_of(GROUPS) {
         return Err(config.invalid("n_head", format!("a multiple of {GROUPS}")));
     }
@@ -29,23 +28,11 @@ pub(super) fn describe(config: &ConfigSection<'_>) -> Result<(DecoderSpec, Tenso
         attention_factor: 1.0,
     };
     let spec = DecoderSpec {
-        vocabulary: config.size("vocab_size")?,
-        hidden,
-        layers,
-        context_tokens: config.size("n_positions")?,
-        heads,
-        windows: vec![None; layers],
-        norm: NormKind::Layer,
-        norm_epsilon: config.number_or("layer_norm_epsilon", 1e-5)?,
         positions: PositionEmbedding::Rotary(rotary),
         residual: ResidualLayout::ParallelSharedNorm,
-        mlp: MlpSpec {
-            inner: config.size_or("n_inner", 4 * hidden)?,
-            activation: config.one_of_or("activation_function", "gelu_new", &ACTIVATIONS)?,
-            gated: false,
-        },
         biases: LinearBiases { qkv: false, attention_output: false, mlp: true, head: true },
         tied: config.flag_or("tie_word_embeddings", false)?,
+        ..gpt2
     };
     let names = TensorNames {
         embedding: "transformer.wte",
