@@ -68,26 +68,32 @@ fn metric_table(registry: &MetricRegistry) -> String {
     table(["metric", "type", "meaning"], rows)
 }
 
+/// Defaults stand in a column if any flag has one; those of the coordinator stand with its keys.
 fn flag_table(command: &Command) -> String {
-    let rows = command.get_arguments().map(|flag| {
-        let value = flag.get_value_names().and_then(|names| names.first()).map_or("", |name| name.as_str());
-        let help = flag.get_long_help().or(flag.get_help()).map(ToString::to_string).unwrap_or_default();
-        // Defaults that depend on something else are told by the help.
-        let (help, told) = without_default(&help);
-        let default = match flag.get_default_values().first().map(|value| value.to_string_lossy()) {
-            Some(value) if !value.is_empty() => format!("`{value}`"),
-            Some(_) | None => told.to_owned(),
-        };
-        [format!("`--{} {value}`", flag.get_long().unwrap()), default, sentence(help) + &possible_values(flag)]
-    });
-    table(["flag", "default", "meaning"], rows)
+    let rows: Vec<[String; 3]> = command.get_arguments().map(flag_row).collect();
+    if rows.iter().any(|[_, default, _]| !default.is_empty()) {
+        return table(["flag", "default", "meaning"], rows);
+    }
+    table(["flag", "meaning"], rows.into_iter().map(|[flag, _, meaning]| [flag, meaning]))
+}
+
+fn flag_row(flag: &Arg) -> [String; 3] {
+    let value = flag.get_value_names().and_then(|names| names.first()).map_or("", |name| name.as_str());
+    let help = flag.get_long_help().or(flag.get_help()).map(ToString::to_string).unwrap_or_default();
+    // Defaults that depend on something else are told by the help.
+    let (help, told) = without_default(&help);
+    let default = match flag.get_default_values().first().map(|value| value.to_string_lossy()) {
+        Some(value) if !value.is_empty() => format!("`{value}`"),
+        Some(_) | None => told.to_owned(),
+    };
+    [format!("`--{} {value}`", flag.get_long().unwrap()), default, sentence(help) + &possible_values(flag)]
 }
 
 fn possible_values(flag: &Arg) -> String {
     let mut text = String::new();
     for value in flag.get_possible_values() {
         let help = value.get_help().map(|help| format!(": {help}")).unwrap_or_default();
-        write!(text, " `{}`{help}", value.get_name()).unwrap();
+        text += &sentence(&format!(" `{}`{help}", value.get_name()));
     }
     text
 }
@@ -105,10 +111,10 @@ impl Schema {
             let item = self.resolved(&inner["items"]);
             let within = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
             if is_object(&inner) {
-                write!(sections, "\n### `[{within}]`\n\n{}\n\n", description(value, &inner)).unwrap();
+                write!(sections, "\n### `[{within}]`\n\n{}\n\n", prose(value)).unwrap();
                 sections += &self.sections(&within, &inner);
             } else if is_object(&item) {
-                write!(sections, "\n### `[[{within}]]`\n\n{}\n\n", description(value, &item)).unwrap();
+                write!(sections, "\n### `[[{within}]]`\n\n{}\n\n", prose(value)).unwrap();
                 sections += &self.sections(&within, &item);
             } else {
                 rows.push(self.row(object, &key, value));
@@ -133,14 +139,17 @@ impl Schema {
     fn row(&self, object: &Value, key: &str, value: &Value) -> [String; 4] {
         let inner = self.resolved(value);
         let required = object["required"].as_array().is_some_and(|keys| keys.iter().any(|name| name == key));
+        let comment = if prose(value).is_empty() { prose(&inner) } else { prose(value) };
+        let (help, told) = without_default(&comment);
         let default = match &value["default"] {
+            _ if !told.is_empty() => told.to_owned(),
             Value::Null if required => "required".to_owned(),
             Value::Null => "none".to_owned(),
             Value::String(text) if text.is_empty() => "none".to_owned(),
             Value::Array(items) if items.is_empty() => "none".to_owned(),
             default => format!("`{default}`"),
         };
-        let mut meaning = description(value, &inner);
+        let mut meaning = sentence(help);
         for variant in variants(&inner).filter(|variant| variant.get("const").is_some()) {
             write!(meaning, " `{}`: {}", variant["const"].as_str().unwrap(), prose(variant)).unwrap();
         }
@@ -201,22 +210,16 @@ fn is_object(value: &Value) -> bool {
     value.get("properties").is_some() || variants(value).any(|variant| variant.get("properties").is_some())
 }
 
-/// What the field says, or else its type.
-fn description(field: &Value, inner: &Value) -> String {
-    let own = prose(field);
-    if own.is_empty() { prose(inner) } else { own }
-}
-
-/// A comment in one line, without the default, which has a column of its own.
+/// A comment in one line.
 fn prose(value: &Value) -> String {
     let comment = value["description"].as_str().unwrap_or_default();
-    let line = comment.split_whitespace().collect::<Vec<_>>().join(" ");
-    sentence(without_default(&line).0)
+    comment.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A help and the default that it tells.
-fn without_default(help: &str) -> (&str, &str) {
-    help.split_once(" [default: ").map_or((help, ""), |(help, told)| (help, told.trim_end_matches(['.', ']'])))
+/// A comment and the default that it tells, which has a column of its own.
+fn without_default(comment: &str) -> (&str, &str) {
+    let told = comment.split_once(" [default: ").or_else(|| comment.split_once(" Default: "));
+    told.map_or((comment, ""), |(comment, told)| (comment, told.trim_end_matches(['.', ']'])))
 }
 
 fn sentence(text: &str) -> String {
