@@ -39,6 +39,10 @@ python *arguments:
     tests/setup python promtool npm
     tests/.venv/bin/python -m pytest -q -rs tests/openai deploy/demo-pair tests/deploy {{arguments}}
 
+# Writes the tables of docs/metrics.md and docs/configuration.md anew, from the programs.
+docs:
+    UPDATE_DOCS=1 cargo test --release --locked --workspace --test documentation
+
 # Licences, bans and sources of all dependencies.
 deny:
     tests/run --only deny
@@ -59,7 +63,7 @@ simulate *arguments:
 fuzz *seconds:
     tests/fuzz {{seconds}}
 
-# A worker beside llama.cpp.
+# A worker compared with llama.cpp.
 bench-worker *flags:
     tests/bench-worker {{flags}}
 
