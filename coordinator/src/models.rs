@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cosec_proto::WorkerRole;
-use cosec_proto::wire::worker::DescribeResponse;
+use cosec_proto::{WorkerDescription, WorkerRole};
 use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -175,10 +174,10 @@ fn ask_workers(pool: &WorkerPool, model: &str) -> ModelReadiness {
         let others = others.into_iter().flatten().flatten();
         let all: Vec<&ReadyWorker> = bases.iter().chain(others).collect();
         let least =
-            |read: fn(&DescribeResponse) -> u32| all.iter().map(|of| read(&of.description)).min().unwrap_or(0);
+            |read: fn(&WorkerDescription) -> u32| all.iter().map(|of| read(&of.description)).min().unwrap_or(0);
         ModelFacts {
-            vocabulary: least(|of| of.vocabulary),
-            context_tokens: least(|of| of.context_tokens),
+            vocabulary: least(|of| of.limits.vocabulary),
+            context_tokens: least(|of| of.limits.context_tokens),
             end_token_ids: all.first().map(|base| base.description.end_token_ids.clone()).unwrap_or_default(),
         }
     });

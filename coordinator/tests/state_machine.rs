@@ -14,11 +14,10 @@ use cosec_coordinator::session::plan::DecodePlan;
 use cosec_coordinator::session::state::SessionState;
 use cosec_coordinator::speculation::controller::DraftPlan;
 use cosec_coordinator::speculation::tally::VerifiedBlock;
-use cosec_coordinator::worker_pool::operation::{Ask, RowAsk, View};
-use cosec_coordinator::worker_pool::reply::{OperationError, Reply, RowView};
-use cosec_proto::ErrorCode;
-use cosec_proto::WorkerRole;
-use cosec_proto::sampling::{SamplingParams, TokenProbability};
+use cosec_proto::sampling::{SamplingParams, SamplingSeed, TokenProbability};
+use cosec_proto::{
+    ErrorCode, LogitsRequest, LogitsResult, LogitsView, OperationError, OperationKind, OperationOutcome, WorkerRole,
+};
 use proptest::prelude::*;
 use tokio::time::Instant;
 
@@ -48,6 +47,7 @@ fn task(rule: SelectedRule, transport: LogitsTransport, prompt: Vec<u32>, now: I
         end_tokens: vec![9],
         prompt_scores: None,
         expert_absent: ExpertAbsent::FailClosed,
+        seed: SamplingSeed { seed: settings.seed, sample: 0 },
         deadline: settings.deadline,
     }
 }
@@ -89,18 +89,18 @@ impl Script {
 fn render(action: &SessionAction) -> String {
     match action {
         SessionAction::Locate { role, failures } => format!("locate {} after {failures}", role.name()),
-        SessionAction::Send(RoleOperation { role, at, tokens, ask, is_ahead, .. }) => {
-            let views = |rows: &[RowAsk]| {
-                let row = |row: &RowAsk| format!("{}@{}", view(&row.view), row.offset);
+        SessionAction::Send(RoleOperation { role, at, tokens, kind, is_ahead, .. }) => {
+            let views = |rows: &[LogitsRequest]| {
+                let row = |row: &LogitsRequest| format!("{}@{}", view(&row.view), row.offset);
                 rows.iter().map(row).collect::<Vec<_>>().join(" ")
             };
-            let ask = match ask {
-                Ask::Draft { k, rows, .. } => format!("draft {k} {}", views(rows)),
-                Ask::Release => "release".to_owned(),
-                Ask::Rows(rows) => views(rows),
+            let asked = match kind {
+                OperationKind::Draft { k, logits, .. } => format!("draft {k} {}", views(logits)),
+                OperationKind::Release => "release".to_owned(),
+                OperationKind::Extend { logits: rows } => views(rows),
             };
             let ahead = if *is_ahead { " ahead" } else { "" };
-            format!("{}: at {at} feed {tokens:?} {}{ahead}", role.name(), ask.trim_end()).trim_end().to_owned()
+            format!("{}: at {at} feed {tokens:?} {}{ahead}", role.name(), asked.trim_end()).trim_end().to_owned()
         }
         SessionAction::Withdraw { role, .. } => format!("withdraw {}", role.name()),
         SessionAction::Merge { position, .. } => format!("merge {position}"),
@@ -112,12 +112,12 @@ fn render(action: &SessionAction) -> String {
     }
 }
 
-fn view(view: &View) -> String {
+fn view(view: &LogitsView) -> String {
     match view {
-        View::Gather { ids, .. } => format!("gather {ids:?}"),
-        View::Nucleus { .. } => "nucleus".to_owned(),
-        View::Sample { .. } => "sample".to_owned(),
-        View::Full => "full".to_owned(),
+        LogitsView::Gather { ids, .. } => format!("gather {ids:?}"),
+        LogitsView::Nucleus { .. } => "nucleus".to_owned(),
+        LogitsView::Sample { .. } => "sample".to_owned(),
+        LogitsView::Full => "full".to_owned(),
     }
 }
 
@@ -125,7 +125,7 @@ fn located(role: WorkerRole) -> SessionInput {
     SessionInput::Located { role, max_operation_tokens: 3, vocabulary: 10 }
 }
 
-fn answered(role: WorkerRole, ticket: u64, reply: Reply) -> SessionInput {
+fn answered(role: WorkerRole, ticket: u64, reply: OperationOutcome) -> SessionInput {
     SessionInput::Answered { role, ticket, reply: Ok(reply) }
 }
 
@@ -137,13 +137,17 @@ fn drawn(id: u32) -> TokenProbability {
     TokenProbability { id, probability: 0.5 }
 }
 
-fn drafted(ids: &[u32]) -> Reply {
-    Reply::Drafted { tokens: ids.iter().map(|&id| drawn(id)).collect(), rows: Vec::new() }
+fn drafted(ids: &[u32]) -> OperationOutcome {
+    OperationOutcome::Drafted { tokens: ids.iter().map(|&id| drawn(id)).collect(), logits: Vec::new() }
 }
 
 /// A gathered probability and a fallback per draft.
-fn judged(ids: &[u32]) -> Reply {
-    Reply::Rows(ids.iter().flat_map(|&id| [RowView::Gathered(vec![drawn(id)]), RowView::Sampled(drawn(4))]).collect())
+fn judged(ids: &[u32]) -> OperationOutcome {
+    OperationOutcome::Extended(
+        ids.iter()
+            .flat_map(|&id| [LogitsResult::Gathered(vec![drawn(id)]), LogitsResult::Sampled(drawn(4))])
+            .collect(),
+    )
 }
 
 fn decided(id: u32, rejected: Option<RejectedProposal>) -> SessionInput {
@@ -167,15 +171,22 @@ fn cosec_asks_ahead_for_all_that_needs_no_id() {
     script.check(SessionInput::Started, &["locate base after 0", "locate expert after 0"]);
     script.check(located(WorkerRole::Expert), &[]);
     script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2] sample@2", "expert: at 0 feed [1, 2] draft 1"]);
-    script.check(answered(WorkerRole::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &[]);
+    script
+        .check(answered(WorkerRole::Base, 0, OperationOutcome::Extended(vec![LogitsResult::Sampled(drawn(4))])), &[]);
     script.check(answered(WorkerRole::Expert, 0, drafted(&[5])), &["merge 2"]);
     script.check(lacking(MissingEvidence::Judgement(5)), &["base: at 2 feed [] gather [5]@0"]);
     assert!(matches!(script.session.phase(), SessionPhase::Verifying { lookup: Some(_) }));
-    script.check(answered(WorkerRole::Base, 1, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 2"]);
+    script.check(
+        answered(WorkerRole::Base, 1, OperationOutcome::Extended(vec![LogitsResult::Gathered(vec![drawn(5)])])),
+        &["merge 2"],
+    );
     script.check(token(5), &["token 5"]);
     script.check(SessionInput::Emitted, &["base: at 2 feed [5] sample@1", "expert: at 2 feed [5] draft 1"]);
     script.check(answered(WorkerRole::Expert, 1, drafted(&[9])), &[]);
-    script.check(answered(WorkerRole::Base, 2, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &["merge 3"]);
+    script.check(
+        answered(WorkerRole::Base, 2, OperationOutcome::Extended(vec![LogitsResult::Sampled(drawn(4))])),
+        &["merge 3"],
+    );
     script.check(token(9), &["finished Stop"]);
     script.check(SessionInput::Emitted, &[]);
     assert_eq!(*script.session.phase(), SessionPhase::Finished);
@@ -188,11 +199,17 @@ fn with_gather_the_base_is_fed_while_the_expert_drafts() {
     script.check(located(WorkerRole::Base), &[]);
     script.check(located(WorkerRole::Expert), &["base: at 0 feed [1]", "expert: at 0 feed [1] draft 1"]);
     script.check(answered(WorkerRole::Expert, 0, drafted(&[5])), &[]);
-    script.check(answered(WorkerRole::Base, 0, Reply::Rows(Vec::new())), &["merge 1"]);
+    script.check(answered(WorkerRole::Base, 0, OperationOutcome::Extended(Vec::new())), &["merge 1"]);
     script.check(lacking(MissingEvidence::Judgement(5)), &["base: at 1 feed [] gather [5]@0"]);
-    script.check(answered(WorkerRole::Base, 1, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 1"]);
+    script.check(
+        answered(WorkerRole::Base, 1, OperationOutcome::Extended(vec![LogitsResult::Gathered(vec![drawn(5)])])),
+        &["merge 1"],
+    );
     script.check(lacking(MissingEvidence::Fallback), &["base: at 1 feed [] sample@0"]);
-    script.check(answered(WorkerRole::Base, 2, Reply::Rows(vec![RowView::Sampled(drawn(3))])), &["merge 1"]);
+    script.check(
+        answered(WorkerRole::Base, 2, OperationOutcome::Extended(vec![LogitsResult::Sampled(drawn(3))])),
+        &["merge 1"],
+    );
     script.check(token(3), &["token 3"]);
 }
 
@@ -201,11 +218,24 @@ fn a_long_prompt_goes_in_pieces_and_a_lost_cache_goes_again() {
     let mut script = Script::new(SelectedRule::BaseOnly(BaseOnly), LogitsTransport::Full, vec![1, 2, 3, 4, 5, 6, 7]);
     script.check(SessionInput::Started, &["locate base after 0"]);
     script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2, 3]"]);
-    script.check(answered(WorkerRole::Base, 0, Reply::Rows(Vec::new())), &["base: at 3 feed [4, 5, 6]"]);
-    script.check(answered(WorkerRole::Base, 1, Reply::Rows(Vec::new())), &["base: at 6 feed [7] full@1"]);
-    script.check(answered(WorkerRole::Base, 2, Reply::NeedPrefix { have: 1 }), &["base: at 1 feed [2, 3, 4]"]);
-    script.check(answered(WorkerRole::Base, 3, Reply::Rows(Vec::new())), &["base: at 4 feed [5, 6, 7] full@3"]);
-    script.check(answered(WorkerRole::Base, 4, Reply::Rows(vec![RowView::Full(vec![0.0; 10])])), &["merge 7"]);
+    script
+        .check(answered(WorkerRole::Base, 0, OperationOutcome::Extended(Vec::new())), &["base: at 3 feed [4, 5, 6]"]);
+    script.check(
+        answered(WorkerRole::Base, 1, OperationOutcome::Extended(Vec::new())),
+        &["base: at 6 feed [7] full@1"],
+    );
+    script.check(
+        answered(WorkerRole::Base, 2, OperationOutcome::NeedPrefix { have: 1 }),
+        &["base: at 1 feed [2, 3, 4]"],
+    );
+    script.check(
+        answered(WorkerRole::Base, 3, OperationOutcome::Extended(Vec::new())),
+        &["base: at 4 feed [5, 6, 7] full@3"],
+    );
+    script.check(
+        answered(WorkerRole::Base, 4, OperationOutcome::Extended(vec![LogitsResult::Full(vec![0.0; 10])])),
+        &["merge 7"],
+    );
 }
 
 #[test]
@@ -213,7 +243,10 @@ fn a_worker_that_fails_is_replaced_and_the_sequence_goes_to_the_new_one() {
     let mut script = Script::new(SelectedRule::BaseOnly(BaseOnly), LogitsTransport::Auto, vec![1, 2]);
     script.check(SessionInput::Started, &["locate base after 0"]);
     script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2] sample@2"]);
-    script.check(answered(WorkerRole::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])), &["merge 2"]);
+    script.check(
+        answered(WorkerRole::Base, 0, OperationOutcome::Extended(vec![LogitsResult::Sampled(drawn(4))])),
+        &["merge 2"],
+    );
     script.check(token(4), &["token 4"]);
     script.check(SessionInput::Emitted, &["base: at 2 feed [4] sample@1"]);
     script.check(failed(WorkerRole::Base, 1, ErrorCode::Unavailable), &["locate base after 1"]);
@@ -232,7 +265,7 @@ fn an_error_that_no_other_worker_can_mend_ends_the_session() {
     script.step(SessionInput::Started);
     script.step(located(WorkerRole::Base));
     script.check(failed(WorkerRole::Base, 0, ErrorCode::InvalidArgument), &["failed invalid_argument"]);
-    script.check(answered(WorkerRole::Base, 0, Reply::NeedPrefix { have: 0 }), &[]);
+    script.check(answered(WorkerRole::Base, 0, OperationOutcome::NeedPrefix { have: 0 }), &[]);
 }
 
 #[test]
@@ -247,9 +280,13 @@ fn a_degraded_session_ignores_answers_to_what_it_asked_before() {
     script.check(failed(WorkerRole::Expert, 0, ErrorCode::Unavailable), &["locate expert after 1"]);
     let error = OperationError { code: ErrorCode::ExpertUnavailable, message: "none".to_owned() };
     script.check(SessionInput::Absent { role: WorkerRole::Expert, error }, &["withdraw base", "degraded"]);
-    script.check(answered(WorkerRole::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(3))])), &[]);
+    script
+        .check(answered(WorkerRole::Base, 0, OperationOutcome::Extended(vec![LogitsResult::Sampled(drawn(3))])), &[]);
     script.check(SessionInput::Emitted, &["base: at 0 feed [1] sample@1"]);
-    script.check(answered(WorkerRole::Base, 1, Reply::Rows(vec![RowView::Sampled(drawn(3))])), &["merge 1"]);
+    script.check(
+        answered(WorkerRole::Base, 1, OperationOutcome::Extended(vec![LogitsResult::Sampled(drawn(3))])),
+        &["merge 1"],
+    );
 }
 
 #[test]
@@ -275,7 +312,7 @@ fn a_token_that_a_model_does_not_have_is_a_fault_and_a_proposal_beyond_the_base_
     script.step(SessionInput::Started);
     script.step(located(WorkerRole::Base));
     script.step(located(WorkerRole::Expert));
-    script.step(answered(WorkerRole::Base, 0, Reply::Rows(vec![RowView::Sampled(drawn(4))])));
+    script.step(answered(WorkerRole::Base, 0, OperationOutcome::Extended(vec![LogitsResult::Sampled(drawn(4))])));
     script.step(answered(WorkerRole::Expert, 0, drafted(&[77])));
     let actions = script.session.step(script.now, lacking(MissingEvidence::Judgement(77)));
     let [SessionAction::Merge { evidence, .. }] = actions.as_slice() else { panic!("{actions:?}") };
@@ -288,7 +325,7 @@ fn a_block_of_drafts_is_verified_at_once_while_the_expert_runs_ahead() {
     let mut script = Script::lookahead(LogitsTransport::Auto, vec![1, 2], 20);
     // The base holds the prompt but its last token while it waits for drafts.
     script.check(located(WorkerRole::Expert), &["base: at 0 feed [1]", "expert: at 0 feed [1, 2] draft 3"]);
-    script.check(answered(WorkerRole::Base, 0, Reply::Rows(Vec::new())), &[]);
+    script.check(answered(WorkerRole::Base, 0, OperationOutcome::Extended(Vec::new())), &[]);
     let expected = [
         "base: at 1 feed [2, 5, 6] gather [5]@1 gather [6]@2 gather [7]@3 sample@1 sample@2 sample@3",
         "expert: at 4 feed [7] draft 3 ahead",
@@ -371,19 +408,25 @@ fn a_worker_lost_while_drafts_are_verified_is_fed_them_again() {
     let mut script = Script::lookahead(LogitsTransport::Gather, vec![1, 2, 3, 4], 20);
     let expected = ["base: at 0 feed [1, 2, 3]", "expert: at 0 feed [1, 2, 3]"];
     script.check(located(WorkerRole::Expert), &expected);
-    script.check(answered(WorkerRole::Expert, 0, Reply::Rows(Vec::new())), &["expert: at 3 feed [4] draft 3"]);
+    script.check(
+        answered(WorkerRole::Expert, 0, OperationOutcome::Extended(Vec::new())),
+        &["expert: at 3 feed [4] draft 3"],
+    );
     script.check(failed(WorkerRole::Base, 0, ErrorCode::Unavailable), &["locate base after 1"]);
     script.check(answered(WorkerRole::Expert, 1, drafted(&[5, 6, 7])), &[]);
     // Operations take three tokens: two of the drafts fit beside what the new base lacks.
     script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2, 3]"]);
     let expected =
         ["base: at 3 feed [4, 5, 6] gather [5]@1 gather [6]@2 gather [7]@3", "expert: at 6 feed [7] draft 3 ahead"];
-    script.check(answered(WorkerRole::Base, 1, Reply::Rows(Vec::new())), &expected);
+    script.check(answered(WorkerRole::Base, 1, OperationOutcome::Extended(Vec::new())), &expected);
     script.check(
-        answered(WorkerRole::Base, 2, Reply::NeedPrefix { have: 1 }),
+        answered(WorkerRole::Base, 2, OperationOutcome::NeedPrefix { have: 1 }),
         &["base: at 1 feed [2, 3, 4] gather [5]@3"],
     );
-    script.check(answered(WorkerRole::Base, 3, Reply::Rows(vec![RowView::Gathered(vec![drawn(5)])])), &["merge 4"]);
+    script.check(
+        answered(WorkerRole::Base, 3, OperationOutcome::Extended(vec![LogitsResult::Gathered(vec![drawn(5)])])),
+        &["merge 4"],
+    );
     // The rule needs the base's own token of a row that was kept: no forward pass.
     script.check(lacking(MissingEvidence::Fallback), &["base: at 4 feed [] sample@0"]);
 }
@@ -395,11 +438,14 @@ fn any_event() -> impl Strategy<Value = SessionInput> {
     let error =
         proptest::sample::select(codes.to_vec()).prop_map(|code| OperationError { code, message: String::new() });
     let reply = prop_oneof![
-        (0u32..12).prop_map(|have| Ok(Reply::NeedPrefix { have })),
-        Just(Ok(Reply::Released)),
-        Just(Ok(Reply::Rows(Vec::new()))),
+        (0u32..12).prop_map(|have| Ok(OperationOutcome::NeedPrefix { have })),
+        Just(Ok(OperationOutcome::Released)),
+        Just(Ok(OperationOutcome::Extended(Vec::new()))),
         proptest::collection::vec(0u32..12, 0..4).prop_map(|ids| Ok(drafted(&ids))),
-        (0u32..12).prop_map(|id| Ok(Reply::Rows(vec![RowView::Sampled(drawn(id)), RowView::Gathered(Vec::new())]))),
+        (0u32..12).prop_map(|id| Ok(OperationOutcome::Extended(vec![
+            LogitsResult::Sampled(drawn(id)),
+            LogitsResult::Gathered(Vec::new())
+        ]))),
         error.clone().prop_map(Err),
     ];
     prop_oneof![

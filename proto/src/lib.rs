@@ -20,6 +20,8 @@ mod operation;
 
 mod outcome;
 
+mod description;
+
 pub mod error_code;
 
 pub mod transport;
@@ -27,8 +29,6 @@ pub mod transport;
 pub mod kubernetes;
 
 pub mod sampling;
-
-pub mod row_runs;
 
 pub mod moving_average;
 
@@ -38,6 +38,7 @@ pub mod registry;
 
 pub mod metrics;
 
+pub use description::{AdapterDescription, InvalidDescription, WorkerDescription};
 pub use error_code::ErrorCode;
 pub use ids::SessionId;
 pub use limits::WorkerLimits;

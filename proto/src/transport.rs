@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Status};
+
+use crate::PROTOCOL_VERSION;
 
 /// Largest message that either side takes or sends, in bytes.
 ///
@@ -51,6 +54,31 @@ pub fn server() -> Server {
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .tcp_nodelay(true)
+}
+
+/// Metadata of a Step stream in which a coordinator names its [`PROTOCOL_VERSION`].
+const PROTOCOL_VERSION_KEY: &str = "cosec-protocol-version";
+
+/// Names this program's protocol version in the metadata of a request.
+pub fn with_protocol_version<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert(PROTOCOL_VERSION_KEY, PROTOCOL_VERSION.into());
+    request
+}
+
+/// Refuses a coordinator of another protocol version; 0 stands for one that names none.
+///
+/// # Errors
+/// `FailedPrecondition`, with both versions.
+pub fn check_protocol_version<T>(request: &Request<T>) -> Result<(), Status> {
+    let named = request.metadata().get(PROTOCOL_VERSION_KEY).and_then(|value| value.to_str().ok()?.parse().ok());
+    let version: u32 = named.unwrap_or(0);
+    if version == PROTOCOL_VERSION {
+        return Ok(());
+    }
+    Err(Status::failed_precondition(format!(
+        "the coordinator speaks protocol version {version} and this worker version {PROTOCOL_VERSION}"
+    )))
 }
 
 /// An address that is no URI.

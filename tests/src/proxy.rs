@@ -324,7 +324,11 @@ impl Worker for Service {
         request: Request<Streaming<worker::StepRequest>>,
     ) -> Result<Response<Self::StepStream>, Status> {
         let (forward, forwarded) = mpsc::channel(QUEUE);
-        let answers = self.upstream().step(ReceiverStream::new(forwarded)).await?.into_inner();
+        let answers = self
+            .upstream()
+            .step(transport::with_protocol_version(ReceiverStream::new(forwarded)))
+            .await?
+            .into_inner();
         let (enqueue, mut queue) = mpsc::channel(QUEUE);
         let (receiving, passing, answering) = (Arc::clone(&self.0), Arc::clone(&self.0), Arc::clone(&self.0));
         let mut requests = request.into_inner();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cosec_launcher::{Cluster, Process};
 use cosec_proto::sampling::{Distribution, DrawPurpose, SamplingSeed};
+use cosec_proto::transport::with_protocol_version;
 use cosec_proto::wire::worker::row::Content;
 use cosec_proto::wire::worker::row_request::View;
 use cosec_proto::wire::worker::step_request::Operation;
@@ -41,7 +42,7 @@ impl Wire {
         let mut client = WorkerClient::new(channel)
             .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(transport::MAX_MESSAGE_BYTES);
-        let responses = client.step(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
+        let responses = client.step(with_protocol_version(ReceiverStream::new(outgoing))).await.unwrap().into_inner();
         Self { requests, responses, next_op: 0 }
     }
 

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use cosec_proto::sampling::{PositionRandom, SamplingSeed};
-use cosec_proto::{ErrorCode, SessionId, WorkerRole};
+use cosec_proto::{ErrorCode, LogitsResult, OperationError, OperationOutcome, OperationReply, SessionId, WorkerRole};
 use futures::StreamExt;
 use futures::future::{AbortHandle, Abortable};
 use futures::stream::FuturesUnordered;
@@ -26,7 +26,6 @@ use crate::request::{SessionEvent, TokenEvent, TokenizedRequest};
 use crate::speculation::metrics::SpeculationMetrics;
 use crate::speculation::{RoundTimer, SharedController};
 use crate::worker_pool::placement::prefix_hash;
-use crate::worker_pool::reply::{Answer, OperationError, Reply, RowView};
 use crate::worker_pool::{SessionSlot, SlotRequest, WorkerPool};
 
 /// All that a session begins with.
@@ -48,7 +47,7 @@ pub(crate) struct SessionContext {
 enum ActionOutcome {
     Input(SessionInput),
     Located { role: WorkerRole, slot: Arc<SessionSlot> },
-    Answered { role: WorkerRole, ticket: u64, answer: Result<Answer, OperationError> },
+    Answered { role: WorkerRole, ticket: u64, answer: Result<OperationReply, OperationError> },
     Withdrawn,
 }
 
@@ -92,6 +91,7 @@ impl SessionDriver {
             end_tokens: context.end_tokens.clone(),
             prompt_scores: settings.logprobs.filter(|_| settings.echo),
             expert_absent: context.expert_absent,
+            seed: SamplingSeed { seed: settings.seed, sample: request.sample },
             deadline: settings.deadline,
         });
         let (adjustments, end_tokens) = (settings.adjustments.clone(), context.end_tokens.clone());
@@ -170,7 +170,8 @@ impl SessionDriver {
         match outcome {
             ActionOutcome::Located { role, slot } => {
                 let description = slot.description();
-                let (max_operation_tokens, vocabulary) = (description.max_operation_tokens, description.vocabulary);
+                let (max_operation_tokens, vocabulary) =
+                    (description.limits.operation_tokens, description.limits.vocabulary);
                 if role == WorkerRole::Base {
                     self.state.set_draft_plan(self.rounds.begin(slot.load()));
                 }
@@ -178,13 +179,16 @@ impl SessionDriver {
                 Some(SessionInput::Located { role, max_operation_tokens, vocabulary })
             }
             ActionOutcome::Answered { role, ticket, answer } => {
-                if let Ok(Answer { reply: Reply::Rows(_) | Reply::Drafted { .. }, .. }) = &answer
+                if let Ok(OperationReply {
+                    outcome: OperationOutcome::Extended(_) | OperationOutcome::Drafted { .. },
+                    ..
+                }) = &answer
                     && let Some(failed) = self.failed_workers[role.index()].recovered()
                 {
                     let recovery = &self.context.metrics.recovery_seconds;
                     recovery.with_label_values(&[role.name()]).observe(failed.elapsed().as_secs_f64());
                 }
-                let reply = answer.and_then(|answer| self.adjusted(answer.reply));
+                let reply = answer.and_then(|answer| self.adjusted(answer.outcome));
                 Some(SessionInput::Answered { role, ticket, reply })
             }
             ActionOutcome::Input(input) => Some(input),
@@ -238,10 +242,10 @@ impl SessionDriver {
     }
 
     fn call(&self, operation: RoleOperation) -> impl Future<Output = ActionOutcome> + Send + use<> {
-        let RoleOperation { role, ticket, at, tokens, ask, is_ahead: _ } = operation;
-        let (tenant, seed) = (self.context.request.tenant.id, self.seed());
+        let RoleOperation { role, ticket, at, tokens, kind, is_ahead: _ } = operation;
+        let tenant = self.context.request.tenant.id;
         let placed = self.slots[role.index()].clone().map(|slot| {
-            let operation = slot.operation(tenant, seed, (at, tokens), ask);
+            let operation = slot.operation(tenant, (at, tokens), kind);
             (slot, operation)
         });
         let left = self.context.request.settings.deadline.saturating_duration_since(Instant::now());
@@ -264,12 +268,12 @@ impl SessionDriver {
         }
     }
 
-    fn adjusted(&self, mut reply: Reply) -> Result<Reply, OperationError> {
+    fn adjusted(&self, mut reply: OperationOutcome) -> Result<OperationOutcome, OperationError> {
         if self.state.plan().is_adjusted()
-            && let Reply::Rows(rows) = &mut reply
+            && let OperationOutcome::Extended(results) = &mut reply
         {
-            for row in rows {
-                if let RowView::Full(logits) = row {
+            for result in results {
+                if let LogitsResult::Full(logits) = result {
                     let over =
                         |error: OverAdjusted| OperationError::new(ErrorCode::InvalidArgument, error.to_string());
                     self.adjuster.adjust(logits).map_err(over)?;
@@ -277,11 +281,6 @@ impl SessionDriver {
             }
         }
         Ok(reply)
-    }
-
-    fn seed(&self) -> SamplingSeed {
-        let request = &self.context.request;
-        SamplingSeed { seed: request.settings.seed, sample: request.sample }
     }
 
     // === tokens ===
@@ -295,7 +294,7 @@ impl SessionDriver {
         let job = MergeJob {
             rule: plan.rule,
             models: PositionDistributions::new(evidence, plan.sampling),
-            random: PositionRandom { seed: self.seed(), position },
+            random: PositionRandom { seed: self.state.seed(), position },
             alternatives: self.context.request.settings.logprobs,
         };
         async move { ActionOutcome::Input(job.run(is_heavy).await) }
@@ -350,12 +349,12 @@ impl SessionDriver {
 }
 
 fn operation_span(operation: &RoleOperation) -> Span {
-    let RoleOperation { role, ticket, at, tokens, ask, is_ahead } = operation;
+    let RoleOperation { role, ticket, at, tokens, kind, is_ahead } = operation;
     // Collectors know signed numbers only.
-    let (start, feeds, drafts) = (i64::from(*at), tokens.len() as i64, i64::from(ask.drafts()));
+    let (start, feeds, drafts) = (i64::from(*at), tokens.len() as i64, i64::from(kind.drafted_tokens()));
     tracing::debug_span!(
         "operation",
-        otel.name = format!("{} {}", role.name(), ask.activity()),
+        otel.name = format!("{} {}", role.name(), kind.activity()),
         role = role.name(),
         ticket,
         at = start,

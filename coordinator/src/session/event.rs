@@ -1,6 +1,7 @@
 //! What a session is told, what it asks for, and which phase it is in.
 
-use cosec_proto::WorkerRole;
+use cosec_proto::sampling::SamplingSeed;
+use cosec_proto::{LogitsView, OperationError, OperationKind, OperationOutcome, WorkerRole};
 use tokio::time::Instant;
 
 use super::config::ExpertAbsent;
@@ -8,8 +9,6 @@ use super::plan::DecodePlan;
 use crate::merge::{MissingEvidence, ModelEvidence, TokenScore};
 use crate::request::{SessionError, SessionEvent, TokenEvent};
 use crate::speculation::controller::DraftPlan;
-use crate::worker_pool::operation::{Ask, View};
-use crate::worker_pool::reply::{OperationError, Reply};
 
 /// What happened.
 #[derive(Clone, Debug)]
@@ -22,7 +21,7 @@ pub enum SessionInput {
     /// No worker was found for a role in the time that the driver allows.
     Absent { role: WorkerRole, error: OperationError },
     /// A worker answered the operation with this ticket.
-    Answered { role: WorkerRole, ticket: u64, reply: Result<Reply, OperationError> },
+    Answered { role: WorkerRole, ticket: u64, reply: Result<OperationOutcome, OperationError> },
     /// The rule decided.
     Decided(TokenEvent),
     /// The rule needs to know more; the evidence of the action is given back.
@@ -76,8 +75,8 @@ pub struct RoleOperation {
     pub at: u32,
     /// To feed.
     pub tokens: Vec<u32>,
-    /// To answer.
-    pub ask: Ask,
+    /// What is asked for.
+    pub kind: OperationKind,
     /// Whether it builds on drafts that may yet be rejected.
     pub is_ahead: bool,
 }
@@ -99,7 +98,7 @@ pub enum SessionPhase {
     /// Waits for the logits of the drafts.
     Verifying {
         /// What the rule misses at the next position, and which model knows it.
-        lookup: Option<(WorkerRole, View)>,
+        lookup: Option<(WorkerRole, LogitsView)>,
     },
     /// Lets the rule decide.
     Merging,
@@ -154,6 +153,8 @@ pub struct SessionParams {
     pub prompt_scores: Option<u32>,
     /// What to do when no expert can be found.
     pub expert_absent: ExpertAbsent,
+    /// Names the random numbers.
+    pub seed: SamplingSeed,
     /// When to give up.
     pub deadline: Instant,
 }

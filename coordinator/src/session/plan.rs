@@ -1,13 +1,13 @@
 //! Which workers a rule reads, and what their logits travel as.
 
-use cosec_proto::sampling::{DrawPurpose, SamplingParams};
+use cosec_proto::sampling::{PositionRandom, SamplingParams};
 
 use crate::merge::{
     BaseOnly, LogitAdjustments, LogitsTransport, MissingEvidence, RuleNeeds, RuleSampling, SelectedRule,
 };
 use crate::request::GenerationSettings;
-use crate::worker_pool::operation::{NUCLEUS_CAP, View};
-use cosec_proto::WorkerRole;
+use cosec_proto::limits::NUCLEUS_CAP;
+use cosec_proto::{LogitsView, WorkerRole};
 
 /// How a session decodes. Pure: made once from the settings.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,12 +75,12 @@ impl DecodePlan {
         self.transport
     }
 
-    /// What to ask a worker at a position, with the proposal for it where that is known.
+    /// What to ask a worker at the position of `random`, with the proposal for it where that is known.
     #[must_use]
-    pub fn views(&self, role: WorkerRole, proposal: Option<u32>) -> Vec<View> {
-        let nucleus = |warp| View::Nucleus { warp, cap: NUCLEUS_CAP };
+    pub fn views(&self, role: WorkerRole, proposal: Option<u32>, random: &PositionRandom) -> Vec<LogitsView> {
+        let nucleus = |sampling| LogitsView::Nucleus { sampling, cap: NUCLEUS_CAP };
         match (self.transport, role) {
-            (LogitsTransport::Full | LogitsTransport::Auto, _) => vec![View::Full],
+            (LogitsTransport::Full | LogitsTransport::Auto, _) => vec![LogitsView::Full],
             (LogitsTransport::Nucleus, WorkerRole::Expert) => vec![nucleus(self.sampling.expert)],
             (LogitsTransport::Nucleus, WorkerRole::Base | WorkerRole::AntiExpert) => {
                 let RuleSampling { acceptance, fallback, .. } = self.sampling;
@@ -94,31 +94,31 @@ impl DecodePlan {
                 let judged = proposal.map(|id| self.judgement(id));
                 // Nothing can be rejected where nothing is proposed: the base's own token is the one that is needed.
                 let draws = self.transport == LogitsTransport::Sample || !self.reads(WorkerRole::Expert);
-                judged.into_iter().chain(draws.then(|| self.fallback())).collect()
+                judged.into_iter().chain(draws.then(|| self.fallback(random))).collect()
             }
         }
     }
 
-    /// What to ask of which model for what a rule still misses.
+    /// What to ask of which model for what a rule still misses at the position of `random`.
     #[must_use]
-    pub fn request_for(&self, missing: MissingEvidence) -> (WorkerRole, View) {
+    pub fn request_for(&self, missing: MissingEvidence, random: &PositionRandom) -> (WorkerRole, LogitsView) {
         let by_points = matches!(self.transport, LogitsTransport::Gather | LogitsTransport::Sample);
         match missing {
             MissingEvidence::Judgement(id) if by_points => (WorkerRole::Base, self.judgement(id)),
-            MissingEvidence::Fallback if by_points => (WorkerRole::Base, self.fallback()),
+            MissingEvidence::Fallback if by_points => (WorkerRole::Base, self.fallback(random)),
             // A nucleus was cut short.
-            MissingEvidence::Judgement(_) | MissingEvidence::Fallback => (WorkerRole::Base, View::Full),
-            MissingEvidence::Proposal => (WorkerRole::Expert, View::Full),
-            MissingEvidence::Logits(role) => (role, View::Full),
+            MissingEvidence::Judgement(_) | MissingEvidence::Fallback => (WorkerRole::Base, LogitsView::Full),
+            MissingEvidence::Proposal => (WorkerRole::Expert, LogitsView::Full),
+            MissingEvidence::Logits(role) => (role, LogitsView::Full),
         }
     }
 
-    fn judgement(&self, id: u32) -> View {
-        View::Gather { warp: self.sampling.acceptance, ids: vec![id] }
+    fn judgement(&self, id: u32) -> LogitsView {
+        LogitsView::Gather { sampling: self.sampling.acceptance, ids: vec![id] }
     }
 
-    fn fallback(&self) -> View {
-        View::Sample { warp: self.sampling.fallback, purpose: DrawPurpose::Fallback }
+    fn fallback(&self, random: &PositionRandom) -> LogitsView {
+        LogitsView::Sample { sampling: self.sampling.fallback, u: random.fallback() }
     }
 }
 

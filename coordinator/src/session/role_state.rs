@@ -1,13 +1,11 @@
 //! What a session knows of the worker of one role, which performs one operation at a time.
 
-use cosec_proto::WorkerRole;
-use cosec_proto::sampling::SamplingParams;
+use cosec_proto::sampling::{SamplingParams, SamplingSeed};
+use cosec_proto::{LogitsRequest, LogitsResult, LogitsView, OperationKind, WorkerRole};
 
 use super::event::{RoleOperation, SessionAction};
 use super::recovery::FailureCount;
 use crate::merge::{TokenScore, score};
-use crate::worker_pool::operation::{Ask, RowAsk, View};
-use crate::worker_pool::reply::RowView;
 
 /// Prompt tokens scored at once: a worker holds the logits of all of them.
 const SCORED_TOKENS: usize = 64;
@@ -20,12 +18,13 @@ pub(super) enum NextOperation {
     /// Nothing yet; the cache is to hold so many tokens.
     Feed { until: usize },
     /// Views of the logits of the positions from `from` on; without any it only feeds.
-    Read { from: usize, views: Vec<Vec<View>> },
+    Read { from: usize, views: Vec<Vec<LogitsView>> },
     /// Tokens after the last one, drawn by the model, and views of the logits of each.
     Draft {
         k: u32,
         sampling: SamplingParams,
-        views: Vec<View>,
+        seed: SamplingSeed,
+        views: Vec<LogitsView>,
         /// Whether the tokens before it may yet be rejected.
         is_ahead: bool,
     },
@@ -41,7 +40,7 @@ pub(super) struct InFlight {
     /// Logits of the positions below are known afterwards.
     known: usize,
     /// In the order of the views asked for, with their positions.
-    pub(super) asked: Vec<(usize, View)>,
+    pub(super) asked: Vec<(usize, LogitsView)>,
     /// Whether the model draws.
     pub(super) is_draft: bool,
 }
@@ -136,42 +135,40 @@ impl RoleState {
         let mut known = self.known;
         let is_draft = matches!(next, NextOperation::Draft { .. }) && tokens.len() <= reach;
         let is_ahead = is_draft && matches!(next, NextOperation::Draft { is_ahead: true, .. });
-        let (until, ask) = match next {
+        let (until, kind) = match next {
             NextOperation::Score { alternatives } => {
                 // The last token's logits score no prompt token.
                 let until = (at + (*max_operation_tokens).min(SCORED_TOKENS)).min(tokens.len() - 1);
-                (until, Ask::Rows(score_views(&tokens[at + 1..=until], alternatives)))
+                let logits = score_views(&tokens[at + 1..=until], alternatives);
+                (until, OperationKind::Extend { logits })
             }
-            NextOperation::Feed { until } => (until.min(reach), Ask::Rows(Vec::new())),
+            NextOperation::Feed { until } => (until.min(reach), OperationKind::Extend { logits: Vec::new() }),
             NextOperation::Read { from, views } => {
                 let until = (from + views.len() - 1).min(reach);
                 if until >= from {
                     known = known.max(until + 1);
                 }
                 let positions = (from..=until).zip(views);
-                let mut asks: Vec<_> =
-                    positions.flat_map(|(position, views)| row_asks(position - at, views)).collect();
-                // Views of one kind in a row: they travel as runs.
-                asks.sort_by_key(|ask| matches!(ask.view, View::Sample { .. }));
-                (until, Ask::Rows(asks))
+                let mut logits: Vec<_> =
+                    positions.flat_map(|(position, views)| requests(position - at, views)).collect();
+                // Views of one kind follow each other: they travel as runs.
+                logits.sort_by_key(|request| matches!(request.view, LogitsView::Sample { .. }));
+                (until, OperationKind::Extend { logits })
             }
-            NextOperation::Draft { k, sampling, views, .. } if is_draft => {
-                let rows = (0..k as usize).flat_map(|offset| row_asks(offset, views.clone())).collect();
-                (tokens.len(), Ask::Draft { k, warp: sampling, rows })
+            NextOperation::Draft { k, sampling, seed, views, .. } if is_draft => {
+                let logits = (0..k as usize).flat_map(|offset| requests(offset, views.clone())).collect();
+                (tokens.len(), OperationKind::Draft { k, sampling, seed, logits })
             }
-            NextOperation::Draft { .. } => (reach, Ask::Rows(Vec::new())),
+            NextOperation::Draft { .. } => (reach, OperationKind::Extend { logits: Vec::new() }),
         };
-        let (first, rows) = match &ask {
-            Ask::Rows(rows) => (at, rows.as_slice()),
-            Ask::Draft { rows, .. } => (until, rows.as_slice()),
-            Ask::Release => (at, [].as_slice()),
-        };
-        let asked = rows.iter().map(|row| (first + row.offset as usize, row.view.clone())).collect();
+        let first = if is_draft { until } else { at };
+        let asked = |request: &LogitsRequest| (first + request.offset as usize, request.view.clone());
+        let asked = kind.logits().iter().map(asked).collect();
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         *in_flight = Some(InFlight { ticket, at, until, known, asked, is_draft });
         let tokens = tokens[at..until].to_vec();
-        Some(SessionAction::Send(RoleOperation { role: self.role, ticket, at: at as u32, tokens, ask, is_ahead }))
+        Some(SessionAction::Send(RoleOperation { role: self.role, ticket, at: at as u32, tokens, kind, is_ahead }))
     }
 
     /// Takes the operation with this ticket; `None` where its answer is no longer of interest.
@@ -224,41 +221,43 @@ impl RoleState {
     }
 }
 
-fn row_asks(offset: usize, views: Vec<View>) -> impl Iterator<Item = RowAsk> {
-    views.into_iter().map(move |view| RowAsk { offset: offset as u32, view })
+fn requests(offset: usize, views: Vec<LogitsView>) -> impl Iterator<Item = LogitsRequest> {
+    views.into_iter().map(move |view| LogitsRequest { offset: offset as u32, view })
 }
 
 /// The views that score `next`: offset i (from 1) is the distribution of `next[i - 1]`.
-fn score_views(next: &[u32], alternatives: u32) -> Vec<RowAsk> {
-    let mut rows = Vec::new();
+fn score_views(next: &[u32], alternatives: u32) -> Vec<LogitsRequest> {
+    let mut requests = Vec::new();
+    let sampling = SamplingParams::RAW;
     for (offset, &id) in (1u32..).zip(next) {
-        rows.push(RowAsk { offset, view: View::Gather { warp: SamplingParams::RAW, ids: vec![id] } });
+        requests.push(LogitsRequest { offset, view: LogitsView::Gather { sampling, ids: vec![id] } });
         if alternatives > 0 {
             // A capped nucleus is the most probable ids with their exact probabilities.
-            rows.push(RowAsk { offset, view: View::Nucleus { warp: SamplingParams::RAW, cap: alternatives } });
+            requests.push(LogitsRequest { offset, view: LogitsView::Nucleus { sampling, cap: alternatives } });
         }
     }
-    rows
+    requests
 }
 
 /// Enters the answer to [`score_views`] for the tokens after position `at`.
-pub(super) fn note_scores(scores: &mut [Option<TokenScore>], at: usize, rows: Vec<RowView>) {
+pub(super) fn note_scores(scores: &mut [Option<TokenScore>], at: usize, results: Vec<LogitsResult>) {
     let mut position = at;
-    for row in rows {
-        match row {
-            RowView::Gathered(tokens) => {
+    for result in results {
+        match result {
+            LogitsResult::Gathered(tokens) => {
                 position += 1;
                 if let (Some(slot), Some(token)) = (scores.get_mut(position), tokens.first()) {
                     let log_probability = token.probability.ln();
                     *slot = Some(TokenScore { log_probability, alternatives: Vec::new() });
                 }
             }
-            RowView::Nucleus { survivors, .. } => {
+            LogitsResult::Nucleus { survivors, .. } => {
                 if let Some(Some(slot)) = scores.get_mut(position) {
                     slot.alternatives = score(&survivors, 0, survivors.ids().len()).alternatives;
                 }
             }
-            RowView::Sampled(_) | RowView::Full(_) => {}
+            // Nothing else is asked for.
+            _ => {}
         }
     }
 }

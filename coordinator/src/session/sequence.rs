@@ -3,10 +3,8 @@
 use std::collections::VecDeque;
 
 use crate::merge::ModelEvidence;
-use crate::worker_pool::operation::View;
-use crate::worker_pool::reply::RowView;
-use cosec_proto::WorkerRole;
 use cosec_proto::sampling::TokenProbability;
+use cosec_proto::{LogitsResult, LogitsView, WorkerRole};
 
 /// What is known of one position, in the order of [`WorkerRole::ALL`].
 type PositionEvidence = Box<[ModelEvidence; 3]>;
@@ -80,18 +78,18 @@ impl TokenSequence {
     }
 
     /// Enters what a worker said of the logits at `position`.
-    pub(super) fn note(&mut self, role: WorkerRole, position: usize, view: &View, row: RowView) {
+    pub(super) fn note(&mut self, role: WorkerRole, position: usize, view: &LogitsView, result: LogitsResult) {
         let Some(known) = self.at(position) else { return };
         let evidence = &mut known[role.index()];
-        match (row, view) {
-            (RowView::Gathered(tokens), _) => evidence.looked_up = tokens.first().copied(),
-            (RowView::Sampled(token), _) => evidence.drawn = Some(token),
-            (RowView::Full(row), _) => evidence.logits = Some(row),
-            (RowView::Nucleus { survivors, complete: true }, View::Nucleus { warp, .. }) => {
-                evidence.nuclei.push((*warp, survivors));
+        match (result, view) {
+            (LogitsResult::Gathered(tokens), _) => evidence.looked_up = tokens.first().copied(),
+            (LogitsResult::Sampled(token), _) => evidence.drawn = Some(token),
+            (LogitsResult::Full(logits), _) => evidence.logits = Some(logits),
+            (LogitsResult::Nucleus { survivors, complete: true }, LogitsView::Nucleus { sampling, .. }) => {
+                evidence.nuclei.push((*sampling, survivors));
             }
             // Cut short: the rule will say that it misses the rest.
-            (RowView::Nucleus { .. }, _) => {}
+            (LogitsResult::Nucleus { .. }, _) => {}
         }
     }
 

@@ -7,9 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use cosec_proto::ErrorCode;
-use cosec_proto::WorkerRole;
 use cosec_proto::metrics::{MetricError, MetricRegistry};
+use cosec_proto::{ErrorCode, WorkerRole};
 use futures::Stream;
 use prometheus::IntGauge;
 use tokio::sync::mpsc;

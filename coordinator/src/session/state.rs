@@ -16,8 +16,8 @@
 
 mod next_operation;
 
-use cosec_proto::sampling::TokenProbability;
-use cosec_proto::{ErrorCode, WorkerRole};
+use cosec_proto::sampling::{PositionRandom, SamplingSeed, TokenProbability};
+use cosec_proto::{ErrorCode, OperationError, OperationOutcome, WorkerRole};
 use tokio::time::Instant;
 
 use super::config::ExpertAbsent;
@@ -29,7 +29,6 @@ use crate::merge::{MissingEvidence, ModelEvidence};
 use crate::request::{FinishReason, SessionError, SessionEvent, TokenEvent};
 use crate::speculation::controller::DraftPlan;
 use crate::speculation::tally::DraftTally;
-use crate::worker_pool::reply::{OperationError, Reply};
 
 /// One session. See the module.
 #[derive(Debug)]
@@ -57,6 +56,11 @@ impl SessionState {
             tally: DraftTally::default(),
             params,
         }
+    }
+
+    /// Names the random numbers.
+    pub(crate) fn seed(&self) -> SamplingSeed {
+        self.params.seed
     }
 
     /// How it decodes now.
@@ -226,6 +230,11 @@ impl SessionState {
         })
     }
 
+    /// The random numbers of the token at `position`.
+    fn random(&self, position: usize) -> PositionRandom {
+        PositionRandom { seed: self.params.seed, position: position as u32 }
+    }
+
     fn look_up(&mut self, missing: MissingEvidence, evidence: Box<[ModelEvidence; 3]>) -> Vec<SessionAction> {
         self.sequence.give_back(evidence);
         let lookup = match missing {
@@ -236,7 +245,9 @@ impl SessionState {
             MissingEvidence::Judgement(_)
             | MissingEvidence::Proposal
             | MissingEvidence::Fallback
-            | MissingEvidence::Logits(_) => Some(self.params.plan.request_for(missing)),
+            | MissingEvidence::Logits(_) => {
+                Some(self.params.plan.request_for(missing, &self.random(self.sequence.decided())))
+            }
         };
         self.phase = SessionPhase::Verifying { lookup };
         self.proceed()
@@ -287,7 +298,7 @@ impl SessionState {
         &mut self,
         role: WorkerRole,
         ticket: u64,
-        reply: Result<Reply, OperationError>,
+        reply: Result<OperationOutcome, OperationError>,
     ) -> Vec<SessionAction> {
         let Some(operation) = self.roles[role.index()].answered(ticket) else {
             // It was withdrawn.
@@ -299,7 +310,7 @@ impl SessionState {
                 Some(failures) => vec![SessionAction::Locate { role, failures }],
                 None => self.fail(error.code, format!("the {} failed again and again: {error}", role.name())),
             },
-            Ok(Reply::NeedPrefix { have }) => {
+            Ok(OperationOutcome::NeedPrefix { have }) => {
                 if self.roles[role.index()].rewind(have) {
                     self.pump()
                 } else {
@@ -315,22 +326,22 @@ impl SessionState {
     }
 
     /// Takes what a worker found out into the sequence.
-    fn absorb(&mut self, role: WorkerRole, operation: &InFlight, reply: Reply) {
-        let (rows, drafted) = match reply {
-            Reply::Rows(rows) => (rows, 0),
-            Reply::Drafted { tokens, rows } => {
+    fn absorb(&mut self, role: WorkerRole, operation: &InFlight, reply: OperationOutcome) {
+        let (results, drafted) = match reply {
+            OperationOutcome::Extended(logits) => (logits, 0),
+            OperationOutcome::Drafted { tokens, logits } => {
                 let last = tokens.iter().position(|token| self.is_last(token.id));
                 let taken = last.map_or(tokens.len(), |last| last + 1);
                 self.sequence.draft(&tokens[..taken]);
                 self.tally.drafted(tokens.len());
                 // The last is never fed.
-                (rows, taken.min(tokens.len().saturating_sub(1)))
+                (logits, taken.min(tokens.len().saturating_sub(1)))
             }
-            Reply::NeedPrefix { .. } | Reply::Released => (Vec::new(), 0),
+            OperationOutcome::NeedPrefix { .. } | OperationOutcome::Released => (Vec::new(), 0),
         };
         self.roles[role.index()].fed(operation, drafted);
         if let SessionPhase::Scoring { scores } = &mut self.phase {
-            return note_scores(scores, operation.at, rows);
+            return note_scores(scores, operation.at, results);
         }
         if let SessionPhase::Verifying { lookup } = &mut self.phase
             && !operation.is_draft
@@ -338,8 +349,8 @@ impl SessionState {
         {
             lookup.take_if(|(of, _)| *of == role);
         }
-        for ((position, view), row) in operation.asked.iter().zip(rows) {
-            self.sequence.note(role, *position, view, row);
+        for ((position, view), result) in operation.asked.iter().zip(results) {
+            self.sequence.note(role, *position, view, result);
         }
     }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use cosec_proto::ErrorCode;
 use cosec_proto::wire::worker;
+use cosec_proto::{ErrorCode, Operation, OperationError, OperationReply, StepCost};
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot};
@@ -13,8 +13,6 @@ use tokio::time::Instant;
 use tonic::Streaming;
 
 use super::metrics::PoolMetrics;
-use super::operation::Operation;
-use super::reply::{Answer, Effort, OperationError, check};
 use crate::discovery::Member;
 
 /// Operations that wait for the stream's flow control; more wait in their sessions.
@@ -72,10 +70,10 @@ impl WorkerConnection {
         deadline: Duration,
         member: &Member,
         metrics: &PoolMetrics,
-    ) -> Result<Answer, OperationError> {
+    ) -> Result<OperationReply, OperationError> {
         let started = Instant::now();
         let op = self.next_op.fetch_add(1, Ordering::Relaxed);
-        let request = operation.to_wire(op, u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX));
+        let request = operation.encode(op, u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX));
         let role = member.role;
         let bytes = |direction, size: usize| {
             let labels = [member.model.as_str(), role.name(), direction, operation.view_name()];
@@ -90,14 +88,14 @@ impl WorkerConnection {
             }
         };
         bytes("received", response.encoded_len());
-        let effort = Effort::of(&response);
+        let cost = StepCost::from(&response);
         let (queue_us, compute_us) = (i64::from(response.queue_us), i64::from(response.compute_us));
         tracing::debug!(queue_us, compute_us, "answer arrived");
-        let wire = started.elapsed().saturating_sub(effort.queue + effort.compute);
-        for (phase, time) in [("queue", effort.queue), ("compute", effort.compute), ("wire", wire)] {
+        let wire = started.elapsed().saturating_sub(cost.queue + cost.compute);
+        for (phase, time) in [("queue", cost.queue), ("compute", cost.compute), ("wire", wire)] {
             metrics.step_seconds.with_label_values(&[role.name(), phase]).observe(time.as_secs_f64());
         }
-        Ok(Answer { reply: check(operation, self.vocabulary, response)?, effort })
+        OperationReply::decode(operation, self.vocabulary, response)
     }
 
     async fn exchange(&self, op: u64, request: worker::StepRequest) -> Result<worker::StepResponse, OperationError> {

@@ -1,7 +1,6 @@
 //! Whether workers belong together.
 
-use cosec_proto::WorkerRole;
-use cosec_proto::wire::worker::{DescribeResponse, Role as WireRole};
+use cosec_proto::{WorkerDescription, WorkerRole};
 
 /// Holds a worker against its place in a model.
 ///
@@ -9,16 +8,11 @@ use cosec_proto::wire::worker::{DescribeResponse, Role as WireRole};
 ///
 /// # Errors
 /// Says what does not match.
-pub(super) fn check(role: WorkerRole, adapter: Option<&str>, description: &DescribeResponse) -> Result<(), String> {
-    let hosts = description.role();
-    let fits = match role {
-        WorkerRole::Base => hosts == WireRole::Base,
-        WorkerRole::Expert => hosts == WireRole::Expert,
-        // Any network can be what the expert is compared with.
-        WorkerRole::AntiExpert => true,
-    };
-    if !fits {
-        return Err(format!("it is configured as {} and hosts a model as {}", role.name(), hosts.as_str_name()));
+pub(super) fn check(role: WorkerRole, adapter: Option<&str>, description: &WorkerDescription) -> Result<(), String> {
+    let hosts = description.role;
+    // Any network can be what the expert is compared with.
+    if role != WorkerRole::AntiExpert && hosts != role {
+        return Err(format!("it is configured as {role} and hosts a model as {hosts}"));
     }
     fingerprint(description, adapter).map(|_| ())
 }
@@ -28,30 +22,40 @@ pub(super) fn check(role: WorkerRole, adapter: Option<&str>, description: &Descr
 ///
 /// # Errors
 /// Says that the worker has no such adapter.
-pub(super) fn fingerprint<'a>(description: &'a DescribeResponse, adapter: Option<&str>) -> Result<&'a str, String> {
+pub(super) fn fingerprint<'a>(description: &'a WorkerDescription, adapter: Option<&str>) -> Result<&'a str, String> {
     let Some(wanted) = adapter else { return Ok(&description.fingerprint) };
-    let mut adapters = description.adapters.iter().zip(&description.adapter_fingerprints);
-    match adapters.find(|(name, _)| *name == wanted) {
-        Some((_, fingerprint)) => Ok(fingerprint),
-        None if description.adapters.is_empty() => Err(format!("it has no adapter {wanted:?}; it has none at all")),
-        None => Err(format!("it has no adapter {wanted:?}; it has {}", description.adapters.join(", "))),
+    let adapters = &description.adapters;
+    match adapters.iter().find(|adapter| adapter.name == wanted) {
+        Some(adapter) => Ok(&adapter.fingerprint),
+        None if adapters.is_empty() => Err(format!("it has no adapter {wanted:?}; it has none at all")),
+        None => {
+            let names: Vec<&str> = adapters.iter().map(|adapter| adapter.name.as_str()).collect();
+            Err(format!("it has no adapter {wanted:?}; it has {}", names.join(", ")))
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use cosec_proto::wire::worker::{DescribeResponse, Role};
+
     use super::*;
 
     #[test]
     fn an_adapter_is_known_by_its_content() {
         let adapters = [("sql", "1"), ("c", "2")];
-        let description = DescribeResponse {
-            role: WireRole::Expert.into(),
+        let message = DescribeResponse {
+            role: Role::Expert.into(),
             fingerprint: "0".to_owned(),
             adapters: adapters.map(|(name, _)| name.to_owned()).into(),
             adapter_fingerprints: adapters.map(|(_, fingerprint)| fingerprint.to_owned()).into(),
+            protocol_version: cosec_proto::PROTOCOL_VERSION,
+            vocabulary: 1,
+            context_tokens: 1,
+            max_operation_tokens: 1,
             ..DescribeResponse::default()
         };
+        let description = WorkerDescription::try_from(message).unwrap();
         let fingerprint = |adapter| fingerprint(&description, adapter);
         assert_eq!([None, Some("sql"), Some("c")].map(fingerprint), [Ok("0"), Ok("1"), Ok("2")]);
         assert_eq!(fingerprint(Some("java")), Err("it has no adapter \"java\"; it has sql, c".to_owned()));

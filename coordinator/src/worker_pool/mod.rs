@@ -6,11 +6,9 @@ mod health;
 mod matching;
 mod membership;
 pub mod metrics;
-pub mod operation;
 pub mod placement;
 mod readiness;
 mod reconnect;
-pub mod reply;
 mod slot;
 pub mod tokenizers;
 mod worker;
@@ -20,8 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cosec_proto::wire::worker::DescribeResponse;
-use cosec_proto::{ErrorCode, SessionId, WorkerRole, transport};
+use cosec_proto::{ErrorCode, OperationError, SessionId, WorkerDescription, WorkerRole, transport};
 use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -33,7 +30,6 @@ use self::membership::Membership;
 use self::metrics::PoolMetrics;
 use self::placement::{PlacementCandidate, choose};
 use self::readiness::ReadinessCheck;
-use self::reply::OperationError;
 use self::tokenizers::TokenizerComparisons;
 use crate::discovery::Member;
 use crate::tasks::TaskSpawner;
@@ -234,7 +230,7 @@ impl WorkerPool {
         let address = worker.member.address.as_str();
         // What the worker said of all its sessions is some seconds old; what it holds for this coordinator is known.
         let sessions = worker.load.load(Ordering::Relaxed).max(description.sessions as usize);
-        let queued = f64::from(description.queued_tokens) / f64::from(description.max_operation_tokens);
+        let queued = f64::from(description.queued_tokens) / f64::from(description.limits.operation_tokens);
         let failed = request.avoid.iter().rposition(|failed| failed == address).map_or(0, |at| at + 1);
         PlacementCandidate {
             address,
@@ -250,7 +246,7 @@ impl WorkerPool {
     #[must_use]
     pub fn cache_tokens(&self, model: &str) -> u64 {
         let of_worker = |ready: &ReadyWorker| {
-            let DescribeResponse { total_blocks, block_tokens, .. } = *ready.description;
+            let WorkerDescription { total_blocks, block_tokens, .. } = *ready.description;
             u64::from(total_blocks) * u64::from(block_tokens)
         };
         let of_role = |role| {

@@ -4,12 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use cosec_proto::wire::worker::DescribeResponse;
-use cosec_proto::{ErrorCode, WorkerRole};
+use cosec_proto::{ErrorCode, OperationError, WorkerDescription, WorkerRole};
 
 use super::matching;
 use super::membership::Membership;
-use super::reply::OperationError;
 use super::tokenizers::{KnownTokenizer, TokenizerComparisons, TokenizerOwner};
 use super::worker::{Worker, WorkerState};
 use crate::discovery::Member;
@@ -29,7 +27,7 @@ pub struct ReadyWorker {
     /// Its handle.
     pub worker: Arc<Worker>,
     /// What it says of itself.
-    pub description: Arc<DescribeResponse>,
+    pub description: Arc<WorkerDescription>,
 }
 
 /// Holds workers against what their model asks of them.
@@ -90,7 +88,7 @@ impl ReadinessCheck {
         &self,
         member: &Member,
         tokenizer: Option<&KnownTokenizer>,
-        description: &DescribeResponse,
+        description: &WorkerDescription,
     ) -> Result<(), String> {
         matching::check(member.role, self.adapter(&member.model, member.role), description)?;
         match tokenizer {
@@ -132,7 +130,7 @@ impl ReadinessCheck {
     }
 }
 
-fn tokenizer_of(address: &str, description: &DescribeResponse) -> KnownTokenizer {
+fn tokenizer_of(address: &str, description: &WorkerDescription) -> KnownTokenizer {
     let owner = TokenizerOwner::Worker(address.to_owned());
     KnownTokenizer { fingerprint: description.tokenizer_fingerprint.clone(), owner }
 }

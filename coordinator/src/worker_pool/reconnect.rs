@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cosec_proto::transport;
+use cosec_proto::wire::worker::DescribeRequest;
 use cosec_proto::wire::worker::worker_client::WorkerClient;
-use cosec_proto::wire::worker::{DescribeRequest, DescribeResponse};
+use cosec_proto::{AdapterDescription, InvalidDescription, WorkerDescription};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -110,12 +111,15 @@ impl Reconnector {
         };
         let (outgoing, requests) = mpsc::channel(OUTGOING_OPERATIONS);
         let opening = self.client();
-        let opened = within(async move { { opening }.step(ReceiverStream::new(requests)).await }).await;
+        let opened = within(async move {
+            { opening }.step(transport::with_protocol_version(ReceiverStream::new(requests))).await
+        })
+        .await;
         let responses = match opened {
             Ok(responses) => responses,
             Err(why) => return why,
         };
-        let connection = Arc::new(WorkerConnection::new(outgoing, description.vocabulary));
+        let connection = Arc::new(WorkerConnection::new(outgoing, description.limits.vocabulary));
         let member = &self.worker.member;
         tracing::info!(address = member.address, role = member.role.name(), model = description.model, "worker up");
         self.set(WorkerState::Up {
@@ -169,21 +173,29 @@ impl Reconnector {
     }
 
     /// What the worker says of itself, and whether it serves.
-    async fn look(&self) -> Result<(DescribeResponse, bool), String> {
+    async fn look(&self) -> Result<(WorkerDescription, bool), String> {
         let mut client = self.client();
         let description = within(client.describe(DescribeRequest {})).await?;
-        if description.vocabulary == 0 || description.max_operation_tokens == 0 || description.context_tokens == 0 {
-            return Err("it describes itself with a vocabulary, context or operation size of 0".to_owned());
-        }
+        let description = WorkerDescription::try_from(description).map_err(|error| self.left_out(&error))?;
         let mut health = HealthClient::new(self.channel.clone());
         let health = within(health.check(health_request())).await?;
         Ok((description, health.status() == ServingStatus::Serving))
     }
+
+    /// Why a worker that answers cannot be used; logged when it is news.
+    fn left_out(&self, error: &InvalidDescription) -> String {
+        let (why, Member { address, role, .. }) = (error.to_string(), &self.worker.member);
+        let is_known = matches!(&*self.worker.state.borrow(), WorkerState::Down(before) if *before == why);
+        if !is_known {
+            tracing::warn!(address, role = role.name(), why, "worker left out");
+        }
+        why
+    }
 }
 
 /// What must not change while sessions run: the model and its adapters.
-fn hosts(description: &DescribeResponse) -> (&str, &[String], &[String]) {
-    (&description.fingerprint, &description.adapters, &description.adapter_fingerprints)
+fn hosts(description: &WorkerDescription) -> (&str, &[AdapterDescription]) {
+    (&description.fingerprint, &description.adapters)
 }
 
 fn health_request() -> HealthCheckRequest {

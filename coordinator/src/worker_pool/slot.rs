@@ -4,21 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cosec_proto::SessionId;
-use cosec_proto::sampling::SamplingSeed;
-use cosec_proto::wire::worker::DescribeResponse;
+use cosec_proto::{Operation, OperationError, OperationKind, OperationReply, SessionId, WorkerDescription};
 
 use super::matching;
-use super::operation::{Ask, Operation};
 use super::readiness::ReadyWorker;
-use super::reply::{Answer, OperationError};
 use super::worker::Worker;
 use crate::tasks::TaskSpawner;
 
 /// Counts in the worker's load; dropping it has the worker release the session's cache.
 pub struct SessionSlot {
     worker: Arc<Worker>,
-    description: Arc<DescribeResponse>,
+    description: Arc<WorkerDescription>,
     adapter: Option<String>,
     session: SessionId,
     tasks: TaskSpawner,
@@ -51,15 +47,9 @@ impl SessionSlot {
 
     /// An operation on the session's cache there.
     #[must_use]
-    pub fn operation(
-        &self,
-        tenant: u64,
-        randomness: SamplingSeed,
-        (at, tokens): (u32, Vec<u32>),
-        ask: Ask,
-    ) -> Operation {
+    pub fn operation(&self, tenant: u64, (at, tokens): (u32, Vec<u32>), kind: OperationKind) -> Operation {
         let adapter = self.adapter.clone().unwrap_or_default();
-        Operation { session: self.session, adapter, tenant, randomness, at, tokens, ask }
+        Operation { session: self.session, adapter, tenant, at, tokens, kind }
     }
 
     /// Of what the session computes with there.
@@ -73,13 +63,13 @@ impl SessionSlot {
     ///
     /// # Errors
     /// As [`Worker::call`].
-    pub async fn call(&self, operation: &Operation, deadline: Duration) -> Result<Answer, OperationError> {
+    pub async fn call(&self, operation: &Operation, deadline: Duration) -> Result<OperationReply, OperationError> {
         self.worker.call(operation, self.fingerprint(), deadline).await
     }
 
     /// What the worker said of itself when the slot was taken.
     #[must_use]
-    pub fn description(&self) -> &DescribeResponse {
+    pub fn description(&self) -> &WorkerDescription {
         &self.description
     }
 }

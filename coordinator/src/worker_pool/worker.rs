@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use cosec_proto::ErrorCode;
-use cosec_proto::wire::worker::DescribeResponse;
+use cosec_proto::{ErrorCode, Operation, OperationError, OperationKind, OperationReply, WorkerDescription};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -13,8 +12,6 @@ use super::connection::WorkerConnection;
 use super::health::WorkerHealth;
 use super::matching;
 use super::metrics::PoolMetrics;
-use super::operation::{Ask, Operation};
-use super::reply::{Answer, OperationError};
 use crate::discovery::Member;
 
 /// How a worker stands.
@@ -25,7 +22,7 @@ pub(super) enum WorkerState {
     /// Connected.
     Up {
         connection: Arc<WorkerConnection>,
-        description: Arc<DescribeResponse>,
+        description: Arc<WorkerDescription>,
         /// By its health service.
         serving: bool,
     },
@@ -64,7 +61,7 @@ impl Worker {
     }
 
     /// What it says of itself and whether it serves, while it is connected.
-    pub(super) fn description(&self) -> Option<(Arc<DescribeResponse>, bool)> {
+    pub(super) fn description(&self) -> Option<(Arc<WorkerDescription>, bool)> {
         match &*self.state.borrow() {
             WorkerState::Up { description, serving, .. } => Some((Arc::clone(description), *serving)),
             WorkerState::Down(_) => None,
@@ -81,7 +78,7 @@ impl Worker {
         operation: &Operation,
         fingerprint: &str,
         deadline: Duration,
-    ) -> Result<Answer, OperationError> {
+    ) -> Result<OperationReply, OperationError> {
         let connection = self.connection(operation, fingerprint)?;
         let began = Instant::now();
         let patience = self.health.patience(operation, deadline);
@@ -99,7 +96,7 @@ impl Worker {
 
     fn connection(&self, operation: &Operation, fingerprint: &str) -> Result<Arc<WorkerConnection>, OperationError> {
         let unavailable = |why: String| Err(OperationError::new(ErrorCode::Unavailable, why));
-        let is_release = matches!(operation.ask, Ask::Release);
+        let is_release = matches!(operation.kind, OperationKind::Release);
         match &*self.state.borrow() {
             WorkerState::Down(why) => unavailable(format!("the worker is down: {why}")),
             WorkerState::Up { connection, description, .. } => {

@@ -7,10 +7,10 @@ use std::time::Duration;
 use cosec_coordinator::merge::{BaseOnly, ChosenBy, Cosec, ExpertOnly, LogitsTransport, SelectedRule};
 use cosec_coordinator::request::{GenerationSettings, SessionEvent};
 use cosec_coordinator::session::config::ExpertAbsent;
-use cosec_proto::ErrorCode;
 use cosec_proto::wire::worker;
 use cosec_proto::wire::worker::step_response::Outcome;
 use cosec_proto::wire::worker::{StepResponse, row};
+use cosec_proto::{ErrorCode, PROTOCOL_VERSION};
 use cosec_tests::mock_worker::{MockModel, MockWorker};
 use futures::StreamExt;
 use tokio::time::Instant;
@@ -348,6 +348,21 @@ async fn workers_that_do_not_belong_together_serve_nothing() {
         assert_eq!(error.code, ErrorCode::ModelMismatch, "{error}");
         assert!(error.message.contains(what), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_worker_of_another_protocol_version_is_left_out_and_named() {
+    let old = MockModel { protocol_version: PROTOCOL_VERSION - 1, ..MockModel::expert() };
+    let (base, expert) = (MockWorker::start(MockModel::base()).unwrap(), MockWorker::start(old).unwrap());
+    let (service, _, _shutdown) = start(config(&[&base], &[&expert]));
+    let named = format!(
+        "{}: it speaks protocol version {} and this coordinator version {PROTOCOL_VERSION}",
+        expert.address(),
+        PROTOCOL_VERSION - 1
+    );
+    until("the worker is left out", || service.ready().is_err_and(|why| why.contains(&named))).await;
+    let error = service.open(request(settings(COSEC), &prompt(5))).err().unwrap();
+    assert_eq!(error.code, ErrorCode::ExpertUnavailable, "{error}");
 }
 
 #[tokio::test]

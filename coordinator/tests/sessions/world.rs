@@ -10,13 +10,11 @@ use cosec_coordinator::session::event::{RoleOperation, SessionAction, SessionInp
 use cosec_coordinator::session::plan::DecodePlan;
 use cosec_coordinator::session::state::SessionState;
 use cosec_coordinator::speculation::controller::DraftPlan;
-use cosec_coordinator::worker_pool::operation::Operation;
-use cosec_coordinator::worker_pool::reply::{OperationError, Reply, RowView, check};
-use cosec_proto::WorkerRole;
 use cosec_proto::sampling::PositionRandom;
 use cosec_proto::sampling::SamplingSeed;
-use cosec_proto::wire::worker::StepResponse;
-use cosec_proto::{ErrorCode, SessionId};
+use cosec_proto::{
+    ErrorCode, LogitsResult, Operation, OperationError, OperationOutcome, OperationReply, SessionId, WorkerRole,
+};
 use cosec_tests::mock_worker::{MockEngine, MockModel};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
@@ -73,6 +71,7 @@ impl World {
             end_tokens: end_tokens.clone(),
             prompt_scores: None,
             expert_absent: ExpertAbsent::FailClosed,
+            seed: SamplingSeed { seed: settings.seed, sample: request.sample },
             deadline: settings.deadline,
         };
         let anti_expert = models.anti_expert.clone().unwrap_or_else(MockModel::expert);
@@ -129,16 +128,15 @@ impl World {
     fn note(&mut self, action: SessionAction) {
         self.pending.push(match action {
             SessionAction::Locate { role, .. } => Pending::Locate(role),
-            SessionAction::Send(RoleOperation { role, ticket, at, tokens, ask, .. }) => {
+            SessionAction::Send(RoleOperation { role, ticket, at, tokens, kind, .. }) => {
                 self.base_tokens += if role == WorkerRole::Base { tokens.len() } else { 0 };
                 let operation = Operation {
                     session: SessionId::from_wire(&[7; 16]).unwrap(),
                     adapter: String::new(),
                     tenant: 0,
-                    randomness: self.randomness(),
                     at,
                     tokens,
-                    ask,
+                    kind,
                 };
                 Pending::Send { role, ticket, operation }
             }
@@ -158,7 +156,7 @@ impl World {
         SessionInput::Located { role, max_operation_tokens, vocabulary }
     }
 
-    fn perform(&mut self, role: WorkerRole, operation: &Operation) -> Result<Reply, OperationError> {
+    fn perform(&mut self, role: WorkerRole, operation: &Operation) -> Result<OperationOutcome, OperationError> {
         let engine = &self.engines[role.index()];
         match self.chance.next_u32() as u8 {
             lot if lot < self.fate.faults => {
@@ -167,17 +165,17 @@ impl World {
             lot if lot < self.fate.faults.saturating_mul(2) => engine.evict(),
             _ => {}
         }
-        let outcome = Some(engine.perform(operation.to_wire(1, 0)));
-        let response = StepResponse { op: 1, outcome, ..StepResponse::default() };
-        let mut reply = check(operation, self.models[role.index()].vocabulary, response)?;
-        if let Reply::Rows(rows) = &mut reply {
-            for row in rows {
-                if let RowView::Full(logits) = row {
+        let response = engine.perform(operation.encode(1, 0));
+        let vocabulary = self.models[role.index()].vocabulary;
+        let mut outcome = OperationReply::decode(operation, vocabulary, response)?.outcome;
+        if let OperationOutcome::Extended(results) = &mut outcome {
+            for result in results {
+                if let LogitsResult::Full(logits) = result {
                     self.adjuster.adjust(logits).unwrap();
                 }
             }
         }
-        Ok(reply)
+        Ok(outcome)
     }
 
     /// A withdrawn operation has done nothing yet, has begun, or is done.
@@ -186,7 +184,7 @@ impl World {
         let is_it = |pending: &Pending| matches!(pending, Pending::Send { role: r, ticket: t, .. } if (*r, *t) == (role, ticket));
         let at = self.pending.iter().position(is_it).expect("only what is under way is withdrawn");
         if let Pending::Send { operation, .. } = self.pending.swap_remove(at) {
-            let request = operation.to_wire(1, 0);
+            let request = operation.encode(1, 0);
             match self.chance.next_u32() % 3 {
                 0 => {}
                 1 => self.engines[role.index()].begin(request),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use cosec_launcher::Process;
+use cosec_proto::transport::with_protocol_version;
 use cosec_proto::wire::worker::row::Content;
 use cosec_proto::wire::worker::row_request::View;
 use cosec_proto::wire::worker::step_request::Operation;
@@ -82,7 +83,7 @@ impl Worker {
         };
         let DescribeResponse { vocabulary, .. } = described;
         let (requests, outgoing) = mpsc::channel(256);
-        let responses = client.step(ReceiverStream::new(outgoing)).await?.into_inner();
+        let responses = client.step(with_protocol_version(ReceiverStream::new(outgoing))).await?.into_inner();
         Ok(Self {
             process,
             metrics,

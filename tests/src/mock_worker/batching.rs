@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use cosec_proto::ErrorCode;
 use cosec_proto::wire::worker::{self, step_request};
+use cosec_proto::{ErrorCode, OperationError, ReplyLayout, StepCost, encode_response};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::behaviour::{Answers, WorkerBehaviour};
 use super::session_cache::MockEngine;
-use super::views::failure;
 
 /// Longer operations feed a prompt.
 const SHORT_TOKENS: u32 = 64;
@@ -118,16 +117,16 @@ impl<C: WorkerBehaviour> Passes<C> {
     async fn answer(&self, operation: UnderWay) -> Result<(), Gone> {
         let UnderWay { request, begun, queue, compute, passes, pass_tokens, pass_rows, .. } = operation;
         let (hosted, op) = (&self.hosted, request.op);
-        let outcome = if self.withdrawn.lock().remove(&op) {
+        let answered = if self.withdrawn.lock().remove(&op) {
             hosted.cancelled.fetch_add(1, Ordering::SeqCst);
             hosted.engine.begin(request);
-            failure(ErrorCode::Cancelled, "withdrawn")
+            let cancelled = Err(OperationError::new(ErrorCode::Cancelled, "withdrawn"));
+            encode_response(op, cancelled, StepCost::default(), &ReplyLayout::default())
         } else {
             hosted.engine.perform(request)
         };
         let (queue_us, compute_us) = (queue.as_micros() as u32, compute.as_micros() as u32);
-        let outcome = Some(outcome);
-        let response = worker::StepResponse { op, outcome, queue_us, compute_us, passes, pass_tokens, pass_rows };
+        let response = worker::StepResponse { queue_us, compute_us, passes, pass_tokens, pass_rows, ..answered };
         for answer in hosted.behaviour.answer(begun, response) {
             self.responses.send(Ok(answer)).await.map_err(|_| Gone)?;
         }

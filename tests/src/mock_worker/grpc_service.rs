@@ -87,6 +87,7 @@ impl<C: WorkerBehaviour> worker::worker_server::Worker for Service<C> {
             end_token_ids: model.end_token_ids.clone(),
             max_operation_tokens: model.max_operation_tokens,
             sessions: self.0.engine.sessions() as u32,
+            protocol_version: model.protocol_version,
             ..worker::DescribeResponse::default()
         };
         Ok(Response::new(self.0.behaviour.describe(truth).await?))

@@ -1,6 +1,6 @@
 //! A model whose logits are a hash of the whole history.
 
-use cosec_proto::WorkerRole;
+use cosec_proto::{PROTOCOL_VERSION, WorkerLimits, WorkerRole};
 
 /// The model of a mock worker.
 #[derive(Clone, Debug)]
@@ -23,6 +23,8 @@ pub struct MockModel {
     pub fingerprint: String,
     /// As described.
     pub tokenizer_fingerprint: String,
+    /// As described.
+    pub protocol_version: u32,
     /// Whether rows depend on what was generated; else every position has the same.
     pub remembers: bool,
 }
@@ -41,6 +43,7 @@ impl MockModel {
             end_token_ids: vec![0],
             fingerprint: "base".to_owned(),
             tokenizer_fingerprint: "tokenizer".to_owned(),
+            protocol_version: PROTOCOL_VERSION,
             remembers: true,
         }
     }
@@ -50,6 +53,11 @@ impl MockModel {
     pub fn expert() -> Self {
         let (role, fingerprint) = (WorkerRole::Expert, "expert".to_owned());
         Self { role, salt: 2, fingerprint, max_operation_tokens: 24, ..Self::base() }
+    }
+
+    pub(super) fn limits(&self) -> WorkerLimits {
+        let Self { vocabulary, context_tokens, max_operation_tokens, .. } = *self;
+        WorkerLimits { vocabulary, context_tokens, operation_tokens: max_operation_tokens }
     }
 
     /// The logits after `history`.

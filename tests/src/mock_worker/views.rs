@@ -1,51 +1,25 @@
-//! What is told of logits, and why not.
+//! What it says of logits.
 
-use cosec_proto::ErrorCode;
-use cosec_proto::sampling::{Distribution, SamplingParams};
-use cosec_proto::wire::worker::{self, step_response};
+use cosec_proto::sampling::{Distribution, SamplingParams, TokenProbability};
+use cosec_proto::{ErrorCode, LogitsResult, LogitsView, OperationError};
 
-pub(super) fn failure(code: ErrorCode, message: &str) -> step_response::Outcome {
-    step_response::Outcome::Failure(worker::Failure { code: code.name().to_owned(), message: message.to_owned() })
+pub(super) fn distribution(logits: &[f32], sampling: &SamplingParams) -> Result<Distribution, OperationError> {
+    Distribution::from_logits(logits, sampling)
+        .map_err(|error| OperationError::new(ErrorCode::Internal, error.to_string()))
 }
 
-pub(super) fn warp(wire: Option<worker::SamplingParams>) -> Result<SamplingParams, step_response::Outcome> {
-    let wire = wire.ok_or_else(|| failure(ErrorCode::InvalidArgument, "no warp"))?;
-    SamplingParams::try_from(wire).map_err(|error| failure(ErrorCode::InvalidArgument, &error.to_string()))
-}
-
-pub(super) fn law(logits: &[f32], warp: &SamplingParams) -> Result<Distribution, step_response::Outcome> {
-    Distribution::from_logits(logits, warp).map_err(|error| failure(ErrorCode::Internal, &error.to_string()))
-}
-
-pub(super) fn view(ask: &worker::RowRequest, logits: &[f32]) -> Result<worker::row::Content, step_response::Outcome> {
-    use worker::row::Content;
-    use worker::row_request::View;
-    Ok(match &ask.view {
-        Some(View::Gather(gather)) => {
-            let law = law(logits, &warp(gather.warp)?)?;
-            let probabilities = gather.ids.iter().map(|&id| law.probability(id)).collect();
-            Content::Gathered(worker::Gathered { probabilities })
+pub(super) fn view(view: &LogitsView, logits: &[f32]) -> Result<LogitsResult, OperationError> {
+    Ok(match view {
+        LogitsView::Gather { sampling, ids } => {
+            let distribution = distribution(logits, sampling)?;
+            let token = |&id: &u32| TokenProbability { id, probability: distribution.probability(id) };
+            LogitsResult::Gathered(ids.iter().map(token).collect())
         }
-        Some(View::Sample(sample)) => {
-            let law = law(logits, &warp(sample.warp)?)?;
-            let id = law.sample(sample.u);
-            Content::Sampled(worker::Sampled { id, probability: law.probability(id) })
+        LogitsView::Sample { sampling, u } => LogitsResult::Sampled(distribution(logits, sampling)?.sample_token(*u)),
+        LogitsView::Nucleus { sampling, cap } => {
+            let (survivors, complete) = distribution(logits, sampling)?.most_probable(*cap as usize);
+            LogitsResult::Nucleus { survivors, complete }
         }
-        Some(View::Nucleus(nucleus)) => {
-            let law = law(logits, &warp(nucleus.warp)?)?;
-            let mut survivors: Vec<(u32, f64)> = law.iter().collect();
-            let complete = survivors.len() <= nucleus.cap as usize;
-            survivors.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            survivors.truncate(nucleus.cap as usize);
-            survivors.sort_by_key(|&(id, _)| id);
-            let (ids, probabilities) = survivors.into_iter().unzip();
-            let log_normaliser = law.log_normaliser();
-            Content::Nucleus(worker::NucleusRow { ids, probabilities, complete, log_normaliser })
-        }
-        Some(View::Full(_)) => Content::Full(worker::FullRow {
-            precision: worker::Precision::F32.into(),
-            logits: logits.iter().flat_map(|logit| logit.to_le_bytes()).collect(),
-        }),
-        None => return Err(failure(ErrorCode::InvalidArgument, "no view")),
+        LogitsView::Full => LogitsResult::Full(logits.to_vec()),
     })
 }

@@ -5,12 +5,12 @@ mod connection;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use cosec_proto::transport::MAX_MESSAGE_BYTES;
+use cosec_proto::transport::{MAX_MESSAGE_BYTES, check_protocol_version};
 use cosec_proto::wire::worker::worker_server::{Worker, WorkerServer};
 use cosec_proto::wire::worker::{
-    self as wire, DescribeRequest, DescribeResponse, StepRequest, StepResponse, TokenizerRequest, TokenizerResponse,
+    DescribeRequest, DescribeResponse, StepRequest, StepResponse, TokenizerRequest, TokenizerResponse,
 };
-use cosec_proto::{PROTOCOL_VERSION, WorkerRole};
+use cosec_proto::{AdapterDescription, WorkerDescription, WorkerRole};
 use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -102,26 +102,26 @@ impl Worker for WorkerService {
     async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
         let engine = self.engine()?;
         let (model, limits, status) = (engine.description(), engine.limits(), engine.status());
-        Ok(Response::new(DescribeResponse {
-            role: wire::Role::from(self.identity.role).into(),
+        let adapters = model.adapters.iter().zip(&model.adapter_fingerprints);
+        let adapters = adapters
+            .map(|(name, fingerprint)| AdapterDescription { name: name.clone(), fingerprint: fingerprint.clone() });
+        let description = WorkerDescription {
+            role: self.identity.role,
             model: self.identity.model.clone(),
             fingerprint: model.fingerprint.clone(),
             tokenizer_fingerprint: model.tokenizer_fingerprint.clone(),
-            vocabulary: limits.vocabulary,
-            context_tokens: limits.context_tokens,
+            limits,
             block_tokens: count(engine.options().block_tokens),
             total_blocks: count(engine.options().blocks),
             free_blocks: count(status.free_blocks()),
             sessions: count(status.sessions()),
             end_token_ids: model.end_token_ids.clone(),
-            max_operation_tokens: limits.operation_tokens,
-            adapters: model.adapters.clone(),
+            adapters: adapters.collect(),
             queued_tokens: count(status.queued_tokens()),
             draining: status.is_draining(),
             zone: self.identity.zone.clone(),
-            adapter_fingerprints: model.adapter_fingerprints.clone(),
-            protocol_version: PROTOCOL_VERSION,
-        }))
+        };
+        Ok(Response::new(description.into()))
     }
 
     type TokenizerStream = BoxStream<'static, Result<TokenizerResponse, Status>>;
@@ -139,6 +139,7 @@ impl Worker for WorkerService {
     type StepStream = ReceiverStream<Result<StepResponse, Status>>;
 
     async fn step(&self, request: Request<Streaming<StepRequest>>) -> Result<Response<Self::StepStream>, Status> {
+        check_protocol_version(&request)?;
         let engine = self.engine()?.clone();
         let permit = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
             Status::resource_exhausted(format!("{MAX_STREAMS} streams are open, as many as the worker takes"))

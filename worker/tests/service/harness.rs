@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cosec_proto::sampling::SamplingParams;
+use cosec_proto::transport::with_protocol_version;
 use cosec_proto::wire::worker::row::Content;
 use cosec_proto::wire::worker::row_request::View;
 use cosec_proto::wire::worker::step_request::Operation;
@@ -176,7 +177,7 @@ impl Wire {
     pub(crate) async fn open(channel: Channel) -> Self {
         let (requests, outgoing) = mpsc::channel(4096);
         let mut client = WorkerClient::new(channel).max_decoding_message_size(transport::MAX_MESSAGE_BYTES);
-        let responses = client.step(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
+        let responses = client.step(with_protocol_version(ReceiverStream::new(outgoing))).await.unwrap().into_inner();
         Self { requests, responses, early: HashMap::new(), next_op: 0 }
     }
 

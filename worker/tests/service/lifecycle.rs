@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cosec_proto::SessionId;
-use cosec_proto::wire::worker::DescribeRequest;
+use cosec_proto::wire::worker::{DescribeRequest, StepRequest};
 use cosec_worker::limits::EngineOptions;
 use cosec_worker::server::BoundServer;
 use tokio::time::sleep;
@@ -65,6 +65,17 @@ async fn a_dead_engine_answers_unavailable_and_ends_the_server() {
     }
     let ended = (&mut harness.server).await.unwrap().unwrap_err();
     assert!(ended.to_string().contains("engine"), "{ended}");
+}
+
+#[tokio::test]
+async fn a_coordinator_of_another_protocol_version_is_refused() {
+    let harness = Harness::start(options()).await;
+    let refused = harness.client().step(tokio_stream::empty::<StepRequest>()).await.unwrap_err();
+    let versions = format!(
+        "the coordinator speaks protocol version 0 and this worker version {}",
+        cosec_proto::PROTOCOL_VERSION
+    );
+    assert_eq!((refused.code(), refused.message()), (tonic::Code::FailedPrecondition, versions.as_str()));
 }
 
 #[tokio::test]

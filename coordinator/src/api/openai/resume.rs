@@ -21,8 +21,8 @@ use crate::api::policy::DefaultSettings;
 /// The header that a client repeats the last id in, as the standard of server-sent events names it.
 const HEADER: &str = "Last-Event-ID";
 
-/// First byte of an id.
-const VERSION: u8 = 1;
+/// First byte of an id. It grows when the parts of an id, or what its digests cover, change.
+const VERSION: u8 = 2;
 
 /// Bytes of an id's parts.
 const HEAD: usize = 1 + 16 + 8 + 8 + 16;
@@ -139,16 +139,31 @@ impl ReceivedEvents {
     /// When its value is not an id that `key` was used for.
     pub(super) fn read(headers: &HeaderMap, key: &ResumeKey) -> Result<Option<Self>, ApiError> {
         let Some(value) = headers.get(HEADER) else { return Ok(None) };
-        let message = "Last-Event-ID is not the id of an event of these coordinators; send it as it was received";
-        Self::parse(value.as_bytes(), key).map(Some).ok_or_else(|| ApiError::field(HEADER, message))
+        let message = Self::authentic(value.as_bytes(), key);
+        if let Some(&version) = message.as_ref().and_then(|message| message.first())
+            && version != VERSION
+        {
+            let message = format!(
+                "Last-Event-ID has version {version}, these coordinators continue version {VERSION}; send the request anew"
+            );
+            return Err(ApiError::field(HEADER, message));
+        }
+        let foreign = "Last-Event-ID is not the id of an event of these coordinators; send it as it was received";
+        let received = message.and_then(|message| Self::parse(&message));
+        received.map(Some).ok_or_else(|| ApiError::field(HEADER, foreign))
     }
 
-    fn parse(text: &[u8], key: &ResumeKey) -> Option<Self> {
-        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-        let (message, tag) = bytes.split_at_checked(bytes.len().checked_sub(TAG)?)?;
-        key.tag(message).verify_truncated_left(tag).ok()?;
+    /// The parts of an id that `key` was used for.
+    fn authentic(text: &[u8], key: &ResumeKey) -> Option<Vec<u8>> {
+        let mut bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let tag = bytes.split_off(bytes.len().checked_sub(TAG)?);
+        key.tag(&bytes).verify_truncated_left(&tag).ok()?;
+        Some(bytes)
+    }
+
+    fn parse(message: &[u8]) -> Option<Self> {
         let (head, slots) = message.split_at_checked(HEAD)?;
-        if head.first() != Some(&VERSION) || slots.len() % SLOT != 0 {
+        if slots.len() % SLOT != 0 {
             return None;
         }
         let number = |at: usize| Some(u64::from_le_bytes(head.get(at..at + 8)?.try_into().ok()?));
@@ -252,7 +267,22 @@ mod tests {
     }
 
     fn received(id: &str, key: &ResumeKey) -> Option<ReceivedEvents> {
-        ReceivedEvents::parse(id.as_bytes(), key)
+        let headers = HeaderMap::from_iter([(HEADER.parse().unwrap(), id.parse().unwrap())]);
+        ReceivedEvents::read(&headers, key).ok().flatten()
+    }
+
+    #[test]
+    fn an_id_of_another_version_is_refused_by_its_version() {
+        let key = ResumeKey::random();
+        let mut bytes = URL_SAFE_NO_PAD.decode(StreamProgress::new(key.clone(), origin(), 1, None).id()).unwrap();
+        bytes.truncate(bytes.len() - TAG);
+        bytes[0] = VERSION - 1;
+        let tag = key.tag(&bytes).finalize().into_bytes();
+        bytes.extend(&tag[..TAG]);
+        let id = URL_SAFE_NO_PAD.encode(&bytes);
+        let headers = HeaderMap::from_iter([(HEADER.parse().unwrap(), id.parse().unwrap())]);
+        let refusal = format!("{:?}", ReceivedEvents::read(&headers, &key).unwrap_err());
+        assert!(refusal.contains("has version 1, these coordinators continue version 2"), "{refusal}");
     }
 
     #[test]

@@ -59,16 +59,18 @@ impl SessionState {
         if of_role.known() > from {
             return None;
         }
-        let views = |proposal: Option<u32>| {
+        let views = |position: usize, proposal: Option<u32>| {
             // Beyond the model's vocabulary there is nothing to look up: the models differ in padding.
-            self.params.plan.views(role, proposal.filter(|&id| id < of_role.vocabulary()))
+            let proposal = proposal.filter(|&id| id < of_role.vocabulary());
+            self.params.plan.views(role, proposal, &self.random(position))
         };
         let drafts = self.sequence.drafts();
         if !drafts.is_empty() {
-            return Some(NextOperation::Read { from, views: drafts.iter().map(|&id| views(Some(id))).collect() });
+            let views = (from..).zip(drafts).map(|(position, &id)| views(position, Some(id))).collect();
+            return Some(NextOperation::Read { from, views });
         }
         if self.draft_plan.num_draft_tokens == 1 || !self.params.plan.drafts() {
-            return Some(NextOperation::Read { from, views: vec![views(None)] });
+            return Some(NextOperation::Read { from, views: vec![views(from, None)] });
         }
         // The last token goes together with the drafts after it.
         (of_role.cached() + 1 < from).then_some(NextOperation::Feed { until: from - 1 })
@@ -87,8 +89,10 @@ impl SessionState {
         if k == 0 || is_last || !(drafts.is_empty() || runs_ahead) {
             return None;
         }
-        let (sampling, views) = (self.params.plan.sampling.expert, self.params.plan.views(WorkerRole::Expert, None));
-        Some(NextOperation::Draft { k, sampling, views, is_ahead: !drafts.is_empty() })
+        let (plan, seed) = (&self.params.plan, self.params.seed);
+        // The same views for all drafts: none of the expert's draws.
+        let views = plan.views(WorkerRole::Expert, None, &self.random(self.sequence.len()));
+        Some(NextOperation::Draft { k, sampling: plan.sampling.expert, seed, views, is_ahead: !drafts.is_empty() })
     }
 
     /// Whether nothing can follow a draft: it ends the choice, or a model does not have it.

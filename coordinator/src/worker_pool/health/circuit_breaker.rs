@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use cosec_proto::ErrorCode;
+use cosec_proto::{ErrorCode, OperationError};
 use tokio::time::Instant;
-
-use crate::worker_pool::reply::OperationError;
 
 /// Failures in a row that open the circuit.
 const THRESHOLD: u32 = 3;

@@ -5,14 +5,12 @@ mod deadline;
 
 use std::time::Duration;
 
-use cosec_proto::ErrorCode;
+use cosec_proto::{ErrorCode, Operation, OperationError, OperationKind, OperationReply};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use self::circuit_breaker::CircuitBreaker;
 use self::deadline::OperationTime;
-use super::operation::{Ask, Operation};
-use super::reply::{Answer, OperationError};
 
 /// An operation that feeds more tokens than this takes time by its length, which the measured time of short ones does not
 /// tell.
@@ -45,7 +43,7 @@ impl WorkerHealth {
         &self,
         operation: &Operation,
         began: Instant,
-        outcome: Result<&Answer, &OperationError>,
+        outcome: Result<&OperationReply, &OperationError>,
     ) -> Option<bool> {
         let now = Instant::now();
         // One that was given up took at least so long: a worker that has become slow soon gets more time.
@@ -74,7 +72,7 @@ impl WorkerHealth {
 
 /// Forward passes of a short operation; `None` for others.
 fn short_passes(operation: &Operation) -> Option<u32> {
-    let is_short = operation.tokens.len() <= SHORT_TOKENS && !matches!(operation.ask, Ask::Release);
+    let is_short = operation.tokens.len() <= SHORT_TOKENS && !matches!(operation.kind, OperationKind::Release);
     // A draft is one forward pass per token.
-    is_short.then(|| operation.ask.drafts().max(1))
+    is_short.then(|| operation.kind.drafted_tokens().max(1))
 }
