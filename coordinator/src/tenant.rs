@@ -18,16 +18,16 @@ pub struct Tenant {
     pub name: String,
     /// The name on the wire: workers share passes fairly among tenants, and no cached prefix.
     pub id: u64,
-    /// Share of the turns beside those of other tenants.
+    /// Share of the turns among all tenants.
     pub weight: f64,
     /// Most sessions at a time.
     pub max_sessions: usize,
-    pub(crate) budget: Option<Budget>,
+    pub(crate) budget: Option<TokenBudget>,
 }
 
 /// Tokens that may be used: refilled steadily, never above those of a minute. What is under way may overdraw it.
 #[derive(Debug)]
-pub(crate) struct Budget {
+pub(crate) struct TokenBudget {
     per_minute: f64,
     left: Mutex<(f64, Instant)>,
 }
@@ -40,7 +40,7 @@ impl Default for Tenant {
 }
 
 impl Tenant {
-    /// Uses up tokens.
+    /// Takes tokens from the budget.
     pub fn spend(&self, tokens: u64) {
         if let Some(budget) = &self.budget {
             budget.change(Instant::now(), -(tokens as f64));
@@ -58,7 +58,7 @@ impl Tenant {
     }
 }
 
-impl Budget {
+impl TokenBudget {
     /// Refills, adds `tokens` and returns what is left.
     fn change(&self, now: Instant, tokens: f64) -> f64 {
         // Two numbers are valid whatever a panicking holder left.
@@ -69,7 +69,7 @@ impl Budget {
     }
 }
 
-/// All keys.
+/// Tenants by the digest of their key.
 #[derive(Debug, Default)]
 pub struct Tenants {
     by_digest: HashMap<[u8; 32], Arc<Tenant>>,
@@ -78,14 +78,14 @@ pub struct Tenants {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Content {
-    keys: Vec<Key>,
+struct KeysContent {
+    keys: Vec<KeyEntry>,
 }
 
 /// One entry of the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Key {
+struct KeyEntry {
     name: String,
     sha256: String,
     #[serde(default = "one")]
@@ -115,7 +115,7 @@ impl Tenants {
     pub fn read(path: &Path) -> Result<Self, InvalidKeys> {
         let invalid = |problem: String| InvalidKeys { path: path.to_owned(), problem };
         let text = std::fs::read_to_string(path).map_err(|cause| invalid(cause.to_string()))?;
-        let content: Content =
+        let content: KeysContent =
             Figment::from(Toml::string(&text)).extract().map_err(|cause| invalid(cause.to_string()))?;
         let mut tenants = Self::default();
         let mut names = std::collections::HashSet::new();
@@ -145,7 +145,7 @@ impl Tenants {
     }
 }
 
-impl Key {
+impl KeyEntry {
     fn checked(self) -> Result<([u8; 32], Tenant), String> {
         let digits = self.sha256.as_bytes();
         let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
@@ -161,7 +161,7 @@ impl Key {
         }
         let budget = self.tokens_per_minute.map(|tokens| {
             let per_minute = tokens as f64;
-            Budget { per_minute, left: Mutex::new((per_minute, Instant::now())) }
+            TokenBudget { per_minute, left: Mutex::new((per_minute, Instant::now())) }
         });
         let named = Sha256::digest(format!("cosec tenant\n{}", self.name));
         let id = named.iter().take(8).fold(0, |id, &byte| id << 8 | u64::from(byte));

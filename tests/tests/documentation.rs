@@ -189,7 +189,7 @@ impl Schema {
 /// Rules say themselves which parameters they have.
 fn rule_parameters() -> Vec<[String; 4]> {
     let rules = SelectedRule::all(&RuleParameters::default());
-    let parameters = rules.iter().flat_map(|rule| rule.parameters());
+    let parameters = rules.iter().flat_map(|rule| rule.description().parameters);
     let row = |parameter: &RuleParameter| {
         let meaning = format!("{} It must be {}.", parameter.documentation, parameter.allowed);
         [format!("`{}`", parameter.name), "number".to_owned(), format!("`{}`", parameter.default), meaning]

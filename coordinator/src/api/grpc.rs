@@ -14,7 +14,7 @@ use super::parameters::RequestedSettings;
 use super::state::ApiState;
 use crate::generation::{ChoiceEvent, GenerateRequest, RunningGeneration};
 use crate::merge::{Decision, RejectedProposal};
-use crate::postprocess::{Delta, PlacedToken};
+use crate::postprocess::{PlacedToken, TextDelta};
 use crate::request::{ChatMessage, Prompt};
 
 const ROUTE: &str = "cosec.coordinator.v1.Coordinator/Generate";
@@ -107,7 +107,7 @@ fn usage(generation: &RunningGeneration) -> wire::GenerateEvent {
 
 fn event_of(choice: u32, event: ChoiceEvent, report: bool) -> wire::GenerateEvent {
     let event = match event {
-        ChoiceEvent::Delta(Delta { text, tokens }) => {
+        ChoiceEvent::Delta(TextDelta { text, tokens }) => {
             let tokens = tokens.into_iter().map(|token| token_of(token, report)).collect();
             generate_event::Event::Delta(wire::Delta { choice, text, tokens })
         }

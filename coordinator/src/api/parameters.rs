@@ -215,7 +215,7 @@ impl RequestedSettings {
 
     /// Refuses parameters that would have no effect under `rule`.
     fn refuse_others_of(&self, rule: &SelectedRule) -> Result<(), ApiError> {
-        let reads_expert = |rule: &SelectedRule| rule.needs().roles.contains(&WorkerRole::Expert);
+        let reads_expert = |rule: &SelectedRule| rule.description().roles.contains(&WorkerRole::Expert);
         let refuse_unless = |name: &str, has_effect: &dyn Fn(&SelectedRule) -> bool| {
             if has_effect(rule) {
                 return Ok(());
@@ -227,10 +227,12 @@ impl RequestedSettings {
             Err(ApiError::field(path, message))
         };
         for name in self.rule_parameters.0.keys() {
-            refuse_unless(name, &|rule| rule.parameters().iter().any(|parameter| parameter.name == name))?;
+            refuse_unless(name, &|rule| {
+                rule.description().parameters.iter().any(|parameter| parameter.name == name)
+            })?;
         }
         if self.hardening.reference_code.is_some() {
-            refuse_unless("reference_code", &|rule| rule.needs().judges)?;
+            refuse_unless("reference_code", &|rule| rule.description().judges)?;
         }
         if self.hardening.expert_temperature.is_some() {
             refuse_unless("expert_temperature", &reads_expert)?;
@@ -250,7 +252,7 @@ impl RequestedSettings {
     ) -> Result<(SamplingParams, SamplingParams), ApiError> {
         let GeneralParameters { temperature, top_p, top_k, .. } = self.general;
         let HardeningParameters { expert_temperature, expert_top_p, .. } = self.hardening;
-        let alone = !rule.needs().roles.contains(&WorkerRole::Base);
+        let alone = !rule.description().roles.contains(&WorkerRole::Base);
         let inherited = temperature.filter(|&temperature| alone || temperature == 0.0);
         let top_k = top_k.unwrap_or(0);
         let base = sampling_params(temperature.unwrap_or(1.0), top_p.unwrap_or(1.0), top_k)?;

@@ -69,7 +69,7 @@ pub(super) fn rule_named(field: &str, name: &str, parameters: &RuleParameters) -
 
 /// Holds those `values` that `rule` reads against their ranges.
 pub(super) fn check_rule_parameters(rule: &SelectedRule, values: &RuleParameters) -> Result<(), ApiError> {
-    rule.parameters().iter().try_for_each(|parameter| {
+    rule.description().parameters.iter().try_for_each(|parameter| {
         let Some(&value) = values.0.get(parameter.name) else { return Ok(()) };
         check_range(&format!("cosec.{}", parameter.name), value, parameter.range.clone(), parameter.allowed)
     })
@@ -83,13 +83,13 @@ pub struct AllowedRules(pub Vec<String>);
 impl Default for AllowedRules {
     /// All under which the expert has a say.
     fn default() -> Self {
-        Self(SelectedRule::names().filter(|&name| name != BaseOnly.name()).map(str::to_owned).collect())
+        Self(SelectedRule::names().filter(|&name| name != BaseOnly.description().name).map(str::to_owned).collect())
     }
 }
 
 impl AllowedRules {
     fn allows(&self, rule: &dyn MergeRule) -> bool {
-        self.0.iter().any(|name| name == rule.name())
+        self.0.iter().any(|name| name == rule.description().name)
     }
 
     /// Refuses a rule that is not allowed, by its name or by what it comes to.

@@ -11,14 +11,14 @@ use super::drain::RequestGuard;
 use super::model_text::ModelText;
 use super::sessions::BoxedSession;
 use crate::api::error::ApiError;
-use crate::postprocess::{ChoiceText, Delta};
+use crate::postprocess::{ChoiceText, TextDelta};
 use crate::request::{FinishReason, GenerationSettings, SessionEvent};
 
 /// What happens next in one of a request's choices.
 #[derive(Debug)]
 pub(crate) enum ChoiceEvent {
     /// More text or tokens; never empty.
-    Delta(Delta),
+    Delta(TextDelta),
     /// The choice's last event.
     Finished(FinishReason),
 }

@@ -51,7 +51,7 @@ impl GenerateRequest {
     }
 }
 
-/// Serves requests.
+/// Takes requests through all rooms.
 pub struct GenerationService {
     sessions: Arc<dyn SessionSource>,
     texts: HashMap<String, Arc<ModelText>>,
@@ -98,7 +98,7 @@ impl GenerationService {
     /// Whether a new request can be served.
     ///
     /// # Errors
-    /// Says why not.
+    /// Says why it cannot.
     pub fn ready(&self) -> Result<(), ApiError> {
         self.requests.refuse_while_draining()?;
         let models = self.sessions.models();

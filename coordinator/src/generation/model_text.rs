@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::postprocess::detokenizer::{Decoder, UnsupportedDecoder};
+use crate::postprocess::detokenizer::{TokenDecoder, UnsupportedDecoder};
 use crate::preprocess::error::LoadError;
 use crate::preprocess::tokenizer::PromptEncoder;
 
 /// A model's text, both ways.
 pub struct ModelText {
     pub(crate) encoder: PromptEncoder,
-    pub(crate) decoder: Arc<Decoder>,
+    pub(crate) decoder: Arc<TokenDecoder>,
 }
 
 impl ModelText {
@@ -20,7 +20,7 @@ impl ModelText {
     /// [`ModelTextError`] names the file.
     pub fn load(directory: &Path) -> Result<Self, ModelTextError> {
         let encoder = PromptEncoder::load(directory)?;
-        let decoder = Arc::new(Decoder::of(encoder.tokenizer().clone())?);
+        let decoder = Arc::new(TokenDecoder::of(encoder.tokenizer().clone())?);
         Ok(Self { encoder, decoder })
     }
 

@@ -4,8 +4,8 @@ use cosec_proto::sampling::Distribution;
 
 use super::blend::blend;
 use super::decision::{ChosenBy, Decision, RejectedProposal};
-use super::evidence::PositionDistributions;
-use super::rule::{DegenerateRule, MergeError, MergeRule, RuleNeeds, RuleParameter, RuleParameters};
+use super::evidence::{MergeError, PositionDistributions};
+use super::rule::{DegenerateRule, MergeRule, RuleDescription, RuleParameter, RuleParameters};
 use super::transport::LogitsTransport;
 use cosec_proto::WorkerRole;
 use cosec_proto::sampling::PositionRandom;
@@ -16,6 +16,14 @@ const TAU: RuleParameter = RuleParameter {
     default: 0.3,
     range: 0.0..=f64::MAX,
     allowed: "a number of at least 0",
+};
+
+const DESCRIPTION: RuleDescription = RuleDescription {
+    name: "cosec",
+    parameters: &[TAU],
+    roles: &[WorkerRole::Base, WorkerRole::Expert],
+    judges: true,
+    transports: &[LogitsTransport::Sample, LogitsTransport::Gather, LogitsTransport::Nucleus, LogitsTransport::Full],
 };
 
 /// Draft x ~ q; keep it when `min(1, p(x) / q(x)) > tau`; else take x' ~ p, from the whole of p.
@@ -38,21 +46,8 @@ impl MergeRule for Cosec {
         Self { tau: parameters.get(&TAU) }
     }
 
-    fn name(&self) -> &'static str {
-        "cosec"
-    }
-
-    fn parameters(&self) -> &'static [RuleParameter] {
-        &[TAU]
-    }
-
-    fn needs(&self) -> RuleNeeds {
-        use LogitsTransport::{Full, Gather, Nucleus, Sample};
-        RuleNeeds {
-            roles: &[WorkerRole::Base, WorkerRole::Expert],
-            judges: true,
-            transports: &[Sample, Gather, Nucleus, Full],
-        }
+    fn description(&self) -> &'static RuleDescription {
+        &DESCRIPTION
     }
 
     fn degenerate(&self) -> Option<DegenerateRule> {

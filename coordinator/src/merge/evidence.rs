@@ -3,9 +3,7 @@
 use std::cell::OnceCell;
 
 use cosec_proto::WorkerRole;
-use cosec_proto::sampling::{Distribution, SamplingParams, TokenProbability};
-
-use super::rule::{MergeError, MissingEvidence};
+use cosec_proto::sampling::{Distribution, InvalidLogits, InvalidSupport, SamplingParams, TokenProbability};
 
 /// How the logits of base and expert become distributions.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -191,4 +189,35 @@ fn or<T>(known: Result<T, MergeError>, point: MissingEvidence) -> Result<T, Merg
         MergeError::Missing(_) => point.into(),
         other => other,
     })
+}
+
+/// What a rule must know before it can decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MissingEvidence {
+    /// A draw from the expert.
+    #[error("the expert's proposal is not known")]
+    Proposal,
+    /// The base's probability of this id.
+    #[error("the base's probability of token {0} is not known")]
+    Judgement(u32),
+    /// A draw from the base.
+    #[error("the base's own token is not known")]
+    Fallback,
+    /// All logits of a model.
+    #[error("the logits of the {} are not known", .0.name())]
+    Logits(WorkerRole),
+}
+
+/// Why there is no token yet.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum MergeError {
+    /// Find it out and ask again.
+    #[error(transparent)]
+    Missing(#[from] MissingEvidence),
+    /// Logits make no distribution.
+    #[error("logits make no distribution: {0}")]
+    Logits(#[from] InvalidLogits),
+    /// A blend makes no distribution.
+    #[error("the merged probabilities make no distribution: {0}")]
+    Blend(#[from] InvalidSupport),
 }

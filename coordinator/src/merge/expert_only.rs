@@ -3,11 +3,19 @@
 use cosec_proto::sampling::Distribution;
 
 use super::decision::{ChosenBy, Decision};
-use super::evidence::PositionDistributions;
-use super::rule::{MergeError, MergeRule, RuleNeeds, RuleParameters};
+use super::evidence::{MergeError, PositionDistributions};
+use super::rule::{MergeRule, RuleDescription, RuleParameters};
 use super::transport::LogitsTransport;
 use cosec_proto::WorkerRole;
 use cosec_proto::sampling::PositionRandom;
+
+const DESCRIPTION: RuleDescription = RuleDescription {
+    name: "expert_only",
+    parameters: &[],
+    roles: &[WorkerRole::Expert],
+    judges: false,
+    transports: &[LogitsTransport::Sample, LogitsTransport::Nucleus, LogitsTransport::Full],
+};
 
 /// q, drawn with the numbers that a proposal takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,16 +26,8 @@ impl MergeRule for ExpertOnly {
         Self
     }
 
-    fn name(&self) -> &'static str {
-        "expert_only"
-    }
-
-    fn needs(&self) -> RuleNeeds {
-        RuleNeeds {
-            roles: &[WorkerRole::Expert],
-            judges: false,
-            transports: &[LogitsTransport::Sample, LogitsTransport::Nucleus, LogitsTransport::Full],
-        }
+    fn description(&self) -> &'static RuleDescription {
+        &DESCRIPTION
     }
 
     fn distribution(&self, models: &PositionDistributions) -> Result<Distribution, MergeError> {

@@ -4,9 +4,9 @@ use cosec_proto::sampling::Distribution;
 
 use super::blend::blend;
 use super::decision::Decision;
-use super::evidence::PositionDistributions;
+use super::evidence::{MergeError, PositionDistributions};
 use super::rejection;
-use super::rule::{DegenerateRule, MergeError, MergeRule, RuleNeeds, RuleParameter, RuleParameters};
+use super::rule::{DegenerateRule, MergeRule, RuleDescription, RuleParameter, RuleParameters};
 use super::transport::LogitsTransport;
 use cosec_proto::WorkerRole;
 use cosec_proto::sampling::PositionRandom;
@@ -17,6 +17,14 @@ const LAMBDA: RuleParameter = RuleParameter {
     default: 0.5,
     range: 0.0..=1.0,
     allowed: "from 0 to 1",
+};
+
+const DESCRIPTION: RuleDescription = RuleDescription {
+    name: "linear",
+    parameters: &[LAMBDA],
+    roles: &[WorkerRole::Base, WorkerRole::Expert],
+    judges: false,
+    transports: &[LogitsTransport::Nucleus, LogitsTransport::Full],
 };
 
 /// `lambda q + (1 - lambda) p`.
@@ -31,20 +39,8 @@ impl MergeRule for Linear {
         Self { lambda: parameters.get(&LAMBDA) }
     }
 
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-
-    fn parameters(&self) -> &'static [RuleParameter] {
-        &[LAMBDA]
-    }
-
-    fn needs(&self) -> RuleNeeds {
-        RuleNeeds {
-            roles: &[WorkerRole::Base, WorkerRole::Expert],
-            judges: false,
-            transports: &[LogitsTransport::Nucleus, LogitsTransport::Full],
-        }
+    fn description(&self) -> &'static RuleDescription {
+        &DESCRIPTION
     }
 
     fn degenerate(&self) -> Option<DegenerateRule> {

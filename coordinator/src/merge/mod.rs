@@ -4,7 +4,7 @@
 //! the points that a worker drew and looked up; where they do not suffice the rule says what is missing. Every rule also
 //! states the distribution of its tokens as a function, so that scores and tests can hold the draws against it.
 //!
-//! A new rule is a file beside these and a line in [`SelectedRule`].
+//! A new rule is a file here and its name in the list of `rules!`.
 
 mod rule;
 
@@ -36,8 +36,8 @@ use std::ops::Deref;
 
 pub use adjustments::{LogitAdjuster, LogitAdjustments, OverAdjusted};
 pub use decision::{ChosenBy, Decision, RejectedProposal, TokenScore};
-pub use evidence::{ModelEvidence, PositionDistributions, RuleSampling};
-pub use rule::{DegenerateRule, MergeError, MergeRule, MissingEvidence, RuleNeeds, RuleParameter, RuleParameters};
+pub use evidence::{MergeError, MissingEvidence, ModelEvidence, PositionDistributions, RuleSampling};
+pub use rule::{DegenerateRule, MergeRule, RuleDescription, RuleParameter, RuleParameters};
 pub use score::score;
 pub use transport::LogitsTransport;
 
@@ -75,16 +75,22 @@ impl SelectedRule {
     /// The rule that is called `name`.
     #[must_use]
     pub fn named(name: &str, parameters: &RuleParameters) -> Option<Self> {
-        Self::all(parameters).into_iter().find(|rule| rule.name() == name)
+        Self::all(parameters).into_iter().find(|rule| rule.description().name == name)
+    }
+
+    /// Its name in requests, reports, metrics and the configuration.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.description().name
     }
 
     /// The names of all rules.
     pub fn names() -> impl Iterator<Item = &'static str> {
-        Self::all(&RuleParameters::default()).into_iter().map(|rule| rule.name())
+        Self::all(&RuleParameters::default()).into_iter().map(|rule| rule.description().name)
     }
 
     /// The parameters of all rules.
     pub fn parameters_of_all() -> impl Iterator<Item = &'static RuleParameter> {
-        Self::all(&RuleParameters::default()).into_iter().flat_map(|rule| rule.parameters())
+        Self::all(&RuleParameters::default()).into_iter().flat_map(|rule| rule.description().parameters)
     }
 }

@@ -3,9 +3,9 @@
 use cosec_proto::sampling::Distribution;
 
 use super::decision::Decision;
-use super::evidence::PositionDistributions;
+use super::evidence::{MergeError, MissingEvidence, PositionDistributions};
 use super::rejection;
-use super::rule::{DegenerateRule, MergeError, MergeRule, MissingEvidence, RuleNeeds, RuleParameter, RuleParameters};
+use super::rule::{DegenerateRule, MergeRule, RuleDescription, RuleParameter, RuleParameters};
 use super::transport::LogitsTransport;
 use cosec_proto::WorkerRole;
 use cosec_proto::sampling::PositionRandom;
@@ -16,6 +16,14 @@ const ALPHA: RuleParameter = RuleParameter {
     default: 1.0,
     range: f64::MIN..=f64::MAX,
     allowed: "a finite number",
+};
+
+const DESCRIPTION: RuleDescription = RuleDescription {
+    name: "product",
+    parameters: &[ALPHA],
+    roles: &WorkerRole::ALL,
+    judges: false,
+    transports: &[LogitsTransport::Full],
 };
 
 /// `softmax(base + alpha (expert - anti-expert))` through the base's sampling parameters; without an anti-expert, `base + alpha expert`.
@@ -47,16 +55,8 @@ impl MergeRule for Product {
         Self { alpha: parameters.get(&ALPHA) }
     }
 
-    fn name(&self) -> &'static str {
-        "product"
-    }
-
-    fn parameters(&self) -> &'static [RuleParameter] {
-        &[ALPHA]
-    }
-
-    fn needs(&self) -> RuleNeeds {
-        RuleNeeds { roles: &WorkerRole::ALL, judges: false, transports: &[LogitsTransport::Full] }
+    fn description(&self) -> &'static RuleDescription {
+        &DESCRIPTION
     }
 
     /// A negative weight turns the expert against its purpose: no better than the base alone.

@@ -9,11 +9,10 @@ use cosec_proto::sampling::Distribution;
 
 use super::blend::blend;
 use super::decision::{ChosenBy, Decision, RejectedProposal};
-use super::evidence::PositionDistributions;
-use super::rule::MergeError;
+use super::evidence::{MergeError, PositionDistributions};
 use cosec_proto::sampling::PositionRandom;
 
-/// PositionRandom from `merged`.
+/// Draws from `merged`.
 ///
 /// # Errors
 /// Unless the distributions of base and expert are known.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
 
-use cosec_proto::sampling::{Distribution, InvalidLogits, InvalidSupport};
+use cosec_proto::sampling::Distribution;
 use serde::Deserialize;
 
 use super::decision::Decision;
-use super::evidence::PositionDistributions;
+use super::evidence::{MergeError, PositionDistributions};
 use super::transport::LogitsTransport;
 use cosec_proto::WorkerRole;
 use cosec_proto::sampling::PositionRandom;
@@ -20,16 +20,8 @@ pub trait MergeRule: Debug + Send + Sync {
     where
         Self: Sized;
 
-    /// Its name in requests, reports, metrics and the configuration.
-    fn name(&self) -> &'static str;
-
-    /// The parameters that it reads.
-    fn parameters(&self) -> &'static [RuleParameter] {
-        &[]
-    }
-
-    /// What it must know of the models.
-    fn needs(&self) -> RuleNeeds;
+    /// What the rule says of itself, whatever its parameters.
+    fn description(&self) -> &'static RuleDescription;
 
     /// Which model alone it comes to, by the value of which parameter; `None` while both have a say.
     fn degenerate(&self) -> Option<DegenerateRule> {
@@ -52,13 +44,13 @@ pub trait MergeRule: Debug + Send + Sync {
 /// A number that a rule reads, as requests (in the object `cosec`) and the configuration (under `defaults`) name it.
 #[derive(Debug)]
 pub struct RuleParameter {
-    /// Its name there.
+    /// As named there.
     pub name: &'static str,
     /// What it does.
     pub documentation: &'static str,
     /// Its value where neither request nor configuration sets one.
     pub default: f64,
-    /// Its values.
+    /// The values that it may have.
     pub range: RangeInclusive<f64>,
     /// The range in words.
     pub allowed: &'static str,
@@ -75,9 +67,13 @@ impl RuleParameters {
     }
 }
 
-/// What a rule must know of the models.
-#[derive(Clone, Copy, Debug)]
-pub struct RuleNeeds {
+/// What a rule says of itself.
+#[derive(Debug)]
+pub struct RuleDescription {
+    /// Its name in requests, reports, metrics and the configuration.
+    pub name: &'static str,
+    /// The parameters that it reads.
+    pub parameters: &'static [RuleParameter],
     /// Models that it reads; an anti-expert only where the model has one.
     pub roles: &'static [WorkerRole],
     /// Whether the base judges a proposal by a distribution of its own.
@@ -93,39 +89,8 @@ pub struct DegenerateRule {
     pub to: WorkerRole,
     /// The parameter that causes it.
     pub parameter: &'static str,
-    /// Its value.
+    /// Its present value.
     pub value: f64,
     /// What it must be for both models to have a say.
     pub required: &'static str,
-}
-
-/// What a rule must know before it can decide.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MissingEvidence {
-    /// A draw from the expert.
-    #[error("the expert's proposal is not known")]
-    Proposal,
-    /// The base's probability of this id.
-    #[error("the base's probability of token {0} is not known")]
-    Judgement(u32),
-    /// A draw from the base.
-    #[error("the base's own token is not known")]
-    Fallback,
-    /// All logits of a model.
-    #[error("the logits of the {} are not known", .0.name())]
-    Logits(WorkerRole),
-}
-
-/// Why there is no token yet.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum MergeError {
-    /// Find it out and ask again.
-    #[error(transparent)]
-    Missing(#[from] MissingEvidence),
-    /// Logits make no distribution.
-    #[error("a row makes no distribution: {0}")]
-    Logits(#[from] InvalidLogits),
-    /// A blend makes no distribution.
-    #[error("the merged law makes no distribution: {0}")]
-    Blend(#[from] InvalidSupport),
 }

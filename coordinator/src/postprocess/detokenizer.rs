@@ -13,14 +13,14 @@ use tokenizers::Tokenizer;
 const SPACE_MARK: &str = "▁";
 
 /// How a model's tokens spell text; shared by all its choices.
-pub struct Decoder {
+pub struct TokenDecoder {
     tokenizer: Arc<Tokenizer>,
     special: HashSet<u32>,
-    spelling: Spelling,
+    spelling: TokenSpelling,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Spelling {
+enum TokenSpelling {
     /// Every character of a token stands for a byte (GPT-2's table).
     Bytes,
     /// A mark stands for a space.
@@ -28,20 +28,20 @@ enum Spelling {
         mark: String,
         /// Tokens like `<0x0A>` stand for a byte; a run of them that is not UTF-8 becomes as many U+FFFD.
         byte_tokens: bool,
-        start: Start,
+        start: TextStart,
     },
 }
 
 /// What a text loses at its very start, where the tokenizer once added it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Start {
+enum TextStart {
     /// So many spaces.
     Spaces(usize),
     /// The marks of the first token.
     Marks,
 }
 
-impl Decoder {
+impl TokenDecoder {
     /// Reads how the tokenizer decodes.
     ///
     /// # Errors
@@ -62,9 +62,9 @@ impl Decoder {
             return token.into_bytes();
         }
         match &self.spelling {
-            Spelling::Bytes => spelled_bytes(token),
-            Spelling::Marks { byte_tokens: true, .. } if let Some(byte) = byte_token(&token) => vec![byte],
-            Spelling::Marks { mark, .. } => token.replace(mark, " ").into_bytes(),
+            TokenSpelling::Bytes => spelled_bytes(token),
+            TokenSpelling::Marks { byte_tokens: true, .. } if let Some(byte) = byte_token(&token) => vec![byte],
+            TokenSpelling::Marks { mark, .. } => token.replace(mark, " ").into_bytes(),
         }
     }
 
@@ -79,14 +79,14 @@ impl Decoder {
 #[error("decoder {0} is not supported; it must be byte-level or SentencePiece's")]
 pub struct UnsupportedDecoder(String);
 
-fn spelling(description: &Value) -> Option<Spelling> {
+fn spelling(description: &Value) -> Option<TokenSpelling> {
     match description.get("type")?.as_str()? {
-        "ByteLevel" => Some(Spelling::Bytes),
+        "ByteLevel" => Some(TokenSpelling::Bytes),
         "Metaspace" => {
             let never = description.get("prepend_scheme").and_then(Value::as_str) == Some("never");
             let mark = description.get("replacement")?.as_str()?.to_owned();
-            let start = if never { Start::Spaces(0) } else { Start::Marks };
-            Some(Spelling::Marks { mark, byte_tokens: false, start })
+            let start = if never { TextStart::Spaces(0) } else { TextStart::Marks };
+            Some(TokenSpelling::Marks { mark, byte_tokens: false, start })
         }
         "Sequence" => {
             let steps = description.get("decoders")?.as_array()?;
@@ -100,7 +100,7 @@ fn spelling(description: &Value) -> Option<Spelling> {
 }
 
 /// SentencePiece as Llama's tokenizers write it: Replace, ByteFallback, Fuse, and Strip where a space was added in front.
-fn sentencepiece(steps: &[Value]) -> Option<Spelling> {
+fn sentencepiece(steps: &[Value]) -> Option<TokenSpelling> {
     let name = |step: &Value| step.get("type").and_then(Value::as_str).map(str::to_owned);
     let names: Vec<String> = steps.iter().map(name).collect::<Option<_>>()?;
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -118,8 +118,8 @@ fn sentencepiece(steps: &[Value]) -> Option<Spelling> {
     };
     let replaces =
         steps[0].get("content")?.as_str()? == " " && steps[0].get("pattern")?.get("String")?.as_str()? == SPACE_MARK;
-    let start = Start::Spaces(stripped);
-    replaces.then(|| Spelling::Marks { mark: SPACE_MARK.to_owned(), byte_tokens: true, start })
+    let start = TextStart::Spaces(stripped);
+    replaces.then(|| TokenSpelling::Marks { mark: SPACE_MARK.to_owned(), byte_tokens: true, start })
 }
 
 /// The byte of a token like `<0x0A>`.
@@ -143,7 +143,7 @@ static BYTE_OF: LazyLock<Vec<Option<u8>>> = LazyLock::new(|| {
 
 /// Decodes one sequence.
 pub struct Detokenizer {
-    decoder: Arc<Decoder>,
+    decoder: Arc<TokenDecoder>,
     /// Bytes that are not a character yet.
     pending: Vec<u8>,
     /// Whether the text has begun, so that nothing is taken from its start any more.
@@ -155,17 +155,17 @@ pub struct Detokenizer {
 impl Detokenizer {
     /// Starts a text.
     #[must_use]
-    pub fn new(decoder: Arc<Decoder>) -> Self {
+    pub fn new(decoder: Arc<TokenDecoder>) -> Self {
         let to_strip = match &decoder.spelling {
-            Spelling::Marks { start: Start::Spaces(spaces), .. } => *spaces,
-            Spelling::Marks { start: Start::Marks, .. } | Spelling::Bytes => 0,
+            TokenSpelling::Marks { start: TextStart::Spaces(spaces), .. } => *spaces,
+            TokenSpelling::Marks { start: TextStart::Marks, .. } | TokenSpelling::Bytes => 0,
         };
         Self { decoder, pending: Vec::new(), begun: false, to_strip }
     }
 
-    /// Starts behind a prompt: a space in front of the first token is then text.
+    /// Starts after a prompt: a space before the first token is then text.
     #[must_use]
-    pub fn behind(decoder: Arc<Decoder>, prompt: &[u32]) -> Self {
+    pub fn after(decoder: Arc<TokenDecoder>, prompt: &[u32]) -> Self {
         let begun = prompt.iter().any(|&id| decoder.visible(id).is_some());
         let mut fresh = Self::new(decoder);
         if begun {
@@ -182,18 +182,18 @@ impl Detokenizer {
         let first = !std::mem::replace(&mut self.begun, true);
         let decoder = self.decoder.clone();
         match &decoder.spelling {
-            Spelling::Bytes => {
+            TokenSpelling::Bytes => {
                 self.pending.extend(spelled_bytes(token));
                 complete_characters(&mut self.pending)
             }
-            Spelling::Marks { mark, byte_tokens, start } => {
+            TokenSpelling::Marks { mark, byte_tokens, start } => {
                 if let Some(byte) = byte_token(&token).filter(|_| *byte_tokens) {
                     // A later byte can still spoil the whole run.
                     self.pending.push(byte);
                     return String::new();
                 }
                 let run = self.byte_run();
-                let space = if first && *start == Start::Marks { "" } else { " " };
+                let space = if first && *start == TextStart::Marks { "" } else { " " };
                 self.stripped(run + &token.replace(mark, space))
             }
         }
@@ -203,8 +203,8 @@ impl Detokenizer {
     #[must_use]
     pub fn finish(&mut self) -> String {
         match self.decoder.spelling {
-            Spelling::Bytes => String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned(),
-            Spelling::Marks { .. } => {
+            TokenSpelling::Bytes => String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned(),
+            TokenSpelling::Marks { .. } => {
                 let run = self.byte_run();
                 self.stripped(run)
             }
@@ -263,7 +263,7 @@ mod tests {
     use super::*;
     use crate::postprocess::samples;
 
-    fn decode(decoder: &Arc<Decoder>, ids: &[u32]) -> String {
+    fn decode(decoder: &Arc<TokenDecoder>, ids: &[u32]) -> String {
         let mut detokenizer = Detokenizer::new(decoder.clone());
         let pieces: String = ids.iter().map(|&id| detokenizer.push(id)).collect();
         pieces + &detokenizer.finish()
@@ -271,15 +271,15 @@ mod tests {
 
     /// The text of `ids` and of every split of them into prompt and answer is the tokenizer's own.
     fn check(tokenizer: Arc<Tokenizer>, ids: &[u32], split: usize) -> Result<(), TestCaseError> {
-        let decoder = Arc::new(Decoder::of(tokenizer.clone()).unwrap());
+        let decoder = Arc::new(TokenDecoder::of(tokenizer.clone()).unwrap());
         prop_assert_eq!(decode(&decoder, ids), tokenizer.decode(ids, true).unwrap());
         let (prompt, answer) = ids.split_at(split.min(ids.len()));
         let mut before = Detokenizer::new(decoder.clone());
         let prompt_text: String = prompt.iter().map(|&id| before.push(id)).collect();
         if before.pending.is_empty() && !prompt_text.is_empty() {
-            let mut behind = Detokenizer::behind(decoder, prompt);
-            let answer: String = answer.iter().map(|&id| behind.push(id)).collect();
-            let whole = prompt_text + &answer + &behind.finish();
+            let mut after = Detokenizer::after(decoder, prompt);
+            let answer: String = answer.iter().map(|&id| after.push(id)).collect();
+            let whole = prompt_text + &answer + &after.finish();
             prop_assert_eq!(whole, tokenizer.decode(ids, true).unwrap());
         }
         Ok(())
@@ -307,7 +307,7 @@ mod tests {
         fn text_survives_the_way_there_and_back(text in "\\PC{0,40}") {
             let tokenizer = samples::codegen();
             let ids = tokenizer.encode(text.as_str(), false).unwrap();
-            let decoder = Arc::new(Decoder::of(tokenizer).unwrap());
+            let decoder = Arc::new(TokenDecoder::of(tokenizer).unwrap());
             prop_assert_eq!(decode(&decoder, ids.get_ids()), text);
         }
     }
@@ -316,7 +316,7 @@ mod tests {
     fn a_character_is_never_split() {
         let tokenizer = samples::codegen();
         let ids = tokenizer.encode("日🦀", false).unwrap().get_ids().to_vec();
-        let mut detokenizer = Detokenizer::new(Arc::new(Decoder::of(tokenizer).unwrap()));
+        let mut detokenizer = Detokenizer::new(Arc::new(TokenDecoder::of(tokenizer).unwrap()));
         let pieces: Vec<String> =
             ids.iter().map(|&id| detokenizer.push(id)).filter(|piece| !piece.is_empty()).collect();
         assert!(ids.len() > 2);
@@ -325,11 +325,11 @@ mod tests {
 
     #[test]
     fn tokens_by_themselves() {
-        let decoder = Decoder::of(samples::codegen()).unwrap();
+        let decoder = TokenDecoder::of(samples::codegen()).unwrap();
         assert_eq!(decoder.bytes(50256), b"<|endoftext|>");
         assert_eq!(decoder.bytes(198), b"\n");
         assert_eq!(decoder.bytes(1_000_000), b"");
-        let decoder = Decoder::of(Arc::new(samples::sentencepiece(&[]))).unwrap();
+        let decoder = TokenDecoder::of(Arc::new(samples::sentencepiece(&[]))).unwrap();
         assert_eq!(decoder.bytes(0x0A), b"\n");
         assert_eq!(decoder.bytes(256), b" ");
     }
@@ -338,7 +338,7 @@ mod tests {
     fn other_decoders_are_refused() {
         let mut tokenizer = samples::byte_level(&[]);
         tokenizer.with_decoder(Some(tokenizers::decoders::wordpiece::WordPiece::default()));
-        let error = Decoder::of(Arc::new(tokenizer)).err().unwrap();
+        let error = TokenDecoder::of(Arc::new(tokenizer)).err().unwrap();
         assert!(error.to_string().contains("WordPiece"), "{error}");
     }
 }

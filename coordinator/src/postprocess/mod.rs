@@ -14,21 +14,21 @@ pub(crate) mod samples;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use self::detokenizer::{Decoder, Detokenizer};
+use self::detokenizer::{Detokenizer, TokenDecoder};
 use self::stop::StopScanner;
 use crate::merge::{Decision, TokenScore};
 use crate::request::{FinishReason, TokenEvent};
 
 /// A piece of one choice.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Delta {
-    /// Whole characters.
+pub struct TextDelta {
+    /// Whole characters only.
     pub text: String,
     /// The tokens whose text begins here or before.
     pub tokens: Vec<PlacedToken>,
 }
 
-impl Delta {
+impl TextDelta {
     /// Whether there is nothing to tell.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -70,15 +70,15 @@ pub struct ChoiceText {
 }
 
 impl ChoiceText {
-    /// Starts behind a prompt. Stop strings count from the `min_tokens`-th new token on.
+    /// Starts after a prompt. Stop strings count from the `min_tokens`-th new token on.
     #[must_use]
-    pub fn new(decoder: Arc<Decoder>, prompt: &[u32], stop: &[String], min_tokens: u32) -> Self {
-        Self::with(Detokenizer::behind(decoder, prompt), stop, min_tokens)
+    pub fn new(decoder: Arc<TokenDecoder>, prompt: &[u32], stop: &[String], min_tokens: u32) -> Self {
+        Self::with(Detokenizer::after(decoder, prompt), stop, min_tokens)
     }
 
     /// Starts with the prompt as part of the text, in the first delta.
     #[must_use]
-    pub fn echoing(decoder: Arc<Decoder>, stop: &[String], min_tokens: u32) -> Self {
+    pub fn echoing(decoder: Arc<TokenDecoder>, stop: &[String], min_tokens: u32) -> Self {
         Self::with(Detokenizer::new(decoder), stop, min_tokens)
     }
 
@@ -97,7 +97,7 @@ impl ChoiceText {
 
     /// The prompt's tokens with their scores, which are as many or none. No stop string is looked for.
     #[must_use]
-    pub fn echo(&mut self, prompt: &[u32], scores: Vec<Option<TokenScore>>) -> Delta {
+    pub fn echo(&mut self, prompt: &[u32], scores: Vec<Option<TokenScore>>) -> TextDelta {
         let mut text = String::new();
         let mut scores = scores.into_iter();
         for &id in prompt {
@@ -105,13 +105,13 @@ impl ChoiceText {
             text.push_str(&self.decode(id));
         }
         self.released_bytes = self.decoded_bytes;
-        Delta { text, tokens: self.waiting.drain(..).map(|(_, token)| token).collect() }
+        TextDelta { text, tokens: self.waiting.drain(..).map(|(_, token)| token).collect() }
     }
 
     /// Takes the next token. `true` says that a stop string was found: what is handed on ends before it, and nothing
     /// follows.
     #[must_use]
-    pub fn push(&mut self, event: TokenEvent) -> (Delta, bool) {
+    pub fn push(&mut self, event: TokenEvent) -> (TextDelta, bool) {
         let id = event.decision.id;
         self.place(id, event.score, Some(event.decision));
         self.new_tokens += 1;
@@ -121,7 +121,7 @@ impl ChoiceText {
 
     /// Hands on what was held back. The reason changes when the last characters complete a stop string.
     #[must_use]
-    pub fn finish(&mut self, reason: FinishReason) -> (Delta, FinishReason) {
+    pub fn finish(&mut self, reason: FinishReason) -> (TextDelta, FinishReason) {
         let rest = self.detokenizer.finish();
         self.decoded_bytes += rest.len();
         let (mut delta, stopped) = self.scan(&rest);
@@ -146,15 +146,15 @@ impl ChoiceText {
         text
     }
 
-    fn scan(&mut self, text: &str) -> (Delta, bool) {
+    fn scan(&mut self, text: &str) -> (TextDelta, bool) {
         let (safe, stopped) = self.stop.push(text);
         (self.release(safe), stopped)
     }
 
-    fn release(&mut self, text: String) -> Delta {
+    fn release(&mut self, text: String) -> TextDelta {
         self.released_bytes += text.len();
         let begun = self.waiting.iter().take_while(|(start, _)| *start < self.released_bytes).count();
-        Delta { text, tokens: self.waiting.drain(..begun).map(|(_, token)| token).collect() }
+        TextDelta { text, tokens: self.waiting.drain(..begun).map(|(_, token)| token).collect() }
     }
 }
 
@@ -171,9 +171,9 @@ mod tests {
     }
 
     /// Feeds `ids` and returns text, ids handed on and whether a stop string ended it.
-    fn run(decoder: &Arc<Decoder>, ids: &[u32], stop: &[String], min_tokens: u32) -> (String, Vec<u32>, bool) {
+    fn run(decoder: &Arc<TokenDecoder>, ids: &[u32], stop: &[String], min_tokens: u32) -> (String, Vec<u32>, bool) {
         let mut choice = ChoiceText::new(decoder.clone(), &[], stop, min_tokens);
-        let mut whole = Delta::default();
+        let mut whole = TextDelta::default();
         let mut stopped = false;
         for &id in ids {
             let (delta, found) = choice.push(token(id));
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn tokens_leave_with_their_text() {
         let tokenizer = samples::codegen();
-        let decoder = Arc::new(Decoder::of(tokenizer.clone()).unwrap());
+        let decoder = Arc::new(TokenDecoder::of(tokenizer.clone()).unwrap());
         let ids = tokenizer.encode("x = 1\nreturn x", false).unwrap().get_ids().to_vec();
         let check = |stop: &[&str], min_tokens: u32, text: &str, tokens: usize, stopped: bool| {
             let stop: Vec<String> = stop.iter().map(|&s| s.to_owned()).collect();
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn an_echoed_prompt_comes_first_and_is_not_searched() {
         let tokenizer = samples::codegen();
-        let decoder = Arc::new(Decoder::of(tokenizer.clone()).unwrap());
+        let decoder = Arc::new(TokenDecoder::of(tokenizer.clone()).unwrap());
         let prompt = tokenizer.encode("a\n", false).unwrap().get_ids().to_vec();
         let mut choice = ChoiceText::echoing(decoder, &["\n".to_owned()], 0);
         let score = TokenScore { log_probability: -1.0, alternatives: vec![] };
@@ -241,7 +241,7 @@ mod tests {
         ) {
             let tokenizer = samples::codegen();
             let whole = tokenizer.decode(&ids, true).unwrap();
-            let decoder = Arc::new(Decoder::of(tokenizer).unwrap());
+            let decoder = Arc::new(TokenDecoder::of(tokenizer).unwrap());
             let (text, tokens, stopped) = run(&decoder, &ids, &stop, 0);
             let first = stop.iter().filter_map(|s| whole.find(s.as_str()).map(|at| (at + s.len(), at))).min();
             prop_assert_eq!(stopped, first.is_some());

@@ -20,7 +20,7 @@ pub struct ChatTemplate {
 /// What is read of tokenizer_config.json; the file has much else.
 #[derive(Default, Deserialize)]
 struct TokenizerConfig {
-    chat_template: Option<Templates>,
+    chat_template: Option<ChatTemplates>,
     bos_token: Option<SpecialToken>,
     eos_token: Option<SpecialToken>,
     pad_token: Option<SpecialToken>,
@@ -29,7 +29,7 @@ struct TokenizerConfig {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Templates {
+enum ChatTemplates {
     One(String),
     Named(Vec<NamedTemplate>),
 }
@@ -64,8 +64,8 @@ impl ChatTemplate {
         let jinja_file = directory.join("chat_template.jinja");
         let (file, source) = match (read(&jinja_file)?, config.chat_template) {
             (Some(source), _) => (jinja_file, source),
-            (None, Some(Templates::One(source))) => (config_file, source),
-            (None, Some(Templates::Named(templates))) => {
+            (None, Some(ChatTemplates::One(source))) => (config_file, source),
+            (None, Some(ChatTemplates::Named(templates))) => {
                 let default = templates.into_iter().find(|template| template.name == "default");
                 let Some(default) = default else { return Ok(None) };
                 (config_file, default.template)

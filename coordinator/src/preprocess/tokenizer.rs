@@ -89,7 +89,7 @@ impl PromptEncoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::postprocess::detokenizer::{Decoder, Detokenizer};
+    use crate::postprocess::detokenizer::{Detokenizer, TokenDecoder};
     use crate::postprocess::samples;
 
     #[test]
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn prompts_survive_the_way_there_and_back() {
         let encoder = PromptEncoder::load(&samples::codegen_directory()).unwrap();
-        let decoder = Arc::new(Decoder::of(encoder.tokenizer().clone()).unwrap());
+        let decoder = Arc::new(TokenDecoder::of(encoder.tokenizer().clone()).unwrap());
         let check = |text: &str, expected: &[u32]| {
             let ids = encoder.encode(&Prompt::Text(text.to_owned()), None).unwrap();
             assert_eq!(ids, expected, "{text:?}");

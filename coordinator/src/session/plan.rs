@@ -2,9 +2,7 @@
 
 use cosec_proto::sampling::{PositionRandom, SamplingParams};
 
-use crate::merge::{
-    BaseOnly, LogitAdjustments, LogitsTransport, MissingEvidence, RuleNeeds, RuleSampling, SelectedRule,
-};
+use crate::merge::{BaseOnly, LogitAdjustments, LogitsTransport, MissingEvidence, RuleSampling, SelectedRule};
 use crate::request::GenerationSettings;
 use cosec_proto::limits::NUCLEUS_CAP;
 use cosec_proto::{LogitsView, WorkerRole};
@@ -53,7 +51,7 @@ impl DecodePlan {
     /// Whether the rule reads the workers of this role.
     #[must_use]
     pub fn reads(&self, role: WorkerRole) -> bool {
-        self.rule.needs().roles.contains(&role) && (role != WorkerRole::AntiExpert || self.has_anti_expert)
+        self.rule.description().roles.contains(&role) && (role != WorkerRole::AntiExpert || self.has_anti_expert)
     }
 
     /// Whether the expert draws its proposals itself, any number at a time. Where it does not, its logits are read as the
@@ -84,7 +82,7 @@ impl DecodePlan {
             (LogitsTransport::Nucleus, WorkerRole::Expert) => vec![nucleus(self.sampling.expert)],
             (LogitsTransport::Nucleus, WorkerRole::Base | WorkerRole::AntiExpert) => {
                 let RuleSampling { acceptance, fallback, .. } = self.sampling;
-                let judges_apart = self.rule.needs().judges && acceptance != fallback;
+                let judges_apart = self.rule.description().judges && acceptance != fallback;
                 judges_apart.then_some(acceptance).into_iter().chain([fallback]).map(nucleus).collect()
             }
             (LogitsTransport::Gather | LogitsTransport::Sample, WorkerRole::Expert | WorkerRole::AntiExpert) => {
@@ -124,10 +122,9 @@ impl DecodePlan {
 
 /// The client's transport, or for `auto` the first of the rule's that suits the request.
 fn transport(settings: &GenerationSettings, sampling: &RuleSampling) -> Result<LogitsTransport, TransportNotAllowed> {
-    let RuleNeeds { transports, .. } = settings.rule.needs();
     let (needs, allowed) = match needs_logits(settings) {
         Some(needs) => (needs.to_owned(), &[LogitsTransport::Full][..]),
-        None => (format!("the rule {}", settings.rule.name()), transports),
+        None => (format!("the rule {}", settings.rule.name()), settings.rule.description().transports),
     };
     if settings.transport == LogitsTransport::Auto {
         let suits = |transport: &LogitsTransport| match transport {

@@ -10,7 +10,7 @@ use crate::api::parameter_kinds::JsonEndpoint;
 use crate::api::parameters::RequestedSettings;
 use crate::generation::GenerateRequest;
 use crate::generation::model_text::ModelText;
-use crate::postprocess::{Delta, PlacedToken};
+use crate::postprocess::{PlacedToken, TextDelta};
 use crate::request::{ChatMessage, FinishReason, Prompt};
 
 /// What OpenAI's API knows and this one does not.
@@ -127,7 +127,7 @@ impl ResponseShape for ChatShape {
         }))
     }
 
-    fn part(&self, delta: &Delta, reason: Option<FinishReason>, text: &ModelText) -> Value {
+    fn part(&self, delta: &TextDelta, reason: Option<FinishReason>, text: &ModelText) -> Value {
         json!({
             "delta": if reason.is_none() { json!({"content": delta.text}) } else { json!({}) },
             "logprobs": if self.logprobs && reason.is_none() { log_probabilities(delta, text) } else { Value::Null },
@@ -135,7 +135,7 @@ impl ResponseShape for ChatShape {
         })
     }
 
-    fn whole(&self, delta: &Delta, reason: FinishReason, text: &ModelText) -> Value {
+    fn whole(&self, delta: &TextDelta, reason: FinishReason, text: &ModelText) -> Value {
         json!({
             "message": {"role": "assistant", "content": delta.text, "refusal": null},
             "logprobs": if self.logprobs { log_probabilities(delta, text) } else { Value::Null },
@@ -144,7 +144,7 @@ impl ResponseShape for ChatShape {
     }
 }
 
-fn log_probabilities(delta: &Delta, text: &ModelText) -> Value {
+fn log_probabilities(delta: &TextDelta, text: &ModelText) -> Value {
     let scored = |id: u32, log_probability: f64| {
         let bytes = text.decoder.bytes(id);
         json!({

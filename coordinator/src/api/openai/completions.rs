@@ -10,7 +10,7 @@ use crate::api::parameter_kinds::JsonEndpoint;
 use crate::api::parameters::RequestedSettings;
 use crate::generation::GenerateRequest;
 use crate::generation::model_text::ModelText;
-use crate::postprocess::{Delta, PlacedToken};
+use crate::postprocess::{PlacedToken, TextDelta};
 use crate::request::{FinishReason, Prompt};
 
 /// How the response to this request looks.
@@ -72,7 +72,7 @@ impl ResponseShape for CompletionShape {
         None
     }
 
-    fn part(&self, delta: &Delta, reason: Option<FinishReason>, text: &ModelText) -> Value {
+    fn part(&self, delta: &TextDelta, reason: Option<FinishReason>, text: &ModelText) -> Value {
         json!({
             "text": delta.text,
             "logprobs": if self.logprobs && reason.is_none() { log_probabilities(delta, text) } else { Value::Null },
@@ -80,7 +80,7 @@ impl ResponseShape for CompletionShape {
         })
     }
 
-    fn whole(&self, delta: &Delta, reason: FinishReason, text: &ModelText) -> Value {
+    fn whole(&self, delta: &TextDelta, reason: FinishReason, text: &ModelText) -> Value {
         json!({
             "text": delta.text,
             "logprobs": if self.logprobs { log_probabilities(delta, text) } else { Value::Null },
@@ -91,7 +91,7 @@ impl ResponseShape for CompletionShape {
 
 /// Four lists, one entry per token. Offsets count characters of the choice's text; the prompt's first token has no
 /// probability.
-fn log_probabilities(delta: &Delta, text: &ModelText) -> Value {
+fn log_probabilities(delta: &TextDelta, text: &ModelText) -> Value {
     let each = |of: &dyn Fn(&PlacedToken) -> Value| delta.tokens.iter().map(of).collect::<Vec<Value>>();
     json!({
         "tokens": each(&|token| token_string(&text.decoder.bytes(token.id)).into()),

@@ -16,7 +16,7 @@ use crate::api::json_fields::JsonFields;
 use crate::api::state::{ApiState, seconds_now};
 use crate::generation::model_text::ModelText;
 use crate::generation::{ChoiceEvent, GenerateRequest, RunningGeneration};
-use crate::postprocess::{Delta, PlacedToken};
+use crate::postprocess::{PlacedToken, TextDelta};
 use crate::request::FinishReason;
 
 /// What OpenAI's clients read for -inf, which JSON cannot say.
@@ -62,10 +62,10 @@ pub(super) trait ResponseShape: Send + Sync + 'static {
     fn opening(&self) -> Option<Value>;
 
     /// A choice in a chunk: text, or else how it ended.
-    fn part(&self, delta: &Delta, reason: Option<FinishReason>, text: &ModelText) -> Value;
+    fn part(&self, delta: &TextDelta, reason: Option<FinishReason>, text: &ModelText) -> Value;
 
     /// A choice in one piece.
-    fn whole(&self, delta: &Delta, reason: FinishReason, text: &ModelText) -> Value;
+    fn whole(&self, delta: &TextDelta, reason: FinishReason, text: &ModelText) -> Value;
 }
 
 /// Generates and responds.
@@ -135,7 +135,7 @@ impl ResponseEnvelope {
     }
 
     /// Completes a choice with its number and, where asked for, the report on its tokens.
-    fn choice(&self, mut choice: Value, index: usize, delta: &Delta, text: &ModelText) -> Value {
+    fn choice(&self, mut choice: Value, index: usize, delta: &TextDelta, text: &ModelText) -> Value {
         choice["index"] = index.into();
         if self.report {
             let entries = delta.tokens.iter().filter_map(|token| report(token, text)).collect::<Vec<_>>();
@@ -184,7 +184,7 @@ async fn in_one_piece<S: ResponseShape>(
     envelope: &ResponseEnvelope,
     shape: &S,
 ) -> Result<Value, ApiError> {
-    let mut choices = vec![(Delta::default(), FinishReason::Length); generation.choices()];
+    let mut choices = vec![(TextDelta::default(), FinishReason::Length); generation.choices()];
     while let Some((index, event)) = generation.next().await.transpose()? {
         let Some(choice) = choices.get_mut(index as usize) else { continue };
         match event {
@@ -280,7 +280,7 @@ impl<S: ResponseShape> ChunkStream<S> {
         };
         let (delta, reason) = match event {
             ChoiceEvent::Delta(delta) => (delta, None),
-            ChoiceEvent::Finished(reason) => (Delta::default(), Some(reason)),
+            ChoiceEvent::Finished(reason) => (TextDelta::default(), Some(reason)),
         };
         let text = self.generation.text();
         let choice = self.shape.part(&delta, reason, text);

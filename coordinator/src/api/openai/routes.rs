@@ -19,7 +19,7 @@ use crate::api::error::ApiError;
 use crate::api::json_fields::JsonFields;
 use crate::api::state::ApiState;
 
-/// All routes.
+/// Every path that HTTP serves.
 pub fn router(state: Arc<ApiState>, registry: MetricRegistry) -> Router {
     Router::new()
         .route("/v1/completions", post(complete))
