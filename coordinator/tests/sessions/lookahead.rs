@@ -242,8 +242,8 @@ async fn over_sockets_every_setting_gives_the_same_tokens_on_every_transport() {
         })
         .await;
         if speculation == SpeculationMode::Adaptive {
-            // It looks ahead where passes are seen to take time, and one of several rows no longer than one.
-            [&cluster.base, &cluster.expert].iter().for_each(|worker| worker.set_delay(Duration::from_millis(1)));
+            // Drafts are worth while where the base's passes take much longer than the expert's.
+            cluster.base.set_delay(Duration::from_millis(4));
         }
         for rule in rules {
             for choice in 0..5 {
