@@ -14,8 +14,8 @@ use proptest::prelude::*;
 use statrs::distribution::{ChiSquared, ContinuousCDF};
 
 use crate::cluster::{Cluster, anti_expert, collect, prompt, request, settings};
+use crate::harness::{HarnessOptions, SessionHarness, decode, decode_plainly};
 use crate::reference::{Models, expected_tokens};
-use crate::world::{Fate, World, decode, decode_plainly};
 
 fn rule() -> impl Strategy<Value = SelectedRule> {
     prop_oneof![
@@ -51,7 +51,7 @@ fn transport(rule: SelectedRule, needs_rows: bool, choice: usize) -> LogitsTrans
 struct Case {
     models: Models,
     request: TokenizedRequest,
-    fate: Fate,
+    options: HarnessOptions,
 }
 
 prop_compose! {
@@ -91,7 +91,7 @@ prop_compose! {
         let prompt: Vec<u32> = prompt(length).into_iter().map(|id| id % vocabulary).collect();
         let request = TokenizedRequest { sample, ..request(settings, &prompt) };
         let draft_plan = DraftPlan { num_draft_tokens, pipelined: pipelined && num_draft_tokens > 1 };
-        Case { models, request, fate: Fate { seed, faults, draft_plan, plan_varies } }
+        Case { models, request, options: HarnessOptions { seed, faults, draft_plan, plan_varies } }
     }
 }
 
@@ -100,13 +100,13 @@ proptest! {
 
     #[test]
     fn any_draft_plan_transport_and_mishap_gives_the_tokens_of_plain_decoding(case in case()) {
-        let Case { models, request, fate } = &case;
+        let Case { models, request, options } = &case;
         let plain = decode_plainly(models, request);
         let chosen: Vec<(u32, ChosenBy)> =
             plain.0.iter().map(|token| (token.decision.id, token.decision.chosen_by)).collect();
         prop_assert_eq!(chosen, expected_tokens(models, request));
         // Who chose, p, q, what was rejected, scores: all of it.
-        let looked_ahead = decode(models, request, *fate);
+        let looked_ahead = decode(models, request, *options);
         prop_assert_eq!(looked_ahead.0, plain.0);
         prop_assert_eq!(looked_ahead.1.is_ok(), plain.1.is_ok());
         prop_assert_eq!(looked_ahead.1, plain.1);
@@ -124,13 +124,13 @@ fn a_round_of_k_drafts_feeds_the_base_k_tokens() {
     let models = Models { base, ..models };
     for k in [2, 4, 5] {
         let draft_plan = DraftPlan { num_draft_tokens: k, pipelined: true };
-        let fate = Fate { seed: 1, faults: 0, draft_plan, plan_varies: false };
-        let mut world = World::new(&models, &request(settings.clone(), &prompt(10)), fate);
-        let (tokens, _) = world.run();
+        let options = HarnessOptions { seed: 1, faults: 0, draft_plan, plan_varies: false };
+        let mut harness = SessionHarness::new(&models, &request(settings.clone(), &prompt(10)), options);
+        let (tokens, _) = harness.run();
         assert_eq!(tokens.len(), 60);
         // Prompt and new tokens but the last one, which nobody needs to be fed.
-        assert_eq!(world.base_tokens, 10 + 60 - 1);
-        assert_eq!(world.withdrawn, 0);
+        assert_eq!(harness.base_tokens, 10 + 60 - 1);
+        assert_eq!(harness.withdrawn, 0);
     }
 }
 
@@ -168,8 +168,8 @@ fn samples_under_lookahead_follow_the_closed_form_of_every_rule() {
             let request = TokenizedRequest { sample, ..request(settings.clone(), &[5, 0, 11]) };
             let draft_plan =
                 DraftPlan { num_draft_tokens: 1 + sample % 8, pipelined: sample % 2 == 1 && sample % 8 > 0 };
-            let fate = Fate { seed: u64::from(sample), faults: 0, draft_plan, plan_varies: false };
-            for token in decode(&models, &request, fate).0 {
+            let options = HarnessOptions { seed: u64::from(sample), faults: 0, draft_plan, plan_varies: false };
+            for token in decode(&models, &request, options).0 {
                 counts[token.decision.id as usize] += 1;
             }
         }

@@ -9,8 +9,8 @@
 mod admission;
 mod cluster;
 mod faults;
+mod harness;
 mod lookahead;
 mod reference;
 mod schedules;
 mod tokens;
-mod world;

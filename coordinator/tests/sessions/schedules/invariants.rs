@@ -16,8 +16,8 @@ use tokio::time::Instant;
 
 use super::generate::{ClientRequest, NAME, PATIENCE, Schedule, model_at, place};
 use crate::cluster::{Service, request, settings};
+use crate::harness::decode_plainly;
 use crate::reference::{Models, expected_tokens, expected_tokens_degraded};
-use crate::world::decode_plainly;
 
 /// After so long a worker that was in trouble must be in use again: connection attempts, pauses between them, a look.
 pub(super) const RECOVERY: Duration = Duration::from_secs(12);

@@ -25,9 +25,9 @@ use crate::reference::Models;
 /// What a session decoded and how it ended.
 pub(crate) type Decoded = (Vec<TokenEvent>, Result<FinishReason, SessionError>);
 
-/// How the world treats a session.
+/// What a session meets.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Fate {
+pub(crate) struct HarnessOptions {
     pub(crate) seed: u64,
     /// Of 256 operations, so many fail, and so many find the cache gone.
     pub(crate) faults: u8,
@@ -36,7 +36,7 @@ pub(crate) struct Fate {
     pub(crate) plan_varies: bool,
 }
 
-/// Under way.
+/// An action in flight.
 enum Pending {
     Locate(WorkerRole),
     Send { role: WorkerRole, ticket: u64, operation: Operation },
@@ -44,7 +44,7 @@ enum Pending {
     Emit(SessionEvent),
 }
 
-pub(crate) struct World {
+pub(crate) struct SessionHarness {
     models: [MockModel; 3],
     engines: [MockEngine; 3],
     session: SessionState,
@@ -52,20 +52,20 @@ pub(crate) struct World {
     adjuster: LogitAdjuster,
     pending: Vec<Pending>,
     chance: StdRng,
-    fate: Fate,
+    options: HarnessOptions,
     now: Instant,
     /// Tokens fed to the base.
     pub(crate) base_tokens: usize,
     pub(crate) withdrawn: usize,
 }
 
-impl World {
-    pub(crate) fn new(models: &Models, request: &TokenizedRequest, fate: Fate) -> Self {
+impl SessionHarness {
+    pub(crate) fn new(models: &Models, request: &TokenizedRequest, options: HarnessOptions) -> Self {
         let settings = &request.settings;
         let end_tokens = models.base.end_token_ids.clone();
         let params = SessionParams {
             plan: DecodePlan::new(settings, models.anti_expert.is_some()).unwrap(),
-            draft_plan: fate.draft_plan,
+            draft_plan: options.draft_plan,
             prompt: request.prompt.to_vec(),
             max_new_tokens: request.max_new_tokens,
             end_tokens: end_tokens.clone(),
@@ -83,8 +83,8 @@ impl World {
             adjuster: LogitAdjuster::new(settings.adjustments.clone(), end_tokens, settings.min_tokens),
             request: request.clone(),
             pending: Vec::new(),
-            chance: StdRng::seed_from_u64(fate.seed),
-            fate,
+            chance: StdRng::seed_from_u64(options.seed),
+            options,
             now: Instant::now(),
             base_tokens: 0,
             withdrawn: 0,
@@ -116,8 +116,8 @@ impl World {
                 Pending::Emit(SessionEvent::Failed(error)) => return (tokens, Err(error)),
                 Pending::Emit(other) => panic!("{other:?}"),
             };
-            if self.fate.plan_varies {
-                let num_draft_tokens = 1 + self.chance.next_u32() % self.fate.draft_plan.num_draft_tokens;
+            if self.options.plan_varies {
+                let num_draft_tokens = 1 + self.chance.next_u32() % self.options.draft_plan.num_draft_tokens;
                 let pipelined = num_draft_tokens > 1 && self.chance.next_u32().is_multiple_of(2);
                 self.session.set_draft_plan(DraftPlan { num_draft_tokens, pipelined });
             }
@@ -159,10 +159,10 @@ impl World {
     fn perform(&mut self, role: WorkerRole, operation: &Operation) -> Result<OperationOutcome, OperationError> {
         let engine = &self.engines[role.index()];
         match self.chance.next_u32() as u8 {
-            lot if lot < self.fate.faults => {
+            lot if lot < self.options.faults => {
                 return Err(OperationError::new(ErrorCode::Unavailable, "a fault"));
             }
-            lot if lot < self.fate.faults.saturating_mul(2) => engine.evict(),
+            lot if lot < self.options.faults.saturating_mul(2) => engine.evict(),
             _ => {}
         }
         let response = engine.perform(operation.encode(1, 0));
@@ -210,12 +210,12 @@ impl World {
     }
 }
 
-/// Decodes `request` in a world of that fate.
-pub(crate) fn decode(models: &Models, request: &TokenizedRequest, fate: Fate) -> Decoded {
-    World::new(models, request, fate).run()
+/// Decodes `request` under `options`.
+pub(crate) fn decode(models: &Models, request: &TokenizedRequest, options: HarnessOptions) -> Decoded {
+    SessionHarness::new(models, request, options).run()
 }
 
-/// The same, one position at a time, with whole rows, in time and without mishaps: what everything else must give.
+/// The same, one position at a time, with full logits, in time and without faults: what everything else must reproduce.
 pub(crate) fn decode_plainly(models: &Models, request: &TokenizedRequest) -> Decoded {
     let settings = cosec_coordinator::request::GenerationSettings {
         deadline: Instant::now() + Duration::from_secs(60),
@@ -223,5 +223,9 @@ pub(crate) fn decode_plainly(models: &Models, request: &TokenizedRequest) -> Dec
         ..(*request.settings).clone()
     };
     let request = TokenizedRequest { settings: Arc::new(settings), ..request.clone() };
-    decode(models, &request, Fate { seed: 0, faults: 0, draft_plan: DraftPlan::SEQUENTIAL, plan_varies: false })
+    decode(
+        models,
+        &request,
+        HarnessOptions { seed: 0, faults: 0, draft_plan: DraftPlan::SEQUENTIAL, plan_varies: false },
+    )
 }
