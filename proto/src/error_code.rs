@@ -5,17 +5,6 @@ use std::str::FromStr;
 
 use tonic::Code;
 
-/// Who has to change something for the failure to go away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// The caller: the same request will fail again.
-    Client,
-    /// A worker or the way to it.
-    Worker,
-    /// The fleet or this program.
-    Us,
-}
-
 /// What went wrong, as it is known on both sides of the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
@@ -49,39 +38,38 @@ pub enum ErrorCode {
     Internal,
 }
 
-struct Row {
+struct CodeRow {
     code: ErrorCode,
     name: &'static str,
     grpc: Code,
     http: u16,
-    fault: Fault,
     elsewhere: bool,
 }
 
-const fn row(code: ErrorCode, name: &'static str, grpc: Code, http: u16, fault: Fault, elsewhere: bool) -> Row {
-    Row { code, name, grpc, http, fault, elsewhere }
+const fn row(code: ErrorCode, name: &'static str, grpc: Code, http: u16, elsewhere: bool) -> CodeRow {
+    CodeRow { code, name, grpc, http, elsewhere }
 }
 
 #[rustfmt::skip]
-const TABLE: [Row; 14] = [
-    row(ErrorCode::InvalidArgument,       "invalid_argument",        Code::InvalidArgument,    400, Fault::Client, false),
-    row(ErrorCode::ContextLengthExceeded, "context_length_exceeded", Code::InvalidArgument,    400, Fault::Client, false),
-    row(ErrorCode::Unauthenticated,       "unauthenticated",         Code::Unauthenticated,    401, Fault::Client, false),
-    row(ErrorCode::NotFound,              "not_found",               Code::NotFound,           404, Fault::Client, false),
-    row(ErrorCode::PayloadTooLarge,       "payload_too_large",       Code::ResourceExhausted,  413, Fault::Client, false),
-    row(ErrorCode::Overloaded,            "overloaded",              Code::ResourceExhausted,  429, Fault::Us,     false),
-    row(ErrorCode::OutOfBlocks,           "out_of_blocks",           Code::ResourceExhausted,  503, Fault::Worker, true),
-    row(ErrorCode::Cancelled,             "cancelled",               Code::Cancelled,          499, Fault::Client, false),
-    row(ErrorCode::DeadlineExceeded,      "deadline_exceeded",       Code::DeadlineExceeded,   504, Fault::Worker, true),
-    row(ErrorCode::Unavailable,           "unavailable",             Code::Unavailable,        503, Fault::Worker, true),
-    row(ErrorCode::ExpertUnavailable,     "expert_unavailable",      Code::Unavailable,        503, Fault::Us,     false),
-    row(ErrorCode::ModelMismatch,         "model_mismatch",          Code::FailedPrecondition, 503, Fault::Us,     true),
-    row(ErrorCode::WorkerFault,           "worker_fault",            Code::Internal,           502, Fault::Worker, true),
-    row(ErrorCode::Internal,              "internal",                Code::Internal,           500, Fault::Us,     false),
+const TABLE: [CodeRow; 14] = [
+    row(ErrorCode::InvalidArgument,       "invalid_argument",        Code::InvalidArgument,    400, false),
+    row(ErrorCode::ContextLengthExceeded, "context_length_exceeded", Code::InvalidArgument,    400, false),
+    row(ErrorCode::Unauthenticated,       "unauthenticated",         Code::Unauthenticated,    401, false),
+    row(ErrorCode::NotFound,              "not_found",               Code::NotFound,           404, false),
+    row(ErrorCode::PayloadTooLarge,       "payload_too_large",       Code::ResourceExhausted,  413, false),
+    row(ErrorCode::Overloaded,            "overloaded",              Code::ResourceExhausted,  429, false),
+    row(ErrorCode::OutOfBlocks,           "out_of_blocks",           Code::ResourceExhausted,  503, true),
+    row(ErrorCode::Cancelled,             "cancelled",               Code::Cancelled,          499, false),
+    row(ErrorCode::DeadlineExceeded,      "deadline_exceeded",       Code::DeadlineExceeded,   504, true),
+    row(ErrorCode::Unavailable,           "unavailable",             Code::Unavailable,        503, true),
+    row(ErrorCode::ExpertUnavailable,     "expert_unavailable",      Code::Unavailable,        503, false),
+    row(ErrorCode::ModelMismatch,         "model_mismatch",          Code::FailedPrecondition, 503, true),
+    row(ErrorCode::WorkerFault,           "worker_fault",            Code::Internal,           502, true),
+    row(ErrorCode::Internal,              "internal",                Code::Internal,           500, false),
 ];
 
 impl ErrorCode {
-    fn row(self) -> &'static Row {
+    fn row(self) -> &'static CodeRow {
         // The table is in the order of the variants; a test holds it to that.
         &TABLE[self as usize]
     }
@@ -102,12 +90,6 @@ impl ErrorCode {
     #[must_use]
     pub fn http(self) -> u16 {
         self.row().http
-    }
-
-    /// Whose fault it is.
-    #[must_use]
-    pub fn fault(self) -> Fault {
-        self.row().fault
     }
 
     /// Whether another worker may succeed with the same operation.

@@ -1,5 +1,6 @@
 //! What the configuration's types allow and the coordinator does not. Every problem names its key.
 
+use cosec_proto::limits::MAX_DRAFT_TOKENS;
 use cosec_proto::transport;
 
 use crate::admission::AdmissionLimits;
@@ -7,7 +8,6 @@ use crate::api::config::ApiConfig;
 use crate::discovery::DiscoveryConfig;
 use crate::models::ModelConfig;
 use crate::session::config::{ExpertAbsent, SessionConfig};
-use crate::speculation::settings::MOST_DRAFTED;
 use crate::worker_pool::PoolConfig;
 
 /// A week; longer deadlines would only hide a stuck request.
@@ -41,8 +41,8 @@ pub(super) fn check_rooms(
         ("workers.step_deadline_ms", workers.step_deadline_ms),
         ("workers.describe_interval_ms", workers.describe_interval_ms),
     ])?;
-    if !(1..=MOST_DRAFTED).contains(&sessions.max_draft) {
-        return Err(format!("sessions.max_draft is {}; it must be 1 to {MOST_DRAFTED}", sessions.max_draft));
+    if !(1..=MAX_DRAFT_TOKENS).contains(&sessions.max_draft) {
+        return Err(format!("sessions.max_draft is {}; it must be 1 to {MAX_DRAFT_TOKENS}", sessions.max_draft));
     }
     Ok(())
 }

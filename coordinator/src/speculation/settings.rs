@@ -4,11 +4,9 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use cosec_proto::limits::MAX_DRAFT_TOKENS;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-/// Most tokens of one draft: a worker's limit.
-pub const MOST_DRAFTED: u32 = 64;
 
 /// Whether the expert drafts ahead of the base. The tokens are the same in every case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
@@ -16,7 +14,7 @@ pub const MOST_DRAFTED: u32 = 64;
 pub enum SpeculationMode {
     /// One position at a time: base and expert compute it side by side.
     Off,
-    /// Always this many tokens, 1 to [`MOST_DRAFTED`].
+    /// Always this many tokens, 1 to [`MAX_DRAFT_TOKENS`].
     Fixed(u32),
     /// As many as measured goodput says, up to `sessions.max_draft`.
     #[default]
@@ -25,7 +23,7 @@ pub enum SpeculationMode {
 
 /// A setting that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("speculation is {0:?}; it must be off, adaptive or fixed:K with K from 1 to {MOST_DRAFTED}")]
+#[error("speculation is {0:?}; it must be off, adaptive or fixed:K with K from 1 to {MAX_DRAFT_TOKENS}")]
 pub struct InvalidSpeculation(String);
 
 impl SpeculationMode {
@@ -44,7 +42,7 @@ impl FromStr for SpeculationMode {
     type Err = InvalidSpeculation;
 
     fn from_str(text: &str) -> Result<Self, InvalidSpeculation> {
-        let fixed = || text.strip_prefix("fixed:")?.parse().ok().filter(|k| (1..=MOST_DRAFTED).contains(k));
+        let fixed = || text.strip_prefix("fixed:")?.parse().ok().filter(|k| (1..=MAX_DRAFT_TOKENS).contains(k));
         match text {
             "off" => Ok(Self::Off),
             "adaptive" => Ok(Self::Adaptive),

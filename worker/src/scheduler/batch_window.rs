@@ -1,9 +1,10 @@
-//! Whom the next forward pass waits for.
+//! Which sessions the next forward pass waits for.
 //!
-//! A pass of few rows takes hardly longer than one of a single row: the weights are read once for all. Sessions that ride
-//! in passes of their own pay for that each time, so halves of a batch that take flow have half the speed, and stay
-//! halves. To wait for a session makes one pass of two and saves the part of a pass that does not grow with its rows; it
-//! costs as long as the session stays away. So who is expected back within that time is waited for.
+//! A pass for few positions takes hardly longer than one for a single position: the weights are read once for all.
+//! Sessions that ride in separate passes pay for that each time. So halves of a batch that take turns run at half the
+//! speed, and stay halves. Waiting for a session turns two passes into one and saves the part of a pass that does not grow
+//! with its positions; it costs as long as the session stays away. So the pass waits for sessions expected within that
+//! time.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use cosec_proto::SessionId;
 pub(crate) struct BatchWindow {
     sessions: HashMap<SessionId, ReturnEstimate>,
     passes: PassTimeModel,
-    /// Who was expected before the next pass when it began to wait, and until when; ascending.
+    /// Sessions expected when the next pass began to wait, and until when; ascending.
     expected: Vec<(Instant, SessionId)>,
 }
 
@@ -36,7 +37,7 @@ const LATE_AWAY: u32 = 8;
 /// Part of a pass within which a session is expected that was never away before.
 const UNKNOWN: u32 = 8;
 
-/// Part of a pass within which a session is waited for in any case: where more rows cost in proportion, a pass of them all is
+/// Part of a pass for which a session is waited for in any case: where positions cost in proportion, one pass for all is
 /// still no worse than two.
 const ALWAYS: u32 = 4;
 
@@ -48,11 +49,11 @@ impl BatchWindow {
 
     /// It has more to compute.
     pub(crate) fn came(&mut self, session: SessionId, now: Instant) {
-        let Some(rhythm) = self.sessions.get_mut(&session) else { return };
-        if let Some(left) = rhythm.left.take() {
+        let Some(estimate) = self.sessions.get_mut(&session) else { return };
+        if let Some(left) = estimate.left.take() {
             let away = now.saturating_duration_since(left);
-            rhythm.away = Some(away.max(rhythm.last));
-            rhythm.last = away;
+            estimate.away = Some(away.max(estimate.last));
+            estimate.last = away;
         }
     }
 
@@ -61,7 +62,7 @@ impl BatchWindow {
         self.sessions.remove(&session);
     }
 
-    /// A pass fed so many tokens and gave so many rows.
+    /// A pass fed so many tokens and computed the logits of so many positions.
     pub(crate) fn passed(&mut self, tokens: usize, rows: usize, took: Duration) {
         // Prompts tell nothing of passes without them.
         if tokens <= 2 * rows {
@@ -73,19 +74,19 @@ impl BatchWindow {
     pub(crate) fn open(&mut self, now: Instant) {
         let pass = self.passes.mean();
         let horizon = now + self.passes.fixed().max(pass / ALWAYS);
-        let until = |rhythm: &ReturnEstimate| {
-            let away = rhythm.away.map_or(pass / UNKNOWN, |away| away + away / LATE_AWAY);
-            Some(rhythm.left? + away + pass / LATE_PASS).filter(|until| (now..=horizon).contains(until))
+        let until = |estimate: &ReturnEstimate| {
+            let away = estimate.away.map_or(pass / UNKNOWN, |away| away + away / LATE_AWAY);
+            Some(estimate.left? + away + pass / LATE_PASS).filter(|until| (now..=horizon).contains(until))
         };
         self.expected.clear();
-        self.expected.extend(self.sessions.iter().filter_map(|(&id, rhythm)| Some((until(rhythm)?, id))));
+        self.expected.extend(self.sessions.iter().filter_map(|(&id, estimate)| Some((until(estimate)?, id))));
         self.expected.sort_unstable_by_key(|&(until, _)| until);
     }
 
     /// Until when the last one is waited for that has not come yet.
     pub(crate) fn end(&mut self) -> Option<Instant> {
         while let Some((until, session)) = self.expected.last() {
-            if self.sessions.get(session).is_some_and(|rhythm| rhythm.left.is_some()) {
+            if self.sessions.get(session).is_some_and(|estimate| estimate.left.is_some()) {
                 return Some(*until);
             }
             self.expected.pop();
@@ -94,7 +95,7 @@ impl BatchWindow {
     }
 }
 
-/// A line through the times of the last passes by their rows: sums for a regression, in which a pass counts ever less.
+/// A line through the times of recent passes by their positions: sums for a regression with decaying weights.
 #[derive(Clone, Copy, Debug, Default)]
 struct PassTimeModel {
     weight: f64,
@@ -108,7 +109,7 @@ impl PassTimeModel {
     /// What is left of a pass with the next one.
     const MEMORY: f64 = 0.97;
 
-    /// Variance of the rows below which no line is drawn.
+    /// Variance of the positions below which no line is drawn.
     const SPREAD: f64 = 0.5;
 
     fn observe(&mut self, rows: f64, seconds: f64) {
@@ -123,7 +124,7 @@ impl PassTimeModel {
         Duration::from_secs_f64(self.seconds / self.weight.max(1.0))
     }
 
-    /// The part that does not grow with the rows; half of a pass as long as all had as many.
+    /// The part that does not grow with the positions; half of a pass while all passes had equally many.
     fn fixed(&self) -> Duration {
         let weight = self.weight.max(1.0);
         let (rows, seconds) = (self.rows / weight, self.seconds / weight);
@@ -142,7 +143,7 @@ mod tests {
 
     const MILLIS: Duration = Duration::from_millis(1);
 
-    /// Passes of 100 ms and 10 more for each row.
+    /// Passes of 100 ms and 10 more for each position.
     fn window() -> BatchWindow {
         let mut window = BatchWindow::default();
         for rows in [2, 4, 2, 8] {
@@ -171,13 +172,13 @@ mod tests {
         assert_eq!(alike.fixed(), Duration::ZERO);
         (0..9).for_each(|_| alike.observe(4.0, 0.1));
         assert!(alike.fixed().abs_diff(50 * MILLIS) < MILLIS);
-        // Twice the rows, twice the time: nothing is saved.
+        // Twice the positions, twice the time: nothing is saved.
         (0..99).for_each(|i| alike.observe(f64::from(4 << (i % 2)), 0.1 * f64::from(1 << (i % 2))));
         assert!(alike.fixed() < 10 * MILLIS, "{:?}", alike.fixed());
     }
 
     #[test]
-    fn who_is_back_within_the_fixed_part_is_waited_for_and_who_stays_longer_is_not() {
+    fn sessions_back_within_the_fixed_part_are_waited_for_and_others_are_not() {
         let (mut window, now) = (window(), Instant::now());
         let soon = returning(&mut window, now, 50 * MILLIS);
         let late = returning(&mut window, now, 300 * MILLIS);
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_come_is_waited_for_once() {
+    fn a_session_that_does_not_come_is_waited_for_once() {
         let (mut window, now) = (window(), Instant::now());
         returning(&mut window, now, 50 * MILLIS);
         window.open(now + 99 * MILLIS);

@@ -1,8 +1,8 @@
-//! Whose turn it is: fair queueing by tokens, first between coordinators, then between the tenants of each.
+//! Fair queueing by tokens, first between coordinators, then between the tenants of each.
 //!
-//! Admission-time fair queueing (Goyal, Vin and Cheng, 1996) with two levels: who waits and has been served least is next, and
-//! whoever comes back after a pause, or got all that it wanted, is put level with those who were left waiting, so that
-//! nobody saves up flow.
+//! Start-time fair queueing (Goyal, Vin and Cheng, 1996) with two levels. A flow is what one tenant of one coordinator asks
+//! for. The waiting flow that has been served least is next. A flow that returns after a pause, or got all that it wanted,
+//! is set level with those that were left waiting, so no flow saves up service.
 
 /// A coordinator's stream and one of its tenants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,18 +31,18 @@ impl FairShares {
         self.flows.keep_waiting(left.map(tenant));
     }
 
-    /// Orders flows by what they have had: the least is next.
+    /// Orders flows by what they were served: the least is next.
     pub(crate) fn served(&self, flow: FlowId) -> (u64, u64) {
         (self.streams.served(stream(flow)), self.flows.served(tenant(flow)))
     }
 
-    /// By how many tokens `flow` is ahead of whoever waits and has had the least, among streams or among its stream's
+    /// By how many tokens `flow` is ahead of the least served flow that waits, among streams or among its stream's
     /// tenants.
     pub(crate) fn lead(&self, flow: FlowId) -> u64 {
         self.streams.lead(stream(flow)).max(self.flows.lead(tenant(flow)))
     }
 
-    /// Notes that `flow` gets `tokens`.
+    /// Counts `tokens` as served to `flow`.
     pub(crate) fn charge(&mut self, flow: FlowId, tokens: usize) {
         self.streams.charge(stream(flow), tokens);
         self.flows.charge(tenant(flow), tokens);
@@ -72,7 +72,7 @@ struct FlowAccount {
 struct FlowAccounts(Vec<FlowAccount>);
 
 impl FlowAccounts {
-    /// `waiting` ascends; the same key may come several times in a row.
+    /// `waiting` ascends; the same key may come several times in succession.
     fn open_round(&mut self, waiting: impl Iterator<Item = AccountKey> + Clone) {
         self.keep_waiting(waiting.clone());
         for key in waiting {
@@ -93,7 +93,7 @@ impl FlowAccounts {
         self.close_idle();
     }
 
-    /// Of those who wait, only `waiting` still do.
+    /// Of the waiting accounts, only those in `waiting` still wait.
     fn keep_waiting(&mut self, waiting: impl Iterator<Item = AccountKey>) {
         let mut waiting = waiting.peekable();
         for account in &mut self.0 {
@@ -102,7 +102,7 @@ impl FlowAccounts {
         }
     }
 
-    /// The least that anyone has had who waits among these rivals.
+    /// The least that a waiting account among these rivals was served.
     fn floor(&self, rivals: u64) -> Option<u64> {
         let first = self.0.partition_point(|account| account.key.0 < rivals);
         let group = self.0[first..].iter().take_while(|account| account.key.0 == rivals);

@@ -10,14 +10,14 @@ pub trait LanguageModel: Send + 'static {
     /// What the model is.
     fn description(&self) -> &ModelDescription;
 
-    /// Caches the tokens of `batch` and takes of row i of the wanted rows of logits what `tasks[i]` wants, in the order of
-    /// the items, then of their rows. Returns how much of the time went into the rows.
+    /// Caches the tokens of `batch` and reads from the i-th wanted logits what `tasks[i]` wants, in the order of the items,
+    /// then of their positions. Returns how much of the time went into reading.
     ///
     /// # Errors
     /// [`ForwardError`]; then the cache of the batch's new tokens is undefined and that of all others as it was.
     fn forward(&mut self, batch: &[BatchItem<'_>], tasks: &mut [LogitsTask<'_>]) -> Result<Duration, ForwardError>;
 
-    /// Takes what `task` wants of a row that was kept.
+    /// Takes what `task` wants of logits that were kept.
     ///
     /// # Errors
     /// [`ForwardError::Kernel`].

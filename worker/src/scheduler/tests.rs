@@ -80,7 +80,7 @@ fn a_look_at_a_kept_row_waits_for_no_pass() {
 }
 
 #[test]
-fn who_is_expected_soon_is_waited_for_until_it_comes_or_ends() {
+fn a_session_expected_soon_is_waited_for_until_it_comes_or_ends() {
     let (mut scheduler, mut model, _, [soon, ends, late, _]) = scheduler();
     let (millis, now) = (Duration::from_millis(1), Instant::now());
     (0..9).for_each(|_| scheduler.window.passed(4, 4, 100 * millis));
