@@ -103,7 +103,7 @@ fn check_addresses(
     }
     for (role, addresses) in addresses {
         for (index, address) in addresses.iter().enumerate() {
-            transport::channel(address).map_err(|error| format!("{}[{index}] {error}", role.name()))?;
+            transport::endpoint(address).map_err(|error| format!("{}[{index}] {error}", role.name()))?;
         }
     }
     Ok(())

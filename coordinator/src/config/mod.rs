@@ -155,7 +155,7 @@ mod tests {
 
     use super::*;
 
-    const MODEL: &str = "[[models]]\nname = 'a'\ntokenizer = 'dir'\nbase = ['h:1']\n";
+    const MODEL: &str = "[[models]]\nname = 'a'\ntokenizer = 'dir'\nbase = ['h:1']\nexpert = ['h:2']\n";
 
     fn with_file() -> Flags {
         Flags { config: Some("c.toml".into()), ..Flags::default() }
@@ -181,6 +181,7 @@ mod tests {
                 model: Some("b".to_owned()),
                 tokenizer: Some("other".into()),
                 base: vec!["h:2".to_owned(), "h:3".to_owned()],
+                expert: vec!["h:4".to_owned()],
                 ..with_file()
             };
             let config = Config::load(&flags).unwrap();
