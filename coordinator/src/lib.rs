@@ -15,7 +15,8 @@
 //! - [`discovery`] says which workers there should be.
 //! - [`postprocess`] turns token ids into text and finds stop strings.
 //!
-//! [`request`] has what they hand on; [`config`], [`server`], [`telemetry`], [`metrics`] and [`tasks`] hold them together.
+//! [`request`] has what they hand on; [`config`], [`server`], [`telemetry`], [`metrics`] and [`tasks`] hold them
+//! together.
 //!
 //! What holds everywhere:
 //!

@@ -114,7 +114,8 @@ pub enum SessionEvent {
     Prompt(Vec<Option<TokenScore>>),
     /// The next token. An end token is not reported; it becomes `Finished`.
     Token(TokenEvent),
-    /// No expert can serve and the operator allows the base to go on alone: all later tokens are unhardened. At most once.
+    /// No expert can serve and the operator allows the base to go on alone: all later tokens are unhardened. At most
+    /// once.
     Degraded,
     /// Nothing follows.
     Finished(FinishReason),

@@ -129,7 +129,8 @@ impl Telemetry {
 
 fn provider(endpoint: &str, ratio: f64) -> Result<SdkTracerProvider, TelemetryError> {
     let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
-    // The queue of the batch exporter is bounded; what a slow collector does not take is dropped, and counted in the log.
+    // The queue of the batch exporter is bounded; what a slow collector does not take is dropped, and counted in the
+    // log.
     Ok(SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
         .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(ratio))))

@@ -18,8 +18,8 @@ impl SessionId {
         Self(Uuid::new_v4())
     }
 
-    /// The name of the same sequence at its seat of this number: the last two bytes. What is still on its way from a seat
-    /// that was given up, however late it arrives, finds a cache of its own.
+    /// The name of the same sequence at its seat of this number: the last two bytes. What is still on its way from a
+    /// seat that was given up, however late it arrives, finds a cache of its own.
     #[must_use]
     pub fn at_seat(self, number: u16) -> Self {
         let mut bytes = *self.0.as_bytes();

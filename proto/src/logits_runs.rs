@@ -1,7 +1,7 @@
 //! Runs: the same lookup at position after position travels as one request and one answer.
 //!
-//! A block of drafts is judged by one probability per position. Apart, each would take the sampling parameters again and
-//! the tags of a message of its own; as a run it takes the id and eight bytes.
+//! A block of drafts is judged by one probability per position. Apart, each would take the sampling parameters again
+//! and the tags of a message of its own; as a run it takes the id and eight bytes.
 
 use crate::limits::{REQUESTS_PER_POSITION, WorkerLimits};
 use crate::wire::worker as wire;

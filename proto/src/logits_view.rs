@@ -43,8 +43,9 @@ pub enum LogitsView {
 /// One view of the logits of one position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LogitsRequest {
-    /// Of an Extend: the distribution of the token at position `at + offset`, at most the number of tokens fed; 0 stands
-    /// for the logits kept from before. Of a Draft: the distribution that the token of this number is drawn from.
+    /// Of an Extend: the distribution of the token at position `at + offset`, at most the number of tokens fed; 0
+    /// stands for the logits kept from before. Of a Draft: the distribution that the token of this number is drawn
+    /// from.
     pub offset: u32,
     /// Which part.
     pub view: LogitsView,

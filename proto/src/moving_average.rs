@@ -28,7 +28,8 @@ impl MovingAverage {
         self.mean += (measured - self.mean) / self.weight;
     }
 
-    /// Adds a measurement, which counts as at most `most_ratio` times the average before it: a single outlier moves little.
+    /// Adds a measurement, which counts as at most `most_ratio` times the average before it: a single outlier moves
+    /// little.
     pub fn add_capped(&mut self, measured: f64, most_ratio: f64) {
         self.add(self.mean().map_or(measured, |mean| measured.min(most_ratio * mean)));
     }

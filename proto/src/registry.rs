@@ -23,8 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Interval of HTTP/2 pings, and time for an answer before the connection counts as dead.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3));
 
-/// What a worker says about itself to coordinators that look for workers. A coordinator asks the worker itself before it
-/// relies on it.
+/// What a worker says about itself to coordinators that look for workers. A coordinator asks the worker itself before
+/// it relies on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registration {
     /// `host:port` of its gRPC service, as coordinators reach it.
@@ -98,7 +98,8 @@ impl EtcdConfig {
         Ok(())
     }
 
-    /// Connects to one member, another one with every `attempt`. Files are read anew each time, since they may be renewed.
+    /// Connects to one member, another one with every `attempt`. Files are read anew each time, since they may be
+    /// renewed.
     ///
     /// # Errors
     /// Says what failed, with the member.

@@ -10,8 +10,8 @@ const MARK: &str = "COSEC_TESTS_OWN_NETWORK";
 pub struct Network(());
 
 impl Network {
-    /// Runs `test` of this test program again, in a process with a network of its own, and waits for it; `None` when that is
-    /// done. In that process: its network.
+    /// Runs `test` of this test program again, in a process with a network of its own, and waits for it; `None` when
+    /// that is done. In that process: its network.
     ///
     /// # Panics
     /// When the test failed there, or where there can be no such network; the message says what is needed.

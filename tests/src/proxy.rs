@@ -1,4 +1,5 @@
-//! Stands between a coordinator and a worker: holds operations at a [`Gate`], answers late or falsely, hangs, or is gone.
+//! Stands between a coordinator and a worker: holds operations at a [`Gate`], answers late or falsely, hangs, or is
+//! gone.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -74,8 +75,8 @@ enum Bar {
     },
 }
 
-/// Holds the operations of a role from a certain one on, so that whatever is done meanwhile is done in its midst. Proxies
-/// share it.
+/// Holds the operations of a role from a certain one on, so that whatever is done meanwhile is done in its midst.
+/// Proxies share it.
 #[derive(Clone)]
 pub struct Gate(Arc<watch::Sender<Bar>>);
 

@@ -64,8 +64,8 @@ pub async fn read(
     Ok(events)
 }
 
-/// Reads a stream to its end as a client that never gives up: what one coordinator does not send, the next one does, from
-/// where the last one stopped. Returns the events and how often it was resumed.
+/// Reads a stream to its end as a client that never gives up: what one coordinator does not send, the next one does,
+/// from where the last one stopped. Returns the events and how often it was resumed.
 ///
 /// # Panics
 /// When a coordinator reports anything but its shutdown.

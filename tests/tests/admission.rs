@@ -1,5 +1,6 @@
-//! Who may decode, on real processes: bounds on requests, tokens and cache blocks, the shares and limits of API keys, and
-//! what a client that leaves gives back. A gate before the base holds all that is under way, so nothing here depends on time.
+//! Who may decode, on real processes: bounds on requests, tokens and cache blocks, the shares and limits of API keys,
+//! and what a client that leaves gives back. A gate before the base holds all that is under way, so nothing here
+//! depends on time.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! No file of a program imports itself by way of others: what is below knows nothing of what is above.
 //!
-//! Counted are `use` declarations and paths from `crate`, `self` or `super`, tests excluded, up to the file that defines
-//! what is named: a `pub use` is followed, and makes its file depend on no other. Nor does a call of `child::function()`:
-//! a parent chooses among its children, which may use its types.
+//! Counted are `use` declarations and paths from `crate`, `self` or `super`, tests excluded, up to the file that
+//! defines what is named: a `pub use` is followed, and makes its file depend on no other. Nor does a call of
+//! `child::function()`: a parent chooses among its children, which may use its types.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write;

@@ -131,8 +131,8 @@ pub fn run(args: &CheckArgs) -> Result<CheckReport, CheckError> {
     // Activations between quantised weights are rounded, by others to 8 bits.
     let quantised = Checkpoint::open(&directory).map_err(ModelLoadError::from)?.is_quantised();
     let mut model = ModelRunner::load(&directory, &options)?;
-    // The expected logits were computed in f32 from the checkpoint's own weights. GPUs round the factors of products with
-    // weights in 16 bits.
+    // The expected logits were computed in f32 from the checkpoint's own weights. GPUs round the factors of products
+    // with weights in 16 bits.
     let own_dtype =
         args.dtype == DtypeChoice::F32 || args.dtype == DtypeChoice::Auto && args.device == DeviceChoice::Cpu;
     let own_weights = own_dtype && args.quantize.is_none();

@@ -31,8 +31,8 @@ pub struct WorkerConfig {
     #[arg(long, env = "COSEC_WORKER_CONFIG", value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
-    /// Directory of a Hugging Face checkpoint (config.json, tokenizer.json, safetensors or pytorch_model.bin), its hub id
-    /// OWNER/NAME, or a GGUF file. Required.
+    /// Directory of a Hugging Face checkpoint (config.json, tokenizer.json, safetensors or pytorch_model.bin), its hub
+    /// id OWNER/NAME, or a GGUF file. Required.
     #[arg(long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// Branch, tag or commit of a hub id [default: main].

@@ -1,4 +1,5 @@
-//! Models and adapters by hub id, from a hub on loopback: which files are requested, with which token, and when none is.
+//! Models and adapters by hub id, from a hub on loopback: which files are requested, with which token, and when none
+//! is.
 #![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 
 use std::collections::BTreeMap;

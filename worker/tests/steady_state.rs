@@ -2,8 +2,8 @@
 //!
 //! Counts the allocations of every thread except the test's own, from the moment an operation is in the engine's inbox
 //! to its answer: scheduling, batching, the forward pass of a real model, reading the rows, sampling, block tables, the
-//! kept row, metrics, the answer. Does not count the caller's own thread: building the request with room
-//! for its answer, the channel of the answer, gRPC. Probabilities of a Gather are the message itself: one vector a view.
+//! kept row, metrics, the answer. Does not count the caller's own thread: building the request with room for its
+//! answer, the channel of the answer, gRPC. Probabilities of a Gather are the message itself: one vector a view.
 #![expect(clippy::unwrap_used, reason = "a failed assumption in a test is a failed test")]
 #![expect(unsafe_code, reason = "an allocator that counts")]
 

@@ -1,5 +1,5 @@
-//! Start-time fair queueing (Goyal, Vin and Cheng 1996): a tenant's share of the tokens follows its weight, whatever the
-//! others ask for.
+//! Start-time fair queueing (Goyal, Vin and Cheng 1996): a tenant's share of the tokens follows its weight, whatever
+//! the others ask for.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 

@@ -32,7 +32,8 @@ pub struct AdmissionLimits {
     pub max_sessions: usize,
     /// Most sessions that wait for their turn; one more is refused as overloaded.
     pub max_queued_sessions: usize,
-    /// Most tokens (prompts, and the most new ones) of the sessions that wait; a session that would add more is refused.
+    /// Most tokens (prompts, and the most new ones) of the sessions that wait; a session that would add more is
+    /// refused.
     pub max_queued_tokens: u64,
 }
 
@@ -100,8 +101,8 @@ impl Admission {
     /// Takes a place for a session of at most `tokens` tokens.
     ///
     /// # Errors
-    /// `Overloaded` when there is none, or when the tenant has all that it may have; with the time after which there may
-    /// be one.
+    /// `Overloaded` when there is none, or when the tenant has all that it may have; with the time after which there
+    /// may be one.
     pub(crate) fn enter(&self, tenant: &Arc<Tenant>, model: &str, tokens: u64) -> Result<QueuedPermit, SessionError> {
         let mut state = self.state.lock();
         let is_busy = state.active > 0;

@@ -1,7 +1,7 @@
 //! HTTP as OpenAI's clients speak it, and gRPC.
 //!
-//! A handler turns a message into a [`GenerateRequest`](crate::generation::GenerateRequest) and events into messages. What
-//! lies between is the same for all: [`generation`](crate::generation).
+//! A handler turns a message into a [`GenerateRequest`](crate::generation::GenerateRequest) and events into messages.
+//! What lies between is the same for all: [`generation`](crate::generation).
 
 pub mod config;
 

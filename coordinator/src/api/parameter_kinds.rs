@@ -1,4 +1,5 @@
-//! How the values of parameters are read: from JSON, where endpoints may spell a parameter in their own way, and from gRPC.
+//! How the values of parameters are read: from JSON, where endpoints may spell a parameter in their own way, and from
+//! gRPC.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;

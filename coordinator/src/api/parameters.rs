@@ -1,7 +1,8 @@
 //! The parameters of a request in one table, which the JSON endpoints and the gRPC service read.
 //!
-//! A new parameter is a row here, a field of [`GenerationSettings`] that [`RequestedSettings::checked`] fills, a field of
-//! `coordinator.proto`, and a change in the room that obeys it. The parameters of merge rules stand with their rules.
+//! A new parameter is a row here, a field of [`GenerationSettings`] that [`RequestedSettings::checked`] fills, a field
+//! of `coordinator.proto`, and a change in the room that obeys it. The parameters of merge rules stand with their
+//! rules.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -243,8 +244,8 @@ impl RequestedSettings {
         Ok(())
     }
 
-    /// The base gets the client's sampling, the expert its own. Where a rule does not read the base, the expert takes the
-    /// client's unless it has its own.
+    /// The base gets the client's sampling, the expert its own. Where a rule does not read the base, the expert takes
+    /// the client's unless it has its own.
     fn sampling(
         &self,
         rule: &SelectedRule,

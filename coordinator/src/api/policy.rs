@@ -1,4 +1,5 @@
-//! What the operator decides about requests: which rules clients may name, and what takes the place of what they leave out.
+//! What the operator decides about requests: which rules clients may name, and what takes the place of what they leave
+//! out.
 
 use cosec_proto::sampling::SamplingParams;
 use cosec_proto::{ErrorCode, WorkerRole};
@@ -75,7 +76,8 @@ pub(super) fn check_rule_parameters(rule: &SelectedRule, values: &RuleParameters
     })
 }
 
-/// The rules that clients may name. Where `base_only` is not among them, settings that come to the same are refused, too.
+/// The rules that clients may name. Where `base_only` is not among them, settings that come to the same are refused,
+/// too.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 #[serde(transparent)]
 pub struct AllowedRules(pub Vec<String>);

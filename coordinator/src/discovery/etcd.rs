@@ -20,9 +20,9 @@ pub struct EtcdSource(pub EtcdConfig);
 /// A worker's entry, as it was last seen.
 struct RegisteredWorker {
     registration: Registration,
-    /// Until when the worker is still a member although the entry is gone. A worker that ends says first that it drains;
-    /// where an entry disappears without that, etcd may have lost its memory, and the worker gets a lease's time to
-    /// come back. If the worker is dead its connection tells.
+    /// Until when the worker is still a member although the entry is gone. A worker that ends says first that it
+    /// drains; where an entry disappears without that, etcd may have lost its memory, and the worker gets a lease's
+    /// time to come back. If the worker is dead its connection tells.
     gone_until: Option<Instant>,
 }
 

@@ -1,4 +1,5 @@
-//! A request's way: check, take a place in the queue by size, tokenize, open sessions that wait for their turn by tokens.
+//! A request's way: check, take a place in the queue by size, tokenize, open sessions that wait for their turn by
+//! tokens.
 //!
 //! What is refused for the queue's sake is refused before its prompt costs anything.
 

@@ -1,8 +1,9 @@
 //! From what is known of base and expert at one position to one token: one trait, one rule per file.
 //!
-//! Merge knows no worker and no session. A rule reads [`PositionDistributions`], which may be whole distributions or only
-//! the points that a worker drew and looked up; where they do not suffice the rule says what is missing. Every rule also
-//! states the distribution of its tokens as a function, so that scores and tests can hold the draws against it.
+//! Merge knows no worker and no session. A rule reads [`PositionDistributions`], which may be whole distributions or
+//! only the points that a worker drew and looked up; where they do not suffice the rule says what is missing. Every
+//! rule also states the distribution of its tokens as a function, so that scores and tests can hold the draws against
+//! it.
 //!
 //! A new rule is a file here and its name in the list of `rules!`.
 

@@ -26,7 +26,8 @@ const DESCRIPTION: RuleDescription = RuleDescription {
     transports: &[LogitsTransport::Full],
 };
 
-/// `softmax(base + alpha (expert - anti-expert))` through the base's sampling parameters; without an anti-expert, `base + alpha expert`.
+/// `softmax(base + alpha (expert - anti-expert))` through the base's sampling parameters; without an anti-expert, `base
+/// + alpha expert`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Product {
     /// Finite.

@@ -1,9 +1,9 @@
 //! Modified rejection sampling (Leviathan et al. 2023, Chen et al. 2023): a draw from any distribution that takes the
 //! expert's proposal as often as the distribution allows.
 //!
-//! Draft x ~ q; keep it with probability `min(1, m(x) / q(x))`; else draw from `max(0, m - q)`, normalised. The draw follows
-//! m whatever q is. All three numbers belong to the position, and no token beyond the drafts is ever taken, so that the same
-//! seed gives the same tokens however many are drafted at a time.
+//! Draft x ~ q; keep it with probability `min(1, m(x) / q(x))`; else draw from `max(0, m - q)`, normalised. The draw
+//! follows m whatever q is. All three numbers belong to the position, and no token beyond the drafts is ever taken, so
+//! that the same seed gives the same tokens however many are drafted at a time.
 
 use cosec_proto::sampling::Distribution;
 

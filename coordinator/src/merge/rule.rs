@@ -34,7 +34,7 @@ pub trait MergeRule: Debug + Send + Sync {
     /// [`MergeError::Missing`] unless whole distributions are known.
     fn distribution(&self, models: &PositionDistributions) -> Result<Distribution, MergeError>;
 
-    /// PositionRandom the next token from [`Self::distribution`].
+    /// Draws the next token from [`Self::distribution`].
     ///
     /// # Errors
     /// [`MergeError::Missing`] says what to find out before asking again.

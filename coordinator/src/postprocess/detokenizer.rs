@@ -1,7 +1,7 @@
 //! Text from token ids, one at a time.
 //!
-//! The pieces add up to what the tokenizer itself makes of all ids at once, whatever the ids: that is checked against it.
-//! Special tokens give no text.
+//! The pieces add up to what the tokenizer itself makes of all ids at once, whatever the ids: that is checked against
+//! it. Special tokens give no text.
 
 use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
@@ -99,7 +99,8 @@ fn spelling(description: &Value) -> Option<TokenSpelling> {
     }
 }
 
-/// SentencePiece as Llama's tokenizers write it: Replace, ByteFallback, Fuse, and Strip where a space was added in front.
+/// SentencePiece as Llama's tokenizers write it: Replace, ByteFallback, Fuse, and Strip where a space was added in
+/// front.
 fn sentencepiece(steps: &[Value]) -> Option<TokenSpelling> {
     let name = |step: &Value| step.get("type").and_then(Value::as_str).map(str::to_owned);
     let names: Vec<String> = steps.iter().map(name).collect::<Option<_>>()?;

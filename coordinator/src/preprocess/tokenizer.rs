@@ -1,7 +1,7 @@
 //! Turns prompts into token ids.
 //!
-//! The text of a special token inside a prompt becomes that token, as Hugging Face's tokenizers and the servers built on
-//! them have it: clients that render their own templates depend on it.
+//! The text of a special token inside a prompt becomes that token, as Hugging Face's tokenizers and the servers built
+//! on them have it: clients that render their own templates depend on it.
 
 use std::path::Path;
 use std::sync::Arc;

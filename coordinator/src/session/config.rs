@@ -11,8 +11,8 @@ use crate::speculation::settings::SpeculationMode;
 pub struct SessionConfig {
     /// What to do while no expert can serve.
     pub expert_absent: ExpertAbsent,
-    /// Whether the expert drafts several tokens that the base verifies at once: `off`, `fixed:K` or `adaptive`. It changes
-    /// the time, never the tokens.
+    /// Whether the expert drafts several tokens that the base verifies at once: `off`, `fixed:K` or `adaptive`. It
+    /// changes the time, never the tokens.
     pub speculation: SpeculationMode,
     /// Most tokens that an adaptive draft takes, 1 to 64.
     pub max_draft: u32,

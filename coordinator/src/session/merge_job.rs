@@ -19,7 +19,8 @@ pub(super) struct MergeJob {
     pub(super) alternatives: Option<u32>,
 }
 
-/// Whether a decision is worth another thread: all logits of a code model take milliseconds, a few less than the way there.
+/// Whether a decision is worth another thread: all logits of a code model take milliseconds, a few less than the way
+/// there.
 pub(super) fn is_heavy(evidence: &[ModelEvidence; 3]) -> bool {
     evidence.iter().any(|of_role| of_role.logits.as_ref().is_some_and(|logits| logits.len() > FEW_LOGITS))
 }

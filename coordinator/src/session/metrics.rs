@@ -7,8 +7,8 @@ use crate::worker_pool::metrics::LATENCY_SECONDS;
 cosec_proto::metrics! {
     /// Metrics of sessions.
     pub struct SessionMetrics {
-        /// Choices by how their session ended: `stop` (an end token or a stop string), `length`, the name of an error code,
-        /// or `closed` where the client left.
+        /// Choices by how their session ended: `stop` (an end token or a stop string), `length`, the name of an error
+        /// code, or `closed` where the client left.
         pub choices: IntCounterVec = "cosec_choices_total" ["outcome"];
         /// Tokens by who chose them: `expert`, `base` or `merged`.
         pub tokens: IntCounterVec = "cosec_tokens_total" ["chosen_by"];

@@ -54,8 +54,8 @@ impl DecodePlan {
         self.rule.description().roles.contains(&role) && (role != WorkerRole::AntiExpert || self.has_anti_expert)
     }
 
-    /// Whether the expert draws its proposals itself, any number at a time. Where it does not, its logits are read as the
-    /// base's are, one position at a time.
+    /// Whether the expert draws its proposals itself, any number at a time. Where it does not, its logits are read as
+    /// the base's are, one position at a time.
     #[must_use]
     pub fn drafts(&self) -> bool {
         self.reads(WorkerRole::Expert) && !self.is_adjusted

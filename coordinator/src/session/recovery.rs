@@ -1,9 +1,9 @@
-//! How a session survives the failures of its workers: how often it tries again, how long it waits, and which addresses it
-//! avoids.
+//! How a session survives the failures of its workers: how often it tries again, how long it waits, and which addresses
+//! it avoids.
 //!
-//! A worker that fails is replaced: the session looks for another one, feeds it the whole sequence and goes on. A worker that
-//! lost its cache is fed from where its cache ends. Too many of either in a row, without any answer between them, end the
-//! session.
+//! A worker that fails is replaced: the session looks for another one, feeds it the whole sequence and goes on. A
+//! worker that lost its cache is fed from where its cache ends. Too many of either in a row, without any answer between
+//! them, end the session.
 
 use std::time::Duration;
 

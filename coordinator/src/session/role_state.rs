@@ -118,8 +118,8 @@ impl RoleState {
         self.vocabulary = vocabulary;
     }
 
-    /// Composes the next operation, or as much of it as the worker takes at once. `None` while another one is under way or
-    /// no worker is there.
+    /// Composes the next operation, or as much of it as the worker takes at once. `None` while another one is under way
+    /// or no worker is there.
     pub(super) fn send(&mut self, tokens: &[u32], next: NextOperation) -> Option<SessionAction> {
         let Placement::Placed { max_operation_tokens, cached, in_flight: in_flight @ None } = &mut self.placement
         else {

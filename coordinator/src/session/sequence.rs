@@ -105,8 +105,8 @@ impl TokenSequence {
         }
     }
 
-    /// Enters the next token. Returns whether it is the one that was drafted: then the drafts after it still stand, else
-    /// they are gone.
+    /// Enters the next token. Returns whether it is the one that was drafted: then the drafts after it still stand,
+    /// else they are gone.
     pub(super) fn decide(&mut self, id: u32) -> bool {
         let stands = self.drafts().first() == Some(&id);
         if stands {

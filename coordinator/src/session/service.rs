@@ -134,8 +134,8 @@ impl SessionService {
     /// Takes a place in the queue for a session of at most `tokens` tokens, before its prompt is tokenized.
     ///
     /// # Errors
-    /// `Overloaded` when the queue is full; `Unavailable`, `ExpertUnavailable` or `ModelMismatch` when the model's workers
-    /// cannot serve `plan`: that would only fail later.
+    /// `Overloaded` when the queue is full; `Unavailable`, `ExpertUnavailable` or `ModelMismatch` when the model's
+    /// workers cannot serve `plan`: that would only fail later.
     pub fn enter(
         &self,
         model: &ModelInfo,

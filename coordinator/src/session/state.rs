@@ -6,13 +6,13 @@
 //!                 └───────────┴──────────────────┘
 //! ```
 //! The expert drafts a block of tokens, the base reads the logits of all of them in one forward pass, and the rule then
-//! decides position after position. The drafts after a token stand as long as that token is the one drafted. With the first
-//! that differs, they are discarded and every worker's cache is cut back. Logits are never read after the last draft, so a
-//! block of k drafts feeds the base k tokens: the last one decided and the drafts but the last.
+//! decides position after position. The drafts after a token stand as long as that token is the one drafted. With the
+//! first that differs, they are discarded and every worker's cache is cut back. Logits are never read after the last
+//! draft, so a block of k drafts feeds the base k tokens: the last one decided and the drafts but the last.
 //!
-//! Where the draft plan is pipelined, the expert drafts the next block while the base verifies, as if all were accepted; a
-//! rejection withdraws it. With one draft token nothing waits for the draft: base and expert compute the same position at the
-//! same time, and the base looks the proposal up in the logits that it keeps.
+//! Where the draft plan is pipelined, the expert drafts the next block while the base verifies, as if all were
+//! accepted; a rejection withdraws it. With one draft token nothing waits for the draft: base and expert compute the
+//! same position at the same time, and the base looks the proposal up in the logits that it keeps.
 
 mod next_operation;
 

@@ -1,10 +1,10 @@
 //! Chooses how many tokens to draft: a hill climb on measured goodput, clock-free.
 //!
-//! Goodput is the tokens that a round is expected to decide over the seconds that rounds took. Every session of one load
-//! follows one plan, so that their operations share forward passes and the seconds are those of the whole load. From time
-//! to time all of them try a neighbouring plan for a few rounds; a better one is kept. What failing trials cost is bounded
-//! by a share of the time, so a plan that is far worse is tried rarely and one that is nearly as good often. When a climb
-//! stops, the plan before the last is tried once more.
+//! Goodput is the tokens that a round is expected to decide over the seconds that rounds took. Every session of one
+//! load follows one plan, so that their operations share forward passes and the seconds are those of the whole load.
+//! From time to time all of them try a neighbouring plan for a few rounds; a better one is kept. What failing trials
+//! cost is bounded by a share of the time, so a plan that is far worse is tried rarely and one that is nearly as good
+//! often. When a climb stops, the plan before the last is tried once more.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;

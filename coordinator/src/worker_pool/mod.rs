@@ -241,8 +241,8 @@ impl WorkerPool {
         }
     }
 
-    /// Tokens that the caches of a model's workers hold, by the role that has the least of them. Without bound for a role
-    /// whose workers do not say.
+    /// Tokens that the caches of a model's workers hold, by the role that has the least of them. Without bound for a
+    /// role whose workers do not say.
     #[must_use]
     pub fn cache_tokens(&self, model: &str) -> u64 {
         let of_worker = |ready: &ReadyWorker| {

@@ -108,7 +108,8 @@ impl ReadinessCheck {
         })
     }
 
-    /// Decides which workers' sessions should move. A worker that drains keeps its sessions if no other hosts its model.
+    /// Decides which workers' sessions should move. A worker that drains keeps its sessions if no other hosts its
+    /// model.
     pub(super) fn mark_handovers(&self) {
         let workers = self.membership.all();
         // What a worker hosts, and whether it goes.

@@ -140,8 +140,8 @@ impl Reconnector {
             .max_encoding_message_size(transport::MAX_MESSAGE_BYTES)
     }
 
-    /// Looks again and again, and at once when its health changes; ends when the worker has become another one or does not
-    /// answer.
+    /// Looks again and again, and at once when its health changes; ends when the worker has become another one or does
+    /// not answer.
     async fn observe(&self, connection: &Arc<WorkerConnection>) -> String {
         let mut health = HealthClient::new(self.channel.clone());
         let mut health = match within(health.watch(health_request())).await {

@@ -21,7 +21,7 @@ const MAX_BYTES: usize = 64 << 20;
 /// For the content of two tokenizers.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// TokenizerComparisons that are remembered; beyond them fingerprints must do.
+/// Comparisons that are remembered; after so many, fingerprints must do.
 const MAX_COMPARISONS: usize = 64;
 
 /// A tokenizer by its fingerprint, and where its content is.

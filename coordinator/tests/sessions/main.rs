@@ -1,4 +1,5 @@
-//! Tests of sessions through [`SessionService`](cosec_coordinator::session::service::SessionService), against mock workers over real sockets.
+//! Tests of sessions through [`SessionService`](cosec_coordinator::session::service::SessionService), against mock
+//! workers over real sockets.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -121,8 +121,8 @@ pub enum InvalidLogits {
     NoSupport,
 }
 
-/// Draws from unnormalised `weights`, ascending by id, by inverse CDF: the first id whose cumulative weight exceeds `u` of
-/// the total. Never draws a weight of zero while another is positive.
+/// Draws from unnormalised `weights`, ascending by id, by inverse CDF: the first id whose cumulative weight exceeds `u`
+/// of the total. Never draws a weight of zero while another is positive.
 ///
 /// Cumulative weights are the sums of the chunks before, then one token after the other.
 pub(super) fn draw(ids: &[u32], weights: &[f64], u: f64) -> u32 {

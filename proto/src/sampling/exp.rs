@@ -34,7 +34,8 @@ pub(crate) fn exp(numbers: &mut [f64]) {
     rest.copy_from_slice(&padded[..rest.len()]);
 }
 
-/// `x = n ln 2 + r` with |r| <= ln 2 / 2, the Taylor series for `e^r`, whose rest is below 5e-18, and `2^n` by its bits.
+/// `x = n ln 2 + r` with |r| <= ln 2 / 2, the Taylor series for `e^r`, whose rest is below 5e-18, and `2^n` by its
+/// bits.
 #[inline(always)]
 fn exp_of_some(x: &mut [f64; LANES]) {
     // Adding and subtracting 1.5 · 2^52 rounds to the nearest integer.

@@ -91,8 +91,8 @@ pub enum InvalidSamplingParams {
 /// Far more than what rounding adds up to in the cumulative sums of top-p.
 const ROUNDING: f64 = 1e-9;
 
-/// A weight below which no token of `vocabulary` is in the top-p of the `total`: together these weigh at most half of what
-/// is left out, and nobody needs to sort them.
+/// A weight below which no token of `vocabulary` is in the top-p of the `total`: together these weigh at most half of
+/// what is left out, and nobody needs to sort them.
 pub(super) fn least_of_top_p(total: f64, vocabulary: usize, top_p: f64) -> f64 {
     let spare = 1.0 - top_p;
     if spare > ROUNDING { 0.5 * spare * total / vocabulary as f64 } else { 0.0 }

@@ -79,12 +79,12 @@ impl LogitsProcessor {
         Ok(&self.distribution)
     }
 
-    /// Does what [`Distribution::from_logits`] does, where only the `sums` of the logits and some tokens are known: ascending
-    /// by id, with their logits.
+    /// Does what [`Distribution::from_logits`] does, where only the `sums` of the logits and some tokens are known:
+    /// ascending by id, with their logits.
     ///
-    /// Where `params` cut, the tokens from [`SamplingParams::least_share`] of the total on are needed, and those from the
-    /// k-th largest on. Where they do not, the distribution lacks the tokens that are not given. At temperature 0 only the
-    /// lowest arg max is given.
+    /// Where `params` cut, the tokens from [`SamplingParams::least_share`] of the total on are needed, and those from
+    /// the k-th largest on. Where they do not, the distribution lacks the tokens that are not given. At temperature 0
+    /// only the lowest arg max is given.
     pub fn process_partial(
         &mut self,
         sums: &LogitsSums,
@@ -150,8 +150,8 @@ impl LogitsSums {
     }
 }
 
-/// The probabilities of some `ids`, with the bits that [`Distribution::probability`] has for them. Cheaper where `params`
-/// cut nothing off.
+/// The probabilities of some `ids`, with the bits that [`Distribution::probability`] has for them. Cheaper where
+/// `params` cut nothing off.
 ///
 /// # Errors
 /// As [`Distribution::from_logits`].
@@ -249,8 +249,8 @@ fn cut_to_top_p(support: &mut Vec<(u32, f64)>, total: f64, top_p: f64) {
     }
     // Higher ids first among equals: the ascending rule drops the lower ones first.
     let descending = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(b.0.cmp(&a.0));
-    // Those before `kept` stay and have the mass `above`; those from `end` on go. The cut is sought by halves, so that only
-    // the few around it are sorted.
+    // Those before `kept` stay and have the mass `above`; those from `end` on go. The cut is sought by halves, so that
+    // only the few around it are sorted.
     let (mut kept, mut end, mut above) = (0, support.len(), 0.0);
     let stays = |above: f64| 1.0 - above > 1.0 - top_p;
     while end - kept > SORTED {

@@ -28,7 +28,8 @@ async fn until_stopped(command: impl Future<Output = Result<()>>) -> Result<()> 
     }
 }
 
-/// A folder for the logs of processes, which goes when it is dropped, or stays where `BENCH_LOGS` names one to keep it in.
+/// A folder for the logs of processes, which goes when it is dropped, or stays where `BENCH_LOGS` names one to keep it
+/// in.
 ///
 /// # Errors
 /// When it cannot be made.

@@ -122,7 +122,8 @@ impl Shape {
         })
     }
 
-    /// Weights that a decode step reads whatever the batch: all matrices but the embedding, of which it reads a row a token.
+    /// Weights that a decode step reads whatever the batch: all matrices but the embedding, of which it reads a row a
+    /// token.
     #[must_use]
     pub fn streamed_weights(&self) -> usize {
         self.layer_weights() + self.head_weights()

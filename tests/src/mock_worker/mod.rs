@@ -123,8 +123,8 @@ impl Drop for MockWorker {
     }
 }
 
-/// Serves `model` on `listener` for as long as it is polled: for fleets of mock workers on one runtime, none of which is
-/// ever killed.
+/// Serves `model` on `listener` for as long as it is polled: for fleets of mock workers on one runtime, none of which
+/// is ever killed.
 ///
 /// # Errors
 /// When the listener breaks.

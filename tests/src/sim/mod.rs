@@ -1,8 +1,8 @@
 //! A fleet of mock workers in one thread and on virtual time: network, workers and faults, all drawn from one seed.
 //!
-//! Coordinators speak the real protocol to it through the real gRPC stack; only the bytes travel by [`network`] instead of
-//! sockets. It must be run on a runtime of one thread whose time is paused. The same seed then gives the same events in
-//! the same order, which [`Sim::trace`] hashes.
+//! Coordinators speak the real protocol to it through the real gRPC stack; only the bytes travel by [`network`] instead
+//! of sockets. It must be run on a runtime of one thread whose time is paused. The same seed then gives the same events
+//! in the same order, which [`Sim::trace`] hashes.
 
 mod activity;
 mod faults;

@@ -19,7 +19,8 @@ pub(crate) async fn read_whole(http: &str, body: &Value) -> Value {
     answer["choices"].take()
 }
 
-/// What clients of all kinds get at the same time: several choices streamed with their scores, a stop string, a plain text.
+/// What clients of all kinds get at the same time: several choices streamed with their scores, a stop string, a plain
+/// text.
 pub(crate) async fn answer_all(http: &str, stop: &str) -> Value {
     let streamed = body(json!({"stream": true, "n": 2, "logprobs": 2, "temperature": 0.8}));
     let stopped = body(json!({"seed": 12, "stop": [stop], "cosec": {"report": true}}));

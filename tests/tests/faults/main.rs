@@ -1,9 +1,9 @@
-//! Faults of real workers in every phase of a session: each must take effect, change no byte that clients get, and leave
-//! no session behind.
+//! Faults of real workers in every phase of a session: each must take effect, change no byte that clients get, and
+//! leave no session behind.
 //!
-//! Two bases and two experts stand behind proxies, whose gate holds an operation of the phase in question while the fault
-//! is injected: so it certainly falls in that phase. Everything runs in its own network, where packets can be dropped.
-//! `cargo test` takes a selection; `tests/faults` runs the whole matrix.
+//! Two bases and two experts stand behind proxies, whose gate holds an operation of the phase in question while the
+//! fault is injected: so it certainly falls in that phase. Everything runs in its own network, where packets can be
+//! dropped. `cargo test` takes a selection; `tests/faults` runs the whole matrix.
 
 mod case;
 mod clients;

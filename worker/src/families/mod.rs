@@ -1,7 +1,7 @@
 //! Model families as data: the meaning of a checkpoint's config and the names of its tensors.
 //!
-//! A family is a function from config.json to a [`ModelFamily`]. All of them go through the one decoder; if a family needs
-//! a branch there, the branch is a named field of [`DecoderSpec`].
+//! A family is a function from config.json to a [`ModelFamily`]. All of them go through the one decoder; if a family
+//! needs a branch there, the branch is a named field of [`DecoderSpec`].
 
 use crate::checkpoint::config_section::{ConfigFileError, ConfigSection};
 use crate::kernels::{Activation, AttentionHeads, CacheFormat, NormKind, RotaryPairs};

@@ -1,4 +1,5 @@
-//! Qwen2 (Yang et al., 2024), Qwen2.5-Coder: Llama with biases on queries, keys and values, and a window in some layers.
+//! Qwen2 (Yang et al., 2024), Qwen2.5-Coder: Llama with biases on queries, keys and values, and a window in some
+//! layers.
 
 use super::{DecoderSpec, LinearBiases, TensorNames, llama};
 use crate::checkpoint::config_section::{ConfigFileError, ConfigSection};

@@ -55,8 +55,8 @@ impl Default for CpuKernels {
 }
 
 impl CpuKernels {
-    /// Kernels on `threads` threads, the caller's among them; 0 takes one for each core. With `cpus` each is pinned to one
-    /// of them, as far as they go; the caller's only by [`Self::pin_caller`].
+    /// Kernels on `threads` threads, the caller's among them; 0 takes one for each core. With `cpus` each is pinned to
+    /// one of them, as far as they go; the caller's only by [`Self::pin_caller`].
     ///
     /// # Errors
     /// When the threads cannot be started.

@@ -3,8 +3,8 @@
 //! The driver and NVRTC are loaded when a worker starts for a GPU; building one needs no CUDA. The programs in
 //! `cuda/*.cu` are compiled then.
 //!
-//! Activations are f32. Weights in f32 multiply them unchanged. Weights in 16 bits multiply activations that are rounded
-//! to the same type; quantised weights and their activations are rounded to bfloat16. Sums are f32. Attention
+//! Activations are f32. Weights in f32 multiply them unchanged. Weights in 16 bits multiply activations that are
+//! rounded to the same type; quantised weights and their activations are rounded to bfloat16. Sums are f32. Attention
 //! over a cache of 16 bits rounds queries and weights to the cache's type.
 //!
 //! Operations are queued; the first failure is kept until [`Kernels::read`](super::Kernels::read) asks.

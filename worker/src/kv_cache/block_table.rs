@@ -5,8 +5,8 @@ use super::prefix_cache::PrefixHash;
 
 /// Blocks of one sequence in order, of which the first `length` tokens are cached.
 ///
-/// Blocks beyond the length are reserved for an operation in progress. Only full blocks are shared, so the block that is
-/// written to next is always the table's own: nothing is ever copied on write. A table must be emptied with
+/// Blocks beyond the length are reserved for an operation in progress. Only full blocks are shared, so the block that
+/// is written to next is always the table's own: nothing is ever copied on write. A table must be emptied with
 /// [`Self::clear`] before it is dropped: it does not know its pool.
 #[derive(Debug)]
 pub struct BlockTable {

@@ -1,7 +1,7 @@
 //! Which blocks of the paged KV cache belong to which session.
 //!
-//! Knows numbers only; the memory behind them is the model runner's. Full blocks are shared by sessions that begin alike,
-//! of one tenant and under one adapter.
+//! Knows numbers only; the memory behind them is the model runner's. Full blocks are shared by sessions that begin
+//! alike, of one tenant and under one adapter.
 
 pub mod block_pool;
 pub mod block_table;

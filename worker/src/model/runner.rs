@@ -110,8 +110,8 @@ impl ModelRunner {
 
     /// Runs the model over all new tokens of `batch` and caches their keys and values.
     ///
-    /// A row's logits are the same bits whatever else is in the batch and however the sequence was chunked. No two items may
-    /// write to the same block.
+    /// A row's logits are the same bits whatever else is in the batch and however the sequence was chunked. No two
+    /// items may write to the same block.
     ///
     /// # Errors
     /// [`ForwardError`].
@@ -123,7 +123,8 @@ impl ModelRunner {
         Ok(BatchLogits { values: &self.logits, vocabulary: self.description.vocabulary })
     }
 
-    /// Like [`Self::forward`], but runs `tasks[i]` on the logits of wanted row i. Returns how long that took after the forward pass.
+    /// Like [`Self::forward`], but runs `tasks[i]` on the logits of wanted row i. Returns how long that took after the
+    /// forward pass.
     ///
     /// # Errors
     /// [`ForwardError`].

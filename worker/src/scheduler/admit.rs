@@ -159,7 +159,8 @@ impl Scheduler {
     /// it fills will be called.
     ///
     /// # Errors
-    /// When the job has to wait: how many blocks are missing; 0 when another operation is about to compute the next one.
+    /// When the job has to wait: how many blocks are missing; 0 when another operation is about to compute the next
+    /// one.
     fn make_room(&mut self, id: JobId, age: u64, now: Instant) -> Result<Option<PrefixHash>, usize> {
         let Self { queue, sessions, pool, .. } = self;
         let Some(job) = queue.get_mut(id) else { return Ok(None) };
@@ -193,8 +194,8 @@ impl Scheduler {
         Ok(fills)
     }
 
-    /// Sees to it that `needed` blocks are free: younger sessions, the youngest first, and idle ones lose theirs. So the
-    /// oldest that needs blocks always gets them, and every session comes to be the oldest.
+    /// Sees to it that `needed` blocks are free: younger sessions, the youngest first, and idle ones lose theirs. So
+    /// the oldest that needs blocks always gets them, and every session comes to be the oldest.
     ///
     /// # Errors
     /// How many are missing when that would not be enough; then nobody loses anything.

@@ -21,8 +21,8 @@ enum OperationClass {
 impl Scheduler {
     /// Chooses the next forward pass; without slices when nothing can run before something else happens.
     ///
-    /// Short operations come first and may take three quarters of the token budget; the rest goes to whatever is left, so
-    /// neither a prompt nor many short operations stop the others. Within both, the flow that has been served the
+    /// Short operations come first and may take three quarters of the token budget; the rest goes to whatever is left,
+    /// so neither a prompt nor many short operations stop the others. Within both, the flow that has been served the
     /// fewest tokens is next; one that is ahead by a whole pass has no short operations first.
     pub(crate) fn plan(&mut self, now: Instant, model: &mut impl LanguageModel) -> BatchPlan {
         let mut plan = std::mem::take(&mut self.plan);

@@ -2,9 +2,9 @@
 //!
 //! A pass for few positions takes hardly longer than one for a single position: the weights are read once for all.
 //! Sessions that ride in separate passes pay for that each time. So halves of a batch that take turns run at half the
-//! speed, and stay halves. Waiting for a session turns two passes into one and saves the part of a pass that does not grow
-//! with its positions; it costs as long as the session stays away. So the pass waits for sessions expected within that
-//! time.
+//! speed, and stay halves. Waiting for a session turns two passes into one and saves the part of a pass that does not
+//! grow with its positions; it costs as long as the session stays away. So the pass waits for sessions expected within
+//! that time.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -37,8 +37,8 @@ const LATE_AWAY: u32 = 8;
 /// Part of a pass within which a session is expected that was never away before.
 const UNKNOWN: u32 = 8;
 
-/// Part of a pass for which a session is waited for in any case: where positions cost in proportion, one pass for all is
-/// still no worse than two.
+/// Part of a pass for which a session is waited for in any case: where positions cost in proportion, one pass for all
+/// is still no worse than two.
 const ALWAYS: u32 = 4;
 
 impl BatchWindow {

@@ -1,8 +1,8 @@
 //! Fair queueing by tokens, first between coordinators, then between the tenants of each.
 //!
-//! Start-time fair queueing (Goyal, Vin and Cheng, 1996) with two levels. A flow is what one tenant of one coordinator asks
-//! for. The waiting flow that has been served least is next. A flow that returns after a pause, or got all that it wanted,
-//! is set level with those that were left waiting, so no flow saves up service.
+//! Start-time fair queueing (Goyal, Vin and Cheng, 1996) with two levels. A flow is what one tenant of one coordinator
+//! asks for. The waiting flow that has been served least is next. A flow that returns after a pause, or got all that it
+//! wanted, is set level with those that were left waiting, so no flow saves up service.
 
 /// A coordinator's stream and one of its tenants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

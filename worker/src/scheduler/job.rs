@@ -202,8 +202,8 @@ impl ScheduledJob {
         &self.tokens[self.fed..]
     }
 
-    /// The tokens that ride next, at most `tokens` of them and the logits of at most `positions`: how many, and which of
-    /// their logits.
+    /// The tokens that ride next, at most `tokens` of them and the logits of at most `positions`: how many, and which
+    /// of their logits.
     pub(crate) fn next_slice(&self, tokens: usize, positions: usize) -> Option<(usize, Range<usize>)> {
         let count = tokens.min(self.rest().len());
         let wanted = self.wanted(count);

@@ -10,8 +10,8 @@ pub trait LanguageModel: Send + 'static {
     /// What the model is.
     fn description(&self) -> &ModelDescription;
 
-    /// Caches the tokens of `batch` and reads from the i-th wanted logits what `tasks[i]` wants, in the order of the items,
-    /// then of their positions. Returns how much of the time went into reading.
+    /// Caches the tokens of `batch` and reads from the i-th wanted logits what `tasks[i]` wants, in the order of the
+    /// items, then of their positions. Returns how much of the time went into reading.
     ///
     /// # Errors
     /// [`ForwardError`]; then the cache of the batch's new tokens is undefined and that of all others as it was.

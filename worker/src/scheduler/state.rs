@@ -93,8 +93,8 @@ impl Scheduler {
         scheduler
     }
 
-    /// Queues an operation. One that needs no pass and is next in its session is answered at once: its caller wants to ride in
-    /// the pass that is being put together.
+    /// Queues an operation. One that needs no pass and is next in its session is answered at once: its caller wants to
+    /// ride in the pass that is being put together.
     pub(crate) fn submit(&mut self, job: Box<ScheduledJob>, now: Instant, model: &mut impl LanguageModel) {
         let (session, needs_pass, received) = (job.session, job.needs_pass(), job.received);
         if let Some(session) = self.sessions.get_mut(&session) {
@@ -146,8 +146,8 @@ impl Scheduler {
         self.report();
     }
 
-    /// How long nothing changes by itself: until the next deadline, the end of a lease, or the time when a session has to
-    /// give way to those that wait for blocks.
+    /// How long nothing changes by itself: until the next deadline, the end of a lease, or the time when a session has
+    /// to give way to those that wait for blocks.
     pub(crate) fn patience(&self, now: Instant) -> Duration {
         let deadlines = self.queue.iter().map(|(_, job)| job.deadline);
         let in_want = self.queue.iter().any(|(_, job)| job.missing_blocks > 0);

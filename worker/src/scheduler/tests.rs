@@ -99,8 +99,8 @@ fn a_session_expected_soon_is_waited_for_until_it_comes_or_ends() {
     assert_eq!(scheduler.batch_window_end(), None);
 }
 
-/// Two sessions begin while the pass of two others is under way. All stay away for a third of a pass, longer than it takes
-/// to begin the next one.
+/// Two sessions begin while the pass of two others is under way. All stay away for a third of a pass, longer than it
+/// takes to begin the next one.
 #[test]
 fn halves_that_took_turns_ride_together_again() {
     let (scheduler, mut model, gate, sessions) = scheduler();

@@ -68,8 +68,8 @@ fn rounded_weights_stay_close() {
     }
 }
 
-/// Models of random weights lose more than trained ones. In Q4_K, whose blocks rows of 64 fill only by a quarter, they lose
-/// too much for a meaningful comparison with the unrounded model.
+/// Models of random weights lose more than trained ones. In Q4_K, whose blocks rows of 64 fill only by a quarter, they
+/// lose too much for a meaningful comparison with the unrounded model.
 #[test]
 fn quantised_weights_stay_close() {
     for name in ALL.into_iter().take(FAMILIES) {

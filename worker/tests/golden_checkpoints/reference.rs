@@ -76,8 +76,8 @@ impl Numbers {
         self
     }
 
-    /// With every matrix `[outputs, inputs]` through the blocks that `format(name, inputs)` names; a last block of a row
-    /// is padded with zeros.
+    /// With every matrix `[outputs, inputs]` through the blocks that `format(name, inputs)` names; a last block of a
+    /// row is padded with zeros.
     pub(crate) fn rounded(mut self, format: impl Fn(&str, usize) -> Option<GgmlDType>) -> Self {
         for (name, weight) in &mut self.weights {
             let Ok((_, inputs)) = weight.dims2() else { continue };

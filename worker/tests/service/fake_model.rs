@@ -1,7 +1,7 @@
 //! A model whose logits are a hash of the history that it finds through the block table.
 //!
-//! Tokens live in paged memory of its own, so a block that is shared, lost or in the wrong place changes the logits. The
-//! scheduler's tests inside the crate use it, too.
+//! Tokens live in paged memory of its own, so a block that is shared, lost or in the wrong place changes the logits.
+//! The scheduler's tests inside the crate use it, too.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;

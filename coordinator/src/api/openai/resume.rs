@@ -1,5 +1,5 @@
-//! Streams that outlive their coordinator: every event has an id, and whoever sends the same request again with the last
-//! id it saw, to any coordinator that shares the key, gets exactly the rest.
+//! Streams that outlive their coordinator: every event has an id, and whoever sends the same request again with the
+//! last id it saw, to any coordinator that shares the key, gets exactly the rest.
 //!
 //! An id names the request's random numbers and how much of every choice was sent. Decoding is a function of the
 //! seed, so the rest is found by decoding again and keeping back what was sent; a digest of it proves that it is the
@@ -207,7 +207,8 @@ pub(super) struct StreamProgress {
 }
 
 impl StreamProgress {
-    /// The beginning of an answer of `parts` parts that are in order each, of which the client has what `received` says.
+    /// The beginning of an answer of `parts` parts that are in order each, of which the client has what `received`
+    /// says.
     pub(super) fn new(key: ResumeKey, origin: StreamOrigin, parts: usize, received: Option<ReceivedEvents>) -> Self {
         let received = received.map(|received| received.slots).unwrap_or_default();
         Self { key, origin, slots: vec![ChoiceProgress::default(); parts], received }

@@ -13,7 +13,8 @@ use crate::api::error::ApiError;
 /// Pause after which a comment shows clients and proxies that the stream lives.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// Sends `chunks` with their ids, then `[DONE]`; an error becomes the last event instead, so that no stream just breaks off.
+/// Sends `chunks` with their ids, then `[DONE]`; an error becomes the last event instead, so that no stream just breaks
+/// off.
 pub(super) fn response(chunks: impl Stream<Item = Result<(String, Value), ApiError>> + Send + 'static) -> Response {
     let events = stream::unfold(Some(Box::pin(chunks)), |open| async move {
         let mut chunks = open?;

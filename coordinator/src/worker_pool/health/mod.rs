@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use self::circuit_breaker::CircuitBreaker;
 use self::deadline::OperationTime;
 
-/// An operation that feeds more tokens than this takes time by its length, which the measured time of short ones does not
-/// tell.
+/// An operation that feeds more tokens than this takes time by its length, which the measured time of short ones does
+/// not tell.
 const SHORT_TOKENS: usize = 16;
 
 /// Least time of a short operation before it counts as hung: what a busy machine may pause for.
@@ -38,7 +38,8 @@ impl WorkerHealth {
         }
     }
 
-    /// Notes how an operation went. Says whether the worker is avoided from now on, or not any more, where that changed.
+    /// Notes how an operation went. Says whether the worker is avoided from now on, or not any more, where that
+    /// changed.
     pub(super) fn note(
         &self,
         operation: &Operation,

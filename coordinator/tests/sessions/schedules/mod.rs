@@ -1,8 +1,8 @@
 //! Whole coordinators against simulated fleets under random schedules of faults: nothing lost, repeated or changed,
 //! everything ended and given back. One seed determines a schedule.
 //!
-//! `COSEC_SIM_SCHEDULES` is how many are run, `COSEC_SIM_FIRST` the first seed; `COSEC_SIM_SEED` runs one seed alone and
-//! prints what happens in it.
+//! `COSEC_SIM_SCHEDULES` is how many are run, `COSEC_SIM_FIRST` the first seed; `COSEC_SIM_SEED` runs one seed alone
+//! and prints what happens in it.
 
 mod generate;
 mod invariants;

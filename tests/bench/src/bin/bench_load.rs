@@ -15,10 +15,10 @@ use cosec_bench::report::{Table, median, quantile};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-/// Measures streamed completions of the demo pair through the HTTP door: as many at a time as are admitted, four times as
-/// many as that, and while workers and a coordinator are killed (SIGKILL) and started again. Every stream is held against
-/// what the same request gave undisturbed. Ends with an error if a token was lost, repeated or changed, or a request
-/// failed other than by an admission answer.
+/// Measures streamed completions of the demo pair through the HTTP door: as many at a time as are admitted, four times
+/// as many as that, and while workers and a coordinator are killed (SIGKILL) and started again. Every stream is held
+/// against what the same request gave undisturbed. Ends with an error if a token was lost, repeated or changed, or a
+/// request failed other than by an admission answer.
 #[derive(Debug, Parser)]
 #[command(name = "tests/bench-load")]
 struct Arguments {

@@ -23,9 +23,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval};
 
-/// Measures what a coordinator takes per token and per stream, and how both grow, from a few workers to many. The workers
-/// are mocks in one process of their own: they keep the protocol and the time of an engine that batches, and compute
-/// next to nothing. Half of them are bases, half experts.
+/// Measures what a coordinator takes per token and per stream, and how both grow, from a few workers to many. The
+/// workers are mocks in one process of their own: they keep the protocol and the time of an engine that batches, and
+/// compute next to nothing. Half of them are bases, half experts.
 #[derive(Debug, Parser)]
 #[command(name = "tests/bench-scale")]
 struct Arguments {

@@ -19,11 +19,11 @@ use weights::weights;
 pub enum Head {
     /// Nothing: every matrix is random.
     Random,
-    /// Behind token t, nearly all mass is on t + 1 (modulo the vocabulary). The branches of all layers are computed, but are
-    /// scaled down so that they do not drown the embedding, which the head reads.
+    /// Behind token t, nearly all mass is on t + 1 (modulo the vocabulary). The branches of all layers are computed,
+    /// but are scaled down so that they do not drown the embedding, which the head reads.
     Planted,
-    /// As `Planted`, with two rivals whose logits are lower by [`RIVAL_GAP`]: a draw under temperature T gives t + 1 with
-    /// probability `1 / (1 + 2 exp(-RIVAL_GAP / T))`, whatever the context.
+    /// As `Planted`, with two rivals whose logits are lower by [`RIVAL_GAP`]: a draw under temperature T gives t + 1
+    /// with probability `1 / (1 + 2 exp(-RIVAL_GAP / T))`, whatever the context.
     PlantedWithRivals,
 }
 
@@ -40,7 +40,8 @@ impl Head {
 /// By how much the planted logit exceeds its two rivals in the expert.
 pub const RIVAL_GAP: f64 = 2.0;
 
-/// The temperature under which a [`Head::PlantedWithRivals`] draws the planted token with probability `rate`, in (1/3, 1).
+/// The temperature under which a [`Head::PlantedWithRivals`] draws the planted token with probability `rate`, in (1/3,
+/// 1).
 #[must_use]
 pub fn temperature_for(rate: f64) -> f64 {
     RIVAL_GAP / (2.0 * rate / (1.0 - rate)).ln()

@@ -27,9 +27,9 @@ pub(super) enum Content {
         seed: u64,
         deviation: f32,
     },
-    /// Row r is `scale` times random row (r + shift) / GROUP, and its first GROUP numbers are 0 but for `mark` at
-    /// (r + shift) % GROUP; r + shift is modulo the number of rows. So an embedding shifted by 1 and a head by 0 agree in row
-    /// t of the one and the group of t + 1 of the other, and the mark says which of the group is meant.
+    /// Row r is `scale` times random row (r + shift) / GROUP, and its first GROUP numbers are 0 but for `mark` at (r +
+    /// shift) % GROUP; r + shift is modulo the number of rows. So an embedding shifted by 1 and a head by 0 agree in
+    /// row t of the one and the group of t + 1 of the other, and the mark says which of the group is meant.
     Marked {
         seed: u64,
         shift: usize,

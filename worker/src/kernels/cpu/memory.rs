@@ -22,8 +22,8 @@ pub(super) struct PagedMemory<T> {
 }
 
 impl<T: Copy> PagedMemory<T> {
-    /// `len` times `value`, in huge pages where the system has them, which spares the walks through page tables that cost a
-    /// good part of the bandwidth when weights are read from first to last.
+    /// `len` times `value`, in huge pages where the system has them, which spares the walks through page tables that
+    /// cost a good part of the bandwidth when weights are read from first to last.
     ///
     /// # Errors
     /// [`KernelError::OutOfMemory`].

@@ -71,8 +71,8 @@ pub(super) trait Simd16: Copy {
     fn nibble_quads(self, words: &Sixteen<u32>) -> [Self::Words; 2];
     /// `c + a₀ · b₀ + a₁ · b₁` in 32 bits.
     fn multiply_add_pairs(self, a: Self::Words, b: Self::Words, c: Self::Words) -> Self::Words;
-    /// `c + a₀ · b₀ + a₁ · b₁ + a₂ · b₂ + a₃ · b₃` for `a` from 0 to 15 and `b` from -127 to 127. The sum of up to eight of
-    /// them, from zero, is read by [`Self::quads_to_floats`].
+    /// `c + a₀ · b₀ + a₁ · b₁ + a₂ · b₂ + a₃ · b₃` for `a` from 0 to 15 and `b` from -127 to 127. The sum of up to
+    /// eight of them, from zero, is read by [`Self::quads_to_floats`].
     fn multiply_add_quads(self, a: Self::Words, b: Self::Words, c: Self::Words) -> Self::Words;
     /// 32-bit integers as floats.
     fn to_floats(self, sums: Self::Words) -> Self::Floats;

@@ -80,7 +80,8 @@ struct WarpTile {
     float max[2], sum[2];
     float values[WIDTH / 8][4];
 
-    // Slot s is row first_row + s / group of the batch, and head s % group of those that share the key head; there are `slots`.
+    // Slot s is row first_row + s / group of the batch, and head s % group of those that share the key head; there are
+    // `slots`.
     __device__ __forceinline__ void load_queries(const Queries &of, u32 first_row, u32 first_slot, u32 slots, u32 kv_head) {
         const u32 lane = threadIdx.x % 32, group = of.heads / of.kv_heads;
         const u32 row_width = (of.heads + 2 * of.kv_heads) * of.width;

@@ -97,9 +97,9 @@ extern "C" __global__ void rotate(float *qkv, const float *angles, u32 width, u3
     head[pair.second] = y * pair.cosine + x * pair.sine;
 }
 
-// Stores the keys and values of rows at their slots. `keys` and `values` begin with the layer's. `format` is 0 for f32, 1
-// for bfloat16, 2 for f16. Where `turning` is not 0, keys are stored rotated, and queries are rotated in place. Threads in
-// the second dimension of blocks are pairs of the heads of queries, keys and values.
+// Stores the keys and values of rows at their slots. `keys` and `values` begin with the layer's. `format` is 0 for f32,
+// 1 for bfloat16, 2 for f16. Where `turning` is not 0, keys are stored rotated, and queries are rotated in place.
+// Threads in the second dimension of blocks are pairs of the heads of queries, keys and values.
 extern "C" __global__ void append(float *qkv, const u32 *slots, void *keys, void *values, int format, u32 heads,
                                   u32 kv_heads, u32 head_width, const float *angles, u32 turning, int neighbours) {
     u32 pairs = (head_width + 1) / 2, at = blockIdx.y * blockDim.x + threadIdx.x, index = at / pairs;

@@ -167,8 +167,8 @@ impl GpuDevice {
         for (parameter, argument) in parameters.iter_mut().zip(arguments) {
             *parameter = std::ptr::from_ref(argument).cast_mut().cast::<c_void>();
         }
-        // SAFETY: the callers in this module pass what the function's source declares, and addresses of memory that lives
-        // until the stream has come there: slices are freed in the stream's order.
+        // SAFETY: the callers in this module pass what the function's source declares, and addresses of memory that
+        // lives until the stream has come there: slices are freed in the stream's order.
         unsafe {
             result::launch_kernel(
                 function,

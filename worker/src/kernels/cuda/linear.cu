@@ -1,14 +1,14 @@
 // Linear layers: out[row][output] = dot(x[row], weight[output]) + bias[output].
 //
-// Weights of 16 bits, and blocks of Q8_0 and Q4_K whose weights are rounded to bfloat16, go through tensor cores against
-// activations that are rounded to the same type; sums are f32. Every sum takes its products in the same order, 16 inputs
-// at a time from the first to the last, whatever kernel computes it and however many rows there are: a row has the same
-// bits in any batch.
+// Weights of 16 bits, and blocks of Q8_0 and Q4_K whose weights are rounded to bfloat16, go through tensor cores
+// against activations that are rounded to the same type; sums are f32. Every sum takes its products in the same order,
+// 16 inputs at a time from the first to the last, whatever kernel computes it and however many rows there are: a row
+// has the same bits in any batch.
 //
-// Matrices are stored as the tensor cores take them. A tile has 16 outputs and 32 inputs; lane 4g + t of a warp holds of
-// outputs g and g + 8 the inputs 8t to 8t + 7: for each half of four inputs (one multiply_add) two of g, two of g + 8,
-// the next two of g, of g + 8. So a lane reads 16 bytes at a time, of weights and, with the same inputs, of activations.
-// Outputs are padded to 16, inputs to 128, with zeros.
+// Matrices are stored as the tensor cores take them. A tile has 16 outputs and 32 inputs; lane 4g + t of a warp holds
+// of outputs g and g + 8 the inputs 8t to 8t + 7: for each half of four inputs (one multiply_add) two of g, two of g +
+// 8, the next two of g, of g + 8. So a lane reads 16 bytes at a time, of weights and, with the same inputs, of
+// activations. Outputs are padded to 16, inputs to 128, with zeros.
 
 // The host defines one of FORMAT_F32, FORMAT_BF16, FORMAT_F16, FORMAT_Q8_0 and FORMAT_Q4_K.
 
@@ -192,8 +192,8 @@ __device__ void embed_rows(const u8 *tiles, const u8 *scales, const u32 *ids, fl
 // Adds to the old value if `add` is set.
 __device__ __forceinline__ void write(float *out, float value, int add) { *out = add ? *out + value : value; }
 
-// Few rows: at most 8 · BLOCKS. A warp has 16 outputs and iterates over all inputs. It reads weights through its own ring of
-// STAGES stages of 128 inputs, and activations through one that the warps of a block share.
+// Few rows: at most 8 · BLOCKS. A warp has 16 outputs and iterates over all inputs. It reads weights through its own
+// ring of STAGES stages of 128 inputs, and activations through one that the warps of a block share.
 template <class Format, int BLOCKS, int WARPS, int STAGES>
 __device__ __forceinline__ void multiply_few(const u8 *tiles, const u8 *scales, const u16 *x, const float *bias, float *out,
                                              u32 rows, u32 outputs, u32 stored, int add) {

@@ -1,7 +1,7 @@
 //! What a GPU's answers about rows of logits mean.
 //!
-//! The program in draw.cu finds sums, draws and the few tokens that can matter. The code that the host has for whole rows
-//! decides by these.
+//! The program in draw.cu finds sums, draws and the few tokens that can matter. The code that the host has for whole
+//! rows decides by these.
 
 use std::ops::Range;
 

@@ -123,8 +123,8 @@ fn compile(program: GpuProgram, (major, minor): (i32, i32)) -> Result<Vec<u8>, C
         // Lambdas run on the GPU, too.
         "--device-as-default-execution-space".to_owned(),
     ];
-    // SAFETY: the program was just created, its source lives to the end of this function, and the buffer has the size that
-    // NVRTC says. It is destroyed once, whatever came before.
+    // SAFETY: the program was just created, its source lives to the end of this function, and the buffer has the size
+    // that NVRTC says. It is destroyed once, whatever came before.
     unsafe {
         let compiled = nvrtc::compile_program(compiling, &options).map_err(|error| {
             let log = nvrtc::get_program_log(compiling).unwrap_or_default();

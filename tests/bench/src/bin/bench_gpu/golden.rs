@@ -18,7 +18,8 @@ pub(crate) struct Arguments {
     jobs: usize,
 }
 
-/// One of every family, two of them stored in another way, and the small ones, in which rounding is lost among few numbers.
+/// One of every family, two of them stored in another way, and the small ones, in which rounding is lost among few
+/// numbers.
 const CHECKPOINTS: [&str; 17] = [
     "llama-linear-rope",
     "llama-linear-rope-bf16",

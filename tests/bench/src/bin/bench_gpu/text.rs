@@ -14,8 +14,8 @@ const TOKENS: u32 = 64;
 const DTYPES: [&str; 2] = ["f32", "auto"];
 const RULES: [&str; 2] = ["cosec", "base_only"];
 
-/// Prints the text of the first completion and where each other one departs from the CPU's. Rounding may part them; what
-/// parts is no failure.
+/// Prints the text of the first completion and where each other one departs from the CPU's. Rounding may part them;
+/// what parts is no failure.
 pub(crate) async fn run(place: &Place) -> Result<()> {
     println!("| demo pair, {TOKENS} tokens | {} beside cpu |\n|---|---|", place.device);
     let mut shown = String::new();

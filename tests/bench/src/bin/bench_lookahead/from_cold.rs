@@ -1,4 +1,5 @@
-//! Judges the speculation controller: from cold against sequential decoding, then in its steady state against every other way.
+//! Judges the speculation controller: from cold against sequential decoding, then in its steady state against every
+//! other way.
 
 use std::time::Duration;
 
@@ -25,8 +26,8 @@ struct LoadRates {
 }
 
 impl Bench<'_> {
-    /// For every planted rate and number of streams, as often as there are rounds: a new coordinator decodes adaptively from
-    /// cold between two spans of sequential decoding, then takes turns with the other ways.
+    /// For every planted rate and number of streams, as often as there are rounds: a new coordinator decodes adaptively
+    /// from cold between two spans of sequential decoding, then takes turns with the other ways.
     pub(crate) async fn judge_from_cold(&mut self, rule: &str, rates: &[Option<f64>]) -> Result<()> {
         let adaptive = self.ways.iter().position(|way| way == "adaptive").context("--lookahead lacks adaptive")?;
         let cells: Vec<(Option<f64>, usize)> = rates

@@ -17,14 +17,14 @@ use cosec_bench::streams::{WatchEnd, Watched, watch};
 use cosec_proto::wire::coordinator::generate_request::Prompt;
 use cosec_proto::wire::coordinator::{Cosec, GenerateRequest, TokenIds};
 
-/// Measures tokens/s of the base alone, of sequential co-decoding and of lookahead at several k, on the demo pair and on
-/// random weights of real shape whose agreement is planted; the bytes of every transport; and where the time goes.
+/// Measures tokens/s of the base alone, of sequential co-decoding and of lookahead at several k, on the demo pair and
+/// on random weights of real shape whose agreement is planted; the bytes of every transport; and where the time goes.
 #[derive(Debug, Parser)]
 #[command(name = "tests/bench-lookahead")]
 struct Arguments {
-    /// demo; codegen (CodeGen-2B, CodeGen-350M), deepseek (DeepSeek-Coder-1.3B, 125M), codellama (CodeLlama-7B, 0.5B) or
-    /// small (30M, 5M) of random weights [default: demo and, as memory allows, codegen or deepseek; with --quick demo and
-    /// small].
+    /// demo; codegen (CodeGen-2B, CodeGen-350M), deepseek (DeepSeek-Coder-1.3B, 125M), codellama (CodeLlama-7B, 0.5B)
+    /// or small (30M, 5M) of random weights [default: demo and, as memory allows, codegen or deepseek; with --quick
+    /// demo and small].
     #[arg(long = "pair", value_name = "PAIR")]
     pairs: Vec<PairName>,
     /// Rates of agreement planted into the random pairs, above 1/3 and below 1.
@@ -39,7 +39,8 @@ struct Arguments {
     /// What is held against the base alone: cosec, linear or product.
     #[arg(long = "rule", value_name = "RULE", value_delimiter = ',', default_value = "cosec")]
     rules: Vec<String>,
-    /// How coordinators look ahead (fixed:K, adaptive), each a way to decode beside the base alone and the sequential one.
+    /// How coordinators look ahead (fixed:K, adaptive), each a way to decode beside the base alone and the sequential
+    /// one.
     #[arg(long, value_name = "HOW", value_delimiter = ',', default_value = "fixed:2,fixed:4,fixed:8,adaptive")]
     lookahead: Vec<String>,
     /// Where both workers run, as their own --device has it.
@@ -54,8 +55,8 @@ struct Arguments {
     /// Leaves out the bytes of every transport.
     #[arg(long)]
     without_wire: bool,
-    /// Instead of the comparison, judges `adaptive`: its first rounds in a new coordinator against sequential decoding, then
-    /// its steady state against the best of the other ways.
+    /// Instead of the comparison, judges `adaptive`: its first rounds in a new coordinator against sequential decoding,
+    /// then its steady state against the best of the other ways.
     #[arg(long)]
     from_cold: bool,
     /// With --from-cold: rounds of each stream from cold.

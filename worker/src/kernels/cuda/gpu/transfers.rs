@@ -88,8 +88,8 @@ impl GpuDevice {
     ) -> Result<(), KernelError> {
         let from = &uploads.host.as_slice().map_err(device)?[range];
         self.context.bind_to_thread().map_err(device)?;
-        // SAFETY: the host's part is pinned and not written again before the stream has been waited for; the device's part
-        // belongs to a slice of at least that length.
+        // SAFETY: the host's part is pinned and not written again before the stream has been waited for; the device's
+        // part belongs to a slice of at least that length.
         unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(device)
     }
 
@@ -102,8 +102,8 @@ impl GpuDevice {
         bytes: usize,
     ) -> Result<(), KernelError> {
         self.context.bind_to_thread().map_err(device)?;
-        // SAFETY: the callers in this module pass addresses of memory of at least that length, which is freed in the stream's
-        // order.
+        // SAFETY: the callers in this module pass addresses of memory of at least that length, which is freed in the
+        // stream's order.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(device)
     }
 
@@ -167,8 +167,8 @@ impl GpuDevice {
         self.context.bind_to_thread().map_err(device)?;
         for &(from, len) in places.iter().filter(|&&(_, len)| len > 0) {
             let (part, rest) = to.split_at_mut(len);
-            // SAFETY: the callers in this module say how long their memory is, and the caller here waits for the stream before
-            // it looks at the host's.
+            // SAFETY: the callers in this module say how long their memory is, and the caller here waits for the stream
+            // before it looks at the host's.
             unsafe { result::memcpy_dtoh_async(part, from, self.stream.cu_stream()) }.map_err(device)?;
             to = rest;
         }
