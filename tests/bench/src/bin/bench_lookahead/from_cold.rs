@@ -62,8 +62,10 @@ impl Bench<'_> {
         load.cold.push(2.0 * cold.rate / (before + after));
         load.cold_seconds.push(cold.seconds);
         println!(
-            "run {run}, planted {rate:?}, {streams} streams: {:.1} tokens/s from cold in {:.1} s; sequential {before:.1} and {after:.1}",
-            cold.rate, cold.seconds
+            "run {run}, planted {}, {streams} streams: {:.1} tokens/s from cold in {:.1} s; sequential {before:.1} and {after:.1}",
+            planted(rate),
+            cold.rate,
+            cold.seconds
         );
         load.steady.resize(self.ways.len(), Vec::new());
         for way in SEQUENTIAL..self.ways.len() {
@@ -87,8 +89,7 @@ impl Bench<'_> {
             let best = others.map(|(_, &rate)| rate).fold(0.0, f64::max);
             let share = steady[adaptive - SEQUENTIAL] / best;
             let verdict = if cold >= GOALS.0 && share >= GOALS.1 { "met" } else { "missed" };
-            let planted = rate.map_or("as it is".to_owned(), |rate| rate.to_string());
-            let mut row = vec![planted, streams.to_string(), format!("{cold:.2}")];
+            let mut row = vec![planted(rate), streams.to_string(), format!("{cold:.2}")];
             row.push(format!("{:.1}", median(&load.cold_seconds)));
             row.extend(steady.iter().map(|rate| format!("{rate:.1}")));
             row.extend([format!("{share:.2}"), verdict.to_owned()]);
@@ -96,4 +97,9 @@ impl Bench<'_> {
         }
         table
     }
+}
+
+/// An agreement as the output spells it.
+fn planted(rate: Option<f64>) -> String {
+    rate.map_or_else(|| "as it is".to_owned(), |rate| rate.to_string())
 }
