@@ -91,7 +91,8 @@ impl Bench<'_> {
             let verdict = if cold >= GOALS.0 && share >= GOALS.1 { "met" } else { "missed" };
             let mut row = vec![planted(rate), streams.to_string(), format!("{cold:.2}")];
             row.push(format!("{:.1}", median(&load.cold_seconds)));
-            row.extend(steady.iter().map(|rate| format!("{rate:.1}")));
+            // No token came in a span that is shorter than a round.
+            row.extend(steady.iter().map(|rate| if rate.is_nan() { "-".to_owned() } else { format!("{rate:.1}") }));
             row.extend([format!("{share:.2}"), verdict.to_owned()]);
             table.row(row);
         }
