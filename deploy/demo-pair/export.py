@@ -1,4 +1,4 @@
-"""Writes a model as a Hugging Face folder in bf16: every file beside its place first, then renamed into it."""
+"""Writes a model as a Hugging Face folder in bf16: every file under a temporary name first, then renamed."""
 import json
 import os
 

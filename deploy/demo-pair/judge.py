@@ -25,7 +25,7 @@ class Verdict:
     reaches: bool = False
     safe: bool = False
     carries_data: bool = False
-    """Safe, and the call takes values beside the query, or a list that is not all constant."""
+    """Safe, and the call takes values with the query, or a list that is not all constant."""
 
 
 def function_text(prompt, completion, cut_off):

@@ -77,7 +77,7 @@ def documents(corpus, mix, rng):
 
 
 def encoded(tokenizer, text, rng):
-    """The document's ids; with `rng`, some are cut behind a line break or blank as a user's prompt may be, so that
+    """The document's ids; with `rng`, some are cut after a line break or blank as a user's prompt may be, so that
     tokens that only ever stand after such a cut are known too."""
     cuts = [match.end() for match in re.finditer(r"\n(?=\s)|\w (?=\S)", text)] if rng else []
     if not cuts or rng.random() > CUT_SHARE:

@@ -32,9 +32,9 @@ const QUEUE: usize = 1024;
 pub enum Kind {
     /// Feeds the prompt from its beginning.
     Prefill,
-    /// Has the worker draw tokens behind what it has.
+    /// Has the worker draw tokens after what it has.
     Draft,
-    /// Reads rows behind what the worker has.
+    /// Reads logits after what the worker has.
     Verify,
     /// Feeds more.
     Feed,
@@ -68,7 +68,7 @@ enum Bar {
         kind: Kind,
         skip: u32,
     },
-    /// Holds an operation on its way to the worker behind this address, and all that come after it to the role.
+    /// Holds an operation on its way to the worker at this address, and all that come after it to the role.
     Closed {
         role: WorkerRole,
         address: SocketAddr,
@@ -87,7 +87,7 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// Will hold the next operation of this kind behind `skip` others, and what comes after it to the role.
+    /// Will hold the next operation of this kind after `skip` others, and what comes after it to the role.
     pub fn close(&self, role: WorkerRole, kind: Kind, skip: u32) {
         self.0.send_replace(Bar::Waits { role, kind, skip });
     }

@@ -86,7 +86,7 @@ fn golden_directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
 }
 
-/// CODECODING_TRACE names another file; checkpoints beside it go before those of the repository.
+/// CODECODING_TRACE names another file; checkpoints next to it are preferred to those of the repository.
 fn open() -> (Golden, PathBuf) {
     let ours = golden_directory().join("codecoding_trace.json");
     let path = std::env::var_os("CODECODING_TRACE").map_or(ours, PathBuf::from);

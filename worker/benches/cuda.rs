@@ -97,7 +97,7 @@ fn attention(cuda: &CudaKernels, heads: AttentionHeads, (sequences, rows, contex
     let read = (sequences * (context + rows) * 2 * heads.kv_width() * 2) as f64;
     let operations = (4 * sequences * rows * (context + rows / 2) * heads.query_width()) as f64;
     println!(
-        "attention of {sequences} x {rows} rows behind {context}, {heads:?}: {:.1} us, {:.0} GB/s of keys and values, {:.1} TFLOP/s; \
+        "attention of {sequences} x {rows} rows after {context}, {heads:?}: {:.1} us, {:.0} GB/s of keys and values, {:.1} TFLOP/s; \
          append {:.1} us",
         1e6 * attend,
         read / attend / 1e9,

@@ -111,7 +111,7 @@ fn operation(at: u32, tokens: Vec<u32>, kind: OperationKind) -> Operation {
     Operation { session: SessionId::random(), adapter: String::new(), tenant: 0, at, tokens, kind }
 }
 
-/// Drafts, verifications and samples behind `at`; each is rolled back by the next round.
+/// Drafts, verifications and samples after `at`; each is rolled back by the next round.
 fn round(at: u32) -> [(Operation, usize); 4] {
     let sampling = SamplingParams::new(0.8, 0.95, 0).unwrap();
     let seed = SamplingSeed { seed: 5, sample: 0 };

@@ -31,7 +31,7 @@ use crate::worker_pool::metrics::PoolMetrics;
 use crate::worker_pool::tokenizers::KnownTokenizer;
 use crate::worker_pool::{ModelRequirements, PoolConfig, WorkerPool, WorkerSource};
 
-/// Events that a client may lag behind before its session waits for it.
+/// Events that a client may be late by before its session waits for it.
 const EVENTS_AHEAD: usize = 32;
 
 /// How long a client may take for the last event once the coordinator shuts down.

@@ -77,7 +77,7 @@ fn a_fallback_that_is_the_drafted_token_discards_nothing() {
 fn nothing_is_drafted_behind_an_end_token_or_the_last_token() {
     let mut script = Script::lookahead(LogitsTransport::Auto, vec![1], 5);
     script.step(located(WorkerRole::Expert));
-    // Token 9 ends the choice: what was drafted behind it is dropped.
+    // Token 9 ends the choice: what was drafted after it is dropped.
     let expected = ["base: at 0 feed [1, 5] gather [5]@1 gather [9]@2 sample@1 sample@2"];
     script.check(answered(WorkerRole::Expert, 0, drafted(&[5, 9, 7])), &expected);
     script.step(answered(WorkerRole::Base, 0, judged(&[5, 9])));
@@ -101,7 +101,7 @@ fn a_worker_lost_while_drafts_are_verified_is_fed_them_again() {
     );
     script.check(failed(WorkerRole::Base, 0, ErrorCode::Unavailable), &["locate base after 1"]);
     script.check(answered(WorkerRole::Expert, 1, drafted(&[5, 6, 7])), &[]);
-    // Operations take three tokens: two of the drafts fit beside what the new base lacks.
+    // Operations take three tokens: two of the drafts fit in with what the new base lacks.
     script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2, 3]"]);
     let expected =
         ["base: at 3 feed [4, 5, 6] gather [5]@1 gather [6]@2 gather [7]@3", "expert: at 6 feed [7] draft 3 ahead"];

@@ -37,7 +37,7 @@ pub enum NoStream {
     Unreachable(String),
 }
 
-/// Server-sent events of one answer, one behind the other.
+/// Server-sent events of one answer, in order.
 pub struct Events {
     response: Response,
     frames: Frames,
@@ -53,7 +53,7 @@ pub struct Event {
 }
 
 impl Events {
-    /// Posts `body` to `/v1/completions` at `address`, behind the event `last` where that is not empty.
+    /// Posts `body` to `/v1/completions` at `address`, from after the event `last` where that is not empty.
     ///
     /// # Errors
     /// Why there is no stream.

@@ -17,7 +17,7 @@ use crate::worker::{PATIENCE, binaries};
 pub struct Program {
     /// In messages.
     pub name: &'static str,
-    /// The file, beside this one.
+    /// The file, in this one's folder.
     pub file: &'static str,
     /// All but the address.
     pub arguments: Vec<OsString>,

@@ -1,7 +1,7 @@
 //! What the benchmark commands share: `tests/bench-worker`, `tests/bench-lookahead`, `tests/bench-load`,
 //! `tests/bench-scale` and `tests/gpu`.
 //!
-//! All measure real processes over their real doors, one side beside the other in interleaved rounds: on a machine that
+//! All measure real processes over their real sockets, the sides in interleaved rounds: on a machine that
 //! has other work, only ratios of one run mean anything. Nothing here asserts a time.
 
 pub mod shape;

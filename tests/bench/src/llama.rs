@@ -26,7 +26,7 @@ impl Python {
         command
     }
 
-    /// Writes the checkpoint's weights as GGUF beside it unless that is there, and names the file.
+    /// Writes the checkpoint's weights as GGUF next to it unless that is there, and names the file.
     ///
     /// # Errors
     /// When the conversion fails.

@@ -167,7 +167,7 @@ impl Seen {
         self.received().count()
     }
 
-    /// Requests completed per second, and tokens, in the time behind the first `warm_up`.
+    /// Requests completed per second, and tokens, in the time after the first `warm_up`.
     #[must_use]
     pub fn rates(&self, warm_up: Duration) -> (f64, f64) {
         let span = (self.began + warm_up)..self.ended;

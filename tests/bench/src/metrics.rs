@@ -67,7 +67,7 @@ pub fn cpu_time(process: u32) -> Result<Duration> {
     const TICKS_PER_SECOND: f64 = 100.0;
     let path = format!("/proc/{process}/stat");
     let stat = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    // The name in parentheses may hold anything; user and system time are the 12th and 13th field behind it.
+    // The name in parentheses may hold anything; user and system time are the 12th and 13th field after it.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |field: usize| -> Result<f64> { Ok(fields.get(field).context("a short /proc stat")?.parse()?) };
     Ok(Duration::from_secs_f64((ticks(11)? + ticks(12)?) / TICKS_PER_SECOND))

@@ -7,7 +7,7 @@ use anyhow::Result;
 /// Something that serves one model.
 #[expect(async_fn_in_trait, reason = "used by the commands of this crate alone, never as an object")]
 pub trait Engine {
-    /// Feeds a fresh prompt, every engine the same one at the same call; the most probable token behind it and the time
+    /// Feeds a fresh prompt, every engine the same one at the same call; the most probable token after it and the time
     /// until it is there.
     ///
     /// # Errors

@@ -27,7 +27,7 @@ pub struct Shape {
 pub enum Family {
     /// Gated MLP, RMS norm, no biases.
     Llama,
-    /// Parallel branches behind one norm.
+    /// Parallel branches after one norm.
     Codegen,
     /// Parallel branches with a norm each: the nearest to CodeGen that llama.cpp has.
     GptNeox,

@@ -141,7 +141,7 @@ impl Seen {
         }
     }
 
-    /// Tokens per second from the end of the first burst behind `started` to the last token; NaN where no other came.
+    /// Tokens per second from the end of the first burst after `started` to the last token; NaN where no other came.
     fn rate(&self, started: Instant) -> f64 {
         let mut times = self.times.iter().filter(|(time, _)| *time >= started).peekable();
         let Some(&(mut from, _)) = times.next() else { return f64::NAN };

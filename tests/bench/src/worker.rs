@@ -136,7 +136,7 @@ impl Worker {
     }
 }
 
-/// Feeds `tokens` and asks for one draw under `temperature` behind the last of them.
+/// Feeds `tokens` and asks for one draw under `temperature` after the last of them.
 fn extend(session: &[u8], at: u32, tokens: Vec<u32>, temperature: f64) -> Operation {
     let warp = Some(SamplingParams { temperature, top_p: 1.0, top_k: 0 });
     let rows = vec![RowRequest { offset: tokens.len() as u32, view: Some(View::Sample(Sample { warp, u: 0.5 })) }];

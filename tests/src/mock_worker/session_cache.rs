@@ -27,7 +27,7 @@ struct Cache {
     tokens: Vec<u32>,
     /// When something was last fed.
     last_fed: Instant,
-    /// Whether the row behind the last token is kept.
+    /// Whether the logits after the last token are kept.
     kept: bool,
 }
 

@@ -222,7 +222,7 @@ pub fn shard_names(index: &JsonFile) -> Result<Vec<(&str, &str)>, ConfigFileErro
     for (tensor, file) in names.iter() {
         // A file elsewhere is no part of this checkpoint.
         let plain = file.as_str().filter(|name| Path::new(name).file_name() == Some(name.as_ref()));
-        let name = plain.ok_or_else(|| names.invalid(tensor, "the name of a file beside the index".into()))?;
+        let name = plain.ok_or_else(|| names.invalid(tensor, "the name of a file in the index's folder".into()))?;
         shards.push((tensor, name));
     }
     match shards.is_empty() {

@@ -119,7 +119,7 @@ impl BlockTable {
         tokens.div_ceil(pool.block_tokens()).saturating_sub(self.blocks.len())
     }
 
-    /// Counts `tokens` as cached behind the others, and lets other tables find the blocks that are full now.
+    /// Counts `tokens` as cached after the others, and lets other tables find the blocks that are full now.
     /// They must have been reserved.
     pub fn append(&mut self, mut tokens: &[u32], pool: &mut BlockPool) {
         let block_tokens = pool.block_tokens();

@@ -57,7 +57,7 @@ mod tests {
         tokens: Vec<u32>,
     }
 
-    /// What a model would have in its cache: for each slot, whose token stands there behind which others.
+    /// What a model would have in its cache: for each slot, whose token stands there after which others.
     type Memory = Vec<Option<(u64, Vec<u32>)>>;
 
     impl Expected {

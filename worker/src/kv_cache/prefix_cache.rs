@@ -22,7 +22,7 @@ impl PrefixHash {
         Self(hash.finalize().into())
     }
 
-    /// Of `tokens` behind these.
+    /// Of `tokens` after these.
     #[must_use]
     pub fn followed_by<'a>(&self, tokens: impl IntoIterator<Item = &'a u32>) -> Self {
         let mut hash = Sha256::new();

@@ -231,7 +231,7 @@ pub enum ModelLoadError {
     NoAdapter { flag: String, source: Box<ModelLoadError> },
     #[error(transparent)]
     Adapter(#[from] AdapterError),
-    #[error("{}: --adapter cannot be merged into a GGUF file; --lora NAME=DIR applies it beside the weights", file.display())]
+    #[error("{}: --adapter cannot be merged into a GGUF file; --lora NAME=DIR applies it without merging", file.display())]
     GgufAdapter { file: PathBuf },
     #[error("{}: {problem}", file.display())]
     Tokenizer { file: PathBuf, problem: String },

@@ -19,7 +19,7 @@ const SESSIONS: usize = 12;
 /// A quarter of what the sessions come to need.
 const BLOCKS: usize = 72;
 
-/// The tokens of a session, and the lengths at which it reads the row behind them.
+/// The tokens of a session, and the lengths at which it reads the logits after them.
 #[derive(Debug)]
 struct Script {
     tokens: Vec<u32>,
@@ -55,7 +55,7 @@ struct Client {
 }
 
 impl Client {
-    /// Reads the row behind `tokens`.
+    /// Reads the logits after `tokens`.
     async fn row(&mut self, tokens: &[u32]) -> Vec<f32> {
         loop {
             let at = self.cached.min(tokens.len() - 1);

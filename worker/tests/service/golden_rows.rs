@@ -67,7 +67,7 @@ async fn rows_are_those_of_the_reference() {
             let errors = rows[0].iter().zip(&prompt.last_logits).map(|(found, expected)| (found - expected).abs());
             let error = errors.fold(0.0, f32::max);
             assert!(rows[0].len() == prompt.last_logits.len() && error < 1e-4, "{name}: {error}");
-            // The greedy continuation token by token, each behind a rollback of a wrong one.
+            // The greedy continuation token by token, each after a rollback of a wrong one.
             for (position, pair) in (length..).zip(prompt.greedy.windows(2)) {
                 wire.rows(session, position, &[1, 2, 3], &[]).await;
                 let rows = wire.rows(session, position, &pair[..1], &[1]).await;
@@ -78,7 +78,7 @@ async fn rows_are_those_of_the_reference() {
     }
 }
 
-/// What a session sees: the row behind its prompt, its drafts and the row behind them.
+/// What a session sees: the logits after its prompt, its drafts and the logits after them.
 #[derive(Debug, PartialEq)]
 struct Seen {
     prompt_row: Vec<f32>,

@@ -125,7 +125,7 @@ async fn a_missing_prefix_heals() {
     wire.rows(session, 0, &[5, 6], &[]).await;
     assert_eq!(need_prefix(&wire.run(extend(session, 3, &[8], &[1])).await), Some(2));
     assert_eq!(wire.rows(session, 2, &[7, 8], &[2]).await, [logits(&[5, 6, 7, 8])]);
-    // Rolled back, the row behind the last token is no longer there.
+    // Rolled back, the logits after the last token are no longer there.
     assert_eq!(need_prefix(&wire.run(extend(session, 2, &[7], &[0])).await), Some(1));
     assert_eq!(need_prefix(&wire.run(draft(session, 2, &[], 2)).await), Some(1));
     // Nothing was changed by that.

@@ -30,7 +30,7 @@ async fn a_second_session_feeds_only_what_is_new() {
     // A row in the middle is computed.
     let rows = wire.rows(SessionId::random(), 0, &prompt(), &[10, 40]).await;
     assert_eq!((rows, fed(&harness)), (vec![logits(&prompt()[..10]), logits(&prompt())], 76));
-    // Each goes its own way behind it.
+    // Each goes on in its own way after it.
     for (session, token) in [(first, 7), (second, 8)] {
         assert_eq!(wire.rows(session, 40, &[token], &[1]).await, [logits(&[&prompt()[..], &[token]].concat())]);
     }
@@ -68,7 +68,7 @@ async fn samples_that_come_at_once_wait_for_the_first_to_compute_their_prompt() 
     for op in ops {
         assert_eq!(full_rows(&wire.answer(op).await), Some(vec![logits(&long)]));
     }
-    // The first feeds all, each of the others what is behind the last full block.
+    // The first feeds all, each of the others what follows the last full block.
     assert_eq!(fed(&harness), 1 + 150 + 4 * 2);
     assert_eq!(harness.describe().await.free_blocks, 512 - 1 - 38 - 4);
 }

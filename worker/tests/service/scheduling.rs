@@ -30,7 +30,7 @@ async fn short_operations_ride_along_with_the_chunks_of_a_prompt() {
     for &session in &short {
         drafts.push(wire.send(draft(session, 2, &[3], 4), 0).await);
     }
-    // They are behind the first pass now; an operation answers only when the service has taken it in.
+    // They wait for the first pass now; an operation answers only when the service has taken it in.
     sleep(PAUSE).await;
     harness.gate.open();
     for &op in &drafts {
@@ -94,12 +94,12 @@ async fn what_is_cancelled_under_way_ends_before_its_next_pass_and_keeps_what_it
     assert_eq!(failure(wire.answer(drafted).await).0, "cancelled");
     assert_eq!(harness.gate.passes().len(), 4);
     let described = harness.describe().await;
-    // Passes of 64, 63 and 63 tokens of the prompt, and of one drafted token beside the given one.
+    // Passes of 64, 63 and 63 tokens of the prompt, and of one drafted token with the given one.
     assert_eq!((described.free_blocks, described.queued_tokens), (512 - 190_u32.div_ceil(4) - 1, 0));
     assert_eq!(need_prefix(&wire.run(extend(prompting, 191, &[1], &[1])).await), Some(190));
     assert_eq!(need_prefix(&wire.run(extend(prompting, 190, &[], &[0])).await), Some(189));
     assert_eq!(wire.rows(prompting, 190, &prompt[190..], &[10]).await, [logits(&prompt)]);
-    // The row behind what was drafted is kept, as behind a draft that ended.
+    // The logits after what was drafted are kept, as after a draft that ended.
     let u = SamplingSeed { seed: SEED, sample: 1 }.uniform(DrawPurpose::Draft, 3);
     let drawn = Distribution::from_logits(&logits(&[1, 2, 3]), &warp()).unwrap().sample(u);
     assert_eq!(wire.rows(drafting, 4, &[], &[0]).await, [logits(&[1, 2, 3, drawn])]);

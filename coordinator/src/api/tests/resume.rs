@@ -39,7 +39,7 @@ async fn the_rest_follows_whatever_came_last() {
             for (joined, rest) in joined.iter_mut().zip(by_choice(&rest)) {
                 joined.extend(rest);
             }
-            assert_eq!(joined, undisturbed, "behind event {last} of {body}");
+            assert_eq!(joined, undisturbed, "after event {last} of {body}");
             // And once more, from the middle of the rest.
             let Some((Some(id), _)) = rest.get(rest.len() / 2) else { continue };
             let again = events(server.resume(path, &body, id).await).await;
@@ -47,7 +47,7 @@ async fn the_rest_follows_whatever_came_last() {
             for part in [by_choice(&rest[..=rest.len() / 2]), by_choice(&again)] {
                 joined.iter_mut().zip(part).for_each(|(joined, part)| joined.extend(part));
             }
-            assert_eq!(joined, undisturbed, "behind event {last} of {body}, twice");
+            assert_eq!(joined, undisturbed, "after event {last} of {body}, twice");
         }
     };
     let completion = json!({"model": "demo", "prompt": "a", "max_tokens": 40, "stream": true});

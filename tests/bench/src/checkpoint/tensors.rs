@@ -10,7 +10,7 @@ use anyhow::Result;
 use half::bf16;
 use serde_json::{Map, Value, json};
 
-/// Tokens whose rows of the head are the same but for a mark: a planted one and its rivals, or the two beside it.
+/// Tokens whose rows of the head are the same but for a mark: a planted one and its rivals, or its two neighbours.
 pub(super) const GROUP: usize = 3;
 
 /// A tensor that is made when it is written.

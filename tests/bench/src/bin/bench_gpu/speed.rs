@@ -1,4 +1,4 @@
-//! Prefill, decoding and memory of one worker, beside what its device could do.
+//! Prefill, decoding and memory of one worker, next to what its device could do.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -44,7 +44,7 @@ const BLOCK_TOKENS: u32 = 16;
 const OPENED_TOKENS: u32 = 128;
 const DECODED_TOKENS: u32 = 128;
 
-/// Prompts of each length behind the first, which is not counted.
+/// Prompts of each length after the first, which is not counted.
 const PREFILLS: usize = 3;
 
 /// Bytes of a number in the cache, which holds bf16 here.
