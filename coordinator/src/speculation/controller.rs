@@ -17,8 +17,10 @@ use super::tally::VerifiedBlock;
 /// Rounds at a new plan that are not measured: drafts of the old plan are under way, and sessions change one by one.
 const SETTLING_ROUNDS: u32 = 1;
 
-/// Rounds of a trial that are measured.
+/// Rounds of a trial that are measured, and the rounds of single sessions that suffice before: many sessions tell in one
+/// round what one session tells in some.
 const MEASURED_ROUNDS: u32 = 2;
+const MEASURED_SESSION_ROUNDS: u32 = 8;
 
 /// Rounds at the present plan before a trial: by then, the prompts of a load that has just begun are computed.
 const STEADY_ROUNDS: u32 = 5;
@@ -109,6 +111,8 @@ struct Trial {
     round_seconds: MovingAverage,
     /// That have finished a round at it.
     sessions: u32,
+    /// Rounds in `round_seconds`.
+    measured: u32,
     is_recheck: bool,
 }
 
@@ -176,13 +180,15 @@ impl LoadState {
             trial.sessions += u32::from(round.rounds_at_plan == 1);
             if has_settled {
                 trial.round_seconds.add(seconds);
+                trial.measured += 1;
             }
         }
     }
 
     /// Adopts the plan on trial, drops it, or goes on with it.
     fn judge(&mut self, trial: Trial, rounds_at_plan: u32, acceptance: &AcceptanceRate) {
-        let is_over = rounds_at_plan >= SETTLING_ROUNDS + MEASURED_ROUNDS;
+        let is_over =
+            rounds_at_plan >= SETTLING_ROUNDS + MEASURED_ROUNDS || trial.measured >= MEASURED_SESSION_ROUNDS;
         let goodput = |plan: DraftPlan, seconds: MovingAverage| {
             seconds.mean().map(|seconds| acceptance.expected_tokens(plan.num_draft_tokens) / seconds)
         };
@@ -215,7 +221,7 @@ impl LoadState {
         } else {
             (self.doubt.take()?, true)
         };
-        Some(Trial { plan, round_seconds: MovingAverage::over(MEMORY_ROUNDS), sessions: 0, is_recheck })
+        Some(Trial { plan, round_seconds: MovingAverage::over(MEMORY_ROUNDS), sessions: 0, measured: 0, is_recheck })
     }
 }
 
