@@ -3,7 +3,7 @@
 //! In the order of a request:
 //!
 //! - [`api`] reads HTTP and gRPC requests by one table of parameters, and writes the answers.
-//! - [`tenant`] knows whose request it is, by its API key.
+//! - [`tenant`] knows whose request it is, by its API key or its address.
 //! - [`generation`] checks it, takes a place in the queue by its size, has it tokenized, and opens a session per choice.
 //! - [`models`] knows what the workers of each model can do now.
 //! - [`admission`] gives sessions their places and, as soon as their tokens are known, their turns.
@@ -36,6 +36,8 @@ pub mod telemetry;
 pub mod api;
 
 pub mod tenant;
+
+pub mod shared_key;
 
 pub mod generation;
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,9 +22,10 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 
-use crate::api::auth::KeyAuth;
+use crate::api::auth::RequestAuth;
 use crate::api::grpc::{self, GrpcService};
-use crate::api::openai::resume::{InvalidResumeKey, ResumeKey};
+use crate::api::config::ApiConfig;
+use crate::api::openai::resume::ResumeKey;
 use crate::api::openai::routes;
 use crate::api::state::{ApiState, seconds_now};
 use crate::config::Config;
@@ -34,7 +36,10 @@ use crate::metrics::CoordinatorMetrics;
 use crate::models::ModelConfig;
 use crate::session::service::{ServiceConfig, SessionService};
 use crate::tasks::TaskSpawner;
-use crate::tenant::{InvalidKeys, Tenants};
+use crate::shared_key::{InvalidSharedKey, SharedKey};
+use crate::tenant::TenantFactory;
+use crate::tenant::client_address::TrustedProxies;
+use crate::tenant::known::{InvalidKeys, Tenants};
 use crate::worker_pool::WorkerSource;
 use crate::worker_pool::tokenizers::{KnownTokenizer, TokenizerOwner};
 
@@ -62,15 +67,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     let source = WorkerSource { members, connect: Arc::new(transport::channel) };
     let service = ServiceConfig { models, admission, workers, sessions };
     let service = SessionService::start(service, tokenizers, source, metrics.service, tasks.clone());
-    let resume_key = match &config.api.resume_key_file {
-        Some(file) => ResumeKey::read(file)?,
-        None => ResumeKey::random(),
-    };
-    let tenants = config.api.keys_file.as_deref().map(Tenants::read).transpose()?.unwrap_or_default();
+    let secret = config.api.resume_key_file.as_deref().map_or_else(|| Ok(SharedKey::random()), SharedKey::read)?;
     let state = Arc::new(ApiState {
         generation: GenerationService::new(service, texts, config.api.clone(), config.defaults),
-        auth: KeyAuth::new(tenants, config.api.require_key),
-        resume_key,
+        auth: auth(&config.api, &secret)?,
+        resume_key: ResumeKey::new(&secret),
         config: config.api,
         metrics: metrics.api,
         started: seconds_now(),
@@ -84,6 +85,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         tracing::warn!(tasks = tasks.tracker.len(), "tasks did not end in time");
     }
     Ok(())
+}
+
+pub(crate) fn auth(config: &ApiConfig, secret: &SharedKey) -> Result<RequestAuth, InvalidKeys> {
+    let factory = TenantFactory::new(secret);
+    let tenants = match &config.keys_file {
+        Some(file) => Tenants::read(file, factory)?,
+        None => Tenants::unknown(factory),
+    };
+    let proxies = TrustedProxies::new(config.trusted_proxies.clone(), config.forwarded_header);
+    Ok(RequestAuth::new(Arc::new(tenants), proxies, config.require_key))
 }
 
 /// The sockets of HTTP and gRPC.
@@ -165,6 +176,7 @@ async fn serve_http(listener: TcpListener, routes: Router, closing: Cancellation
             tracing::debug!(%cause, "cannot set TCP_NODELAY");
         }
     });
+    let routes = routes.into_make_service_with_connect_info::<SocketAddr>();
     let served = axum::serve(listener, routes).with_graceful_shutdown(closing.cancelled_owned()).await;
     served.map_err(|cause| RunError::Serve { protocol: "http", cause: cause.to_string() })
 }
@@ -221,7 +233,7 @@ pub enum RunError {
     Discovery(#[from] InvalidDiscovery),
     /// The key that coordinators share cannot be used.
     #[error(transparent)]
-    ResumeKey(#[from] InvalidResumeKey),
+    SharedKey(#[from] InvalidSharedKey),
     /// The file with the API keys cannot be used.
     #[error(transparent)]
     Keys(#[from] InvalidKeys),

@@ -36,6 +36,8 @@ pub mod tokenizer_fingerprint;
 
 pub mod registry;
 
+pub mod secret_file;
+
 pub mod metrics;
 
 pub use description::{AdapterDescription, InvalidDescription, WorkerDescription};

@@ -9,7 +9,7 @@ use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::WorkerRole;
+use crate::{WorkerRole, secret_file};
 
 /// Prefix of the keys of all workers; a worker's id follows.
 pub const PREFIX: &str = "/cosec/v1/workers/";
@@ -111,6 +111,12 @@ impl EtcdConfig {
             .with_keep_alive(KEEPALIVE.0, KEEPALIVE.1)
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
+        if attempt == 0 {
+            let secrets = [("etcd password_file", &self.password_file), ("etcd key_file", &self.key_file)];
+            for (setting, file) in secrets {
+                file.iter().for_each(|file| secret_file::warn_if_loose(setting, file));
+            }
+        }
         if let (Some(user), Some(file)) = (&self.user, &self.password_file) {
             let password = read(file)?;
             options = options.with_user(user, password.trim_end_matches(['\r', '\n']));

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::policy::AllowedRules;
+use crate::tenant::client_address::ForwardedHeader;
 
 /// Bounds on what a client may send.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -21,13 +23,19 @@ pub struct ApiConfig {
     pub body_timeout_seconds: u64,
     /// How long a request may take in all.
     pub request_timeout_seconds: u64,
-    /// File with the key that coordinators share, at least 32 bytes: with it each continues the streams of the others.
-    /// Default: a key of its own.
+    /// File with the secret that coordinators share, at least 32 bytes: with it each continues the streams of the others,
+    /// and their tenants share cached prefixes. Default: a secret of its own.
     pub resume_key_file: Option<PathBuf>,
     /// File with the API keys and their limits. Default: none are known.
     pub keys_file: Option<PathBuf>,
     /// Whether a request without a known key is refused.
     pub require_key: bool,
+    /// Networks of the proxies that are believed about the address of a client, such as `10.0.0.0/8`. Clients without a
+    /// key share turns by their address. Default: none, so the peer of the connection is the client.
+    #[schemars(with = "Vec<String>")]
+    pub trusted_proxies: Vec<IpNet>,
+    /// The header in which those proxies name the client: `x-forwarded-for` or `forwarded`.
+    pub forwarded_header: ForwardedHeader,
     /// Rules that clients may name. Default: all but `base_only`, under which unhardened code leaves.
     pub allowed_rules: AllowedRules,
 }
@@ -43,6 +51,8 @@ impl Default for ApiConfig {
             resume_key_file: None,
             keys_file: None,
             require_key: false,
+            trusted_proxies: Vec::new(),
+            forwarded_header: ForwardedHeader::default(),
             allowed_rules: AllowedRules::default(),
         }
     }

@@ -127,6 +127,10 @@ impl IntoResponse for ApiError {
         }
         let retry_after_seconds = self.retry_after_seconds.unwrap_or(RETRY_AFTER_SECONDS);
         let mut response = (status, Json(self.object())).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            // RFC 9110, 11.6.1: a 401 names what it asks for.
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"cosec\""));
+        }
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after_seconds));
         }
@@ -150,6 +154,7 @@ mod tests {
             let response = error.into_response();
             assert_eq!(response.status().as_u16(), http);
             assert_eq!(response.headers().contains_key(header::RETRY_AFTER), retry, "{code}");
+            assert_eq!(response.headers().contains_key(header::WWW_AUTHENTICATE), http == 401, "{code}");
         };
         check(ErrorCode::InvalidArgument, 400, "invalid_request_error", false);
         check(ErrorCode::ContextLengthExceeded, 400, "invalid_request_error", false);

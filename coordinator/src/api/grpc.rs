@@ -40,8 +40,8 @@ impl Coordinator for GrpcService {
         request: Request<wire::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let mut in_flight = self.state.metrics.begin("grpc", ROUTE.to_owned());
-        let key = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-        let tenant = self.state.auth.tenant(key);
+        let peer = request.remote_addr().map(|peer| peer.ip());
+        let tenant = self.state.auth.authorize(request.metadata().as_ref(), peer).await;
         let read = tenant.and_then(|tenant| Ok((tenant, generate_request(request.into_inner())?)));
         let started = match read {
             Ok((tenant, request)) => self.state.generation.generate(request, &tenant).await,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::auth::KeyAuth;
+use super::auth::RequestAuth;
 use super::config::ApiConfig;
 use super::metrics::ApiMetrics;
 use super::openai::resume::ResumeKey;
@@ -14,7 +14,7 @@ pub struct ApiState {
     /// Serves the requests that the handlers have read.
     pub generation: GenerationService,
     /// Whose requests are whose.
-    pub auth: KeyAuth,
+    pub auth: RequestAuth,
     /// Continues the streams of all coordinators that have it.
     pub resume_key: ResumeKey,
     /// Bounds on bodies.

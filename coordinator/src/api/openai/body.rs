@@ -25,9 +25,7 @@ pub(super) struct OpenAiRequest {
 }
 
 impl OpenAiRequest {
-    pub(super) async fn read(request: Request, state: &ApiState) -> Result<Self, ApiError> {
-        let key = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let tenant = state.auth.tenant(key)?;
+    pub(super) async fn read(tenant: Arc<Tenant>, request: Request, state: &ApiState) -> Result<Self, ApiError> {
         let received = ReceivedEvents::read(request.headers(), &state.resume_key)?;
         Ok(Self { tenant, received, body: json_body(request, &state.config).await? })
     }

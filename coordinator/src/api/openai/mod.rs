@@ -2,6 +2,8 @@
 
 pub mod routes;
 
+mod authorized;
+
 mod body;
 
 mod observed;

@@ -5,8 +5,6 @@
 //! seed, so the rest is found by decoding again and keeping back what was sent; a digest of it proves that it is the
 //! same. So an id stays small and nothing is stored anywhere, at the price of the time to decode up to it.
 
-use std::path::{Path, PathBuf};
-
 use axum::http::{HeaderMap, StatusCode};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -17,6 +15,7 @@ use uuid::Uuid;
 
 use crate::api::error::ApiError;
 use crate::api::policy::DefaultSettings;
+use crate::shared_key::SharedKey;
 
 /// The header that a client repeats the last id in, as the standard of server-sent events names it.
 const HEADER: &str = "Last-Event-ID";
@@ -29,39 +28,15 @@ const HEAD: usize = 1 + 16 + 8 + 8 + 16;
 const SLOT: usize = 4 + 8;
 const TAG: usize = 16;
 
-/// Fewest bytes of a key that is worth the name.
-const MIN_KEY_BYTES: usize = 32;
-
 /// What coordinators that continue each other's streams share.
 #[derive(Clone)]
 pub struct ResumeKey(Hmac<Sha256>);
 
 impl ResumeKey {
-    /// A key that no other coordinator has.
+    /// The key that coordinators with this secret have.
     #[must_use]
-    pub fn random() -> Self {
-        Self::of(&rand::random::<[u8; MIN_KEY_BYTES]>())
-    }
-
-    /// Reads the key from a file, without the white space at its end.
-    ///
-    /// # Errors
-    /// When it cannot be read or is too short.
-    pub fn read(path: &Path) -> Result<Self, InvalidResumeKey> {
-        let invalid = |problem: String| InvalidResumeKey { path: path.to_owned(), problem };
-        let bytes = std::fs::read(path).map_err(|cause| invalid(cause.to_string()))?;
-        let key = bytes.trim_ascii_end();
-        if key.len() < MIN_KEY_BYTES {
-            return Err(invalid(format!("has {} bytes; a key has at least {MIN_KEY_BYTES}", key.len())));
-        }
-        Ok(Self::of(key))
-    }
-
-    fn of(key: &[u8]) -> Self {
-        // HMAC's own way with a long key, for all keys: its hash, padded to a block.
-        let mut block = [0; 64];
-        block[..32].copy_from_slice(&Sha256::digest(key));
-        Self(Hmac::new(&block.into()))
+    pub fn new(secret: &SharedKey) -> Self {
+        Self(secret.derive("event ids"))
     }
 
     fn tag(&self, message: &[u8]) -> Hmac<Sha256> {
@@ -69,14 +44,6 @@ impl ResumeKey {
         tag.update(message);
         tag
     }
-}
-
-/// A key file that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("api.resume_key_file: {} {problem}", path.display())]
-pub struct InvalidResumeKey {
-    path: PathBuf,
-    problem: String,
 }
 
 /// Which response a stream is part of.
@@ -258,6 +225,10 @@ mod tests {
 
     use super::*;
 
+    fn random_key() -> ResumeKey {
+        ResumeKey::new(&SharedKey::random())
+    }
+
     fn origin() -> StreamOrigin {
         StreamOrigin {
             id: Uuid::from_u128(7),
@@ -274,7 +245,7 @@ mod tests {
 
     #[test]
     fn an_id_of_another_version_is_refused_by_its_version() {
-        let key = ResumeKey::random();
+        let key = random_key();
         let mut bytes = URL_SAFE_NO_PAD.decode(StreamProgress::new(key.clone(), origin(), 1, None).id()).unwrap();
         bytes.truncate(bytes.len() - TAG);
         bytes[0] = VERSION - 1;
@@ -288,7 +259,7 @@ mod tests {
 
     #[test]
     fn what_was_sent_is_kept_back_and_the_rest_goes_out() {
-        let key = ResumeKey::random();
+        let key = random_key();
         let mut first = StreamProgress::new(key.clone(), origin(), 2, None);
         for (part, content) in [(0, "a"), (1, "x"), (0, "b")] {
             assert!(first.advance(part, &json!(content)).unwrap());
@@ -312,7 +283,7 @@ mod tests {
 
     #[test]
     fn another_answer_is_not_put_behind_what_was_sent() {
-        let key = ResumeKey::random();
+        let key = random_key();
         let mut first = StreamProgress::new(key.clone(), origin(), 1, None);
         first.advance(0, &json!("a")).unwrap();
         first.advance(0, &json!("b")).unwrap();
@@ -322,24 +293,13 @@ mod tests {
         assert!(second.advance(0, &json!("b")).is_err());
     }
 
-    #[test]
-    fn a_key_file_must_hold_a_key() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(ResumeKey::read(Path::new("no/such/file")).is_err());
-        std::fs::write(file.path(), "short\n").unwrap();
-        assert!(ResumeKey::read(file.path()).err().unwrap().to_string().contains("has 5 bytes"));
-        std::fs::write(file.path(), "k".repeat(32) + "\n").unwrap();
-        let (one, other) = (ResumeKey::read(file.path()).unwrap(), ResumeKey::of("k".repeat(32).as_bytes()));
-        assert!(received(&StreamProgress::new(one, origin(), 1, None).id(), &other).is_some());
-    }
-
     proptest! {
         #[test]
         fn no_forged_id_is_taken(at in 0usize..200, change in 1u8..=255, cut in 0usize..100) {
-            let key = ResumeKey::random();
+            let key = random_key();
             let id = StreamProgress::new(key.clone(), origin(), 3, None).id();
             prop_assert!(received(&id, &key).is_some());
-            prop_assert!(received(&id, &ResumeKey::random()).is_none());
+            prop_assert!(received(&id, &random_key()).is_none());
             let mut bytes = URL_SAFE_NO_PAD.decode(&id).unwrap();
             let at = at % bytes.len();
             bytes[at] ^= change;

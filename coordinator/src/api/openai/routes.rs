@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Extension, Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -12,12 +12,14 @@ use cosec_proto::ErrorCode;
 use cosec_proto::metrics::MetricRegistry;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use super::authorized::authorized;
 use super::body::OpenAiRequest;
 use super::observed::{RequestId, observed};
 use super::{chat, completions, models, response};
 use crate::api::error::ApiError;
 use crate::api::json_fields::JsonFields;
 use crate::api::state::ApiState;
+use crate::tenant::Tenant;
 
 /// Every path that HTTP serves.
 pub fn router(state: Arc<ApiState>, registry: MetricRegistry) -> Router {
@@ -26,9 +28,11 @@ pub fn router(state: Arc<ApiState>, registry: MetricRegistry) -> Router {
         .route("/v1/chat/completions", post(converse))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
+        .route("/metrics", get(move || async move { exposition(&registry) }))
+        .route_layer(middleware::from_fn_with_state(state.clone(), authorized))
+        // Kubelets and load balancers have no key.
         .route("/health/live", get(|| async { "live\n" }))
         .route("/health/ready", get(ready))
-        .route("/metrics", get(move || async move { exposition(&registry) }))
         .fallback(async || ApiError::new(ErrorCode::NotFound, "there is no such path; see /v1/models"))
         .method_not_allowed_fallback(async || {
             ApiError::http_only(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method")
@@ -41,9 +45,10 @@ pub fn router(state: Arc<ApiState>, registry: MetricRegistry) -> Router {
 async fn complete(
     State(state): State<Arc<ApiState>>,
     Extension(id): Extension<RequestId>,
+    Extension(tenant): Extension<Arc<Tenant>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let received = OpenAiRequest::read(request, &state).await?;
+    let received = OpenAiRequest::read(tenant, request, &state).await?;
     let (request, shape, delivery) = completions::read(JsonFields::parse(&received.body)?)?;
     response::respond(&state, id, received, request, shape, delivery).await
 }
@@ -51,15 +56,21 @@ async fn complete(
 async fn converse(
     State(state): State<Arc<ApiState>>,
     Extension(id): Extension<RequestId>,
+    Extension(tenant): Extension<Arc<Tenant>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let received = OpenAiRequest::read(request, &state).await?;
+    let received = OpenAiRequest::read(tenant, request, &state).await?;
     let (request, shape, delivery) = chat::read(JsonFields::parse(&received.body)?)?;
     response::respond(&state, id, received, request, shape, delivery).await
 }
 
-async fn ready(State(state): State<Arc<ApiState>>) -> Result<&'static str, ApiError> {
-    state.generation.ready().map(|()| "ready\n")
+async fn ready(State(state): State<Arc<ApiState>>, headers: HeaderMap) -> Result<&'static str, ApiError> {
+    let Err(error) = state.generation.ready() else { return Ok("ready\n") };
+    if state.auth.is_insider(&headers).await {
+        return Err(error);
+    }
+    tracing::debug!(message = error.message, "not ready");
+    Err(ApiError::new(error.code, "not ready; the reason is told to those with an API key"))
 }
 
 fn exposition(registry: &MetricRegistry) -> Result<String, ApiError> {

@@ -20,7 +20,6 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, AdmissionLimits, AdmissionMetrics, QueuedPermit};
-use crate::api::auth::KeyAuth;
 use crate::api::config::ApiConfig;
 use crate::api::metrics::ApiMetrics;
 use crate::api::openai::resume::ResumeKey;
@@ -35,7 +34,8 @@ use crate::postprocess::samples;
 use crate::request::{FinishReason, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
 use crate::server::{RunError, serve};
 use crate::session::plan::DecodePlan;
-use crate::tenant::{Tenant, Tenants};
+use crate::shared_key::SharedKey;
+use crate::tenant::Tenant;
 
 /// What one session does.
 #[derive(Clone)]
@@ -176,11 +176,11 @@ impl TestServer {
         ]);
         let registry = MetricRegistry::default();
         let metrics = Arc::new(ApiMetrics::register(&registry).unwrap());
-        let tenants = config.keys_file.as_deref().map(Tenants::read).transpose().unwrap().unwrap_or_default();
+        let secret = SharedKey::random();
         let state = Arc::new(ApiState {
             generation: GenerationService::new(generator.clone(), texts, config.clone(), DefaultSettings::default()),
-            auth: KeyAuth::new(tenants, config.require_key),
-            resume_key: ResumeKey::random(),
+            auth: crate::server::auth(&config, &secret).unwrap(),
+            resume_key: ResumeKey::new(&secret),
             config,
             metrics,
             started: seconds_now(),
