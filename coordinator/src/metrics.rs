@@ -7,6 +7,7 @@ use cosec_proto::metrics::{MetricError, MetricRegistry};
 use crate::api::metrics::ApiMetrics;
 use crate::discovery::DiscoveryMetrics;
 use crate::session::service::ServiceMetrics;
+use crate::telemetry::TelemetryMetrics;
 
 /// The metrics of every room.
 #[expect(missing_docs, reason = "the field names say it")]
@@ -15,6 +16,7 @@ pub struct CoordinatorMetrics {
     pub api: Arc<ApiMetrics>,
     pub service: ServiceMetrics,
     pub discovery: DiscoveryMetrics,
+    pub telemetry: TelemetryMetrics,
 }
 
 impl CoordinatorMetrics {
@@ -27,6 +29,7 @@ impl CoordinatorMetrics {
             api: Arc::new(ApiMetrics::register(registry)?),
             service: ServiceMetrics::register(registry)?,
             discovery: DiscoveryMetrics::register(registry)?,
+            telemetry: TelemetryMetrics::register(registry)?,
         })
     }
 }

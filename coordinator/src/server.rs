@@ -1,7 +1,7 @@
 //! Puts the rooms together, serves HTTP and gRPC, and winds down in order.
 
 use std::collections::HashMap;
-use std::io::Write;
+use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::serve::ListenerExt;
+use cosec_proto::log_lines::{self, LogLines};
 use cosec_proto::metrics::{MetricError, MetricRegistry};
 use cosec_proto::transport;
 use cosec_proto::wire::coordinator::coordinator_server::CoordinatorServer;
@@ -59,6 +60,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     let listeners = ApiListeners::bind(&config.http_listen, &config.grpc_listen).await?;
     let registry = MetricRegistry::default();
     let metrics = CoordinatorMetrics::register(&registry)?;
+    LogLines::standard_error().count_dropped(metrics.telemetry.dropped_lines);
     let (texts, tokenizers) = load_texts(&config.models)?;
     let tasks = TaskSpawner::new(TaskTracker::new(), CancellationToken::new());
     let Config { models, admission, workers, sessions, .. } = config;
@@ -114,12 +116,11 @@ impl ApiListeners {
     }
 
     fn announce(&self) {
-        let mut out = std::io::stdout().lock();
+        let mut lines = String::new();
         for (protocol, listener) in [("http", &self.http), ("grpc", &self.grpc)] {
-            // Standard output may be closed, which is no reason to stop.
-            let _ = listener.local_addr().map(|address| writeln!(out, "{protocol} on {address}"));
+            let _ = listener.local_addr().map(|address| writeln!(lines, "{protocol} on {address}"));
         }
-        let _ = out.flush();
+        log_lines::announce(lines);
     }
 }
 

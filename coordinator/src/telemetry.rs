@@ -1,4 +1,4 @@
-//! Tells what happens: log lines on standard error, and spans to an OpenTelemetry collector where one is named.
+//! Tells what happens, at best: log lines on standard error, and spans to an OpenTelemetry collector where one is named.
 //!
 //! A trace is a request: its sessions, each with its operations at the workers (those that were withdrawn, too) and its
 //! merges. Side by side they show the expert drafting while the base verifies, and what a rejection took back.
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, Uri};
 use clap::ValueEnum;
+use cosec_proto::log_lines::{self, LogLines};
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_http::HeaderExtractor;
@@ -15,6 +16,7 @@ use opentelemetry_otlp::{SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use prometheus::IntCounter;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing::Span;
@@ -39,6 +41,14 @@ pub enum LogFormat {
     Text,
     /// One object a line.
     Json,
+}
+
+cosec_proto::metrics! {
+    /// Metrics of what is told.
+    pub struct TelemetryMetrics {
+        /// Log lines that could not be written in time, or at all.
+        pub dropped_lines: IntCounter = "cosec_log_lines_dropped_total";
+    }
 }
 
 /// Where spans go.
@@ -107,13 +117,17 @@ impl Telemetry {
                 .with_tracked_inactivity(false)
                 .with_filter(Targets::new().with_target(env!("CARGO_CRATE_NAME"), LevelFilter::DEBUG))
         });
-        let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+        let lines = fmt::layer()
+            .with_writer(LogLines::standard_error)
+            .with_ansi(std::io::stderr().is_terminal())
+            .log_internal_errors(false);
         let lines: Box<dyn Layer<Registry> + Send + Sync> = match log_format {
             LogFormat::Text => lines.boxed(),
             LogFormat::Json => lines.json().boxed(),
         };
         let logged = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
         tracing_subscriber::registry().with(lines.with_filter(logged)).with(exported).try_init()?;
+        log_lines::log_panics();
         Ok(Self { spans })
     }
 

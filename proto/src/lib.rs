@@ -40,6 +40,8 @@ pub mod secret_file;
 
 pub mod metrics;
 
+pub mod log_lines;
+
 pub use description::{AdapterDescription, InvalidDescription, WorkerDescription};
 pub use error_code::ErrorCode;
 pub use ids::SessionId;

@@ -1,11 +1,13 @@
 //! `cosec-worker`: serves one model, or checks it against expected logits.
 
 use std::error::Error;
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use cosec_proto::log_lines::{self, LogLines};
 use cosec_worker::check::{self, CheckArgs};
 use cosec_worker::checkpoint::hub::{self, RepoContent};
 use cosec_worker::config::WorkerConfig;
@@ -16,6 +18,9 @@ use cosec_worker::service::Identity;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+
+/// Time for the last lines of the log to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Hosts one language model: token ids in, probabilities out.
 #[derive(Debug, Parser)]
@@ -42,24 +47,30 @@ fn main() -> ExitCode {
         Command::Serve(_) => serve(flags),
         Command::Check(arguments) => check(&arguments),
     };
-    match done {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    let mut log = LogLines::standard_error();
+    let code = done.unwrap_or_else(|error| {
+        let _ = log.write_all(format!("error: {error}\n").as_bytes());
+        ExitCode::FAILURE
+    });
+    log.flush(LAST_LINES);
+    code
 }
 
 fn check(arguments: &CheckArgs) -> anyhow::Result<ExitCode> {
     let report = check::run(arguments)?;
-    println!("{report}");
+    writeln!(std::io::stdout(), "{report}").map_err(|cause| anyhow!("the report cannot be written: {cause}"))?;
     Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn serve(flags: &ArgMatches) -> anyhow::Result<ExitCode> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(LogLines::standard_error)
+        .with_ansi(false)
+        .log_internal_errors(false)
+        .init();
+    log_lines::log_panics();
     let config = WorkerConfig::load(flags)?;
     if let Some(cpus) = &config.cpus {
         // Every other thread is started after this, and so keeps to them, too.
@@ -71,8 +82,10 @@ fn serve(flags: &ArgMatches) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .map_err(|cause| anyhow!("the runtime cannot be started: {cause}"))?;
-    runtime.block_on(run(config))?;
-    Ok(ExitCode::SUCCESS)
+    let served = runtime.block_on(run(config));
+    // Threads that are still at work are not waited for.
+    runtime.shutdown_background();
+    served.map(|()| ExitCode::SUCCESS)
 }
 
 async fn run(config: WorkerConfig) -> anyhow::Result<()> {
@@ -89,10 +102,11 @@ async fn run(config: WorkerConfig) -> anyhow::Result<()> {
         asked.cancel();
     });
     let server = BoundServer::bind(&config.listen, config.metrics_listen.as_deref()).await?;
-    println!("listening on {}", server.address());
+    let mut lines = format!("listening on {}\n", server.address());
     if let Some(address) = server.metrics_address() {
-        println!("metrics on {address}");
+        lines += &format!("metrics on {address}\n");
     }
+    log_lines::announce(lines);
     tracing::info!(address = %server.address(), model = %config.model()?.display(), "loading");
     let identity = Identity {
         role: config.role()?,

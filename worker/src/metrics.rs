@@ -45,6 +45,8 @@ cosec_proto::metrics! {
         pub(crate) shared_tokens: IntCounter = "cosec_worker_shared_prefix_tokens_total";
         /// Sessions that lost their blocks to an older one.
         pub(crate) preemptions: IntCounter = "cosec_worker_preemptions_total";
+        /// Log lines that could not be written in time, or at all.
+        pub(crate) dropped_lines: IntCounter = "cosec_worker_log_lines_dropped_total";
         /// 1 while the worker's entry is in etcd.
         pub(crate) registered: IntGauge = "cosec_worker_registered";
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cosec_proto::log_lines::LogLines;
 use cosec_proto::metrics::{MetricError, MetricRegistry};
 use cosec_proto::registry::Registration;
 use cosec_proto::transport;
@@ -89,6 +90,7 @@ impl BoundServer {
         let address = self.address;
         let registry = MetricRegistry::labelled("role", identity.role.name())?;
         let metrics = Arc::new(WorkerMetrics::register(&registry)?);
+        LogLines::standard_error().count_dropped(metrics.dropped_lines.clone());
         let tracker = TaskTracker::new();
         let closing = CancellationToken::new();
         let (health, health_service) = health_reporter();

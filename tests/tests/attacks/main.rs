@@ -3,6 +3,7 @@
 //!
 //! `cargo test` makes them short, `tests/attacks` in full.
 
+mod broken_logs;
 mod observation;
 
 use std::time::Duration;
