@@ -8,6 +8,7 @@ use crate::api::metrics::ApiMetrics;
 use crate::discovery::DiscoveryMetrics;
 use crate::session::service::ServiceMetrics;
 use crate::telemetry::TelemetryMetrics;
+use crate::tenant::metrics::TenantMetrics;
 
 /// The metrics of every room.
 #[expect(missing_docs, reason = "the field names say it")]
@@ -17,6 +18,7 @@ pub struct CoordinatorMetrics {
     pub service: ServiceMetrics,
     pub discovery: DiscoveryMetrics,
     pub telemetry: TelemetryMetrics,
+    pub tenants: TenantMetrics,
 }
 
 impl CoordinatorMetrics {
@@ -30,6 +32,7 @@ impl CoordinatorMetrics {
             service: ServiceMetrics::register(registry)?,
             discovery: DiscoveryMetrics::register(registry)?,
             telemetry: TelemetryMetrics::register(registry)?,
+            tenants: TenantMetrics::register(registry)?,
         })
     }
 }

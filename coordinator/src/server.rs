@@ -23,9 +23,8 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 
-use crate::api::auth::RequestAuth;
+use crate::api::auth::{InvalidAuth, RequestAuth};
 use crate::api::grpc::{self, GrpcService};
-use crate::api::config::ApiConfig;
 use crate::api::openai::resume::ResumeKey;
 use crate::api::openai::routes;
 use crate::api::state::{ApiState, seconds_now};
@@ -38,9 +37,6 @@ use crate::models::ModelConfig;
 use crate::session::service::{ServiceConfig, SessionService};
 use crate::tasks::TaskSpawner;
 use crate::shared_key::{InvalidSharedKey, SharedKey};
-use crate::tenant::TenantFactory;
-use crate::tenant::client_address::TrustedProxies;
-use crate::tenant::known::{InvalidKeys, Tenants};
 use crate::worker_pool::WorkerSource;
 use crate::worker_pool::tokenizers::{KnownTokenizer, TokenizerOwner};
 
@@ -72,7 +68,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     let secret = config.api.resume_key_file.as_deref().map_or_else(|| Ok(SharedKey::random()), SharedKey::read)?;
     let state = Arc::new(ApiState {
         generation: GenerationService::new(service, texts, config.api.clone(), config.defaults),
-        auth: auth(&config.api, &secret)?,
+        auth: RequestAuth::start(&config.api, &secret, &metrics.tenants, &tasks)?,
         resume_key: ResumeKey::new(&secret),
         config: config.api,
         metrics: metrics.api,
@@ -87,16 +83,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         tracing::warn!(tasks = tasks.tracker.len(), "tasks did not end in time");
     }
     Ok(())
-}
-
-pub(crate) fn auth(config: &ApiConfig, secret: &SharedKey) -> Result<RequestAuth, InvalidKeys> {
-    let factory = TenantFactory::new(secret);
-    let tenants = match &config.keys_file {
-        Some(file) => Tenants::read(file, factory)?,
-        None => Tenants::unknown(factory),
-    };
-    let proxies = TrustedProxies::new(config.trusted_proxies.clone(), config.forwarded_header);
-    Ok(RequestAuth::new(Arc::new(tenants), proxies, config.require_key))
 }
 
 /// The sockets of HTTP and gRPC.
@@ -235,9 +221,9 @@ pub enum RunError {
     /// The key that coordinators share cannot be used.
     #[error(transparent)]
     SharedKey(#[from] InvalidSharedKey),
-    /// The file with the API keys cannot be used.
+    /// What says who may ask cannot be used.
     #[error(transparent)]
-    Keys(#[from] InvalidKeys),
+    Auth(#[from] InvalidAuth),
     /// Two metrics have the same name.
     #[error("metrics: {0}")]
     Metrics(#[from] MetricError),

@@ -5,11 +5,17 @@ use std::sync::Arc;
 
 use axum::http::{HeaderMap, header};
 use cosec_proto::ErrorCode;
+use futures::future::BoxFuture;
 
+use super::config::ApiConfig;
 use super::error::ApiError;
-use crate::tenant::Tenant;
+use crate::shared_key::SharedKey;
+use crate::tasks::TaskSpawner;
 use crate::tenant::client_address::TrustedProxies;
-use crate::tenant::known::Tenants;
+use crate::tenant::known::{InvalidKeys, Tenants};
+use crate::tenant::metrics::TenantMetrics;
+use crate::tenant::oidc::{TokenError, TokenIssuer};
+use crate::tenant::{Tenant, TenantFactory};
 
 /// The header that holds a key and nothing else.
 const API_KEY: &str = "x-api-key";
@@ -17,27 +23,73 @@ const API_KEY: &str = "x-api-key";
 /// Finds the tenant of a request.
 pub struct RequestAuth {
     tenants: Arc<Tenants>,
+    tokens: Option<TokenIssuer>,
     proxies: TrustedProxies,
     require_key: bool,
 }
 
+/// Settings that say who may ask and cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidAuth {
+    /// The file with the API keys.
+    #[error(transparent)]
+    Keys(#[from] InvalidKeys),
+    /// What the issuer's keys are fetched with.
+    #[error("{0}")]
+    Oidc(String),
+}
+
 impl RequestAuth {
-    /// Knows the keys of `tenants`; refuses a request without one of them where `require_key` is set.
-    #[must_use]
-    pub fn new(tenants: Arc<Tenants>, proxies: TrustedProxies, require_key: bool) -> Self {
-        Self { tenants, proxies, require_key }
+    /// Reads who may ask, and begins to follow the file with the keys and the keys of the issuer.
+    ///
+    /// # Errors
+    /// [`InvalidAuth`] names the file that cannot be used.
+    pub fn start(
+        config: &ApiConfig,
+        secret: &SharedKey,
+        metrics: &TenantMetrics,
+        tasks: &TaskSpawner,
+    ) -> Result<Self, InvalidAuth> {
+        let factory = TenantFactory::new(secret);
+        let tenants = Arc::new(match &config.keys_file {
+            Some(file) => Tenants::read(file, factory)?,
+            None => Tenants::unknown(factory),
+        });
+        let until_shutdown = |task: BoxFuture<'static, ()>| {
+            let shutdown = tasks.shutdown.clone();
+            tasks.spawn(async move { drop(shutdown.run_until_cancelled(task).await) });
+        };
+        if let Some(file) = &config.keys_file {
+            until_shutdown(Box::pin(Arc::clone(&tenants).follow(file.clone(), metrics.clone())));
+        }
+        let mut tokens = None;
+        if let Some(oidc) = &config.oidc {
+            let (issuer, fetching) = TokenIssuer::new(oidc, metrics.clone()).map_err(InvalidAuth::Oidc)?;
+            until_shutdown(Box::pin(fetching));
+            tokens = Some(issuer);
+        }
+        let proxies = TrustedProxies::new(config.trusted_proxies.clone(), config.forwarded_header);
+        Ok(Self { tenants, tokens, proxies, require_key: config.require_key })
     }
 
     /// The tenant of a request with these headers, whose connection comes from `peer`.
     ///
     /// # Errors
-    /// `Unauthenticated` without a key where one is needed.
+    /// `Unauthenticated` without a key where one is needed, and with a token that is not valid; `Unavailable` while
+    /// tokens cannot be checked.
     pub async fn authorize(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Arc<Tenant>, ApiError> {
-        if let Some(tenant) = credential(headers)?.and_then(|key| self.tenants.of_key(key)) {
+        let credential = credential(headers)?;
+        if let Some(tenant) = credential.and_then(|key| self.tenants.of_key(key)) {
             return Ok(tenant);
         }
+        if let (Some(issuer), Some(token)) = (&self.tokens, credential.filter(|text| TokenIssuer::is_token(text))) {
+            // Somebody who means to be known is not served as nobody.
+            return Ok(self.tenants.named(&issuer.tenant_of(token).await?));
+        }
         if self.require_key {
-            let message = "a known API key is needed: send Authorization: Bearer KEY";
+            let or_token = self.tokens.as_ref().map(|issuer| format!(" or a token of {}", issuer.name()));
+            let known = format!("a known API key{} is needed", or_token.unwrap_or_default());
+            let message = format!("{known}: send Authorization: Bearer KEY");
             return Err(ApiError::new(ErrorCode::Unauthenticated, message));
         }
         // Connections of TCP have a peer.
@@ -48,6 +100,16 @@ impl RequestAuth {
     /// Whether a request with these headers may learn what goes on inside.
     pub(crate) async fn is_insider(&self, headers: &HeaderMap) -> bool {
         !self.require_key || self.authorize(headers, None).await.is_ok()
+    }
+}
+
+impl From<TokenError> for ApiError {
+    fn from(error: TokenError) -> Self {
+        let code = match &error {
+            TokenError::Invalid(_) => ErrorCode::Unauthenticated,
+            TokenError::IssuerSilent => ErrorCode::Unavailable,
+        };
+        Self::new(code, error.to_string())
     }
 }
 
@@ -70,8 +132,6 @@ fn credential(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shared_key::SharedKey;
-    use crate::tenant::TenantFactory;
 
     #[test]
     fn keys_are_found_in_either_header() {
@@ -92,15 +152,5 @@ mod tests {
         check(&[("authorization", "Bearer k"), ("authorization", "Bearer k")], None);
         check(&[("x-api-key", "k"), ("x-api-key", "k")], None);
         check(&[], None);
-    }
-
-    #[tokio::test]
-    async fn only_insiders_learn_what_goes_on() {
-        let headers = HeaderMap::new();
-        for (require_key, insider) in [(true, false), (false, true)] {
-            let tenants = Tenants::unknown(TenantFactory::new(&SharedKey::random()));
-            let auth = RequestAuth::new(Arc::new(tenants), TrustedProxies::default(), require_key);
-            assert_eq!(auth.is_insider(&headers).await, insider);
-        }
     }
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::policy::AllowedRules;
 use crate::tenant::client_address::ForwardedHeader;
+use crate::tenant::oidc::config::OidcConfig;
 
 /// Bounds on what a client may send.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -26,10 +27,12 @@ pub struct ApiConfig {
     /// File with the secret that coordinators share, at least 32 bytes: with it each continues the streams of the others,
     /// and their tenants share cached prefixes. Default: a secret of its own.
     pub resume_key_file: Option<PathBuf>,
-    /// File with the API keys and their limits. Default: none are known.
+    /// File with the API keys and their limits; changes take effect within seconds. Default: none are known.
     pub keys_file: Option<PathBuf>,
     /// Whether a request without a known key is refused.
     pub require_key: bool,
+    /// Issuer whose tokens name tenants, as keys do. Default: no tokens are taken.
+    pub oidc: Option<OidcConfig>,
     /// Networks of the proxies that are believed about the address of a client, such as `10.0.0.0/8`. Clients without a
     /// key share turns by their address. Default: none, so the peer of the connection is the client.
     #[schemars(with = "Vec<String>")]
@@ -51,6 +54,7 @@ impl Default for ApiConfig {
             resume_key_file: None,
             keys_file: None,
             require_key: false,
+            oidc: None,
             trusted_proxies: Vec::new(),
             forwarded_header: ForwardedHeader::default(),
             allowed_rules: AllowedRules::default(),

@@ -8,15 +8,17 @@ use crate::api::config::ApiConfig;
 use crate::discovery::DiscoveryConfig;
 use crate::models::ModelConfig;
 use crate::session::config::{ExpertAbsent, SessionConfig};
+use crate::tenant::oidc::config::OidcConfig;
 use crate::worker_pool::PoolConfig;
 
 /// A week; longer deadlines would only hide a stuck request.
 const MAX_TIMEOUT_SECONDS: u64 = 7 * 24 * 3600;
 
 pub(super) fn check_api(config: &ApiConfig) -> Result<(), String> {
-    if config.require_key && config.keys_file.is_none() {
-        return Err("api.require_key is true, but api.keys_file names no keys".to_owned());
+    if config.require_key && config.keys_file.is_none() && config.oidc.is_none() {
+        return Err("api.require_key is true, but neither api.keys_file nor api.oidc says who is known".to_owned());
     }
+    config.oidc.as_ref().map_or(Ok(()), OidcConfig::validate)?;
     check_positive(&[
         ("api.max_body_bytes", config.max_body_bytes as u64),
         ("api.max_prompt_bytes", config.max_prompt_bytes as u64),

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cosec_proto::secret_file;
 use figment::Figment;
@@ -12,7 +13,12 @@ use parking_lot::RwLock;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use super::metrics::TenantMetrics;
 use super::{Tenant, TenantFactory, TokenBudget};
+
+/// Pause between two looks at the file. Looking works where notification does not: for mounted Secrets, which change by a
+/// symbolic link.
+const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Everybody who may ask.
 pub struct Tenants {
@@ -23,6 +29,7 @@ pub struct Tenants {
 /// What a file says.
 #[derive(Default)]
 struct KnownTenants {
+    text: String,
     by_digest: HashMap<[u8; 32], Arc<Tenant>>,
     by_name: HashMap<String, Arc<Tenant>>,
 }
@@ -83,11 +90,40 @@ impl Tenants {
         Ok(tenants)
     }
 
+    /// Looks at the file again and again. What it says takes the place of what it said; what cannot be used changes
+    /// nothing.
+    pub async fn follow(self: Arc<Self>, path: PathBuf, metrics: TenantMetrics) {
+        let mut last_problem = None;
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            let text = tokio::fs::read_to_string(&path).await.map_err(|cause| cause.to_string());
+            let problem = text.and_then(|text| self.take(&text, &path)).err();
+            metrics.keys_file_broken.set(problem.is_some().into());
+            if problem != last_problem {
+                if let Some(problem) = &problem {
+                    let file = path.display();
+                    tracing::error!(%file, problem, "api.keys_file cannot be used; the keys that it had before hold");
+                }
+                last_problem = problem;
+            }
+        }
+    }
+
+    fn take(&self, text: &str, path: &Path) -> Result<(), String> {
+        if self.known.read().text == text {
+            return Ok(());
+        }
+        self.replace(text)?;
+        secret_file::warn_if_loose("api.keys_file", path);
+        tracing::info!(file = %path.display(), "the API keys have changed");
+        Ok(())
+    }
+
     /// Knows from now on those that `text` names and nobody else.
     fn replace(&self, text: &str) -> Result<(), String> {
         let content: FileContent =
             Figment::from(Toml::string(text)).extract().map_err(|cause| cause.to_string())?;
-        let mut known = KnownTenants::default();
+        let mut known = KnownTenants { text: text.to_owned(), ..KnownTenants::default() };
         let mut names = HashSet::new();
         let lists = [("keys", content.keys), ("tenants", content.tenants)];
         for (list, at, entry) in lists.into_iter().flat_map(|(list, entries)| {
@@ -98,7 +134,8 @@ impl Tenants {
                 return Err(invalid(&format!("name is {:?}; names must be set and differ", entry.name)));
             }
             let digest = entry.digest(list == "keys").map_err(|problem| invalid(&problem))?;
-            let tenant = Arc::new(entry.tenant(&self.factory).map_err(|problem| invalid(&problem))?);
+            let tenant = entry.tenant(&self.factory).map_err(|problem| invalid(&problem))?;
+            let tenant = Arc::new(self.with_spent_budget(tenant));
             if let Some(digest) = digest
                 && known.by_digest.insert(digest, Arc::clone(&tenant)).is_some()
             {
@@ -110,10 +147,29 @@ impl Tenants {
         Ok(())
     }
 
+    /// `tenant`, with what is left of its budget if it had the same one before.
+    fn with_spent_budget(&self, tenant: Tenant) -> Tenant {
+        let known = self.known.read();
+        let before = known.by_name.get(&tenant.name).and_then(|before| before.budget.as_ref());
+        match (&tenant.budget, before) {
+            (Some(budget), Some(before)) if budget.per_minute == before.per_minute => {
+                Tenant { budget: Some(Arc::clone(before)), ..tenant }
+            }
+            _ => tenant,
+        }
+    }
+
     /// The tenant whose key `key` is.
     #[must_use]
     pub fn of_key(&self, key: &str) -> Option<Arc<Tenant>> {
         self.known.read().by_digest.get(Sha256::digest(key).as_slice()).cloned()
+    }
+
+    /// The tenant of this name, which a token says; without limits where the file does not name it.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Arc<Tenant> {
+        let known = self.known.read().by_name.get(name).cloned();
+        known.unwrap_or_else(|| Arc::new(self.factory.named(name)))
     }
 
     /// The clients without a key that are where `address` is.
@@ -156,8 +212,6 @@ impl TenantEntry {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::time::Instant;
 
     use super::*;
@@ -197,6 +251,35 @@ mod tests {
         check(&(key("") + &key("")), "keys[1].name");
         check(&(key("") + "[[tenants]]\nname = 'a'"), "tenants[0].name");
         check(&key("").replace("keys", "tenants"), "tenants[0].sha256 is set");
+    }
+
+    #[test]
+    fn a_changed_file_takes_effect_and_a_broken_one_does_not() {
+        let (path, def) = (Path::new("keys.toml"), "cb8379ac2098aa165029e3938a51da0bcecfc008fd6795f401178647f96c5b34");
+        let key = |name: &str, digest: &str| format!("[[keys]]\nname = '{name}'\nsha256 = '{digest}'\n");
+        let limited = key("a", ABC) + "tokens_per_minute = 60\n";
+        let tenants = read(&limited).unwrap();
+        tenants.of_key("abc").unwrap().spend(90);
+        for broken in ["", "keys", &key("", def), "[[keys]]\nname = 'b'"] {
+            let kept = tenants.take(broken, path).is_err() && tenants.of_key("abc").is_some();
+            assert!(kept || broken.is_empty(), "{broken}");
+        }
+        assert!(tenants.of_key("abc").is_none(), "an empty file names nobody");
+        tenants.take(&limited, path).unwrap();
+        tenants.of_key("abc").unwrap().spend(90);
+        tenants.take(&(limited.clone() + &key("b", def)), path).unwrap();
+        assert_eq!(tenants.of_key("def").unwrap().name, "b");
+        assert!(tenants.of_key("abc").unwrap().may_begin(Instant::now()).is_err(), "a budget stays spent");
+        tenants.take(&key("b", def), path).unwrap();
+        assert!(tenants.of_key("abc").is_none());
+    }
+
+    #[test]
+    fn tokens_name_tenants_with_and_without_limits() {
+        let tenants = read("[[tenants]]\nname = 'a'\nmax_sessions = 3").unwrap();
+        let (known, other) = (tenants.named("a"), tenants.named("b"));
+        assert_eq!((known.max_sessions, other.max_sessions), (3, usize::MAX));
+        assert!(known.id != other.id && known.share != other.share);
     }
 
     #[test]

@@ -4,6 +4,10 @@ pub mod client_address;
 
 pub mod known;
 
+pub mod oidc;
+
+pub mod metrics;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 

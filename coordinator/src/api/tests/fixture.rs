@@ -18,8 +18,10 @@ use reqwest::{Response, StatusCode};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::admission::{Admission, AdmissionLimits, AdmissionMetrics, QueuedPermit};
+use crate::api::auth::RequestAuth;
 use crate::api::config::ApiConfig;
 use crate::api::metrics::ApiMetrics;
 use crate::api::openai::resume::ResumeKey;
@@ -35,7 +37,9 @@ use crate::request::{FinishReason, SessionError, SessionEvent, TokenEvent, Token
 use crate::server::{RunError, serve};
 use crate::session::plan::DecodePlan;
 use crate::shared_key::SharedKey;
+use crate::tasks::TaskSpawner;
 use crate::tenant::Tenant;
+use crate::tenant::metrics::TenantMetrics;
 
 /// What one session does.
 #[derive(Clone)]
@@ -177,9 +181,11 @@ impl TestServer {
         let registry = MetricRegistry::default();
         let metrics = Arc::new(ApiMetrics::register(&registry).unwrap());
         let secret = SharedKey::random();
+        let tenant_metrics = TenantMetrics::register(&registry).unwrap();
+        let tasks = TaskSpawner::new(TaskTracker::new(), CancellationToken::new());
         let state = Arc::new(ApiState {
             generation: GenerationService::new(generator.clone(), texts, config.clone(), DefaultSettings::default()),
-            auth: crate::server::auth(&config, &secret).unwrap(),
+            auth: RequestAuth::start(&config, &secret, &tenant_metrics, &tasks).unwrap(),
             resume_key: ResumeKey::new(&secret),
             config,
             metrics,
