@@ -35,8 +35,8 @@ use crate::generation::model_text::{ModelText, ModelTextError};
 use crate::metrics::CoordinatorMetrics;
 use crate::models::ModelConfig;
 use crate::session::service::{ServiceConfig, SessionService};
-use crate::tasks::TaskSpawner;
 use crate::shared_key::{InvalidSharedKey, SharedKey};
+use crate::tasks::TaskSpawner;
 use crate::worker_pool::WorkerSource;
 use crate::worker_pool::tokenizers::{KnownTokenizer, TokenizerOwner};
 

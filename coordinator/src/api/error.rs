@@ -129,7 +129,9 @@ impl IntoResponse for ApiError {
         let mut response = (status, Json(self.object())).into_response();
         if status == StatusCode::UNAUTHORIZED {
             // RFC 9110, 11.6.1: a 401 names what it asks for.
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"cosec\""));
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"cosec\""));
         }
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after_seconds));

@@ -23,7 +23,9 @@ impl ClientNetwork {
         let network = match address.to_canonical() {
             IpAddr::V4(address) => IpNet::from(IpAddr::V4(address)),
             // 64 is a length that there is.
-            IpAddr::V6(address) => Ipv6Net::new(address, 64).map_or(IpAddr::V6(address).into(), |net| net.trunc().into()),
+            IpAddr::V6(address) => {
+                Ipv6Net::new(address, 64).map_or(IpAddr::V6(address).into(), |net| net.trunc().into())
+            }
         };
         Self(network)
     }

@@ -121,14 +121,14 @@ impl Tenants {
 
     /// Knows from now on those that `text` names and nobody else.
     fn replace(&self, text: &str) -> Result<(), String> {
-        let content: FileContent =
-            Figment::from(Toml::string(text)).extract().map_err(|cause| cause.to_string())?;
+        let content: FileContent = Figment::from(Toml::string(text)).extract().map_err(|cause| cause.to_string())?;
         let mut known = KnownTenants { text: text.to_owned(), ..KnownTenants::default() };
         let mut names = HashSet::new();
         let lists = [("keys", content.keys), ("tenants", content.tenants)];
-        for (list, at, entry) in lists.into_iter().flat_map(|(list, entries)| {
-            entries.into_iter().enumerate().map(move |(at, entry)| (list, at, entry))
-        }) {
+        for (list, at, entry) in lists
+            .into_iter()
+            .flat_map(|(list, entries)| entries.into_iter().enumerate().map(move |(at, entry)| (list, at, entry)))
+        {
             let invalid = |problem: &str| format!("{list}[{at}].{problem}");
             if entry.name.is_empty() || !names.insert(entry.name.clone()) {
                 return Err(invalid(&format!("name is {:?}; names must be set and differ", entry.name)));
@@ -255,7 +255,8 @@ mod tests {
 
     #[test]
     fn a_changed_file_takes_effect_and_a_broken_one_does_not() {
-        let (path, def) = (Path::new("keys.toml"), "cb8379ac2098aa165029e3938a51da0bcecfc008fd6795f401178647f96c5b34");
+        let (path, def) =
+            (Path::new("keys.toml"), "cb8379ac2098aa165029e3938a51da0bcecfc008fd6795f401178647f96c5b34");
         let key = |name: &str, digest: &str| format!("[[keys]]\nname = '{name}'\nsha256 = '{digest}'\n");
         let limited = key("a", ABC) + "tokens_per_minute = 60\n";
         let tenants = read(&limited).unwrap();

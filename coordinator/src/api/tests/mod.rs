@@ -10,6 +10,8 @@ mod chat;
 
 mod http;
 
+mod auth;
+
 mod resume;
 
 mod grpc;

@@ -97,7 +97,8 @@ impl OidcConfig {
 
     /// The algorithms that tokens may be signed with.
     pub(super) fn algorithms(&self) -> Vec<Algorithm> {
-        let allowed = |name: &str| self.algorithms.is_empty() || self.algorithms.iter().any(|allowed| allowed == name);
+        let allowed =
+            |name: &str| self.algorithms.is_empty() || self.algorithms.iter().any(|allowed| allowed == name);
         ALGORITHMS.iter().filter(|(name, _)| allowed(name)).map(|(_, algorithm)| *algorithm).collect()
     }
 }
@@ -105,7 +106,9 @@ impl OidcConfig {
 fn check_url(key: &str, value: &str) -> Result<(), String> {
     match value.parse::<Url>() {
         Ok(url) if may_fetch(&url) => Ok(()),
-        Ok(_) | Err(_) => Err(format!("api.oidc.{key} is {value:?}; it must be an https:// URL (http:// on loopback)")),
+        Ok(_) | Err(_) => {
+            Err(format!("api.oidc.{key} is {value:?}; it must be an https:// URL (http:// on loopback)"))
+        }
     }
 }
 

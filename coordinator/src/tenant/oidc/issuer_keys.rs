@@ -61,7 +61,10 @@ impl IssuerKeys {
     ///
     /// # Errors
     /// When the authorities in `ca_file` cannot be read.
-    pub(super) fn new(config: &OidcConfig, metrics: TenantMetrics) -> Result<(Self, impl Future<Output = ()>), String> {
+    pub(super) fn new(
+        config: &OidcConfig,
+        metrics: TenantMetrics,
+    ) -> Result<(Self, impl Future<Output = ()>), String> {
         let (publish, known) = watch::channel(Arc::new(KeySet::default()));
         let (asks, asked) = mpsc::channel(MAX_WAITING);
         let timeout = Duration::from_secs(config.timeout_seconds);
@@ -114,7 +117,8 @@ impl KeySet {
 
     /// The keys of a set that can verify something; the others are for other purposes.
     fn read(document: JwksDocument) -> Self {
-        let keys = document.keys.into_iter().filter_map(|value| IssuerKey::read(&serde_json::from_value(value).ok()?));
+        let keys =
+            document.keys.into_iter().filter_map(|value| IssuerKey::read(&serde_json::from_value(value).ok()?));
         Self { keys: keys.collect(), fetched: Some(Instant::now()) }
     }
 }
