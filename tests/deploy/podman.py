@@ -24,6 +24,8 @@ COPY lib /usr/local/lib
 ENV CARGO_HOME=/usr/local/cargo
 """
 BUILD_SECONDS = 3600
+# SOURCE_DATE_EPOCH of the images: any time will do.
+EPOCH = 1_767_225_600
 # For machines without systemd, and where limits cannot be raised.
 CONTAINERS_CONF = """
 [containers]
@@ -104,7 +106,7 @@ class Store:
 
     def build(self, tag: str, dockerfile: Path, context: Path, *options: str) -> None:
         """Builds an image by `dockerfile`."""
-        how = ("--isolation", "chroot", "--layers=false", "--pull=never")
+        how = ("--isolation", "chroot", "--layers=false", "--pull=never", "--timestamp", str(EPOCH))
         self.run("buildah", "bud", *how, *options, "--file", dockerfile, "--tag", tag, context)
 
     def build_target(self, target: str, tag: str) -> None:
@@ -127,6 +129,10 @@ class Store:
                 subprocess.run(["strip", "--strip-debug", "-o", there / program, BINARIES / program], check=True)
             options += ["--build-context", f"build-{program.removeprefix('cosec-')}={built}"]
         return options
+
+    def image_digest(self, image: str) -> str:
+        (told,) = json.loads(self.run("podman", "image", "inspect", image))
+        return told["Id"]
 
     def image_bytes(self, image: str) -> int:
         (told,) = json.loads(self.run("podman", "image", "inspect", image))

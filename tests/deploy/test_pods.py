@@ -87,6 +87,16 @@ def test_images_hold_their_program_and_little_else(store):
         assert size <= added < size + 1_000_000
 
 
+def test_the_same_sources_make_the_same_images(store):
+    for program in ("coordinator", "worker"):
+        again = f"localhost/cosec-{program}:again"
+        # Files are as new as this build.
+        for built in (store.folder / f"cosec-{program}").rglob("*"):
+            built.touch()
+        store.build_target(program, again)
+        assert store.image_digest(again) == store.image_digest(f"localhost/cosec-{program}:0.1.0"), program
+
+
 def wait_until_answered(url: str, workloads: list[Workload], store: podman.Store) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
