@@ -20,11 +20,14 @@ pub fn warn_if_loose(setting: &str, path: &Path) {
 /// Who else has access, for a program that runs as the user `own`.
 fn looseness(metadata: &Metadata, own: u32) -> Option<&'static str> {
     let mode = metadata.mode();
-    match () {
-        () if mode & 0o022 != 0 => Some("others may change it"),
-        () if mode & 0o004 != 0 => Some("everybody may read it"),
-        () if mode & 0o040 != 0 && metadata.uid() == own => Some("its group may read it"),
-        () => None,
+    if mode & 0o022 != 0 {
+        Some("others may change it")
+    } else if mode & 0o004 != 0 {
+        Some("everybody may read it")
+    } else if mode & 0o040 != 0 && metadata.uid() == own {
+        Some("its group may read it")
+    } else {
+        None
     }
 }
 

@@ -57,7 +57,9 @@ impl RequestAuth {
         });
         let until_shutdown = |task: BoxFuture<'static, ()>| {
             let shutdown = tasks.shutdown.clone();
-            tasks.spawn(async move { drop(shutdown.run_until_cancelled(task).await) });
+            tasks.spawn(async move {
+                let _ = shutdown.run_until_cancelled(task).await;
+            });
         };
         if let Some(file) = &config.keys_file {
             until_shutdown(Box::pin(Arc::clone(&tenants).follow(file.clone(), metrics.clone())));
@@ -123,10 +125,14 @@ fn credential(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
             Some(_) => Err(ApiError::new(ErrorCode::Unauthenticated, format!("{name} is there twice; send one"))),
         }
     };
-    // The scheme is spelled in any case (RFC 9110, 11.1).
-    let bearer = |value: &'_ str| value.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    let authorization = one(header::AUTHORIZATION.as_str())?.and_then(bearer).map(|(_, key)| key.trim());
+    let authorization = one(header::AUTHORIZATION.as_str())?.and_then(bearer);
     Ok(authorization.or(one(API_KEY)?.map(str::trim)))
+}
+
+fn bearer(authorization: &str) -> Option<&str> {
+    let (scheme, key) = authorization.split_once(' ')?;
+    // In any case (RFC 9110, 11.1).
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use axum::http::HeaderMap;
 use ipnet::{IpNet, Ipv6Net};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Most hops that are looked at; nobody has as many proxies.
 const MAX_HOPS: usize = 32;
@@ -38,7 +38,7 @@ impl fmt::Display for ClientNetwork {
 }
 
 /// The header in which proxies say for whom they ask.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ForwardedHeader {
     /// `X-Forwarded-For: CLIENT, PROXY`.
@@ -98,8 +98,12 @@ impl TrustedProxies {
 
 /// The `for` of one element of `Forwarded`.
 fn forwarded_for(element: &str) -> Option<&str> {
-    let pairs = element.split(';').filter_map(|pair| pair.split_once('='));
-    let (_, value) = pairs.into_iter().find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
+    // Half a quotation: the comma before or behind it separates nothing, and what is quoted may be the client's.
+    if element.matches('"').count() % 2 != 0 {
+        return None;
+    }
+    let mut pairs = element.split(';').filter_map(|pair| pair.split_once('='));
+    let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
     Some(value.trim().trim_matches('"'))
 }
 
@@ -158,5 +162,6 @@ mod tests {
         check(r#"for="[2001:db8::7]:4711", For=10.1.1.1;by=10.0.0.1"#, "2001:db8::7");
         check("for=_hidden", "10.0.0.1");
         check("proto=https", "10.0.0.1");
+        check(r#"for=192.0.2.1;host="a, for=203.0.113.7""#, "10.0.0.1");
     }
 }

@@ -64,7 +64,7 @@ impl IssuerKeys {
     pub(super) fn new(
         config: &OidcConfig,
         metrics: TenantMetrics,
-    ) -> Result<(Self, impl Future<Output = ()>), String> {
+    ) -> Result<(Self, impl Future<Output = ()> + use<>), String> {
         let (publish, known) = watch::channel(Arc::new(KeySet::default()));
         let (asks, asked) = mpsc::channel(MAX_WAITING);
         let timeout = Duration::from_secs(config.timeout_seconds);

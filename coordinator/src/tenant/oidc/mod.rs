@@ -48,7 +48,10 @@ impl TokenIssuer {
     ///
     /// # Errors
     /// Names the file that cannot be read.
-    pub fn new(config: &OidcConfig, metrics: TenantMetrics) -> Result<(Self, impl Future<Output = ()>), String> {
+    pub fn new(
+        config: &OidcConfig,
+        metrics: TenantMetrics,
+    ) -> Result<(Self, impl Future<Output = ()> + use<>), String> {
         signature::install();
         let mut validation = Validation::default();
         validation.leeway = config.leeway_seconds;
