@@ -1,5 +1,5 @@
-//! Logs that nobody can take: a full disk, a pipe that nobody reads, closed descriptors. Processes start, serve and end
-//! all the same.
+//! Logs that nobody can take, and spans that no collector takes: a full disk, a pipe that nobody reads, one that is closed.
+//! Processes start, serve and end all the same.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -47,12 +47,14 @@ struct MuteProcess {
 }
 
 impl MuteProcess {
-    fn start(program: &str, arguments: &[&str], log: BrokenLog) -> Self {
+    /// Spans of a coordinator go to `collector`.
+    fn start(program: &str, arguments: &[&str], log: BrokenLog, collector: &str) -> Self {
         let (stdout, stderr, reader) = log.outputs();
         let mut command = Command::new(binaries().join(program));
         command.args(arguments).stdin(Stdio::null()).stdout(stdout).stderr(stderr).kill_on_drop(true);
         // Says much about each operation.
-        let child = command.env("RUST_LOG", "trace").spawn().unwrap();
+        command.env("RUST_LOG", "trace").env("COSEC_COORDINATOR_TELEMETRY__OTLP_ENDPOINT", collector);
+        let child = command.spawn().unwrap();
         Self { child, _reader: reader }
     }
 
@@ -72,19 +74,22 @@ fn free_address() -> String {
 }
 
 async fn serve_with(log: BrokenLog) {
+    // It takes connections and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let collector = format!("http://{}", silent.local_addr().unwrap());
     let [base, expert, base_metrics, expert_metrics, http, grpc] = std::array::from_fn(|_| free_address());
     let worker = |role: &str, listen: &str, metrics: &str| {
         let (directory, threads) = (model(role), ["--threads", "1", "--kv-memory-mib", "256"]);
         let mut arguments = vec!["serve", "--role", role, "--listen", listen, "--metrics-listen", metrics];
         arguments.extend(["--model", directory.to_str().unwrap()]);
         arguments.extend(threads);
-        MuteProcess::start("cosec-worker", &arguments, log)
+        MuteProcess::start("cosec-worker", &arguments, log, &collector)
     };
     let workers = [worker("base", &base, &base_metrics), worker("expert", &expert, &expert_metrics)];
     let tokenizer = model("base");
     let mut arguments = vec!["--model", "demo", "--base", &base, "--expert", &expert];
     arguments.extend(["--http-listen", &http, "--grpc-listen", &grpc, "--tokenizer", tokenizer.to_str().unwrap()]);
-    let coordinator = MuteProcess::start("cosec-coordinator", &arguments, log);
+    let coordinator = MuteProcess::start("cosec-coordinator", &arguments, log, &collector);
     let http = format!("http://{http}");
     until("the coordinator is ready", async || {
         let answer = reqwest::get(format!("{http}/health/ready")).await;
