@@ -5,6 +5,7 @@
 
 mod broken_logs;
 mod observation;
+mod prefix_oracle;
 
 use std::time::Duration;
 
