@@ -99,7 +99,7 @@ impl TrustedProxies {
 /// The `for` of one element of `Forwarded`.
 fn forwarded_for(element: &str) -> Option<&str> {
     // Half a quotation: the comma before or behind it separates nothing, and what is quoted may be the client's.
-    if element.matches('"').count() % 2 != 0 {
+    if !element.matches('"').count().is_multiple_of(2) {
         return None;
     }
     let mut pairs = element.split(';').filter_map(|pair| pair.split_once('='));

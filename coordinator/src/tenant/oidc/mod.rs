@@ -53,9 +53,8 @@ impl TokenIssuer {
         metrics: TenantMetrics,
     ) -> Result<(Self, impl Future<Output = ()> + use<>), String> {
         signature::install();
-        let mut validation = Validation::default();
-        validation.leeway = config.leeway_seconds;
-        validation.validate_nbf = true;
+        let mut validation =
+            Validation { leeway: config.leeway_seconds, validate_nbf: true, ..Validation::default() };
         validation.set_audience(&config.audiences);
         validation.set_issuer(&[&config.issuer]);
         validation.set_required_spec_claims(&["exp", "iss", "aud"]);

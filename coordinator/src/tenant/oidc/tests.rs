@@ -51,10 +51,10 @@ const PS256: &str = concat!(
 );
 
 /// Of a key on the curve P-384.
-const P384_X: &str = concat!("hWowhJc0dTI8FfqvV14u5r-tdo0XguwN0ArVKiLPbrwU1kGdZLv2Sr9VSYjZBUyz",);
+const P384_X: &str = "hWowhJc0dTI8FfqvV14u5r-tdo0XguwN0ArVKiLPbrwU1kGdZLv2Sr9VSYjZBUyz";
 
 /// Of the same key.
-const P384_Y: &str = concat!("xwDSHsmCktRnEFdcxx93V1rE89_lKU0hgyQqdDIvjfhC4BMmMSTTrkXr1PybFxdX",);
+const P384_Y: &str = "xwDSHsmCktRnEFdcxx93V1rE89_lKU0hgyQqdDIvjfhC4BMmMSTTrkXr1PybFxdX";
 
 /// The same claims, signed by it.
 const ES384: &str = concat!(
