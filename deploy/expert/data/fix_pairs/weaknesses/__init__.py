@@ -1,0 +1,1 @@
+"""One module for each weakness: its number and its templates."""
