@@ -138,7 +138,8 @@ class Trainer:
 
     def result(self):
         """(weights, whether an evaluation chose them)"""
-        return (self.best, True) if self.best is not None and self.stopping.best_step > 0 else (adapter.state(self.tuned), False)
+        chosen = self.best is not None and (self.stopping.best_step > 0 or self.settings.start_from is not None)
+        return (self.best if chosen else adapter.state(self.tuned)), chosen
 
 
 def progress(lines):
