@@ -1,7 +1,9 @@
 """Checkpoints of a run, from which it goes on with the same order of data.
 
-A checkpoint holds the adapter, the optimiser's state, what early stopping remembers, and the settings; no base weights.
+A checkpoint holds the adapter, the optimiser's state, what early stopping remembers, and the settings; no base
+weights.
 """
+
 import json
 import os
 import re
@@ -17,7 +19,11 @@ class OtherSettings(Exception):
 
 
 def _numbered(folder):
-    found = [(int(match[1]), path) for path in folder.glob("step-*.pt") if (match := re.fullmatch(r"step-(\d+)\.pt", path.name))]
+    found = [
+        (int(match[1]), path)
+        for path in folder.glob("step-*.pt")
+        if (match := re.fullmatch(r"step-(\d+)\.pt", path.name))
+    ]
     return [path for _, path in sorted(found)]
 
 
@@ -46,7 +52,9 @@ def newest(folder, settings):
     state = torch.load(found[-1], map_location="cpu", weights_only=True)
     for name, value in settings.items():
         if state["settings"].get(name) != value:
-            raise OtherSettings(f"{found[-1]} was made with {name} {state['settings'].get(name)!r}, not {value!r}: give that, or another --out")
+            raise OtherSettings(
+                f"{found[-1]} was made with {name} {state['settings'].get(name)!r}, not {value!r}: give that, or another --out"
+            )
     return state
 
 

@@ -1,4 +1,7 @@
-"""The command line: what goes wrong is said in one sentence, with exit status 2 for the caller's mistakes and 75 after a signal."""
+"""The command line: what goes wrong is said in one sentence, with exit status 2 for the caller's mistakes and 75
+after a signal.
+"""
+
 import argparse
 import sys
 from pathlib import Path
@@ -38,11 +41,20 @@ def train(settings, arguments):
     if settings.distill:
         distillation.check_vocabularies(tokenizer, AutoTokenizer.from_pretrained(settings.distill))
         with accelerator.main_process_first():
-            source = distillation.distil(settings, AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype).to(accelerator.device),
-                                         distillation.load_base(settings, dtype).to(accelerator.device), tokenizer, selection.ordinary_train, dtype, say)
+            source = distillation.distil(
+                settings,
+                AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype).to(accelerator.device),
+                distillation.load_base(settings, dtype).to(accelerator.device),
+                tokenizer,
+                selection.ordinary_train,
+                dtype,
+                say,
+            )
     torch.manual_seed(settings.seed)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(accelerator.device)
-    scorer = Scorer(adapter.attach(model, settings.rank, settings.alpha, settings.start_from), autocast, settings.cache_mib << 20)
+    scorer = Scorer(
+        adapter.attach(model, settings.rank, settings.alpha, settings.start_from), autocast, settings.cache_mib << 20
+    )
     scorer.check(tokenizer("def main():\n    return 0\n", add_special_tokens=False)["input_ids"])
 
     trainer = Trainer(settings, accelerator, tokenizer, scorer, selection)
@@ -57,7 +69,9 @@ def train(settings, arguments):
         out = Path(settings.out)
         adapter.export(trainer.tuned, weights, out, settings.model_name or str(source))
         last = progress(checkpoints.lines(trainer.log)[-1:])
-        (out / "README.md").write_text(card.text(settings, selection, trainer.stopping, chosen, arguments, str(dtype).removeprefix("torch."), last))
+        (out / "README.md").write_text(
+            card.text(settings, selection, trainer.stopping, chosen, arguments, str(dtype).removeprefix("torch."), last)
+        )
         say(f"{out}: the adapter after step {trainer.stopping.best_step if chosen else 'the last'}, and its card")
 
 
@@ -69,8 +83,10 @@ def report(selection, say):
         say(f"skipped {len(selection.skipped) - NAMED} more")
     for weakness, trained, held_out in selection.table():
         say(f"{weakness}: {trained} pairs, {held_out} held out")
-    say(f"{len(selection.train)} pairs, {len(selection.held_out)} held out, {len(selection.skipped)} skipped; "
-        f"{len(selection.ordinary_train)} ordinary functions, {len(selection.ordinary_held_out)} held out")
+    say(
+        f"{len(selection.train)} pairs, {len(selection.held_out)} held out, {len(selection.skipped)} skipped; "
+        f"{len(selection.ordinary_train)} ordinary functions, {len(selection.ordinary_held_out)} held out"
+    )
 
 
 def parser():
@@ -89,6 +105,7 @@ def main(arguments=None):
     from .scorer import UnsupportedModel
     from .selection import NothingLeft
     from .trainer import Interrupted
+
     try:
         train(settings, arguments[1:])
     except (NothingLeft, OtherSettings, OtherShape, OtherVocabulary, UnsupportedModel, OSError) as error:

@@ -1,8 +1,9 @@
 """Brings a small model closer to the base that it is to advise, before the expert is trained (what CoSec+ adds).
 
-The student learns the base's distributions on ordinary code, KL(base || student), by an adapter that is then merged into
-its weights. The expert's adapter and the frozen model of its objective both stand on the result.
+The student learns the base's distributions on ordinary code, KL(base || student), by an adapter that is then merged
+into its weights. The expert's adapter and the frozen model of its objective both stand on the result.
 """
+
 import json
 from pathlib import Path
 
@@ -35,7 +36,12 @@ def loss_of(student_logits, base_logits):
 def distil(settings, model, base, tokenizer, snippets, dtype, say):
     """Writes the student to OUT/distilled and returns that folder; a finished one is taken as it is."""
     folder = Path(settings.out) / "distilled"
-    made_by = {"model": settings.model, "base": settings.distill, "steps": settings.distill_steps, "seed": settings.seed}
+    made_by = {
+        "model": settings.model,
+        "base": settings.distill,
+        "steps": settings.distill_steps,
+        "seed": settings.seed,
+    }
     record = folder / "distilled.json"
     if record.exists() and json.loads(record.read_text())["made_by"] == made_by:
         return folder
@@ -64,7 +70,7 @@ def distil(settings, model, base, tokenizer, snippets, dtype, say):
         optimizer.zero_grad(set_to_none=True)
         history.append(total)
         if (step + 1) % settings.log_every == 0 or step + 1 == settings.distill_steps:
-            recent = history[-settings.log_every:]
+            recent = history[-settings.log_every :]
             say(f"distillation {step + 1} of {settings.distill_steps}: KL to the base {sum(recent) / len(recent):.4f}")
     merged = student.model.merge_and_unload()
     merged.save_pretrained(folder)

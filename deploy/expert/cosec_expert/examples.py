@@ -1,9 +1,10 @@
 """Windows of tokens with the places where they are scored.
 
 A place is the index of the token that is predicted. Texts come in three forms: `code` as it is, `body` from the first
-function or class on (without the imports, which give the fix away), and `chat`, the model's own template with a request
-and a code fence. Window and places are a function of the text, the form and the random numbers alone.
+function or class on (without the imports, which give the fix away), and `chat`, the model's own template with a
+request and a code fence. Window and places are a function of the text, the form and the random numbers alone.
 """
+
 import difflib
 import re
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class TooLong(Exception):
 @dataclass(frozen=True)
 class Fork:
     """Where the two versions part: the place, the fixed side's token and the vulnerable side's."""
+
     place: int
     fixed: int
     vulnerable: int
@@ -71,16 +73,23 @@ def chat_head(tokenizer, task, language):
     """The template up to where the code of an answer begins."""
     if not getattr(tokenizer, "chat_template", None):
         raise TooLong("the tokenizer has no chat template")
-    asked = tokenizer.apply_chat_template([{"role": "user", "content": task}], tokenize=False, add_generation_prompt=True)
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": task}], tokenize=False, add_generation_prompt=True
+    )
     return f"{asked}```{FENCES.get(language, language)}\n"
 
 
 def _first_line(pair):
-    return next(line.strip() for line in pair.after.splitlines() if line.strip() and not line.strip().startswith(("@", "#", "//")))
+    return next(
+        line.strip()
+        for line in pair.after.splitlines()
+        if line.strip() and not line.strip().startswith(("@", "#", "//"))
+    )
 
 
 def asked(pair, rng):
-    """The request of a chat; for code that states none its first line. Half of the others name the function that is wanted."""
+    """The request of a chat; for code that states none its first line. Half of the others name the function that is
+    wanted."""
     if not pair.task:
         return f"Write this {pair.language} function:\n{_first_line(pair)}"
     signatures = SIGNATURE.findall(pair.after)
@@ -95,7 +104,9 @@ def hunks(before, after):
     while same < min(len(before), len(after)) and before[same] == after[same]:
         same += 1
     matcher = difflib.SequenceMatcher(None, before[same:], after[same:], autojunk=False)
-    return [(same + bounds[0], same + bounds[2]) for operation, *bounds in matcher.get_opcodes() if operation != "equal"]
+    return [
+        (same + bounds[0], same + bounds[2]) for operation, *bounds in matcher.get_opcodes() if operation != "equal"
+    ]
 
 
 def _imports(code):
@@ -103,7 +114,7 @@ def _imports(code):
 
 
 def _line_at(text, character):
-    return text[text.rfind("\n", 0, character) + 1:]
+    return text[text.rfind("\n", 0, character) + 1 :]
 
 
 def find_fork(vulnerable_ids, fixed_ids, fixed_text, offsets, in_imports):
@@ -111,7 +122,12 @@ def find_fork(vulnerable_ids, fixed_ids, fixed_text, offsets, in_imports):
     forks = []
     for old, new in hunks(vulnerable_ids, fixed_ids):
         if old < len(vulnerable_ids) and new < len(fixed_ids) and new > 0 and vulnerable_ids[old] != fixed_ids[new]:
-            forks.append((bool(IMPORT.match(_line_at(fixed_text, offsets[new][0]))), Fork(new, fixed_ids[new], vulnerable_ids[old])))
+            forks.append(
+                (
+                    bool(IMPORT.match(_line_at(fixed_text, offsets[new][0]))),
+                    Fork(new, fixed_ids[new], vulnerable_ids[old]),
+                )
+            )
     if not forks:
         return None
     return next((fork for is_import, fork in forks if in_imports or not is_import), forks[0][1])
@@ -131,9 +147,10 @@ def _text_of(pair, form, tokenizer, rng):
 
 
 def _line_start(offsets, text, first):
-    """The first token from `first` on that begins a line, if one comes soon."""
+    """The first token from `first` on that begins a line or its line break, if one comes soon."""
     for index in range(first, min(first + 24, len(offsets))):
-        if offsets[index][0] == 0 or text[offsets[index][0] - 1] == "\n":
+        start = offsets[index][0]
+        if start == 0 or "\n" in text[start - 1 : start + 1]:
             return index
     return first
 
@@ -163,12 +180,20 @@ def of_pair(tokenizer, pair, form, sizes, rng):
         raise TooLong("no token of the fixed version parts from the vulnerable one")
     first, last = _window(form, offsets, text, fork.place, sizes)
     spans = [(start + len(head) - new_start, end + len(head) - new_start) for start, end in pair.changed_after]
-    changed = {index for index, (start, end) in enumerate(offsets) if any(start < high and low < end for low, high in spans)} | {fork.place}
+    changed = {
+        index for index, (start, end) in enumerate(offsets) if any(start < high and low < end for low, high in spans)
+    } | {fork.place}
     answer = len(head)
     learnt = sorted(index - first for index in changed if first < index < last)
     others = [index - first for index in range(first + 1, last) if index not in changed and offsets[index][0] >= answer]
     kept = sorted(rng.sample(others, min(sizes.kept, len(others))))
-    return Example((pair.id, form), tuple(ids[first:last]), tuple(learnt), tuple(kept), Fork(fork.place - first, fork.fixed, fork.vulnerable))
+    return Example(
+        (pair.id, form),
+        tuple(ids[first:last]),
+        tuple(learnt),
+        tuple(kept),
+        Fork(fork.place - first, fork.fixed, fork.vulnerable),
+    )
 
 
 def of_ordinary(tokenizer, snippet, form, sizes, rng):
@@ -184,9 +209,11 @@ def of_ordinary(tokenizer, snippet, form, sizes, rng):
         start = offsets[index][0]
         if start < len(head):
             continue
-        begins_comment = text[start:].lstrip(" \t").startswith("#") and not text[text.rfind("\n", 0, start) + 1:start].strip()
-        (certain if body <= index < body + BODY_STARTS or begins_comment else others).append(index - first)
-    certain = certain[:sizes.ordinary_kept]
+        begins_comment = (
+            text[start:].lstrip(" \t").startswith("#") and not text[text.rfind("\n", 0, start) + 1 : start].strip()
+        )
+        (certain if body - 1 <= index < body + BODY_STARTS or begins_comment else others).append(index - first)
+    certain = certain[: sizes.ordinary_kept]
     kept = sorted([*certain, *rng.sample(others, min(sizes.ordinary_kept - len(certain), len(others)))])
     if not kept:
         raise TooLong("nothing to score")

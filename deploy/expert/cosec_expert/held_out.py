@@ -1,4 +1,5 @@
 """Evidence and divergence on pairs and ordinary code that training never sees, and when to stop because of them."""
+
 import random
 import statistics
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ STRONG = 2.0
 @dataclass
 class HeldOut:
     """What is scored: (weakness or None, example)"""
+
     items: list
 
     @classmethod
@@ -25,11 +27,31 @@ class HeldOut:
         for pair in random.Random(f"{seed}-held-out").sample(pairs, len(pairs)):
             by_weakness.setdefault(pair.weakness, []).append(pair)
         queues = [by_weakness[weakness] for weakness in sorted(by_weakness)]
-        chosen = [queue[row] for row in range(max(map(len, queues), default=0)) for queue in queues if row < len(queue)][:pair_limit]
+        chosen = [
+            queue[row] for row in range(max(map(len, queues), default=0)) for queue in queues if row < len(queue)
+        ][:pair_limit]
         for number, pair in enumerate(chosen):
-            cls._add(items, pair.weakness, examples.of_pair, tokenizer, pair, examples.FORMS[number % 3], sizes, f"{seed}-{pair.id}")
+            cls._add(
+                items,
+                pair.weakness,
+                examples.of_pair,
+                tokenizer,
+                pair,
+                examples.FORMS[number % 3],
+                sizes,
+                f"{seed}-{pair.id}",
+            )
         for number, snippet in enumerate(snippets[:snippet_limit]):
-            cls._add(items, None, examples.of_ordinary, tokenizer, snippet, ("code", "chat")[number % 2], sizes, f"{seed}-{snippet.id}")
+            cls._add(
+                items,
+                None,
+                examples.of_ordinary,
+                tokenizer,
+                snippet,
+                ("code", "chat")[number % 2],
+                sizes,
+                f"{seed}-{snippet.id}",
+            )
         return cls(items)
 
     @staticmethod
@@ -46,7 +68,7 @@ class HeldOut:
         """Figures over all items; every process scores a part."""
         scorer.eval()
         scored = []
-        for weakness, example in self.items[accelerator.process_index::accelerator.num_processes]:
+        for weakness, example in self.items[accelerator.process_index :: accelerator.num_processes]:
             _, parts = objective.of_example(example, scorer([example])[0], scorer.frozen(example), weights)
             scored.append((weakness, parts))
         scorer.train()
@@ -67,7 +89,8 @@ def summary(scored, weights):
         return statistics.fmean(values) if values else 0.0
 
     return {
-        "pairs": len(pairs), "ordinary": len(ordinary),
+        "pairs": len(pairs),
+        "ordinary": len(ordinary),
         "evidence_median": statistics.median(found) if found else 0.0,
         "evidence_strong": mean([value > STRONG for value in found]),
         "evidence_by_weakness": {weakness: mean(values) for weakness, values in sorted(by_weakness.items())},
@@ -80,7 +103,9 @@ def summary(scored, weights):
 
 @dataclass
 class EarlyStopping:
-    """Remembers the best evaluation; a run ends after `patience` others. An evaluation above `most_ordinary_kl` is never best."""
+    """Remembers the best evaluation; a run ends after `patience` others. An evaluation above `most_ordinary_kl` is
+    never best."""
+
     patience: int
     most_ordinary_kl: float
     best: float | None = None
@@ -105,4 +130,9 @@ class EarlyStopping:
         return {"best": self.best, "best_step": self.best_step, "waited": self.waited, "history": self.history}
 
     def restore(self, state):
-        self.best, self.best_step, self.waited, self.history = state["best"], state["best_step"], state["waited"], list(state["history"])
+        self.best, self.best_step, self.waited, self.history = (
+            state["best"],
+            state["best_step"],
+            state["waited"],
+            list(state["history"]),
+        )

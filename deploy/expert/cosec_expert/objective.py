@@ -8,9 +8,10 @@ Of a fix pair, with q_on the tuned and q_off the frozen model:
 
     D = [log q_on(z) - log q_off(z)] - [log q_on(t) - log q_off(t)]
 
-at the fork, z the fixed version's token and t the vulnerable one's. Of ordinary code, ordinary_weight * mean
-KL(q_off || q_on). First and third term: He and Vechev (SVEN, 2023) and Li et al. (CoSec, 2024).
+at the fork, z the fixed version's token and t the vulnerable one's. Of ordinary code, ordinary_weight * mean KL(q_off
+|| q_on). First and third term: He and Vechev (SVEN, 2023) and Li et al. (CoSec, 2024).
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +44,7 @@ def of_example(example, tuned, frozen, weights):
     `tuned`: logits [places, vocabulary], f32, as `Example.places`; `frozen` as `Example.frozen_places`.
     """
     learnt, kept = len(example.learnt), len(example.kept)
-    moved = divergence(frozen[:kept], tuned[learnt:learnt + kept]).mean() if kept else tuned.new_zeros(())
+    moved = divergence(frozen[:kept], tuned[learnt : learnt + kept]).mean() if kept else tuned.new_zeros(())
     if example.fork is None:
         return weights.ordinary_weight * moved, {"ordinary_kl": moved.item()}
     targets = torch.tensor([example.ids[place] for place in example.learnt], device=tuned.device)

@@ -1,4 +1,7 @@
-"""Ordinary code, on which the adapter is to change nothing: functions with docstrings, and where in them that is measured."""
+"""Ordinary code, on which the adapter is to change nothing: functions with docstrings, and where in them that is
+measured.
+"""
+
 import ast
 import hashlib
 import sysconfig
@@ -6,7 +9,18 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo", "ensurepip", "__pycache__", "pydoc_data"}
+LEFT_OUT = {
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+    "dist-packages",
+    "turtledemo",
+    "ensurepip",
+    "__pycache__",
+    "pydoc_data",
+}
 SHORTEST_LINES, LONGEST_LINES = 5, 45
 LARGEST_FILE = 300_000
 
@@ -14,6 +28,7 @@ LARGEST_FILE = 300_000
 @dataclass(frozen=True)
 class Snippet:
     """A function: its text, what a user would ask for to get it, and where its body begins (in characters)."""
+
     source: str
     id: str
     task: str
@@ -23,7 +38,7 @@ class Snippet:
 
 def _snippet(source, file, source_lines, function):
     first = min([function.lineno, *(d.lineno for d in function.decorator_list)]) - 1
-    code = textwrap.dedent("\n".join(source_lines[first:function.end_lineno])) + "\n"
+    code = textwrap.dedent("\n".join(source_lines[first : function.end_lineno])) + "\n"
     statement = function.body[0]
     if statement.end_lineno == function.end_lineno:
         return None
@@ -35,8 +50,14 @@ def _snippet(source, file, source_lines, function):
         ast.parse(code)
     except SyntaxError:
         return None
-    kept = code.split("\n")[:statement.end_lineno - first]
-    return Snippet(source, f"{file}:{first + 1}:{function.name}", f"Write a Python function `{function.name}`: {summary}.", code, len("\n".join(kept)) + 1)
+    kept = code.split("\n")[: statement.end_lineno - first]
+    return Snippet(
+        source,
+        f"{file}:{first + 1}:{function.name}",
+        f"Write a Python function `{function.name}`: {summary}.",
+        code,
+        len("\n".join(kept)) + 1,
+    )
 
 
 def functions(text, source, file):

@@ -12,6 +12,7 @@ A bad record is counted, named by file and line, and skipped. Our own schema:
     changed         {"before": [[start, end], ...], "after": [...]}, in characters; default: by difflib
     licence, source for the model card
 """
+
 import difflib
 import json
 import re
@@ -20,8 +21,23 @@ from pathlib import Path
 
 LONGEST_CHARACTERS = 100_000
 LEXEMES = re.compile(r"\w+|\s+|[^\w\s]")
-LANGUAGES = {"py": "python", "c": "c", "h": "c", "cc": "c++", "cpp": "c++", "cxx": "c++", "hpp": "c++", "hh": "c++", "js": "javascript",
-             "ts": "typescript", "java": "java", "go": "go", "rb": "ruby", "php": "php", "rs": "rust"}
+LANGUAGES = {
+    "py": "python",
+    "c": "c",
+    "h": "c",
+    "cc": "c++",
+    "cpp": "c++",
+    "cxx": "c++",
+    "hpp": "c++",
+    "hh": "c++",
+    "js": "javascript",
+    "ts": "typescript",
+    "java": "java",
+    "go": "go",
+    "rb": "ruby",
+    "php": "php",
+    "rs": "rust",
+}
 
 
 class BadRecord(Exception):
@@ -45,12 +61,19 @@ class Pair:
 
     def reversed(self):
         """The pair of an anti-expert: what is vulnerable is what is learnt."""
-        return replace(self, before=self.after, after=self.before, changed_before=self.changed_after, changed_after=self.changed_before)
+        return replace(
+            self,
+            before=self.after,
+            after=self.before,
+            changed_before=self.changed_after,
+            changed_after=self.changed_before,
+        )
 
 
 @dataclass
 class Reading:
     """What the files held."""
+
     pairs: list = field(default_factory=list)
     skipped: list = field(default_factory=list)
     """(place, why) of each bad record."""
@@ -59,7 +82,9 @@ class Reading:
 def changed_spans(before, after):
     """Character spans of `before` and of `after` that the other does not have, by words, blanks and marks."""
     sides = [[(m[0], m.start(), m.end()) for m in LEXEMES.finditer(text)] for text in (before, after)]
-    matcher = difflib.SequenceMatcher(None, [lexeme for lexeme, _, _ in sides[0]], [lexeme for lexeme, _, _ in sides[1]], autojunk=False)
+    matcher = difflib.SequenceMatcher(
+        None, [lexeme for lexeme, _, _ in sides[0]], [lexeme for lexeme, _, _ in sides[1]], autojunk=False
+    )
     spans = ([], [])
     for operation, *bounds in matcher.get_opcodes():
         if operation == "equal":
@@ -99,7 +124,12 @@ def _spans(found, name, code):
         raise BadRecord(f"{name} is no list of spans")
     spans = []
     for span in found:
-        if not (isinstance(span, list) and len(span) == 2 and all(type(n) is int for n in span) and 0 <= span[0] <= span[1] <= len(code)):
+        if not (
+            isinstance(span, list)
+            and len(span) == 2
+            and all(type(n) is int for n in span)
+            and 0 <= span[0] <= span[1] <= len(code)
+        ):
             raise BadRecord(f"{name} has {span!r}, expected [start, end] within {len(code)} characters")
         spans.append(tuple(span))
     return tuple(spans)
@@ -111,15 +141,29 @@ def _own(record, place):
     if changed is None:
         spans = changed_spans(before, after)
     elif isinstance(changed, dict):
-        spans = _spans(changed.get("before", []), "changed.before", before), _spans(changed.get("after", []), "changed.after", after)
+        spans = (
+            _spans(changed.get("before", []), "changed.before", before),
+            _spans(changed.get("after", []), "changed.after", after),
+        )
     else:
         raise BadRecord("changed is no object")
     split = _text(record, "split")
     if split not in (None, "train", "val"):
         raise BadRecord(f"split is {split!r}, expected train or val")
     ident = _text(record, "id", place)
-    return Pair(ident, weakness_name(_text(record, "weakness", "CWE-000")), _text(record, "language", "python").lower(), _text(record, "group", ident), split,
-                _text(record, "task"), before, after, *spans, _text(record, "licence", "not stated"), _text(record, "source", place.rpartition(":")[0]))
+    return Pair(
+        ident,
+        weakness_name(_text(record, "weakness", "CWE-000")),
+        _text(record, "language", "python").lower(),
+        _text(record, "group", ident),
+        split,
+        _text(record, "task"),
+        before,
+        after,
+        *spans,
+        _text(record, "licence", "not stated"),
+        _text(record, "source", place.rpartition(":")[0]),
+    )
 
 
 def _sven(record, place):
@@ -136,8 +180,19 @@ def _sven(record, place):
         spans.append(_spans(listed, f"char_changes.{side}", code))
     extension = _text(record, "file_name", "").rpartition(".")[2].lower()
     link = _text(record, "commit_link", place)
-    return Pair(place, weakness_name(_text(record, "vul_type", "CWE-000")), LANGUAGES.get(extension, extension or "unknown"), link, None, None,
-                before, after, *spans, "MIT (SVEN; functions from public repositories)", "SVEN")
+    return Pair(
+        place,
+        weakness_name(_text(record, "vul_type", "CWE-000")),
+        LANGUAGES.get(extension, extension or "unknown"),
+        link,
+        None,
+        None,
+        before,
+        after,
+        *spans,
+        "MIT (SVEN; functions from public repositories)",
+        "SVEN",
+    )
 
 
 def _files(source):
@@ -171,7 +226,9 @@ def read(sources):
         if not files:
             raise FileNotFoundError(f"{source} has no .jsonl file")
         for file in files:
-            folder_split = next((part for part in (file.stem, *(p.name for p in file.parents)) if part in ("train", "val")), None)
+            folder_split = next(
+                (part for part in (file.stem, *(p.name for p in file.parents)) if part in ("train", "val")), None
+            )
             with open(file, encoding="utf-8", errors="surrogateescape") as lines:
                 for number, line in enumerate(lines, 1):
                     if not line.strip():

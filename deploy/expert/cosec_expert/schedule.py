@@ -1,4 +1,5 @@
 """Which pair and which ordinary function each step takes, in which form: a function of the seed and the step alone."""
+
 import random
 from dataclasses import dataclass
 
@@ -46,7 +47,10 @@ class Turns:
 
     def __init__(self, snippets, name):
         sources = sorted({snippet.source for snippet in snippets})
-        self.rounds = [Rounds([s for s in snippets if s.source == source], f"{name}-{number}") for number, source in enumerate(sources)]
+        self.rounds = [
+            Rounds([s for s in snippets if s.source == source], f"{name}-{number}")
+            for number, source in enumerate(sources)
+        ]
         self.taken = 0
 
     def next(self):
@@ -60,7 +64,9 @@ class Turns:
 def draws(pairs, snippets, count, seed, balance=1.0, wanted=None, chat_share=0.4, body_share=0.3):
     """The first `count` draws. Each weakness comes up evenly: the one that is furthest behind its share is next."""
     share = shares(pairs, balance, wanted or {})
-    rounds = {weakness: Rounds([p for p in pairs if p.weakness == weakness], f"{seed}-{weakness}") for weakness in share}
+    rounds = {
+        weakness: Rounds([p for p in pairs if p.weakness == weakness], f"{seed}-{weakness}") for weakness in share
+    }
     ordinary = Turns(snippets, f"{seed}-ordinary")
     taken = dict.fromkeys(share, 0)
     found = []

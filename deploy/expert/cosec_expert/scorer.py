@@ -1,10 +1,11 @@
 """Logits at chosen places of both models: the tuned one, and the frozen one, which is the same without its adapter.
 
-Only the places that the loss looks at go through the output layer: for a vocabulary of 150,000 tokens it costs a quarter of
-the pass otherwise. The frozen model's last hidden states at its places are kept, a thousand numbers each instead of a
-vocabulary of them, and its logits are computed from those: exactly, and without a second pass where an example comes
-again. They are computed row by row, so that they do not depend on what else is in a batch.
+Only the places that the loss looks at go through the output layer: for a vocabulary of 150,000 tokens it costs a
+quarter of the pass otherwise. The frozen model's last hidden states at its places are kept, a thousand numbers each
+instead of a vocabulary of them, and its logits are computed from those: exactly, and without a second pass where an
+example comes again. They are computed row by row, so that they do not depend on what else is in a batch.
 """
+
 import contextlib
 
 import torch
@@ -50,7 +51,9 @@ class Scorer(nn.Module):
     def forward(self, examples):
         """The tuned model's logits of each example, `[places, vocabulary]` in f32, as `Example.places`."""
         hidden = self._hidden([example.ids for example in examples])
-        return [self._logits(hidden[row, [place - 1 for place in example.places]]) for row, example in enumerate(examples)]
+        return [
+            self._logits(hidden[row, [place - 1 for place in example.places]]) for row, example in enumerate(examples)
+        ]
 
     @torch.no_grad()
     def frozen(self, example):

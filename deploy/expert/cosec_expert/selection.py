@@ -1,11 +1,11 @@
 """What a run trains on and what it holds back, out of all that was read."""
+
 import hashlib
 import random
 from collections import Counter
 from dataclasses import dataclass, field
 
 from . import examples, ordinary, records
-
 
 ORDINARY_HELD_OUT = 0.1
 
@@ -30,7 +30,10 @@ class Selection:
 
     def origins(self):
         """(source, licence, pairs)"""
-        return sorted((*origin, count) for origin, count in Counter((p.source, p.licence) for p in (*self.train, *self.held_out)).items())
+        return sorted(
+            (*origin, count)
+            for origin, count in Counter((p.source, p.licence) for p in (*self.train, *self.held_out)).items()
+        )
 
 
 def part_of(name, seed):
@@ -42,7 +45,11 @@ def wanted(pair, settings):
     included = {records.weakness_name(name) for name in settings.include}
     excluded = {records.weakness_name(name) for name in settings.exclude}
     languages = {language.lower() for language in settings.language}
-    return (not included or pair.weakness in included) and pair.weakness not in excluded and (not languages or pair.language in languages)
+    return (
+        (not included or pair.weakness in included)
+        and pair.weakness not in excluded
+        and (not languages or pair.language in languages)
+    )
 
 
 def usable(pair, tokenizer, sizes):
@@ -67,11 +74,15 @@ def select(settings, tokenizer):
         if why is not None:
             skipped.append((pair.id, why))
             continue
-        is_held_out = pair.split == "val" if pair.split else part_of(pair.group, settings.seed) < settings.held_out_share
+        is_held_out = (
+            pair.split == "val" if pair.split else part_of(pair.group, settings.seed) < settings.held_out_share
+        )
         (held_out if is_held_out else train).append(pair)
     if not train:
-        raise NothingLeft(f"no pair is left to train on: {len(reading.pairs)} read, {len(skipped)} of them or of the bad records skipped, "
-                          f"{len(held_out)} held out")
+        raise NothingLeft(
+            f"no pair is left to train on: {len(reading.pairs)} read, {len(skipped)} of them or of the bad records skipped, "
+            f"{len(held_out)} held out"
+        )
     snippets = ordinary.read(settings.ordinary or ordinary.usual_sources())
     ordinary_parts = ([], [])
     for snippet in snippets:

@@ -1,4 +1,5 @@
 """The words that renders of a template differ in: what the code is about and what its author calls things."""
+
 import random
 
 # one, many, a text column, another, a whole-number column
@@ -34,7 +35,14 @@ POOLS = {
     "cur": ["cursor", "cur", "c"],
     "log": ["logger", "log", "LOG"],
     "root": ["UPLOAD_ROOT", "REPORT_DIR", "MEDIA_ROOT", "EXPORT_DIR", "STORE", "ATTACHMENTS"],
-    "folder": ["/srv/uploads", "/var/lib/reports", "/data/media", "/opt/exports", "/srv/store", "/var/spool/attachments"],
+    "folder": [
+        "/srv/uploads",
+        "/var/lib/reports",
+        "/data/media",
+        "/opt/exports",
+        "/srv/store",
+        "/var/spool/attachments",
+    ],
     "name": ["name", "filename", "file_name", "wanted"],
     "service": ["billing", "catalog", "ledger", "inventory", "directory", "scheduler", "mailer"],
     "url": ["url", "link", "address", "target_url"],
@@ -53,6 +61,14 @@ def cast(template, number, rng):
     domains = DOMAINS[:]
     random.Random(template).shuffle(domains)
     one, many, field, other, count = domains[number % len(domains)]
-    words = {"one": one, "many": many, "cls": one.capitalize(), "field": field, "other": other, "number": count,
-             "upper": one.upper(), "title": many.replace("_", " ").capitalize()}
+    words = {
+        "one": one,
+        "many": many,
+        "cls": one.capitalize(),
+        "field": field,
+        "other": other,
+        "number": count,
+        "upper": one.upper(),
+        "title": many.replace("_", " ").capitalize(),
+    }
     return words | {pool: rng.choice(choices) for pool, choices in POOLS.items()}

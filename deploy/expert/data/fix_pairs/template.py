@@ -4,8 +4,10 @@
     {?ONE-/-OTHER?}            where renders differ, the same in both versions
     $one                       a word of the cast, the same throughout a render; $$ is a dollar
 
-`-/-` separates alternatives on either side of `-|-` too; all places of one render take the alternative of the same number.
+`-/-` separates alternatives on either side of `-|-` too; all places of one render take the alternative of the same
+number.
 """
+
 import difflib
 import random
 import re
@@ -51,6 +53,7 @@ def filled(template, text, words):
         if match[1] not in words:
             raise TemplateError(f"{template.name}: no word ${match[1]}")
         return words[match[1]]
+
     return WORD.sub(word, text)
 
 

@@ -1,4 +1,5 @@
 """Stand-ins for packages that fix pairs import: enough of each to call the code, and nothing that reaches a network."""
+
 import html
 import json
 import sys
@@ -52,18 +53,50 @@ def install(monkeypatch, **overrides):
     """Puts the stand-ins into sys.modules for one test; `overrides`: module name with _ for dots -> members."""
     request = Anything(args={}, form={}, files={}, json={}, headers={}, path="/")
     members = {
-        "flask": dict(Flask=App, Blueprint=App, request=request, abort=abort, jsonify=lambda *a, **k: k or a[0], session={}, redirect=lambda to, **_: ("to", to),
-                      url_for=lambda name, **_: f"/{name}", make_response=lambda body: body, render_template_string=lambda text, **_: text,
-                      send_file=lambda path, **_: ("file", path), send_from_directory=Anything(), current_app=Anything(), g=Anything(), Response=Anything()),
+        "flask": dict(
+            Flask=App,
+            Blueprint=App,
+            request=request,
+            abort=abort,
+            jsonify=lambda *a, **k: k or a[0],
+            session={},
+            redirect=lambda to, **_: ("to", to),
+            url_for=lambda name, **_: f"/{name}",
+            make_response=lambda body: body,
+            render_template_string=lambda text, **_: text,
+            send_file=lambda path, **_: ("file", path),
+            send_from_directory=Anything(),
+            current_app=Anything(),
+            g=Anything(),
+            Response=Anything(),
+        ),
         "markupsafe": dict(escape=html.escape),
-        "fastapi": dict(FastAPI=App, APIRouter=App, HTTPException=http_exception, Request=object, Response=object, UploadFile=object, Depends=Anything(),
-                        Header=lambda *_, **__: "", Form=lambda *_, **__: "", Cookie=lambda *_, **__: ""),
-        "fastapi.responses": dict(HTMLResponse=Anything(), FileResponse=lambda path: ("file", path), RedirectResponse=Anything()),
-        "aiohttp": dict(web=Anything(Response=lambda text="", **_: text, json_response=lambda value, **_: json.dumps(value))),
-        "werkzeug": {}, "werkzeug.security": dict(generate_password_hash=lambda password: "hash", check_password_hash=lambda stored, password: True),
+        "fastapi": dict(
+            FastAPI=App,
+            APIRouter=App,
+            HTTPException=http_exception,
+            Request=object,
+            Response=object,
+            UploadFile=object,
+            Depends=Anything(),
+            Header=lambda *_, **__: "",
+            Form=lambda *_, **__: "",
+            Cookie=lambda *_, **__: "",
+        ),
+        "fastapi.responses": dict(
+            HTMLResponse=Anything(), FileResponse=lambda path: ("file", path), RedirectResponse=Anything()
+        ),
+        "aiohttp": dict(
+            web=Anything(Response=lambda text="", **_: text, json_response=lambda value, **_: json.dumps(value))
+        ),
+        "werkzeug": {},
+        "werkzeug.security": dict(
+            generate_password_hash=lambda password: "hash", check_password_hash=lambda stored, password: True
+        ),
         "werkzeug.utils": dict(secure_filename=lambda name: name.replace("/", "_").lstrip(".")),
         "requests": dict(get=None, post=None),
-        "httpx": {}, "yaml": {},
+        "httpx": {},
+        "yaml": {},
     }
     for name, given in overrides.items():
         members.setdefault(name.replace("_", "."), {}).update(given)

@@ -1,4 +1,7 @@
-"""Our own pairs: they parse, their weakness's judge tells the versions apart, and running shows it where that can be."""
+"""Our own pairs: they parse, their weakness's judge tells the versions apart, and running shows it where that can
+be.
+"""
+
 import ast
 import json
 import os
@@ -56,7 +59,7 @@ def test_no_two_pairs_are_nearly_the_same():
     close = []
     for group in groups.values():
         for number, one in enumerate(group):
-            for other in group[number + 1:]:
+            for other in group[number + 1 :]:
                 if likeness(one, other) > ALIKE:
                     close.append((one["id"], other["id"]))
     assert close == []
@@ -71,7 +74,9 @@ def load(pair, side):
 
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair["group"] in TRIALS], ids=ident)
 @pytest.mark.parametrize("side, expected", [("before", True), ("after", False)])
-def test_both_versions_work_and_only_the_vulnerable_one_lets_an_attack_through(pair, side, expected, tmp_path, monkeypatch):
+def test_both_versions_work_and_only_the_vulnerable_one_lets_an_attack_through(
+    pair, side, expected, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", os.environ["PATH"])
     monkeypatch.setattr(sys, "argv", sys.argv)

@@ -1,4 +1,5 @@
 """Our own ordinary code: it parses, its examples hold, and it is read whole."""
+
 import doctest
 import importlib.util
 

@@ -3,6 +3,7 @@
 A trial is called with the loaded module of one version and returns True where the attack succeeded; ordinary use is
 asserted on the way. It is named after a pair's group.
 """
+
 import asyncio
 import base64
 import io
@@ -29,13 +30,19 @@ def trial(group):
         assert group not in TRIALS
         TRIALS[group] = function
         return function
+
     return add
 
 
 def member(module, prefix):
     """The module's one function or class whose name begins so."""
-    found = [value for name, value in vars(module).items() if name.lower().startswith(prefix.lower())
-             and getattr(value, "__module__", None) == module.__name__ and callable(value)]
+    found = [
+        value
+        for name, value in vars(module).items()
+        if name.lower().startswith(prefix.lower())
+        and getattr(value, "__module__", None) == module.__name__
+        and callable(value)
+    ]
     assert len(found) == 1, f"{module.__name__} has {len(found)} of {prefix}*"
     return found[0]
 
@@ -111,9 +118,12 @@ def _(module, source):
 @trial("cwe-089-login-check")
 def _(module, source):
     import hashlib
+
     digest = hashlib.scrypt(b"right", salt=b"ann".ljust(16), n=2**14, r=8, p=1).hex()
     connection = database(":memory:", "accounts", ["id", "role", "login", "digest"], [(7, "admin", "ann", digest)])
-    assert module.authenticate(connection, "ann", "right") == {"id": 7, "role": "admin"} and not module.authenticate(connection, "ann", "wrong")
+    assert module.authenticate(connection, "ann", "right") == {"id": 7, "role": "admin"} and not module.authenticate(
+        connection, "ann", "wrong"
+    )
     return bool(module.authenticate(connection, "ann' --", "wrong"))
 
 
@@ -157,7 +167,9 @@ def _(module, source):
     program("ffmpeg", 'echo "$@" > called\n')
     module.Transcoder().start("in.wav", "out.mp3").wait()
     assert open("called").read().split()[:3] == ["-y", "-i", "in.wav"]
-    module.Transcoder().start("in.wav'; mkdir pwned; '" if "'{recording}'" in source else "in.wav; mkdir pwned;", "out.mp3").wait()
+    module.Transcoder().start(
+        "in.wav'; mkdir pwned; '" if "'{recording}'" in source else "in.wav; mkdir pwned;", "out.mp3"
+    ).wait()
     return pwned()
 
 
@@ -173,7 +185,9 @@ def _(module, source):
 def _(module, source):
     program("ssh", 'for last; do :; done; sh -c "$last"\n')
     program("sudo", 'echo "$@" > called\n')
-    assert module.restart_unit("host", "web.service") == 0 and open("called").read() == "systemctl restart web.service\n"
+    assert (
+        module.restart_unit("host", "web.service") == 0 and open("called").read() == "systemctl restart web.service\n"
+    )
     module.restart_unit("host", "web; mkdir pwned")
     return pwned()
 
@@ -215,6 +229,7 @@ def _(module, source):
     def text(name):
         message = module.notification("a@example.com", name, stubs.Anything())
         return message.get_body(("html",)).get_content()
+
     assert "<p>Dear Ann,</p>" in text("Ann")
     return SCRIPT in text(SCRIPT)
 
@@ -234,6 +249,7 @@ def _(module, source):
     def page(author):
         Store.author = author
         return asyncio.run(module.comments(types.SimpleNamespace(app={"store": Store()}, match_info=stubs.Anything())))
+
     assert page("Ann") == "<ul><li><b>Ann</b>: fine</li></ul>"
     return SCRIPT in page(SCRIPT)
 
@@ -275,7 +291,9 @@ def _(module, source):
 
 @trial("cwe-022-pathlib-open")
 def _(module, source):
-    files = next(value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__)(folder_with_secret())
+    files = next(
+        value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__
+    )(folder_with_secret())
     assert files.load("a.txt") == b"fine"
     return reads_outside(files.load)
 
@@ -300,6 +318,7 @@ def _(module, source):
 @trial("cwe-022-theme-file")
 def _(module, source):
     from pathlib import Path
+
     module.THEMES = Path("themes")
     module.THEMES.mkdir()
     for path in ("themes/dark.json", "secret.json"):
@@ -314,6 +333,7 @@ def _(module, source):
 @trial("cwe-022-export-write")
 def _(module, source):
     from pathlib import Path
+
     os.mkdir("exports")
     set_root(module, source, Path("exports").resolve())
     module.export_csv("a.csv", [(1, 2, 3)])
@@ -339,6 +359,7 @@ def tar(names, mode="w"):
 @trial("cwe-022-tar-import")
 def _(module, source):
     import tempfile
+
     unpack = member(module, "import_")
     for name, names in (("good.tar", ["a.txt"]), ("bad.tar", ["../outside-cosec.txt"])):
         with open(name, "wb") as file:
@@ -383,7 +404,10 @@ def _(module, source):
 
 @trial("cwe-502-session-cookie")
 def _(module, source):
-    assert module.load_preferences(module.dump_preferences({"theme": "dark"})) == {"theme": "dark"} and module.load_preferences("") == {}
+    assert (
+        module.load_preferences(module.dump_preferences({"theme": "dark"})) == {"theme": "dark"}
+        and module.load_preferences("") == {}
+    )
     try:
         module.load_preferences(base64.urlsafe_b64encode(pickle.dumps(Pwned())).decode())
     except ValueError:
@@ -419,6 +443,7 @@ def _(module, source):
         channel = stubs.Anything(basic_get=lambda _: (stubs.Anything(), None, body))
         module.handle_next(channel, {"add": lambda n: done.append(n)})
         return done
+
     assert run(safe(["add", {"n": 2}] if bare else {"kind": "add", "arguments": {"n": 2}})) == [2]
     try:
         run(pickle.dumps(Pwned()))
@@ -487,7 +512,9 @@ def _(module, source):
     items = [{"a": 1}, {"a": 5}]
     assert member(module, "matching")(items, "a", ">", 3) == [{"a": 5}]
     try:
-        member(module, "matching")(items, "a", "if __import__('os').path.exists('pwned') or __import__('os').mkdir('pwned') else", 3)
+        member(module, "matching")(
+            items, "a", "if __import__('os').path.exists('pwned') or __import__('os').mkdir('pwned') else", 3
+        )
     except Exception:
         pass
     return pwned()
@@ -540,6 +567,7 @@ def _(module, source):
 @trial("cwe-732-settings-save")
 def _(module, source):
     from pathlib import Path
+
     module.Settings.path = Path("config") / "service.json"
     module.Settings().save("t", theme="dark")
     assert json.loads(module.Settings.path.read_text()) == {"token": "t", "theme": "dark"}
@@ -557,6 +585,7 @@ def _(module, source):
 @trial("cwe-117-payment-callback")
 def _(module, source):
     import logging
+
     lines = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.extend(record.getMessage().splitlines())
@@ -692,6 +721,7 @@ def _(module, source):
 def _(module, source):
     class Code(str):
         """A code that notices being compared by an operator."""
+
         compared = False
 
         def __eq__(self, other):
@@ -706,5 +736,7 @@ def _(module, source):
 
     account = types.SimpleNamespace(reset_expires=1e12, reset_code=Code("1234"), password_hash="")
     Code.compared = False
-    assert not module.reset(account, "4321", "h") and module.reset(account, "1234", "h") and account.password_hash == "h"
+    assert (
+        not module.reset(account, "4321", "h") and module.reset(account, "1234", "h") and account.password_hash == "h"
+    )
     return Code.compared

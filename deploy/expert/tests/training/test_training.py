@@ -1,4 +1,5 @@
 """The trainer on a tiny checkpoint: one step against a plain reference, whole runs, and what goes wrong."""
+
 import json
 import os
 import signal
@@ -10,12 +11,14 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
-from cosec_expert import adapter, checkpoints, commands, settings as flags
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cosec_expert import adapter, checkpoints, commands
+from cosec_expert import settings as flags
 from cosec_expert.scorer import Scorer
 from cosec_expert.selection import select
 from cosec_expert.trainer import Trainer
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 EXPERT = Path(__file__).resolve().parents[2]
 
@@ -32,9 +35,40 @@ def data(tmp_path):
 
 def arguments(model, data, out, *more):
     """A short run; what is in `more` counts, as it comes last."""
-    return ["train", "--model", model, "--data", str(data), "--ordinary", str(data / "ordinary.py"), "--out", str(out), "--dtype", "f32", "--steps", "8", "--batch", "2",
-            "--warmup", "1", "--evaluate-every", "4", "--checkpoint-every", "2", "--kept", "6", "--ordinary-kept", "8", "--most-ordinary-kl", "10",
-            "--patience", "0", "--threads", "1", *more]
+    return [
+        "train",
+        "--model",
+        model,
+        "--data",
+        str(data),
+        "--ordinary",
+        str(data / "ordinary.py"),
+        "--out",
+        str(out),
+        "--dtype",
+        "f32",
+        "--steps",
+        "8",
+        "--batch",
+        "2",
+        "--warmup",
+        "1",
+        "--evaluate-every",
+        "4",
+        "--checkpoint-every",
+        "2",
+        "--kept",
+        "6",
+        "--ordinary-kept",
+        "8",
+        "--most-ordinary-kl",
+        "10",
+        "--patience",
+        "0",
+        "--threads",
+        "1",
+        *more,
+    ]
 
 
 def settings_of(*given):
@@ -48,7 +82,9 @@ def weights(out):
 def trainer_of(settings):
     torch.manual_seed(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
-    tuned = adapter.attach(AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32), settings.rank, settings.alpha)
+    tuned = adapter.attach(
+        AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32), settings.rank, settings.alpha
+    )
     return Trainer(settings, Accelerator(), tokenizer, Scorer(tuned), select(settings, tokenizer))
 
 
@@ -76,7 +112,11 @@ def plain_loss(example, tuned, settings):
     learnt = sum(-on[place - 1, example.ids[place]] for place in example.learnt) / len(example.learnt)
     row, z, t = example.fork.place - 1, example.fork.fixed, example.fork.vulnerable
     evidence = (on[row, z] - off[row, z]) - (on[row, t] - off[row, t])
-    return learnt + settings.weights.margin_weight * torch.log(1 + torch.exp(settings.weights.margin - evidence)) + settings.weights.kept_weight * moved
+    return (
+        learnt
+        + settings.weights.margin_weight * torch.log(1 + torch.exp(settings.weights.margin - evidence))
+        + settings.weights.kept_weight * moved
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 4])
@@ -85,7 +125,9 @@ def test_loss_and_gradients_of_a_step_are_those_of_a_plain_reference(model, data
     trainer = trainer_of(settings)
     shake(trainer.tuned)
     parts = trainer.backward(0)
-    found = {name: parameter.grad.clone() for name, parameter in trainer.tuned.named_parameters() if parameter.requires_grad}
+    found = {
+        name: parameter.grad.clone() for name, parameter in trainer.tuned.named_parameters() if parameter.requires_grad
+    }
     trainer.optimizer.zero_grad()
     examples = trainer.examples(0)
     assert {example.fork is None for example in examples} == {True, False}
@@ -99,29 +141,63 @@ def test_loss_and_gradients_of_a_step_are_those_of_a_plain_reference(model, data
 
 def test_a_run_writes_an_adapter_with_evidence_and_a_card(model, data, tmp_path):
     out = tmp_path / "out"
-    commands.main(arguments(model, data, out, "--steps", "40", "--learning-rate", "0.01", "--evaluate-every", "20", "--chat-share", "0.3"))
+    commands.main(
+        arguments(
+            model,
+            data,
+            out,
+            "--steps",
+            "40",
+            "--learning-rate",
+            "0.01",
+            "--evaluate-every",
+            "20",
+            "--chat-share",
+            "0.3",
+        )
+    )
     assert {tensor.dtype for tensor in weights(out).values()} == {torch.float16}
     last = torch.load(sorted((out / "checkpoints").iterdir())[-1], weights_only=True)
     history = last["stopping"]["history"]
     assert history[0]["evidence_median"] == pytest.approx(0, abs=1e-4) and history[-1]["evidence_median"] > 1
     assert history[-1]["cross_entropy"] < history[0]["cross_entropy"]
     card = (out / "README.md").read_text()
-    for expected in ("Security expert for", "| tests | Apache-2.0 | 6 |", "| CWE-010 | 2 | 1 |", "--learning-rate 0.01", "evidence D", "softplus(margin - D)"):
+    for expected in (
+        "Security expert for",
+        "| tests | Apache-2.0 | 6 |",
+        "| CWE-010 | 2 | 1 |",
+        "--learning-rate 0.01",
+        "evidence D",
+        "softplus(margin - D)",
+    ):
         assert expected in card
     lines = [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 41)) and {"cross_entropy", "evidence", "kept_kl", "ordinary_kl"} <= lines[0].keys()
+    assert [line["step"] for line in lines] == list(range(1, 41)) and {
+        "cross_entropy",
+        "evidence",
+        "kept_kl",
+        "ordinary_kl",
+    } <= lines[0].keys()
 
 
 def test_an_anti_expert_learns_the_vulnerable_side(model, data, tmp_path):
-    plain, anti = (trainer_of(settings_of(model, data, tmp_path / name, *more)) for name, more in (("a", ()), ("b", ("--anti-expert",))))
+    plain, anti = (
+        trainer_of(settings_of(model, data, tmp_path / name, *more))
+        for name, more in (("a", ()), ("b", ("--anti-expert",)))
+    )
     for one, other in zip(plain.examples(0), anti.examples(0)):
         if one.fork is not None:
             assert (one.fork.fixed, one.fork.vulnerable) == (other.fork.vulnerable, other.fork.fixed)
 
 
 def run_apart(model, data, out, *more):
-    return subprocess.Popen([sys.executable, "-m", "cosec_expert", *arguments(model, data, out, *more)], env=os.environ | {"PYTHONPATH": str(EXPERT)},
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "cosec_expert", *arguments(model, data, out, *more)],
+        env=os.environ | {"PYTHONPATH": str(EXPERT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def test_a_run_that_was_ended_goes_on_to_the_same_bits(model, data, tmp_path):
@@ -138,7 +214,9 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bits(model, data, tmp_path):
     commands.main(arguments(model, data, cut, "--steps", "30"))
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(cut)[name]), name
-    steps = [[json.loads(line)["step"] for line in (out / "progress.jsonl").read_text().splitlines()] for out in (whole, cut)]
+    steps = [
+        [json.loads(line)["step"] for line in (out / "progress.jsonl").read_text().splitlines()] for out in (whole, cut)
+    ]
     assert steps[0] == steps[1] == list(range(1, 31))
 
 
@@ -153,9 +231,27 @@ def test_a_run_does_not_go_on_with_other_settings(model, data, tmp_path, capsys)
 def test_two_processes_learn_what_one_does(model, data, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     commands.main(arguments(model, data, one, "--steps", "3"))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    done = subprocess.run([*launch, "-m", "cosec_expert", *arguments(model, data, two, "--steps", "3")], env=os.environ | {"PYTHONPATH": str(EXPERT)},
-                          capture_output=True, text=True, timeout=300)
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
+    done = subprocess.run(
+        [*launch, "-m", "cosec_expert", *arguments(model, data, two, "--steps", "3")],
+        env=os.environ | {"PYTHONPATH": str(EXPERT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for name, tensor in weights(one).items():
         torch.testing.assert_close(tensor.float(), weights(two)[name].float(), rtol=2e-2, atol=2e-4, msg=name)
@@ -166,7 +262,9 @@ def test_a_bad_record_is_named_and_skipped_and_none_left_is_an_error(model, data
         file.write('{"before": "x = 1"}\nnonsense\n')
     commands.main(arguments(model, data, tmp_path / "out", "--steps", "1"))
     said = capsys.readouterr().out
-    assert "pairs.jsonl:7: after is missing or empty" in said and "pairs.jsonl:8: no JSON" in said and "2 skipped" in said
+    assert (
+        "pairs.jsonl:7: after is missing or empty" in said and "pairs.jsonl:8: no JSON" in said and "2 skipped" in said
+    )
     with pytest.raises(SystemExit) as ended:
         commands.main(arguments(model, data, tmp_path / "other", "--include", "CWE-999"))
     assert ended.value.code == 2 and "no pair is left" in capsys.readouterr().err

@@ -1,8 +1,9 @@
 """A judge for each weakness: does this tree show it?
 
-They tell the two versions of our own pairs apart and are no scanners: each knows the idioms of its weakness's templates.
-A judge that answers by the absence of a guard would call any code without the weakness's sink vulnerable.
+They tell the two versions of our own pairs apart and are no scanners: each knows the idioms of its weakness's
+templates. A judge that answers by the absence of a guard would call any code without the weakness's sink vulnerable.
 """
+
 import ast
 
 from . import injection, secrets, settings

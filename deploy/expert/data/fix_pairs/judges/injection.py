@@ -1,8 +1,25 @@
-"""Judges of values that become part of something that is read: queries, commands, pages, paths, code, filters, log lines."""
+"""Judges of values that become part of something that is read: queries, commands, pages, paths, code, filters, log
+lines.
+"""
+
 import ast
 import re
 
-from .syntax import assignments, attributes, called, calls, dotted, is_settled, keyword, keyword_is, last_name, memberships, names, parts, texts
+from .syntax import (
+    assignments,
+    attributes,
+    called,
+    calls,
+    dotted,
+    is_settled,
+    keyword,
+    keyword_is,
+    last_name,
+    memberships,
+    names,
+    parts,
+    texts,
+)
 
 
 def sql(tree):
@@ -29,7 +46,9 @@ def html(tree):
     """Markup that is put together from values that nobody escaped, or templates that do not escape."""
     given = assignments(tree)
     harmless = {"escape", "len", "int"}
-    escaping = {id(node.left) for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod)}
+    escaping = {
+        id(node.left) for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod)
+    }
     for call in called(tree, "Environment"):
         escapes = keyword(call, "autoescape")
         if escapes is None or isinstance(escapes, ast.Constant) and not escapes.value:
@@ -38,7 +57,11 @@ def html(tree):
         return True
     for node in ast.walk(tree):
         pieces = parts(node)
-        if pieces and id(node) not in escaping and any("<" in text and ">" in text for piece in pieces for text in texts(piece)):
+        if (
+            pieces
+            and id(node) not in escaping
+            and any("<" in text and ">" in text for piece in pieces for text in texts(piece))
+        ):
             if not all(is_settled(piece, given, harmless) for piece in pieces):
                 return True
     return False
@@ -49,14 +72,19 @@ def path(tree):
     guards = {"commonpath", "is_relative_to", "secure_filename", "basename", "send_from_directory", "startswith"}
     if called(tree, *guards) or attributes(tree) & {"parents", "stem"}:
         return False
-    if any(isinstance(node, ast.Attribute) and node.attr == "name" and isinstance(node.value, ast.Call) for node in ast.walk(tree)):
+    if any(
+        isinstance(node, ast.Attribute) and node.attr == "name" and isinstance(node.value, ast.Call)
+        for node in ast.walk(tree)
+    ):
         return False
     return not any(isinstance(keyword(call, "filter"), ast.Constant) for call in calls(tree))
 
 
 def code(tree):
     """Text from outside is compiled, imported or taken as a template."""
-    if any(dotted(call) in {"eval", "exec", "__import__", "compile"} for call in calls(tree)) or called(tree, "globals"):
+    if any(dotted(call) in {"eval", "exec", "__import__", "compile"} for call in calls(tree)) or called(
+        tree, "globals"
+    ):
         return True
     if any(isinstance(call.args[0], (ast.Name, ast.JoinedStr)) for call in called(tree, "import_module")):
         return True
@@ -72,7 +100,10 @@ def directory(tree):
             return True
     for call in called(tree, "find_one"):
         wrapped = {id(inner) for text in called(call, "str") for inner in ast.walk(text)}
-        return any(isinstance(node, ast.Attribute) and node.attr == "json" and id(node) not in wrapped for node in ast.walk(call))
+        return any(
+            isinstance(node, ast.Attribute) and node.attr == "json" and id(node) not in wrapped
+            for node in ast.walk(call)
+        )
     return False
 
 
@@ -92,16 +123,27 @@ def request(tree):
     helpers = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     if memberships(tree) or called(tree, *helpers):
         return False
-    return not any(isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id.isupper() for node in ast.walk(tree))
+    return not any(
+        isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id.isupper()
+        for node in ast.walk(tree)
+    )
 
 
 def redirect(tree):
     """The target is a value from outside, and the view does not look at its host."""
-    views = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-             and called(node, "redirect", "RedirectResponse", "HTTPFound", "HttpResponseRedirect")]
+    views = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and called(node, "redirect", "RedirectResponse", "HTTPFound", "HttpResponseRedirect")
+    ]
     for view in views:
         sinks = called(view, "redirect", "RedirectResponse", "HTTPFound", "HttpResponseRedirect")
-        guarded = called(view, "is_local", "url_has_allowed_host_and_scheme") or "netloc" in attributes(view) or "LINKS" in names(view)
+        guarded = (
+            called(view, "is_local", "url_has_allowed_host_and_scheme")
+            or "netloc" in attributes(view)
+            or "LINKS" in names(view)
+        )
         aims = [call.args[0] if call.args else keyword(call, "url") for call in sinks]
         settled = all(aim is not None and last_name(aim) in ("url_for", "reverse") for aim in aims)
         if not guarded and not settled:
@@ -111,6 +153,15 @@ def redirect(tree):
 
 def upload(tree):
     """A file is kept with whatever extension or content it came."""
-    listed = any(isinstance(found, ast.Name) and found.id.isupper() or isinstance(found, ast.Tuple) for found in memberships(tree))
+    listed = any(
+        isinstance(found, ast.Name) and found.id.isupper() or isinstance(found, ast.Tuple)
+        for found in memberships(tree)
+    )
     compared = any(isinstance(node, ast.Compare) and ".csv" in texts(node) for node in ast.walk(tree))
-    return not (listed or compared or called(tree, "FileExtensionValidator", "open") and "Image" in names(tree) or called(tree, "FileExtensionValidator"))
+    return not (
+        listed
+        or compared
+        or called(tree, "FileExtensionValidator", "open")
+        and "Image" in names(tree)
+        or called(tree, "FileExtensionValidator")
+    )

@@ -1,14 +1,27 @@
 """Judges of parsers, files' modes and places, errors, patterns, passwords' rules, forms, cookies and owners."""
+
 import ast
-import re
 from re import _parser as patterns
 
-from .syntax import assignments, attributes, called, calls, dotted, keyword, keyword_is, last_name, memberships, names, targets, texts
+from .syntax import (
+    attributes,
+    called,
+    calls,
+    dotted,
+    keyword,
+    keyword_is,
+    last_name,
+    names,
+    targets,
+    texts,
+)
 
 
 def deserialisation(tree):
     """Bytes from outside say what is built from them."""
-    if any(dotted(call).startswith(("pickle.", "marshal.", "dill.")) for call in calls(tree)) or called(tree, "unsafe_load"):
+    if any(dotted(call).startswith(("pickle.", "marshal.", "dill.")) for call in calls(tree)) or called(
+        tree, "unsafe_load"
+    ):
         return True
     for call in called(tree, "load", "load_all"):
         owner = dotted(call).rpartition(".")[0]
@@ -60,7 +73,10 @@ def details(tree):
         return True
     if any(name == "debug" and isinstance(value, ast.Constant) and value.value for name, value in targets(tree)):
         return True
-    if any(isinstance(node, ast.If) and isinstance(node.test, ast.Compare) and last_name(node.test.left) == "account" for node in ast.walk(tree)):
+    if any(
+        isinstance(node, ast.If) and isinstance(node.test, ast.Compare) and last_name(node.test.left) == "account"
+        for node in ast.walk(tree)
+    ):
         return True
     for scope in ast.walk(tree):
         if isinstance(scope, ast.ExceptHandler):
@@ -69,14 +85,19 @@ def details(tree):
             caught = scope.args.args[0].arg
         else:
             continue
-        answers = [node.exc if isinstance(node, ast.Raise) else node.value for node in ast.walk(scope) if isinstance(node, (ast.Return, ast.Raise, ast.Assign))]
+        answers = [
+            node.exc if isinstance(node, ast.Raise) else node.value
+            for node in ast.walk(scope)
+            if isinstance(node, (ast.Return, ast.Raise, ast.Assign))
+        ]
         if any(answer is not None and (caught in names(answer) or called(answer, "format_exc")) for answer in answers):
             return True
     return False
 
 
 def _is_ambiguous(parsed):
-    """Whether some unbounded repeat can split a text in many ways: what it repeats has an unbounded repeat and nothing that must stand beside it."""
+    """Whether some unbounded repeat can split a text in many ways: what it repeats has an unbounded repeat and
+    nothing that must stand beside it."""
     for operation, argument in parsed:
         name = str(operation)
         if name in ("MAX_REPEAT", "MIN_REPEAT"):
@@ -107,7 +128,9 @@ def _splits(body):
         elif name == "SUBPATTERN":
             unbounded |= _splits(argument[3])
         elif name == "BRANCH":
-            unbounded |= any(_splits(one) for one in argument[1]) or any(str(one[0][0]) == "ANY" for one in argument[1] if len(one))
+            unbounded |= any(_splits(one) for one in argument[1]) or any(
+                str(one[0][0]) == "ANY" for one in argument[1] if len(one)
+            )
     return unbounded
 
 
@@ -131,9 +154,15 @@ def password_rule(tree):
         if isinstance(node, ast.Compare) and called(node.left, "len") and isinstance(node.comparators[0], ast.Constant):
             numbers.append(node.comparators[0].value)
         elif isinstance(node, ast.Call):
-            numbers += [value.value for name in ("min", "min_length") if isinstance(value := keyword(node, name), ast.Constant)]
+            numbers += [
+                value.value for name in ("min", "min_length") if isinstance(value := keyword(node, name), ast.Constant)
+            ]
         elif isinstance(node, ast.Dict):
-            numbers += [v.value for k, v in zip(node.keys, node.values) if isinstance(k, ast.Constant) and k.value == "min_length"]
+            numbers += [
+                v.value
+                for k, v in zip(node.keys, node.values)
+                if isinstance(k, ast.Constant) and k.value == "min_length"
+            ]
     return max(numbers, default=0) < 12 and "validate_password" not in names(tree)
 
 
@@ -157,19 +186,29 @@ def cookie(tree):
     for call in called(tree, "set_cookie", "set_signed_cookie"):
         if not (keyword_is(call, "httponly", True) and keyword_is(call, "secure", True)):
             return True
-    if any("SessionMiddleware" in names(call) and not keyword_is(call, "https_only", True) for call in called(tree, "Middleware")):
+    if any(
+        "SessionMiddleware" in names(call) and not keyword_is(call, "https_only", True)
+        for call in called(tree, "Middleware")
+    ):
         return True
     for name, value in targets(tree):
-        if name.endswith(("COOKIE_SECURE", "COOKIE_HTTPONLY")) and isinstance(value, ast.Constant) and value.value is not True:
+        if (
+            name.endswith(("COOKIE_SECURE", "COOKIE_HTTPONLY"))
+            and isinstance(value, ast.Constant)
+            and value.value is not True
+        ):
             return True
     return bool(called(tree, "SimpleCookie")) and not {"secure", "httponly"} <= {
-        name for name, value in targets(tree) if isinstance(value, ast.Constant) and value.value is True}
+        name for name, value in targets(tree) if isinstance(value, ast.Constant) and value.value is True
+    }
 
 
 def owner(tree):
     """A record is reached by its number alone."""
     for call in calls(tree):
-        if last_name(call) not in ("save", "create", "get_or_create") and any(k.arg in ("owner", "owner_id") for k in call.keywords):
+        if last_name(call) not in ("save", "create", "get_or_create") and any(
+            k.arg in ("owner", "owner_id") for k in call.keywords
+        ):
             return False
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):

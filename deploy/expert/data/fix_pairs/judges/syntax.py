@@ -1,4 +1,5 @@
 """What the judges ask of a syntax tree."""
+
 import ast
 
 
@@ -72,7 +73,11 @@ def targets(tree):
 
 def memberships(tree):
     """What `in` and `not in` look in."""
-    return [node.comparators[0] for node in ast.walk(tree) if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.In, ast.NotIn))]
+    return [
+        node.comparators[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.In, ast.NotIn))
+    ]
 
 
 def parts(node):
@@ -81,7 +86,11 @@ def parts(node):
         return [part.value if isinstance(part, ast.FormattedValue) else part for part in node.values]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         sides = [parts(side) or [side] for side in (node.left, node.right)]
-        return sides[0] + sides[1] if any(isinstance(p, ast.Constant) and isinstance(p.value, str) for p in sides[0] + sides[1]) else None
+        return (
+            sides[0] + sides[1]
+            if any(isinstance(p, ast.Constant) and isinstance(p.value, str) for p in sides[0] + sides[1])
+            else None
+        )
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod) and isinstance(node.left, ast.Constant):
         return [node.left, *(node.right.elts if isinstance(node.right, ast.Tuple) else [node.right])]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format":
