@@ -9,7 +9,7 @@ use cosec_proto::ErrorCode;
 use cosec_proto::sampling::SamplingParams;
 use tokio::time::Instant;
 
-use crate::merge::{Decision, LogitAdjustments, LogitsTransport, SelectedRule, TokenScore};
+use crate::merge::{Decision, Judge, LogitAdjustments, LogitsTransport, SelectedRule, TokenScore};
 use crate::tenant::Tenant;
 
 /// A request whose every field has been checked; text is not tokenized yet.
@@ -72,11 +72,14 @@ pub struct GenerationSettings {
     pub base: SamplingParams,
     /// The expert's.
     pub expert: SamplingParams,
-    /// The published code's behaviour: the base judges and falls back by its raw softmax, whatever `base` says.
+    /// The distribution of the base that judges the expert's proposals.
+    pub judge: Judge,
+    /// The published code's behaviour: the base judges and falls back by its softmax at temperature 1, whatever `base`
+    /// says.
     pub reference_code: bool,
     /// How the two distributions become one.
     pub rule: SelectedRule,
-    /// Changes to the logits of both models before sampling parameters apply.
+    /// Changes to the logits of both models before sampling parameters apply; a raw judge knows nothing of them.
     pub adjustments: LogitAdjustments,
     /// What logits travel as.
     pub transport: LogitsTransport,
@@ -84,7 +87,7 @@ pub struct GenerationSettings {
     pub logprobs: Option<u32>,
     /// Whether the prompt is part of the answer.
     pub echo: bool,
-    /// Whether every token says who chose it.
+    /// Whether every token says what hardening did to it.
     pub report: bool,
     /// When the client's patience ends.
     pub deadline: Instant,
@@ -128,7 +131,7 @@ pub enum SessionEvent {
 pub struct TokenEvent {
     /// Which, and how it came about.
     pub decision: Decision,
-    /// Under the distribution that the token was drawn from; present when `logprobs` is set.
+    /// Under the base's raw distribution; present when `logprobs` is set.
     pub score: Option<TokenScore>,
 }
 

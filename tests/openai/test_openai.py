@@ -129,6 +129,9 @@ def test_log_probabilities(client):
     assert len(scores.token_logprobs) == len(scores.tokens) == len(scores.top_logprobs) == len(scores.text_offset)
     assert all(score <= 0 for score in scores.token_logprobs)
     assert all(1 <= len(top) <= 4 for top in scores.top_logprobs)
+    # They are the base's, whatever the rule.
+    alone = complete(client, logprobs=3, max_tokens=1, cosec={"rule": "base_only"}).choices[0].logprobs
+    assert alone.top_logprobs[0].items() & scores.top_logprobs[0].items()
     # Asking for scores does not change the draw.
     assert choice.text == complete(client).choices[0].text
 
@@ -151,23 +154,39 @@ def test_stops_before_a_stop_string(client):
         assert streamed_text(client, max_tokens=48, stop=[stop]) == answer.text
 
 
-def test_reports_who_chose(client):
+def test_reports_what_hardening_did(client):
     answer = complete(client, cosec={"report": True})
     report = answer.choices[0].model_extra["cosec"]["report"]
     assert "".join(entry["token"] for entry in report) == answer.choices[0].text
     for entry in report:
-        assert entry["chosen_by"] in ("expert", "base")
-        passed = entry["chosen_by"] == "expert"
+        assert entry["hardening"] in ("agreed", "expert", "base")
+        passed = entry["hardening"] != "base"
         # A token of the base stands in for a proposal that failed the test.
         proposal = entry if passed else entry["rejected"]
         assert (min(1, proposal["p"] / proposal["q"]) > 0.3) == passed
         assert 0 < entry["p"] <= 1
+    counts = answer.usage.model_extra["hardening"]
+    assert counts == {what: sum(entry["hardening"] == what for entry in report) for what in counts}
+    assert sum(counts.values()) == answer.usage.completion_tokens
+
+
+@pytest.mark.parametrize("rule", ["cosec", "linear", "product", "expert_only"])
+def test_the_first_difference_from_the_base_is_the_expert_s(client, rule):
+    """Up to it the base's own draws are those of base_only with the same seed."""
+    for seed in range(4):
+        hardened = complete(client, seed=seed, cosec={"rule": rule, "report": True})
+        base = complete(client, seed=seed, cosec={"rule": "base_only", "report": True})
+        reports = [answer.choices[0].model_extra["cosec"]["report"] for answer in (hardened, base)]
+        for ours, own in zip(*reports):
+            assert (ours["id"] != own["id"]) == (ours["hardening"] == "expert")
+            if ours["id"] != own["id"]:
+                break
 
 
 def test_tau_decides(client):
     """At tau 1 no proposal passes, so the text is the base's own."""
     rejected = complete(client, cosec={"tau": 1.0, "report": True})
-    assert {entry["chosen_by"] for entry in rejected.choices[0].model_extra["cosec"]["report"]} == {"base"}
+    assert {entry["hardening"] for entry in rejected.choices[0].model_extra["cosec"]["report"]} == {"base"}
     base_only = complete(client, cosec={"rule": "base_only"})
     assert rejected.choices[0].text == base_only.choices[0].text
 

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use cosec_coordinator::merge::{Cosec, MergeRule, ModelEvidence, PositionDistributions, RuleSampling};
+use cosec_coordinator::merge::{
+    Cosec, Judge, LogitChanges, MergeRule, ModelEvidence, PositionDistributions, RuleSampling,
+};
 use cosec_proto::sampling::SamplingParams;
 use cosec_worker::model::{BatchItem, CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, ModelRunner};
 use serde::Deserialize;
@@ -32,6 +34,8 @@ struct Params {
     expert_top_p: f64,
     base_temperature: Option<f64>,
     base_top_p: Option<f64>,
+    /// `raw`; p judges where there is none.
+    judge: Option<Judge>,
 }
 
 #[derive(Deserialize)]
@@ -105,12 +109,12 @@ fn check(trace: &Trace, checkpoints: &Path) {
     let of_base =
         SamplingParams::new(params.base_temperature.unwrap_or(1.0), params.base_top_p.unwrap_or(1.0), 0).unwrap();
     let of_expert = SamplingParams::new(params.expert_temperature, params.expert_top_p, 0).unwrap();
-    let warps = RuleSampling { acceptance: of_base, fallback: of_base, expert: of_expert };
+    let sampling = RuleSampling::new(of_base, of_expert, params.judge.unwrap_or(Judge::Warped), false);
     let rule = Cosec { tau: params.tau };
     let mut fed = trace.prompt.clone();
     for (index, step) in trace.steps.iter().enumerate() {
         let evidence = [base.feed(&fed), expert.feed(&fed), ModelEvidence::default()];
-        let laws = PositionDistributions::new(Box::new(evidence), warps);
+        let laws = PositionDistributions::new(Box::new(evidence), LogitChanges::default(), sampling);
         let law = rule.distribution(&laws).unwrap();
         for (id, &wanted) in (0u32..).zip(&step.merged) {
             let got = law.probability(id);

@@ -12,8 +12,8 @@ use super::error::ApiError;
 use super::metrics::InFlightRequest;
 use super::parameters::RequestedSettings;
 use super::state::ApiState;
-use crate::generation::{ChoiceEvent, GenerateRequest, RunningGeneration};
-use crate::merge::{Decision, RejectedProposal};
+use crate::generation::{ChoiceEvent, GenerateRequest, RunningGeneration, TokenUsage};
+use crate::merge::{Decision, Hardening, RejectedProposal};
 use crate::postprocess::{PlacedToken, TextDelta};
 use crate::request::{ChatMessage, Prompt};
 
@@ -99,9 +99,15 @@ fn events(
 }
 
 fn usage(generation: &RunningGeneration) -> wire::GenerateEvent {
-    let (prompt, completion) = generation.usage();
+    let TokenUsage { prompt, completion, agreed, expert, base } = generation.usage();
     let count = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
-    let usage = wire::Usage { prompt_tokens: count(prompt), completion_tokens: count(completion) };
+    let usage = wire::Usage {
+        prompt_tokens: count(prompt),
+        completion_tokens: count(completion),
+        agreed_tokens: count(agreed),
+        expert_tokens: count(expert),
+        base_tokens: count(base),
+    };
     wire::GenerateEvent { event: Some(generate_event::Event::Usage(usage)) }
 }
 
@@ -125,9 +131,10 @@ fn token_of(token: PlacedToken, report: bool) -> wire::Token {
     };
     let alternative = |(id, log_probability)| wire::Alternative { id, log_probability };
     let report_of = |decision: Decision| wire::TokenReport {
-        chosen_by: decision.chosen_by.name().to_owned(),
+        hardening: decision.hardening.map(Hardening::name).unwrap_or_default().to_owned(),
         p: decision.p,
         q: decision.q,
+        law: decision.law,
         rejected: decision.rejected.map(|RejectedProposal { id, p, q }| wire::Rejected { id, p, q }),
     };
     wire::Token {

@@ -19,7 +19,7 @@ use super::parameter_kinds::{
     SeedNumber, StopStrings, Text, TokenBiases, TopK, WireValue, check_range,
 };
 use super::policy::{AllowedRules, DefaultSettings, check_rule_parameters, rule_named};
-use crate::merge::{LogitAdjustments, LogitsTransport, RuleParameters, SelectedRule};
+use crate::merge::{Judge, LogitAdjustments, LogitsTransport, RuleParameters, SelectedRule};
 use crate::request::GenerationSettings;
 
 /// Most choices of one prompt.
@@ -108,7 +108,7 @@ parameter_table! {
         reference_code: Flag;
         /// What logits travel as. Default auto.
         transport: Text;
-        /// Whether every token says who chose it. Default false.
+        /// Whether every token says what hardening did to it. Default false.
         report: Flag;
     }
 }
@@ -195,6 +195,7 @@ impl RequestedSettings {
             min_tokens,
             base,
             expert,
+            judge: Judge::default(),
             reference_code: hardening.reference_code.unwrap_or(false),
             rule,
             adjustments: general.adjustments(bounds.vocabulary)?,

@@ -11,6 +11,7 @@ use super::drain::RequestGuard;
 use super::model_text::ModelText;
 use super::sessions::BoxedSession;
 use crate::api::error::ApiError;
+use crate::merge::{Decision, Hardening};
 use crate::postprocess::{ChoiceText, TextDelta};
 use crate::request::{FinishReason, GenerationSettings, SessionEvent};
 
@@ -23,6 +24,31 @@ pub(crate) enum ChoiceEvent {
     Finished(FinishReason),
 }
 
+/// Tokens of a request so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TokenUsage {
+    /// Each prompt once.
+    pub(crate) prompt: usize,
+    /// New tokens.
+    pub(crate) completion: usize,
+    /// New tokens by what hardening did to them, where somebody looked.
+    pub(crate) agreed: usize,
+    pub(crate) expert: usize,
+    pub(crate) base: usize,
+}
+
+impl TokenUsage {
+    fn count(&mut self, decision: &Decision) {
+        self.completion += 1;
+        match decision.hardening {
+            Some(Hardening::Agreed) => self.agreed += 1,
+            Some(Hardening::Expert) => self.expert += 1,
+            Some(Hardening::Base) => self.base += 1,
+            None => {}
+        }
+    }
+}
+
 /// A request in flight. Dropping it ends its sessions.
 pub(crate) struct RunningGeneration {
     text: Arc<ModelText>,
@@ -30,8 +56,7 @@ pub(crate) struct RunningGeneration {
     streams: StreamMap<u32, BoxedSession>,
     choices: Vec<ChoiceState>,
     ready: VecDeque<(u32, ChoiceEvent)>,
-    prompt_tokens: usize,
-    completion_tokens: usize,
+    usage: TokenUsage,
     degraded: bool,
     guard: RequestGuard,
 }
@@ -51,8 +76,7 @@ impl RunningGeneration {
             streams: StreamMap::new(),
             choices: Vec::new(),
             ready: VecDeque::new(),
-            prompt_tokens: 0,
-            completion_tokens: 0,
+            usage: TokenUsage::default(),
             degraded: false,
             guard,
         }
@@ -68,9 +92,9 @@ impl RunningGeneration {
         &self.text
     }
 
-    /// Prompt tokens (each prompt once) and new tokens so far.
-    pub(crate) fn usage(&self) -> (usize, usize) {
-        (self.prompt_tokens, self.completion_tokens)
+    /// Tokens so far.
+    pub(crate) fn usage(&self) -> TokenUsage {
+        self.usage
     }
 
     /// Whether the base went on without an expert, in any choice so far.
@@ -85,7 +109,7 @@ impl RunningGeneration {
 
     /// Counts the tokens of a prompt, once for all of its choices.
     pub(super) fn add_prompt(&mut self, tokens: usize) {
-        self.prompt_tokens += tokens;
+        self.usage.prompt += tokens;
     }
 
     pub(super) fn next_index(&self) -> u32 {
@@ -163,7 +187,7 @@ impl RunningGeneration {
                 self.finish(index, FinishReason::Stop);
             }
             SessionEvent::Token(token) => {
-                self.completion_tokens += 1;
+                self.usage.count(&token.decision);
                 let (delta, stopped) = choice.text.push(token);
                 if !delta.is_empty() {
                     self.ready.push_back((index, ChoiceEvent::Delta(delta)));

@@ -21,7 +21,7 @@ use cosec_proto::ErrorCode;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
-pub(crate) use self::choices::{ChoiceEvent, RunningGeneration};
+pub(crate) use self::choices::{ChoiceEvent, RunningGeneration, TokenUsage};
 use self::drain::RequestTracker;
 use self::model_text::ModelText;
 use self::sessions::SessionSource;

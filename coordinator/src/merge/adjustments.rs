@@ -1,4 +1,5 @@
-//! What a client asks to change in the logits of both models before sampling parameters apply.
+//! What a client asks to change in the logits of both models before sampling parameters apply. What the base judges by
+//! knows nothing of it.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,7 +14,7 @@ pub struct LogitAdjustments {
     pub logit_bias: BTreeMap<u32, f64>,
 }
 
-/// Changes logits; keeps count of the new tokens.
+/// Says what changes at each position; keeps count of the new tokens.
 #[derive(Clone, Debug)]
 pub struct LogitAdjuster {
     adjustments: LogitAdjustments,
@@ -22,6 +23,15 @@ pub struct LogitAdjuster {
     min_tokens: u32,
     new_tokens: u32,
     occurrences: HashMap<u32, u32>,
+}
+
+/// Changes to the logits of one position, the same for base and expert.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LogitChanges {
+    /// By token id, in this order: bias, then penalties.
+    added: Vec<(u32, f64)>,
+    /// Not to be drawn.
+    banned: Vec<u32>,
 }
 
 /// Logits of which the adjustments left nothing.
@@ -42,31 +52,45 @@ impl LogitAdjuster {
         *self.occurrences.entry(id).or_default() += 1;
     }
 
-    /// Applies bias, then penalties, then the ban of end tokens to raw logits.
+    /// What changes at the next position.
+    #[must_use]
+    pub fn changes(&self) -> LogitChanges {
+        let LogitAdjustments { frequency_penalty, presence_penalty, logit_bias } = &self.adjustments;
+        let mut added: Vec<(u32, f64)> = logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
+        if (*frequency_penalty, *presence_penalty) != (0.0, 0.0) {
+            let penalty =
+                |(&id, &count): (&u32, &u32)| (id, -frequency_penalty * f64::from(count) - presence_penalty);
+            added.extend(self.occurrences.iter().map(penalty));
+        }
+        let banned = if self.new_tokens < self.min_tokens { self.banned.clone() } else { Vec::new() };
+        LogitChanges { added, banned }
+    }
+}
+
+impl LogitChanges {
+    /// Whether all logits stay as they are.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.banned.is_empty()
+    }
+
+    /// A changed copy of raw logits.
     ///
     /// # Errors
     /// [`OverAdjusted`] when no finite logit is left; `logits` held one before.
-    pub fn adjust(&self, logits: &mut [f32]) -> Result<(), OverAdjusted> {
-        let mut change = |id: u32, by: f64| {
-            if let Some(logit) = logits.get_mut(id as usize) {
+    pub fn apply(&self, logits: &[f32]) -> Result<Vec<f32>, OverAdjusted> {
+        let mut changed = logits.to_vec();
+        for &(id, by) in &self.added {
+            if let Some(logit) = changed.get_mut(id as usize) {
                 *logit = (f64::from(*logit) + by) as f32;
             }
-        };
-        for (&id, &bias) in &self.adjustments.logit_bias {
-            change(id, bias);
         }
-        for (&id, &count) in &self.occurrences {
-            let frequency = self.adjustments.frequency_penalty * f64::from(count);
-            change(id, -frequency - self.adjustments.presence_penalty);
-        }
-        if self.new_tokens < self.min_tokens {
-            for &id in &self.banned {
-                if let Some(logit) = logits.get_mut(id as usize) {
-                    *logit = f32::NEG_INFINITY;
-                }
+        for &id in &self.banned {
+            if let Some(logit) = changed.get_mut(id as usize) {
+                *logit = f32::NEG_INFINITY;
             }
         }
-        if logits.iter().any(|logit| logit.is_finite()) { Ok(()) } else { Err(OverAdjusted) }
+        if changed.iter().any(|logit| logit.is_finite()) { Ok(changed) } else { Err(OverAdjusted) }
     }
 }
 
@@ -84,18 +108,22 @@ mod tests {
         let mut adjuster = LogitAdjuster::new(adjustments, vec![3], 3);
         adjuster.emitted(1);
         adjuster.emitted(1);
-        let mut row = [1.0, 1.0, 1.0, 1.0];
-        adjuster.adjust(&mut row).unwrap();
-        assert_eq!(row, [4.0, -0.25, 1.0, f32::NEG_INFINITY]);
+        let row = [1.0, 1.0, 1.0, 1.0];
+        assert_eq!(adjuster.changes().apply(&row).unwrap(), [4.0, -0.25, 1.0, f32::NEG_INFINITY]);
         adjuster.emitted(2);
-        let mut row = [1.0, 1.0, 1.0, 1.0];
-        adjuster.adjust(&mut row).unwrap();
-        assert_eq!(row, [4.0, -0.25, 0.25, 1.0]);
+        assert_eq!(adjuster.changes().apply(&row).unwrap(), [4.0, -0.25, 0.25, 1.0]);
+    }
+
+    #[test]
+    fn nothing_changes_unless_asked_for() {
+        let mut adjuster = LogitAdjuster::new(LogitAdjustments::default(), vec![1], 0);
+        adjuster.emitted(1);
+        assert!(adjuster.changes().is_empty());
     }
 
     #[test]
     fn a_row_of_which_nothing_is_left_is_refused() {
         let adjuster = LogitAdjuster::new(LogitAdjustments::default(), vec![1], 1);
-        assert_eq!(adjuster.adjust(&mut [f32::NEG_INFINITY, 2.0]), Err(OverAdjusted));
+        assert_eq!(adjuster.changes().apply(&[f32::NEG_INFINITY, 2.0]), Err(OverAdjusted));
     }
 }

@@ -2,7 +2,7 @@
 
 use cosec_proto::sampling::Distribution;
 
-use super::decision::{ChosenBy, Decision};
+use super::decision::Verdict;
 use super::evidence::{MergeError, PositionDistributions};
 use super::rule::{MergeRule, RuleDescription, RuleParameters};
 use super::transport::LogitsTransport;
@@ -34,8 +34,8 @@ impl MergeRule for BaseOnly {
         models.fallback_distribution().cloned()
     }
 
-    fn decide(&self, models: &PositionDistributions, draws: &PositionRandom) -> Result<Decision, MergeError> {
+    fn decide(&self, models: &PositionDistributions, draws: &PositionRandom) -> Result<Verdict, MergeError> {
         let own = models.fallback(draws.fallback())?;
-        Ok(Decision { id: own.id, chosen_by: ChosenBy::Base, p: Some(own.probability), q: None, rejected: None })
+        Ok(Verdict { id: own.id, p: Some(own.probability), q: None, rejected: None })
     }
 }

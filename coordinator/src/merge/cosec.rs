@@ -3,7 +3,7 @@
 use cosec_proto::sampling::Distribution;
 
 use super::blend::blend;
-use super::decision::{ChosenBy, Decision, RejectedProposal};
+use super::decision::{RejectedProposal, Verdict};
 use super::evidence::{MergeError, PositionDistributions};
 use super::rule::{DegenerateRule, MergeRule, RuleDescription, RuleParameter, RuleParameters};
 use super::transport::LogitsTransport;
@@ -26,7 +26,10 @@ const DESCRIPTION: RuleDescription = RuleDescription {
     transports: &[LogitsTransport::Sample, LogitsTransport::Gather, LogitsTransport::Nucleus, LogitsTransport::Full],
 };
 
-/// Draft x ~ q; keep it when `min(1, p(x) / q(x)) > tau`; else take x' ~ p, from the whole of p.
+/// Draft x ~ q; keep it when `min(1, r(x) / q(x)) > tau`; else take x' ~ p, from the whole of p.
+///
+/// r judges: the base's own distribution, or p where the operator has it so. So `P(x) >= q(x) A(x)` whatever a client
+/// asks for its sampling, as that changes p alone.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cosec {
     /// From 1 on nothing is accepted; at 0 whatever the base gives any mass.
@@ -34,10 +37,11 @@ pub struct Cosec {
 }
 
 impl Cosec {
-    /// The acceptance test, strict as the published code has it. A token that the expert cannot draw never passes.
+    /// The acceptance test on what judge and expert give a token, strict as the published code has it. A token that
+    /// the expert cannot draw never passes.
     #[must_use]
-    pub fn accepts(&self, p: f64, q: f64) -> bool {
-        q > 0.0 && (p / q).min(1.0) > self.tau
+    pub fn accepts(&self, r: f64, q: f64) -> bool {
+        q > 0.0 && (r / q).min(1.0) > self.tau
     }
 }
 
@@ -66,26 +70,14 @@ impl MergeRule for Cosec {
         Ok(blend((expert, accepted), (fallback, |_, p| rejected * p))?)
     }
 
-    fn decide(&self, models: &PositionDistributions, draws: &PositionRandom) -> Result<Decision, MergeError> {
+    fn decide(&self, models: &PositionDistributions, draws: &PositionRandom) -> Result<Verdict, MergeError> {
         let proposal = models.proposal(draws.draft())?;
         let p = models.judgement(proposal.id)?;
         if self.accepts(p, proposal.probability) {
-            return Ok(Decision {
-                id: proposal.id,
-                chosen_by: ChosenBy::Expert,
-                p: Some(p),
-                q: Some(proposal.probability),
-                rejected: None,
-            });
+            return Ok(Verdict { id: proposal.id, p: Some(p), q: Some(proposal.probability), rejected: None });
         }
         let own = models.fallback(draws.fallback())?;
         let rejected = RejectedProposal { id: proposal.id, p, q: proposal.probability };
-        Ok(Decision {
-            id: own.id,
-            chosen_by: ChosenBy::Base,
-            p: Some(own.probability),
-            q: None,
-            rejected: Some(rejected),
-        })
+        Ok(Verdict { id: own.id, p: Some(own.probability), q: None, rejected: Some(rejected) })
     }
 }

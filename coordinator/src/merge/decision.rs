@@ -1,13 +1,11 @@
 //! A token and how it came about.
 
-/// A token and how it was chosen.
+/// A rule's token.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Decision {
+pub struct Verdict {
     /// Token id.
     pub id: u32,
-    /// Who chose it.
-    pub chosen_by: ChosenBy,
-    /// Probability under the base's distribution that the rule judged by, where the rule looked.
+    /// Probability under the base's distribution that the rule read: the judge's for a proposal, p for the base's own.
     pub p: Option<f64>,
     /// Probability under the expert's, where the rule looked.
     pub q: Option<f64>,
@@ -15,7 +13,24 @@ pub struct Decision {
     pub rejected: Option<RejectedProposal>,
 }
 
-/// A proposal of the expert that the base did not let pass.
+/// A token, how it was chosen, and what hardening did to it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Decision {
+    /// Token id.
+    pub id: u32,
+    /// The token against the base's own draw; `None` where nobody looked.
+    pub hardening: Option<Hardening>,
+    /// As in [`Verdict`].
+    pub p: Option<f64>,
+    /// As in [`Verdict`].
+    pub q: Option<f64>,
+    /// Probability under the rule's distribution, where it was asked for.
+    pub law: Option<f64>,
+    /// As in [`Verdict`].
+    pub rejected: Option<RejectedProposal>,
+}
+
+/// A proposal of the expert that did not become the token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RejectedProposal {
     /// Token id.
@@ -26,25 +41,26 @@ pub struct RejectedProposal {
     pub q: f64,
 }
 
-/// Who chose a token.
+/// What hardening did to a token, against the base's own draw: what `base_only` would draw after the same tokens with
+/// the same seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ChosenBy {
-    /// The expert proposed it and the base let it pass.
+pub enum Hardening {
+    /// Nothing: the rule's token is the base's own draw, and no proposal was rejected for it.
+    Agreed,
+    /// It is another token, because of the expert.
     Expert,
-    /// The base, in place of a rejected proposal (or because the rule is `base_only`).
+    /// It is the base's own draw: the expert's proposal was rejected, or nothing was proposed (`base_only`, degraded).
     Base,
-    /// A rule that draws from a blend, whether it kept the expert's proposal or not.
-    Merged,
 }
 
-impl ChosenBy {
+impl Hardening {
     /// Name in reports and metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Agreed => "agreed",
             Self::Expert => "expert",
             Self::Base => "base",
-            Self::Merged => "merged",
         }
     }
 }

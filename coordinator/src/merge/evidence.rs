@@ -4,33 +4,69 @@ use std::cell::OnceCell;
 
 use cosec_proto::WorkerRole;
 use cosec_proto::sampling::{Distribution, InvalidLogits, InvalidSupport, SamplingParams, TokenProbability};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::adjustments::{LogitChanges, OverAdjusted};
+
+/// The distribution of the base that judges the expert's proposals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Judge {
+    /// r: the softmax of the base's own logits, as CoSec's published code has it. Nothing that a client asks for
+    /// changes it.
+    #[default]
+    Raw,
+    /// p: what the base's own token is drawn from, as the paper's text has it. What a client asks for its sampling
+    /// can reject the expert's proposals.
+    Warped,
+}
+
+impl Judge {
+    /// Name in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Warped => "warped",
+        }
+    }
+}
 
 /// How the logits of base and expert become distributions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RuleSampling {
-    /// p in the acceptance test.
-    pub acceptance: SamplingParams,
-    /// p where the base's own token is drawn.
+    /// What the acceptance test reads.
+    pub judge: Judge,
+    /// p, which the base's own token is drawn from.
     pub fallback: SamplingParams,
     /// q.
     pub expert: SamplingParams,
 }
 
 impl RuleSampling {
-    /// Derives them from the parameters of a request.
+    /// Derives them from the parameters of a request and the operator's settings.
     ///
-    /// The published code judges and falls back by the raw softmax. At base temperature 0 the arg max is the
-    /// fallback, but an all-or-nothing p would judge nothing, so the test reads the raw softmax.
+    /// With `reference_code` the base judges and falls back by its softmax at temperature 1, whatever `base` says. An
+    /// all-or-nothing p would judge nothing: at base temperature 0 every judge reads r.
     #[must_use]
-    pub fn new(base: SamplingParams, expert: SamplingParams, reference_code: bool) -> Self {
-        let (acceptance, fallback) = if reference_code {
-            (SamplingParams::RAW, SamplingParams::RAW)
+    pub fn new(base: SamplingParams, expert: SamplingParams, judge: Judge, reference_code: bool) -> Self {
+        if reference_code {
+            Self { judge: Judge::Raw, fallback: SamplingParams::RAW, expert }
         } else if base.temperature() == 0.0 {
-            (SamplingParams::RAW, SamplingParams::GREEDY)
+            Self { judge: Judge::Raw, fallback: SamplingParams::GREEDY, expert }
         } else {
-            (base, base)
-        };
-        Self { acceptance, fallback, expert }
+            Self { judge, fallback: base, expert }
+        }
+    }
+
+    /// How the base's logits are read in the acceptance test.
+    #[must_use]
+    pub fn acceptance(&self) -> SamplingParams {
+        match self.judge {
+            Judge::Raw => SamplingParams::RAW,
+            Judge::Warped => self.fallback,
+        }
     }
 }
 
@@ -48,21 +84,10 @@ pub struct ModelEvidence {
 }
 
 impl ModelEvidence {
-    fn whole<'a>(
-        &'a self,
-        warp: &SamplingParams,
-        computed: &'a OnceCell<Distribution>,
-        missing: MissingEvidence,
-    ) -> Result<&'a Distribution, MergeError> {
-        if let Some((_, nucleus)) = self.nuclei.iter().find(|(of, _)| of == warp) {
-            return Ok(nucleus);
-        }
-        if let Some(distribution) = computed.get() {
-            return Ok(distribution);
-        }
-        let logits = self.logits.as_deref().ok_or(missing)?;
-        let distribution = Distribution::from_logits(logits, warp)?;
-        Ok(computed.get_or_init(|| distribution))
+    /// What a worker or an earlier question computed.
+    fn known<'a>(&'a self, warp: &SamplingParams, computed: &'a OnceCell<Distribution>) -> Option<&'a Distribution> {
+        let nucleus = self.nuclei.iter().find(|(of, _)| of == warp).map(|(_, nucleus)| nucleus);
+        nucleus.or_else(|| computed.get())
     }
 }
 
@@ -71,16 +96,28 @@ impl ModelEvidence {
 pub struct PositionDistributions {
     evidence: Box<[ModelEvidence; 3]>,
     sampling: RuleSampling,
-    acceptance: OnceCell<Distribution>,
+    /// To all logits but those that judge. Where there are any, evidence is logits.
+    changes: LogitChanges,
+    changed: [OnceCell<Vec<f32>>; 3],
+    raw: OnceCell<Distribution>,
     fallback: OnceCell<Distribution>,
     expert: OnceCell<Distribution>,
 }
 
 impl PositionDistributions {
-    /// Reads `evidence`, in the order of [`WorkerRole::ALL`], through `sampling`.
+    /// Reads `evidence`, in the order of [`WorkerRole::ALL`], through what a client asked to change in the logits and
+    /// through `sampling`.
     #[must_use]
-    pub fn new(evidence: Box<[ModelEvidence; 3]>, sampling: RuleSampling) -> Self {
-        Self { evidence, sampling, acceptance: OnceCell::new(), fallback: OnceCell::new(), expert: OnceCell::new() }
+    pub fn new(evidence: Box<[ModelEvidence; 3]>, changes: LogitChanges, sampling: RuleSampling) -> Self {
+        Self {
+            evidence,
+            sampling,
+            changes,
+            changed: Default::default(),
+            raw: OnceCell::new(),
+            fallback: OnceCell::new(),
+            expert: OnceCell::new(),
+        }
     }
 
     /// Gives the evidence back.
@@ -99,37 +136,72 @@ impl PositionDistributions {
         &self.sampling
     }
 
-    /// Raw logits, where they are known.
-    #[must_use]
-    pub fn logits(&self, role: WorkerRole) -> Option<&[f32]> {
-        self.of(role).logits.as_deref()
+    /// The logits that tokens are drawn from, where they are known.
+    ///
+    /// # Errors
+    /// [`MergeError::OverAdjusted`].
+    pub fn logits(&self, role: WorkerRole) -> Result<Option<&[f32]>, MergeError> {
+        let Some(raw) = self.of(role).logits.as_deref() else { return Ok(None) };
+        if self.changes.is_empty() {
+            return Ok(Some(raw));
+        }
+        let changed = &self.changed[role.index()];
+        if let Some(changed) = changed.get() {
+            return Ok(Some(changed));
+        }
+        let logits = self.changes.apply(raw)?;
+        Ok(Some(changed.get_or_init(|| logits)))
     }
 
-    /// p as the acceptance test reads it.
+    fn warped<'a>(
+        &'a self,
+        role: WorkerRole,
+        warp: &SamplingParams,
+        computed: &'a OnceCell<Distribution>,
+    ) -> Result<&'a Distribution, MergeError> {
+        if let Some(known) = self.of(role).known(warp, computed) {
+            return Ok(known);
+        }
+        let logits = self.logits(role)?.ok_or(MissingEvidence::Logits(role))?;
+        let distribution = Distribution::from_logits(logits, warp)?;
+        Ok(computed.get_or_init(|| distribution))
+    }
+
+    /// r: the base's own distribution, of which nothing is cut and to which no client has a say.
+    ///
+    /// # Errors
+    /// Unless the logits or the nucleus is known.
+    pub fn raw_distribution(&self) -> Result<&Distribution, MergeError> {
+        let warp = SamplingParams::RAW;
+        if self.sampling.fallback == warp && self.changes.is_empty() {
+            return self.fallback_distribution();
+        }
+        let base = self.of(WorkerRole::Base);
+        if let Some(known) = base.known(&warp, &self.raw) {
+            return Ok(known);
+        }
+        let logits = base.logits.as_deref().ok_or(MissingEvidence::Logits(WorkerRole::Base))?;
+        let distribution = Distribution::from_logits(logits, &warp)?;
+        Ok(self.raw.get_or_init(|| distribution))
+    }
+
+    /// What judges the expert's proposals.
     ///
     /// # Errors
     /// Unless the logits or the nucleus is known.
     pub fn acceptance_distribution(&self) -> Result<&Distribution, MergeError> {
-        if self.sampling.acceptance == self.sampling.fallback {
-            return self.fallback_distribution();
+        match self.sampling.judge {
+            Judge::Raw => self.raw_distribution(),
+            Judge::Warped => self.fallback_distribution(),
         }
-        self.of(WorkerRole::Base).whole(
-            &self.sampling.acceptance,
-            &self.acceptance,
-            MissingEvidence::Logits(WorkerRole::Base),
-        )
     }
 
-    /// p as the base's own token is drawn from.
+    /// p, which the base's own token is drawn from.
     ///
     /// # Errors
     /// Unless the logits or the nucleus is known.
     pub fn fallback_distribution(&self) -> Result<&Distribution, MergeError> {
-        self.of(WorkerRole::Base).whole(
-            &self.sampling.fallback,
-            &self.fallback,
-            MissingEvidence::Logits(WorkerRole::Base),
-        )
+        self.warped(WorkerRole::Base, &self.sampling.fallback, &self.fallback)
     }
 
     /// q.
@@ -137,11 +209,7 @@ impl PositionDistributions {
     /// # Errors
     /// Unless the logits or the nucleus is known.
     pub fn expert_distribution(&self) -> Result<&Distribution, MergeError> {
-        self.of(WorkerRole::Expert).whole(
-            &self.sampling.expert,
-            &self.expert,
-            MissingEvidence::Logits(WorkerRole::Expert),
-        )
+        self.warped(WorkerRole::Expert, &self.sampling.expert, &self.expert)
     }
 
     /// The expert's token for `u`.
@@ -166,7 +234,7 @@ impl PositionDistributions {
         }
     }
 
-    /// The base's probability of `id` in the acceptance test.
+    /// The base's probability of `id`, as the acceptance test reads it.
     ///
     /// # Errors
     /// Unless it was looked up or the base's distribution is known.
@@ -217,6 +285,9 @@ pub enum MergeError {
     /// Logits make no distribution.
     #[error("logits make no distribution: {0}")]
     Logits(#[from] InvalidLogits),
+    /// The client's changes leave nothing to draw.
+    #[error(transparent)]
+    OverAdjusted(#[from] OverAdjusted),
     /// A blend makes no distribution.
     #[error("the merged probabilities make no distribution: {0}")]
     Blend(#[from] InvalidSupport),

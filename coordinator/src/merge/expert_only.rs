@@ -2,7 +2,7 @@
 
 use cosec_proto::sampling::Distribution;
 
-use super::decision::{ChosenBy, Decision};
+use super::decision::Verdict;
 use super::evidence::{MergeError, PositionDistributions};
 use super::rule::{MergeRule, RuleDescription, RuleParameters};
 use super::transport::LogitsTransport;
@@ -34,14 +34,8 @@ impl MergeRule for ExpertOnly {
         models.expert_distribution().cloned()
     }
 
-    fn decide(&self, models: &PositionDistributions, draws: &PositionRandom) -> Result<Decision, MergeError> {
+    fn decide(&self, models: &PositionDistributions, draws: &PositionRandom) -> Result<Verdict, MergeError> {
         let proposal = models.proposal(draws.draft())?;
-        Ok(Decision {
-            id: proposal.id,
-            chosen_by: ChosenBy::Expert,
-            p: None,
-            q: Some(proposal.probability),
-            rejected: None,
-        })
+        Ok(Verdict { id: proposal.id, p: None, q: Some(proposal.probability), rejected: None })
     }
 }

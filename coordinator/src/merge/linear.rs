@@ -3,7 +3,7 @@
 use cosec_proto::sampling::Distribution;
 
 use super::blend::blend;
-use super::decision::Decision;
+use super::decision::Verdict;
 use super::evidence::{MergeError, PositionDistributions};
 use super::rejection;
 use super::rule::{DegenerateRule, MergeRule, RuleDescription, RuleParameter, RuleParameters};
@@ -58,7 +58,7 @@ impl MergeRule for Linear {
         Ok(blend((models.expert_distribution()?, of_expert), (models.fallback_distribution()?, of_base))?)
     }
 
-    fn decide(&self, models: &PositionDistributions, draws: &PositionRandom) -> Result<Decision, MergeError> {
+    fn decide(&self, models: &PositionDistributions, draws: &PositionRandom) -> Result<Verdict, MergeError> {
         rejection::decide(&self.distribution(models)?, models, draws)
     }
 }

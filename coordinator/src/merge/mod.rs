@@ -31,13 +31,16 @@ mod blend;
 
 mod score;
 
+mod next_token;
+
 mod adjustments;
 
 use std::ops::Deref;
 
-pub use adjustments::{LogitAdjuster, LogitAdjustments, OverAdjusted};
-pub use decision::{ChosenBy, Decision, RejectedProposal, TokenScore};
-pub use evidence::{MergeError, MissingEvidence, ModelEvidence, PositionDistributions, RuleSampling};
+pub use adjustments::{LogitAdjuster, LogitAdjustments, LogitChanges, OverAdjusted};
+pub use decision::{Decision, Hardening, RejectedProposal, TokenScore, Verdict};
+pub use evidence::{Judge, MergeError, MissingEvidence, ModelEvidence, PositionDistributions, RuleSampling};
+pub use next_token::{TokenQuestions, next_token};
 pub use rule::{DegenerateRule, MergeRule, RuleDescription, RuleParameter, RuleParameters};
 pub use score::score;
 pub use transport::LogitsTransport;

@@ -2,7 +2,7 @@
 
 use cosec_proto::sampling::Distribution;
 
-use super::decision::Decision;
+use super::decision::Verdict;
 use super::evidence::{MergeError, MissingEvidence, PositionDistributions};
 use super::rejection;
 use super::rule::{DegenerateRule, MergeRule, RuleDescription, RuleParameter, RuleParameters};
@@ -72,9 +72,9 @@ impl MergeRule for Product {
     }
 
     fn distribution(&self, models: &PositionDistributions) -> Result<Distribution, MergeError> {
-        let logits = |role| models.logits(role).ok_or(MissingEvidence::Logits(role));
+        let logits = |role| Ok::<_, MergeError>(models.logits(role)?.ok_or(MissingEvidence::Logits(role))?);
         let (base, expert) = (logits(WorkerRole::Base)?, logits(WorkerRole::Expert)?);
-        let anti = models.logits(WorkerRole::AntiExpert);
+        let anti = models.logits(WorkerRole::AntiExpert)?;
         // Vocabularies differ in length by padding: an id that a model does not know is ruled out by it.
         let at = |logits: &[f32], id| logits.get(id).copied().unwrap_or(f32::NEG_INFINITY);
         let blended: Vec<f32> = base
@@ -85,7 +85,7 @@ impl MergeRule for Product {
         Ok(Distribution::from_logits(&blended, &models.sampling().fallback)?)
     }
 
-    fn decide(&self, models: &PositionDistributions, draws: &PositionRandom) -> Result<Decision, MergeError> {
+    fn decide(&self, models: &PositionDistributions, draws: &PositionRandom) -> Result<Verdict, MergeError> {
         rejection::decide(&self.distribution(models)?, models, draws)
     }
 }

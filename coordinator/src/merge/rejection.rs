@@ -8,7 +8,7 @@
 use cosec_proto::sampling::Distribution;
 
 use super::blend::blend;
-use super::decision::{ChosenBy, Decision, RejectedProposal};
+use super::decision::{RejectedProposal, Verdict};
 use super::evidence::{MergeError, PositionDistributions};
 use cosec_proto::sampling::PositionRandom;
 
@@ -20,16 +20,11 @@ pub(super) fn decide(
     merged: &Distribution,
     models: &PositionDistributions,
     draws: &PositionRandom,
-) -> Result<Decision, MergeError> {
+) -> Result<Verdict, MergeError> {
     let (base, expert) = (models.fallback_distribution()?, models.expert_distribution()?);
     let proposal = models.proposal(draws.draft())?;
-    let decision = |id, rejected| Decision {
-        id,
-        chosen_by: ChosenBy::Merged,
-        p: Some(base.probability(id)),
-        q: Some(expert.probability(id)),
-        rejected,
-    };
+    let decision =
+        |id, rejected| Verdict { id, p: Some(base.probability(id)), q: Some(expert.probability(id)), rejected };
     if draws.acceptance() * proposal.probability < merged.probability(proposal.id) {
         return Ok(decision(proposal.id, None));
     }

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use cosec_proto::sampling::Distribution;
 use serde::Deserialize;
 
-use super::decision::Decision;
+use super::decision::Verdict;
 use super::evidence::{MergeError, PositionDistributions};
 use super::transport::LogitsTransport;
 use cosec_proto::WorkerRole;
@@ -38,7 +38,7 @@ pub trait MergeRule: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`MergeError::Missing`] says what to find out before asking again.
-    fn decide(&self, models: &PositionDistributions, draws: &PositionRandom) -> Result<Decision, MergeError>;
+    fn decide(&self, models: &PositionDistributions, draws: &PositionRandom) -> Result<Verdict, MergeError>;
 }
 
 /// A number that a rule reads, as requests (in the object `cosec`) and the configuration (under `defaults`) name it.

@@ -49,7 +49,7 @@ pub struct PlacedToken {
     pub id: u32,
     /// Characters of the choice's text before it.
     pub offset: usize,
-    /// Present when `logprobs` is set; the prompt's first token has none.
+    /// Under the base's raw distribution; present when `logprobs` is set. The prompt's first token has none.
     pub score: Option<TokenScore>,
     /// How it came about; a token of the prompt has none.
     pub decision: Option<Decision>,
@@ -163,11 +163,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::merge::ChosenBy;
-
     fn token(id: u32) -> TokenEvent {
-        let chosen_by = ChosenBy::Expert;
-        TokenEvent { decision: Decision { id, chosen_by, p: None, q: None, rejected: None }, score: None }
+        let decision = Decision { id, hardening: None, p: None, q: None, law: None, rejected: None };
+        TokenEvent { decision, score: None }
     }
 
     /// Feeds `ids` and returns text, ids handed on and whether a stop string ended it.

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use cosec_proto::sampling::{PositionRandom, SamplingSeed};
-use cosec_proto::{ErrorCode, LogitsResult, OperationError, OperationOutcome, OperationReply, SessionId, WorkerRole};
+use cosec_proto::{ErrorCode, OperationError, OperationOutcome, OperationReply, SessionId, WorkerRole};
 use futures::StreamExt;
 use futures::future::{AbortHandle, Abortable};
 use futures::stream::FuturesUnordered;
@@ -21,7 +21,7 @@ use super::plan::DecodePlan;
 use super::recovery::{FailedWorkers, give_up_at, retry_pause};
 use super::state::SessionState;
 use crate::admission::ActivePermit;
-use crate::merge::{LogitAdjuster, ModelEvidence, OverAdjusted, PositionDistributions};
+use crate::merge::{Hardening, LogitAdjuster, ModelEvidence, PositionDistributions};
 use crate::request::{SessionEvent, TokenEvent, TokenizedRequest};
 use crate::speculation::metrics::SpeculationMetrics;
 use crate::speculation::{RoundTimer, SharedController};
@@ -188,7 +188,7 @@ impl SessionDriver {
                     let recovery = &self.context.metrics.recovery_seconds;
                     recovery.with_label_values(&[role.name()]).observe(failed.elapsed().as_secs_f64());
                 }
-                let reply = answer.and_then(|answer| self.adjusted(answer.outcome));
+                let reply = answer.map(|answer| answer.outcome);
                 Some(SessionInput::Answered { role, ticket, reply })
             }
             ActionOutcome::Input(input) => Some(input),
@@ -268,21 +268,6 @@ impl SessionDriver {
         }
     }
 
-    fn adjusted(&self, mut reply: OperationOutcome) -> Result<OperationOutcome, OperationError> {
-        if self.state.plan().is_adjusted()
-            && let OperationOutcome::Extended(results) = &mut reply
-        {
-            for result in results {
-                if let LogitsResult::Full(logits) = result {
-                    let over =
-                        |error: OverAdjusted| OperationError::new(ErrorCode::InvalidArgument, error.to_string());
-                    self.adjuster.adjust(logits).map_err(over)?;
-                }
-            }
-        }
-        Ok(reply)
-    }
-
     // === tokens ===
 
     fn merge(
@@ -291,11 +276,12 @@ impl SessionDriver {
         evidence: Box<[ModelEvidence; 3]>,
     ) -> impl Future<Output = ActionOutcome> + Send + use<> {
         let (plan, is_heavy) = (self.state.plan(), is_heavy(&evidence));
+        let random = PositionRandom { seed: self.state.seed(), position };
         let job = MergeJob {
             rule: plan.rule,
-            models: PositionDistributions::new(evidence, plan.sampling),
-            random: PositionRandom { seed: self.state.seed(), position },
-            alternatives: self.context.request.settings.logprobs,
+            models: PositionDistributions::new(evidence, self.adjuster.changes(), plan.sampling),
+            random,
+            asked: plan.questions(&random),
         };
         async move { ActionOutcome::Input(job.run(is_heavy).await) }
     }
@@ -333,7 +319,11 @@ impl SessionDriver {
             None => metrics.first_token_seconds.observe((now - self.context.admitted).as_secs_f64()),
             Some(before) => metrics.inter_token_seconds.observe((now - before).as_secs_f64()),
         }
-        metrics.tokens.with_label_values(&[token.decision.chosen_by.name()]).inc();
+        let (model, hardening) = (self.context.request.model.as_str(), token.decision.hardening);
+        metrics.tokens.with_label_values(&[model, hardening.map_or("unknown", Hardening::name)]).inc();
+        if hardening == Some(Hardening::Expert) {
+            metrics.changed_tokens.with_label_values(&[model]).inc();
+        }
     }
 
     /// Counts what became of drafts. With the end of a block, the next round gets its draft plan.

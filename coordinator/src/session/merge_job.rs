@@ -4,7 +4,7 @@ use cosec_proto::ErrorCode;
 use cosec_proto::sampling::PositionRandom;
 
 use super::event::SessionInput;
-use crate::merge::{MergeError, ModelEvidence, PositionDistributions, SelectedRule, score};
+use crate::merge::{MergeError, ModelEvidence, PositionDistributions, SelectedRule, TokenQuestions, next_token};
 use crate::request::{SessionError, TokenEvent};
 
 /// Logits of at most so many tokens are merged on the spot.
@@ -15,8 +15,7 @@ pub(super) struct MergeJob {
     pub(super) rule: SelectedRule,
     pub(super) models: PositionDistributions,
     pub(super) random: PositionRandom,
-    /// Most probable others to score.
-    pub(super) alternatives: Option<u32>,
+    pub(super) asked: TokenQuestions,
 }
 
 /// Whether a decision is worth another thread: all logits of a code model take milliseconds, a few less than the way
@@ -43,6 +42,9 @@ impl MergeJob {
             Err(MergeError::Missing(missing)) => {
                 SessionInput::Missing { missing, evidence: self.models.into_evidence() }
             }
+            Err(error @ MergeError::OverAdjusted(_)) => {
+                SessionInput::MergeFailed(SessionError::new(ErrorCode::InvalidArgument, error.to_string()))
+            }
             Err(error @ (MergeError::Logits(_) | MergeError::Blend(_))) => {
                 SessionInput::MergeFailed(SessionError::new(ErrorCode::WorkerFault, error.to_string()))
             }
@@ -50,11 +52,7 @@ impl MergeJob {
     }
 
     fn decide(&self) -> Result<TokenEvent, MergeError> {
-        let decision = self.rule.decide(&self.models, &self.random)?;
-        let score = match self.alternatives {
-            None => None,
-            Some(count) => Some(score(&self.rule.distribution(&self.models)?, decision.id, count as usize)),
-        };
+        let (decision, score) = next_token(&*self.rule, &self.models, &self.random, self.asked)?;
         Ok(TokenEvent { decision, score })
     }
 }

@@ -10,8 +10,13 @@ cosec_proto::metrics! {
         /// Choices by how their session ended: `stop` (an end token or a stop string), `length`, the name of an error
         /// code, or `closed` where the client left.
         pub choices: IntCounterVec = "cosec_choices_total" ["outcome"];
-        /// Tokens by who chose them: `expert`, `base` or `merged`.
-        pub tokens: IntCounterVec = "cosec_tokens_total" ["chosen_by"];
+        /// Tokens by what hardening did to them: `agreed` (the base's own draw is the same), `expert` (another token,
+        /// because of the expert), `base` (its proposal was rejected, or none was made), or `unknown`: `gather` and
+        /// `full` hold one position of 16, drawn at random, against the base's own draw, and `expert_only` none.
+        pub tokens: IntCounterVec = "cosec_tokens_total" ["model", "hardening"];
+        /// Tokens that hardening changed, of those that are not `unknown`: a share of them that falls to zero says
+        /// that the expert has no say any more.
+        pub changed_tokens: IntCounterVec = "cosec_tokens_changed_total" ["model"];
         /// From admission to the turn, or to the end of a session that got none.
         pub queue_seconds: Histogram = "cosec_queue_seconds" in LATENCY_SECONDS;
         /// From admission to the first token.

@@ -2,7 +2,9 @@
 
 use cosec_proto::sampling::{PositionRandom, SamplingParams};
 
-use crate::merge::{BaseOnly, LogitAdjustments, LogitsTransport, MissingEvidence, RuleSampling, SelectedRule};
+use crate::merge::{
+    BaseOnly, LogitAdjustments, LogitsTransport, MissingEvidence, RuleSampling, SelectedRule, TokenQuestions,
+};
 use crate::request::GenerationSettings;
 use cosec_proto::limits::NUCLEUS_CAP;
 use cosec_proto::{LogitsView, WorkerRole};
@@ -19,7 +21,14 @@ pub struct DecodePlan {
     has_anti_expert: bool,
     /// Logits are changed here, by what was generated before: no worker can draw from the result.
     is_adjusted: bool,
+    /// Every token is held against the base's own draw.
+    reports: bool,
+    /// Most probable others to score under the base's raw distribution.
+    alternatives: Option<u32>,
 }
+
+/// The share of tokens that are held against the base's own draw where that has a cost and nobody asked for it.
+const COMPARED_SHARE: f64 = 1.0 / 16.0;
 
 /// Settings that contradict each other.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,10 +45,12 @@ impl DecodePlan {
     /// # Errors
     /// [`TransportNotAllowed`].
     pub fn new(settings: &GenerationSettings, has_anti_expert: bool) -> Result<Self, TransportNotAllowed> {
-        let sampling = RuleSampling::new(settings.base, settings.expert, settings.reference_code);
+        let GenerationSettings { base, expert, judge, reference_code, .. } = *settings;
+        let sampling = RuleSampling::new(base, expert, judge, reference_code);
         let is_adjusted = settings.min_tokens > 0 || settings.adjustments != LogitAdjustments::default();
         let transport = transport(settings, &sampling)?;
-        Ok(Self { rule: settings.rule, sampling, transport, has_anti_expert, is_adjusted })
+        let (rule, reports, alternatives) = (settings.rule, settings.report, settings.logprobs);
+        Ok(Self { rule, sampling, transport, has_anti_expert, is_adjusted, reports, alternatives })
     }
 
     /// The same request without its expert.
@@ -48,23 +59,56 @@ impl DecodePlan {
         Self { rule: SelectedRule::BaseOnly(BaseOnly), ..self.clone() }
     }
 
-    /// Whether the rule reads the workers of this role.
+    /// Whether the workers of this role are read.
     #[must_use]
     pub fn reads(&self, role: WorkerRole) -> bool {
-        self.rule.description().roles.contains(&role) && (role != WorkerRole::AntiExpert || self.has_anti_expert)
+        match role {
+            // Reports and scores are about the base, whatever the rule reads.
+            WorkerRole::Base => self.rule_reads(role) || self.reports || self.alternatives.is_some(),
+            WorkerRole::Expert => self.rule_reads(role),
+            WorkerRole::AntiExpert => self.rule_reads(role) && self.has_anti_expert,
+        }
+    }
+
+    /// Whether a token depends on this role's model.
+    #[must_use]
+    pub fn rule_reads(&self, role: WorkerRole) -> bool {
+        self.rule.description().roles.contains(&role)
+    }
+
+    /// What is asked about the token at the position of `random`.
+    #[must_use]
+    pub fn questions(&self, random: &PositionRandom) -> TokenQuestions {
+        let Self { reports, alternatives, .. } = *self;
+        TokenQuestions { hardening: self.compares(random), law: reports && alternatives.is_some(), alternatives }
+    }
+
+    /// Whether a token is held against the base's own draw: every one where it is asked for or costs nothing, else a
+    /// sample of the positions that the base is read for.
+    fn compares(&self, random: &PositionRandom) -> bool {
+        let is_sampled = || self.reads(WorkerRole::Base) && random.comparison() < COMPARED_SHARE;
+        self.reports || self.knows_own_draws() || is_sampled()
+    }
+
+    /// Whether the base's own draw is known at every position anyway.
+    fn knows_own_draws(&self) -> bool {
+        let judges = self.rule.description().judges;
+        match self.transport {
+            _ if !self.rule_reads(WorkerRole::Base) => false,
+            // Its distribution is a part of the rule's.
+            _ if !judges => true,
+            LogitsTransport::Sample => true,
+            LogitsTransport::Nucleus => is_bounded(&self.sampling.fallback),
+            // For an accepted proposal a base need not draw, nor its logits be cut and sorted.
+            LogitsTransport::Gather | LogitsTransport::Full | LogitsTransport::Auto => false,
+        }
     }
 
     /// Whether the expert draws its proposals itself, any number at a time. Where it does not, its logits are read as
     /// the base's are, one position at a time.
     #[must_use]
     pub fn drafts(&self) -> bool {
-        self.reads(WorkerRole::Expert) && !self.is_adjusted
-    }
-
-    /// Whether logits are changed before they make distributions.
-    #[must_use]
-    pub fn is_adjusted(&self) -> bool {
-        self.is_adjusted
+        self.rule_reads(WorkerRole::Expert) && !self.is_adjusted
     }
 
     /// What logits travel as; never [`LogitsTransport::Auto`].
@@ -81,17 +125,18 @@ impl DecodePlan {
             (LogitsTransport::Full | LogitsTransport::Auto, _) => vec![LogitsView::Full],
             (LogitsTransport::Nucleus, WorkerRole::Expert) => vec![nucleus(self.sampling.expert)],
             (LogitsTransport::Nucleus, WorkerRole::Base | WorkerRole::AntiExpert) => {
-                let RuleSampling { acceptance, fallback, .. } = self.sampling;
-                let judges_apart = self.rule.description().judges && acceptance != fallback;
-                judges_apart.then_some(acceptance).into_iter().chain([fallback]).map(nucleus).collect()
+                let judged = proposal.filter(|_| self.judges_apart()).map(|id| self.judgement(id));
+                judged.into_iter().chain([nucleus(self.sampling.fallback)]).collect()
             }
             (LogitsTransport::Gather | LogitsTransport::Sample, WorkerRole::Expert | WorkerRole::AntiExpert) => {
                 Vec::new()
             }
             (LogitsTransport::Gather | LogitsTransport::Sample, WorkerRole::Base) => {
-                let judged = proposal.map(|id| self.judgement(id));
+                let judged = proposal.filter(|_| self.rule.description().judges).map(|id| self.judgement(id));
                 // Nothing can be rejected where nothing is proposed: the base's own token is the one that is needed.
-                let draws = self.transport == LogitsTransport::Sample || !self.reads(WorkerRole::Expert);
+                let draws = self.transport == LogitsTransport::Sample
+                    || !self.reads(WorkerRole::Expert)
+                    || self.compares(random);
                 judged.into_iter().chain(draws.then(|| self.fallback(random))).collect()
             }
         }
@@ -102,7 +147,9 @@ impl DecodePlan {
     pub fn request_for(&self, missing: MissingEvidence, random: &PositionRandom) -> (WorkerRole, LogitsView) {
         let by_points = matches!(self.transport, LogitsTransport::Gather | LogitsTransport::Sample);
         match missing {
-            MissingEvidence::Judgement(id) if by_points => (WorkerRole::Base, self.judgement(id)),
+            MissingEvidence::Judgement(id) if by_points || self.judges_apart() => {
+                (WorkerRole::Base, self.judgement(id))
+            }
             MissingEvidence::Fallback if by_points => (WorkerRole::Base, self.fallback(random)),
             // A nucleus was cut short.
             MissingEvidence::Judgement(_) | MissingEvidence::Fallback => (WorkerRole::Base, LogitsView::Full),
@@ -111,8 +158,14 @@ impl DecodePlan {
         }
     }
 
+    /// Whether the base judges by another distribution than it draws from. No nucleus holds a whole softmax: the
+    /// proposal is looked up in it.
+    fn judges_apart(&self) -> bool {
+        self.rule.description().judges && self.sampling.acceptance() != self.sampling.fallback
+    }
+
     fn judgement(&self, id: u32) -> LogitsView {
-        LogitsView::Gather { sampling: self.sampling.acceptance, ids: vec![id] }
+        LogitsView::Gather { sampling: self.sampling.acceptance(), ids: vec![id] }
     }
 
     fn fallback(&self, random: &PositionRandom) -> LogitsView {

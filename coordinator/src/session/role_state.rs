@@ -152,7 +152,7 @@ impl RoleState {
                 let mut logits: Vec<_> =
                     positions.flat_map(|(position, views)| requests(position - at, views)).collect();
                 // Views of one kind follow each other: they travel as runs.
-                logits.sort_by_key(|request| matches!(request.view, LogitsView::Sample { .. }));
+                logits.sort_by_key(|request| !matches!(request.view, LogitsView::Gather { .. }));
                 (until, OperationKind::Extend { logits })
             }
             NextOperation::Draft { k, sampling, seed, views, .. } if is_draft => {

@@ -155,7 +155,7 @@ impl SessionState {
     /// Goes on without a worker, or fails.
     fn do_without(&mut self, role: WorkerRole, error: OperationError) -> Vec<SessionAction> {
         // A rule that does not read the base, such as `expert_only`, cannot go on without its expert.
-        let is_needed = role == WorkerRole::Base || !self.params.plan.reads(WorkerRole::Base);
+        let is_needed = role == WorkerRole::Base || !self.params.plan.rule_reads(WorkerRole::Base);
         if is_needed || self.params.expert_absent != ExpertAbsent::Degrade {
             return self.fail(error.code, error.message);
         }

@@ -20,7 +20,9 @@ fn every_vector_agrees() {
     for case in &cases() {
         let laws = case.laws();
         let rule = Cosec { tau: case.params.tau };
-        check(case, "p_base", laws.acceptance_distribution().unwrap(), &case.p_base);
+        check(case, "p_base", laws.fallback_distribution().unwrap(), &case.p_base);
+        let judge = case.r_base.as_ref().unwrap_or(&case.p_base);
+        check(case, "r_base", laws.acceptance_distribution().unwrap(), judge);
         check(case, "p_expert", laws.expert_distribution().unwrap(), &case.p_expert);
         check(case, "merged", &rule.distribution(&laws).unwrap(), &case.merged);
 

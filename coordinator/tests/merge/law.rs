@@ -2,7 +2,8 @@
 
 use crate::vectors::cases;
 use cosec_coordinator::merge::{
-    BaseOnly, Cosec, ExpertOnly, Linear, MergeRule, ModelEvidence, PositionDistributions, Product, RuleSampling,
+    BaseOnly, Cosec, ExpertOnly, Hardening, Judge, Linear, LogitAdjuster, LogitAdjustments, LogitChanges, MergeRule,
+    ModelEvidence, PositionDistributions, Product, RuleSampling, TokenQuestions, next_token,
 };
 use cosec_proto::WorkerRole;
 use cosec_proto::sampling::PositionRandom;
@@ -87,10 +88,9 @@ fn product_subtracts_the_anti_expert() {
         row([1.0, 0.0, f32::NEG_INFINITY, 5.0]),
         row([0.5, f32::NEG_INFINITY, 0.0, 0.0]),
     ];
-    let warps =
-        RuleSampling { acceptance: SamplingParams::RAW, fallback: SamplingParams::RAW, expert: SamplingParams::RAW };
-    let laws = PositionDistributions::new(Box::new(evidence), warps);
-    assert!(laws.logits(WorkerRole::AntiExpert).is_some());
+    let warps = RuleSampling::new(SamplingParams::RAW, SamplingParams::RAW, Judge::Raw, false);
+    let laws = PositionDistributions::new(Box::new(evidence), LogitChanges::default(), warps);
+    assert!(laws.logits(WorkerRole::AntiExpert).unwrap().is_some());
     let law = Product { alpha: 2.0 }.distribution(&laws).unwrap();
     // Blended logits: 0 + 2 (1 - 0.5) = 1, 1 + 2 (0 - 0) = 1, ruled out, ruled out.
     assert_eq!(law.ids(), [0, 1]);
@@ -98,22 +98,120 @@ fn product_subtracts_the_anti_expert() {
     check(&[("product", Box::new(Product { alpha: 2.0 }))], "anti-expert", &laws, 1);
 }
 
+fn rows(rows: [&[f32]; 2]) -> Box<[ModelEvidence; 3]> {
+    let row = |row: &[f32]| ModelEvidence { logits: Some(row.to_vec()), ..ModelEvidence::default() };
+    Box::new([row(rows[0]), row(rows[1]), ModelEvidence::default()])
+}
+
+fn draws(position: u32) -> PositionRandom {
+    PositionRandom { seed: SamplingSeed { seed: 1, sample: 0 }, position }
+}
+
 #[test]
 fn a_greedy_base_judges_by_its_raw_softmax_and_falls_back_to_its_arg_max() {
-    let row = |logits: [f32; 3]| ModelEvidence { logits: Some(logits.to_vec()), ..ModelEvidence::default() };
-    let warps = RuleSampling {
-        acceptance: SamplingParams::RAW,
-        fallback: SamplingParams::GREEDY,
-        expert: SamplingParams::GREEDY,
-    };
-    let decide = |tau: f64, base: [f32; 3]| {
-        let laws =
-            PositionDistributions::new(Box::new([row(base), row([0.0, 1.0, 2.0]), ModelEvidence::default()]), warps);
-        let draws = PositionRandom { seed: SamplingSeed { seed: 1, sample: 0 }, position: 9 };
-        Cosec { tau }.decide(&laws, &draws).unwrap()
-    };
     // The expert's arg max has 0.25 of the base's raw mass.
     let base = [2f32.ln(), 0.0, 0.0];
-    assert_eq!(decide(0.2, base).id, 2);
-    assert_eq!(decide(0.3, base).id, 0);
+    for judge in [Judge::Raw, Judge::Warped] {
+        let sampling = RuleSampling::new(SamplingParams::GREEDY, SamplingParams::GREEDY, judge, false);
+        let decide = |tau: f64| {
+            let laws = PositionDistributions::new(rows([&base, &[0.0, 1.0, 2.0]]), LogitChanges::default(), sampling);
+            Cosec { tau }.decide(&laws, &draws(9)).unwrap().id
+        };
+        assert_eq!(decide(0.2), 2);
+        assert_eq!(decide(0.3), 0);
+    }
+}
+
+#[test]
+fn what_a_client_asks_to_change_is_drawn_from_and_never_judges() {
+    let (base, expert) = ([2f32.ln(), 0.0, 0.0, -1.0], [0.0, 1.0, 3.0, 2.0]);
+    let logit_bias = [(0, 9.0), (2, -4.0)].into();
+    let adjuster = LogitAdjuster::new(LogitAdjustments { logit_bias, ..LogitAdjustments::default() }, vec![3], 1);
+    let client = SamplingParams::new(0.3, 0.9, 2).unwrap();
+    let of_expert = SamplingParams::new(0.7, 1.0, 0).unwrap();
+    let laws = |judge| {
+        let sampling = RuleSampling::new(client, of_expert, judge, false);
+        PositionDistributions::new(rows([&base, &expert]), adjuster.changes(), sampling)
+    };
+    let law = |row: &[f32], params: &SamplingParams| Distribution::from_logits(row, params).unwrap();
+    let (changed_base, changed_expert) =
+        ([2f32.ln() + 9.0, 0.0, -4.0, f32::NEG_INFINITY], [9.0, 1.0, -1.0, f32::NEG_INFINITY]);
+    let raw = laws(Judge::Raw);
+    assert_eq!(raw.acceptance_distribution().unwrap(), &law(&base, &SamplingParams::RAW));
+    assert_eq!(raw.raw_distribution().unwrap(), &law(&base, &SamplingParams::RAW));
+    assert_eq!(raw.fallback_distribution().unwrap(), &law(&changed_base, &client));
+    assert_eq!(raw.expert_distribution().unwrap(), &law(&changed_expert, &of_expert));
+    assert_eq!(laws(Judge::Warped).acceptance_distribution().unwrap(), &law(&changed_base, &client));
+    // A token that is banned is never drawn, by whatever rule.
+    let rules: [Box<dyn MergeRule>; 5] = [
+        Box::new(Cosec { tau: 0.0 }),
+        Box::new(Linear { lambda: 0.5 }),
+        Box::new(Product { alpha: 1.0 }),
+        Box::new(BaseOnly),
+        Box::new(ExpertOnly),
+    ];
+    for rule in rules {
+        assert_eq!(rule.distribution(&raw).unwrap().probability(3), 0.0, "{rule:?}");
+    }
+}
+
+/// The expert prefers token 1, which the base's raw softmax lets pass; each client's sampling leaves the base but its
+/// arg max, token 0.
+#[test]
+fn no_sampling_of_a_client_keeps_an_accepted_proposal_out() {
+    let clients = [(1.0, 1.0, 1), (1.0, 1e-9, 0), (1e-6, 1.0, 0), (0.0, 1.0, 0)];
+    for (temperature, top_p, top_k) in clients {
+        let client = SamplingParams::new(temperature, top_p, top_k).unwrap();
+        let law = |judge, rule: &dyn MergeRule| {
+            let sampling = RuleSampling::new(client, SamplingParams::RAW, judge, false);
+            let evidence = rows([&[1.0, 0.9], &[-3.0, 3.0]]);
+            let models = PositionDistributions::new(evidence, LogitChanges::default(), sampling);
+            rule.distribution(&models).unwrap().probability(1)
+        };
+        let q = 1.0 / (1.0 + (-6f64).exp());
+        assert!((law(Judge::Raw, &Cosec { tau: 0.3 }) - q).abs() < 1e-9, "{client:?}");
+        if temperature > 0.0 {
+            assert_eq!(law(Judge::Warped, &Cosec { tau: 0.3 }), 0.0, "{client:?}");
+        }
+        assert!(law(Judge::Raw, &Linear { lambda: 0.5 }) >= 0.5 * q, "{client:?}");
+        // Sampling parameters apply to the blend, whose arg max is the expert's.
+        assert!(law(Judge::Raw, &Product { alpha: 1.0 }) > 0.9, "{client:?}");
+        assert_eq!(law(Judge::Raw, &BaseOnly), 0.0, "{client:?}");
+    }
+}
+
+#[test]
+fn hardening_is_what_the_base_s_own_draw_says() {
+    let sampling = RuleSampling::new(SamplingParams::RAW, SamplingParams::RAW, Judge::Raw, false);
+    let of = |rule: &dyn MergeRule| {
+        let mut counts = [0; 3];
+        for position in 0..2000 {
+            let evidence = rows([&[1.0, 0.5, 0.0], &[0.0, 2.0, -1.0]]);
+            let models = PositionDistributions::new(evidence, LogitChanges::default(), sampling);
+            let asked = TokenQuestions { hardening: true, law: true, alternatives: Some(1) };
+            let (decision, score) = next_token(rule, &models, &draws(position), asked).unwrap();
+            let own = BaseOnly.decide(&models, &draws(position)).unwrap().id;
+            let refused = decision.rejected.is_some();
+            let at = match decision.hardening.unwrap() {
+                Hardening::Agreed => (decision.id == own && !refused, 0),
+                Hardening::Expert => (decision.id != own, 1),
+                Hardening::Base => (decision.id == own, 2),
+            };
+            assert!(at.0, "{decision:?}, own {own}");
+            counts[at.1] += 1;
+            assert_eq!(decision.law, Some(rule.distribution(&models).unwrap().probability(decision.id)));
+            let raw = models.raw_distribution().unwrap().probability(decision.id);
+            assert_eq!(score.unwrap().log_probability, raw.ln());
+        }
+        counts
+    };
+    assert_eq!(of(&BaseOnly), [0, 0, 2000]);
+    assert!(of(&Cosec { tau: 0.5 }).iter().all(|&count| count > 100));
+    let [agreed, expert, base] = of(&ExpertOnly);
+    assert!(agreed > 100 && expert > 100 && base == 0);
+    let [agreed, expert, _] = of(&Linear { lambda: 0.5 });
+    assert!(agreed > 100 && expert > 100);
+    let [agreed, expert, _] = of(&Product { alpha: 1.0 });
+    assert!(agreed > 100 && expert > 100);
+    assert_eq!(of(&Cosec { tau: 1.0 }), [0, 0, 2000]);
 }

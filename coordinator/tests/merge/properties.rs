@@ -1,7 +1,8 @@
 //! What must hold of the rules for all rows and settings.
 
 use cosec_coordinator::merge::{
-    BaseOnly, Cosec, ExpertOnly, Linear, MergeRule, ModelEvidence, PositionDistributions, Product, RuleSampling,
+    BaseOnly, Cosec, ExpertOnly, Judge, Linear, LogitChanges, MergeRule, ModelEvidence, PositionDistributions,
+    Product, RuleSampling,
 };
 use cosec_proto::sampling::PositionRandom;
 use cosec_proto::sampling::{SamplingParams, SamplingSeed};
@@ -25,13 +26,22 @@ fn warp() -> impl Strategy<Value = SamplingParams> {
         .prop_map(|(temperature, top_p, top_k)| SamplingParams::new(temperature, top_p, top_k).unwrap())
 }
 
+fn judge() -> impl Strategy<Value = Judge> {
+    prop_oneof![3 => Just(Judge::Raw), 1 => Just(Judge::Warped)]
+}
+
+fn models(base: Vec<f32>, expert: Vec<f32>, sampling: RuleSampling) -> PositionDistributions {
+    let row = |row| ModelEvidence { logits: Some(row), ..ModelEvidence::default() };
+    let evidence = [row(base), row(expert), ModelEvidence::default()];
+    PositionDistributions::new(Box::new(evidence), LogitChanges::default(), sampling)
+}
+
 fn laws() -> impl Strategy<Value = PositionDistributions> {
-    (logits(), logits(), warp(), warp()).prop_map(|(base, expert, fallback, of_expert)| {
-        let row = |row| ModelEvidence { logits: Some(row), ..ModelEvidence::default() };
-        let judged = if fallback.temperature() == 0.0 { SamplingParams::RAW } else { fallback };
-        let warps = RuleSampling { acceptance: judged, fallback, expert: of_expert };
-        PositionDistributions::new(Box::new([row(base), row(expert), ModelEvidence::default()]), warps)
-    })
+    (logits(), logits(), warp(), warp(), judge(), prop::bool::weighted(0.1)).prop_map(
+        |(base, expert, client, of_expert, judge, reference_code)| {
+            models(base, expert, RuleSampling::new(client, of_expert, judge, reference_code))
+        },
+    )
 }
 
 fn rules(tau: f64, lambda: f64, alpha: f64) -> [Box<dyn MergeRule>; 5] {
@@ -59,6 +69,46 @@ proptest! {
                 prop_assert!(law.probability(id) > 0.0, "drew {id}");
             }
         }
+    }
+
+    /// The floor of hardening: what a client asks for its sampling changes p and nothing else, so each rule keeps the
+    /// mass that the expert has in it.
+    #[test]
+    fn no_sampling_of_a_client_takes_from_the_expert_s_mass(
+        base in logits(), expert in logits(), clients in (warp(), warp()), of_expert in warp(),
+        tau in 0.0f64..1.0, lambda in 0.01f64..=1.0,
+    ) {
+        let of = |client| {
+            models(base.clone(), expert.clone(), RuleSampling::new(client, of_expert, Judge::Raw, false))
+        };
+        let (one, other) = (of(clients.0), of(clients.1));
+        let raw = one.raw_distribution().unwrap();
+        prop_assert_eq!(raw, other.acceptance_distribution().unwrap());
+        let rule = Cosec { tau };
+        let (hardened, mixed) = (rule.distribution(&one).unwrap(), Linear { lambda }.distribution(&one).unwrap());
+        for (id, q) in one.expert_distribution().unwrap().iter() {
+            let accepted = if rule.accepts(raw.probability(id), q) { q } else { 0.0 };
+            prop_assert!(hardened.probability(id) >= accepted - 1e-12, "{id}");
+            prop_assert!(mixed.probability(id) >= lambda * q - 1e-12, "{id}");
+        }
+    }
+
+    /// `product` has no such mass, as sampling parameters cut the blend. What it adds to the odds of two tokens stays:
+    /// the arg max under any sampling is the blend's.
+    #[test]
+    fn no_sampling_of_a_client_changes_the_arg_max_of_product(
+        base in logits(), expert in logits(), client in warp(), of_expert in warp(), alpha in 0.1f64..3.0,
+    ) {
+        let of = |client| {
+            models(base.clone(), expert.clone(), RuleSampling::new(client, of_expert, Judge::Raw, false))
+        };
+        let best = |client| Product { alpha }.distribution(&of(client)).unwrap();
+        let all = best(SamplingParams::RAW);
+        let most = all.probabilities().iter().copied().fold(0.0, f64::max);
+        let cut = best(client);
+        let most_left = cut.probabilities().iter().copied().fold(0.0, f64::max);
+        let kept = cut.iter().any(|(id, p)| p == most_left && (all.probability(id) - most).abs() < 1e-12);
+        prop_assert!(kept, "{client:?}");
     }
 
     #[test]

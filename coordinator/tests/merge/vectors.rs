@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use cosec_coordinator::merge::{ModelEvidence, PositionDistributions, RuleSampling};
+use cosec_coordinator::merge::{Judge, LogitChanges, ModelEvidence, PositionDistributions, RuleSampling};
 use cosec_proto::sampling::SamplingParams;
 use serde::Deserialize;
 
-/// One case of merge_golden.json; its README states the fields.
+/// One case of the vectors, by the judge that they were computed for.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Case {
     pub(crate) name: String,
@@ -14,6 +14,10 @@ pub(crate) struct Case {
     pub(crate) params: Params,
     pub(crate) base_logits: Vec<Option<f32>>,
     pub(crate) expert_logits: Vec<Option<f32>>,
+    #[serde(default)]
+    published_code_behaviour: bool,
+    /// r, where it judges.
+    pub(crate) r_base: Option<Vec<f64>>,
     pub(crate) p_base: Vec<f64>,
     pub(crate) p_expert: Vec<f64>,
     pub(crate) accept: Vec<u8>,
@@ -28,6 +32,8 @@ pub(crate) struct Params {
     pub(crate) expert_top_p: f64,
     pub(crate) base_temperature: Option<f64>,
     pub(crate) base_top_p: Option<f64>,
+    /// `raw`; p judges where there is none.
+    judge: Option<Judge>,
 }
 
 #[derive(Deserialize)]
@@ -38,10 +44,15 @@ struct Golden {
 
 /// Reads MERGE_GOLDEN, else the vectors of the repository.
 pub(crate) fn cases() -> Vec<Case> {
-    let path = std::env::var_os("MERGE_GOLDEN").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/merge_golden.json"),
-        PathBuf::from,
+    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
+    let paths = std::env::var_os("MERGE_GOLDEN").map_or_else(
+        || ["merge_golden.json", "merge_golden_raw_judge.json"].map(|name| golden.join(name)).to_vec(),
+        |path| vec![PathBuf::from(path)],
     );
+    paths.into_iter().flat_map(read).collect()
+}
+
+fn read(path: PathBuf) -> Vec<Case> {
     let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let golden: Golden = serde_json::from_slice(&text).unwrap();
     assert_eq!(golden.format, "cosec-merge-golden/1");
@@ -61,6 +72,8 @@ impl Case {
             ..ModelEvidence::default()
         };
         let evidence = [evidence(&self.base_logits), evidence(&self.expert_logits), ModelEvidence::default()];
-        PositionDistributions::new(Box::new(evidence), RuleSampling { acceptance: base, fallback: base, expert })
+        let judge = params.judge.unwrap_or(Judge::Warped);
+        let sampling = RuleSampling::new(base, expert, judge, self.published_code_behaviour);
+        PositionDistributions::new(Box::new(evidence), LogitChanges::default(), sampling)
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cosec_coordinator::discovery::{self, DiscoveryConfig, DiscoveryMetrics};
-use cosec_coordinator::merge::{LogitAdjustments, LogitsTransport, SelectedRule};
+use cosec_coordinator::merge::{Judge, LogitAdjustments, LogitsTransport, SelectedRule};
 use cosec_coordinator::models::ModelConfig;
 use cosec_coordinator::request::{
     FinishReason, GenerationSettings, SessionError, SessionEvent, TokenEvent, TokenizedRequest,
@@ -134,6 +134,7 @@ pub(crate) fn settings(rule: SelectedRule) -> GenerationSettings {
         stop: Vec::new(),
         base: SamplingParams::new(0.8, 0.95, 0).unwrap(),
         expert: SamplingParams::new(0.6, 0.9, 0).unwrap(),
+        judge: Judge::Raw,
         reference_code: false,
         rule,
         adjustments: LogitAdjustments::default(),

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use cosec_coordinator::merge::{BaseOnly, ChosenBy, Cosec, ExpertOnly, LogitsTransport, SelectedRule};
+use cosec_coordinator::merge::{BaseOnly, Cosec, ExpertOnly, Hardening, LogitsTransport, SelectedRule};
 use cosec_coordinator::request::{GenerationSettings, SessionEvent};
 use cosec_coordinator::session::config::ExpertAbsent;
 use cosec_proto::wire::worker;
@@ -307,7 +307,7 @@ async fn an_operator_may_let_the_base_go_on_alone() {
     until("the base is up", || service.has_base()).await;
     let alone = collect(&service, request(settings(COSEC), &prompt(5))).await;
     assert!(alone.degraded && alone.end.is_ok());
-    assert!(alone.tokens.iter().all(|token| token.decision.chosen_by == ChosenBy::Base));
+    assert!(alone.tokens.iter().all(|token| token.decision.hardening == Some(Hardening::Base)));
     assert_eq!(alone.ids(), expected(&settings(SelectedRule::BaseOnly(BaseOnly)), 5));
     assert_eq!(metrics.sessions.degraded_sessions.get(), 1);
     let outcome = collect(&service, request(settings(SelectedRule::ExpertOnly(ExpertOnly)), &prompt(5))).await;

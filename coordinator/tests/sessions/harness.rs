@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cosec_coordinator::merge::{LogitAdjuster, MergeError, ModelEvidence, PositionDistributions, score};
+use cosec_coordinator::merge::{LogitAdjuster, MergeError, ModelEvidence, PositionDistributions, next_token};
 use cosec_coordinator::request::{FinishReason, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
 use cosec_coordinator::session::config::ExpertAbsent;
 use cosec_coordinator::session::event::{RoleOperation, SessionAction, SessionInput, SessionParams, SessionPhase};
@@ -12,9 +12,7 @@ use cosec_coordinator::session::state::SessionState;
 use cosec_coordinator::speculation::controller::DraftPlan;
 use cosec_proto::sampling::PositionRandom;
 use cosec_proto::sampling::SamplingSeed;
-use cosec_proto::{
-    ErrorCode, LogitsResult, Operation, OperationError, OperationOutcome, OperationReply, SessionId, WorkerRole,
-};
+use cosec_proto::{ErrorCode, Operation, OperationError, OperationOutcome, OperationReply, SessionId, WorkerRole};
 use cosec_tests::mock_worker::{MockEngine, MockModel};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
@@ -167,15 +165,7 @@ impl SessionHarness {
         }
         let response = engine.perform(operation.encode(1, 0));
         let vocabulary = self.models[role.index()].vocabulary;
-        let mut outcome = OperationReply::decode(operation, vocabulary, response)?.outcome;
-        if let OperationOutcome::Extended(results) = &mut outcome {
-            for result in results {
-                if let LogitsResult::Full(logits) = result {
-                    self.adjuster.adjust(logits).unwrap();
-                }
-            }
-        }
-        Ok(outcome)
+        Ok(OperationReply::decode(operation, vocabulary, response)?.outcome)
     }
 
     /// A withdrawn operation has done nothing yet, has begun, or is done.
@@ -195,15 +185,10 @@ impl SessionHarness {
 
     fn merge(&self, position: u32, evidence: Box<[ModelEvidence; 3]>) -> SessionInput {
         let plan = self.session.plan();
-        let (laws, rule) = (PositionDistributions::new(evidence, plan.sampling), plan.rule);
+        let laws = PositionDistributions::new(evidence, self.adjuster.changes(), plan.sampling);
         let draws = PositionRandom { seed: self.randomness(), position };
-        match rule.decide(&laws, &draws) {
-            Ok(decision) => {
-                let alternatives = self.request.settings.logprobs;
-                let score =
-                    alternatives.map(|count| score(&rule.distribution(&laws).unwrap(), decision.id, count as usize));
-                SessionInput::Decided(TokenEvent { decision, score })
-            }
+        match next_token(&*plan.rule, &laws, &draws, plan.questions(&draws)) {
+            Ok((decision, score)) => SessionInput::Decided(TokenEvent { decision, score }),
             Err(MergeError::Missing(missing)) => SessionInput::Missing { missing, evidence: laws.into_evidence() },
             Err(error) => panic!("{error}"),
         }

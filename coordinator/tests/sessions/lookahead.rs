@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cosec_coordinator::merge::{
-    BaseOnly, ChosenBy, Cosec, ExpertOnly, Linear, LogitAdjustments, LogitsTransport, Product, SelectedRule,
+    BaseOnly, Cosec, ExpertOnly, Judge, Linear, LogitAdjustments, LogitsTransport, Product, SelectedRule,
 };
 use cosec_coordinator::request::{GenerationSettings, TokenizedRequest};
 use cosec_coordinator::speculation::controller::DraftPlan;
@@ -15,7 +15,7 @@ use statrs::distribution::{ChiSquared, ContinuousCDF};
 
 use crate::cluster::{Cluster, anti_expert, collect, prompt, request, settings};
 use crate::harness::{HarnessOptions, SessionHarness, decode, decode_plainly};
-use crate::reference::{Models, expected_tokens};
+use crate::reference::{Models, are_as_expected, expected_tokens, without_hardening};
 
 fn rule() -> impl Strategy<Value = SelectedRule> {
     prop_oneof![
@@ -56,14 +56,15 @@ struct Case {
 
 prop_compose! {
     fn any_settings()(
-        rule in rule(), base in warp(), expert in warp(), reference_code in prop::bool::weighted(0.2),
+        rule in rule(), base in warp(), expert in warp(), reference_code in prop::bool::weighted(0.1),
+        judge in prop_oneof![2 => Just(Judge::Raw), 1 => Just(Judge::Warped)], report in prop::bool::weighted(0.3),
         adjusted in prop::bool::weighted(0.1), logprobs in proptest::option::weighted(0.15, 0u32..3),
         choice in 0usize..10, seed in any::<u64>(), max_tokens in 1u32..40,
     ) -> GenerationSettings {
         let logit_bias = if adjusted { [(0, 2.0), (3, -1.0)].into() } else { Default::default() };
         let presence_penalty = if adjusted { 0.5 } else { 0.0 };
         GenerationSettings {
-            base, expert, reference_code, seed, logprobs,
+            base, expert, judge, reference_code, report, seed, logprobs,
             adjustments: LogitAdjustments { presence_penalty, logit_bias, ..LogitAdjustments::default() },
             min_tokens: if adjusted { max_tokens / 3 } else { 0 },
             max_tokens: Some(max_tokens),
@@ -102,12 +103,16 @@ proptest! {
     fn any_draft_plan_transport_and_mishap_gives_the_tokens_of_plain_decoding(case in case()) {
         let Case { models, request, options } = &case;
         let plain = decode_plainly(models, request);
-        let chosen: Vec<(u32, ChosenBy)> =
-            plain.0.iter().map(|token| (token.decision.id, token.decision.chosen_by)).collect();
-        prop_assert_eq!(chosen, expected_tokens(models, request));
-        // Who chose, p, q, what was rejected, scores: all of it.
+        let expected = expected_tokens(models, request);
+        prop_assert!(are_as_expected(&plain.0, &expected), "{:?} and not {expected:?}", plain.0);
+        // p, q, what was rejected, scores, the report: all of it.
         let looked_ahead = decode(models, request, *options);
-        prop_assert_eq!(looked_ahead.0, plain.0);
+        prop_assert!(are_as_expected(&looked_ahead.0, &expected));
+        if request.settings.report {
+            prop_assert_eq!(&looked_ahead.0, &plain.0);
+            prop_assert!(plain.0.iter().all(|token| token.decision.hardening.is_some()));
+        }
+        prop_assert_eq!(without_hardening(&looked_ahead.0), without_hardening(&plain.0));
         prop_assert_eq!(looked_ahead.1.is_ok(), plain.1.is_ok());
         prop_assert_eq!(looked_ahead.1, plain.1);
     }
@@ -196,10 +201,11 @@ fn closed_form(models: &Models, settings: &GenerationSettings) -> Vec<f64> {
     let (base, expert) = (models.base.row(&[]), models.expert.row(&[]));
     let p = Distribution::from_logits(&base, &settings.base).unwrap();
     let q = Distribution::from_logits(&expert, &settings.expert).unwrap();
+    let r = Distribution::from_logits(&base, &SamplingParams::RAW).unwrap();
     let ids = 0..models.base.vocabulary;
     match settings.rule {
         SelectedRule::Cosec(Cosec { tau }) => {
-            let accepted = |x: u32| q.probability(x) > 0.0 && (p.probability(x) / q.probability(x)).min(1.0) > tau;
+            let accepted = |x: u32| q.probability(x) > 0.0 && (r.probability(x) / q.probability(x)).min(1.0) > tau;
             let rejected: f64 = ids.clone().filter(|&x| !accepted(x)).map(|x| q.probability(x)).sum();
             assert!(rejected > 0.05 && rejected < 0.95, "{rejected} is rejected: no test of both ways");
             let of = |x| f64::from(u8::from(accepted(x))) * q.probability(x) + rejected * p.probability(x);
@@ -250,8 +256,10 @@ async fn over_sockets_every_setting_gives_the_same_tokens_on_every_transport() {
                 let settings = GenerationSettings { transport: transport(rule, false, choice), ..settings(rule) };
                 let request = TokenizedRequest { sample: choice as u32, ..request(settings, &prompt(20)) };
                 let plain = decode_plainly(&models, &request);
-                let outcome = collect(&cluster.service, request).await;
-                assert_eq!((outcome.tokens, outcome.end), plain, "{speculation}");
+                let outcome = collect(&cluster.service, request.clone()).await;
+                assert_eq!(without_hardening(&outcome.tokens), without_hardening(&plain.0), "{speculation}");
+                assert!(are_as_expected(&outcome.tokens, &expected_tokens(&models, &request)), "{speculation}");
+                assert_eq!(outcome.end, plain.1, "{speculation}");
             }
         }
         cluster.released().await;
@@ -280,7 +288,8 @@ async fn a_rejection_cancels_the_draft_on_the_worker() {
         let request = request(settings(SelectedRule::Cosec(Cosec { tau: 0.3 })), &prompt(20));
         let request = TokenizedRequest { sample, ..request };
         let plain = decode_plainly(&models, &request);
-        assert_eq!(collect(&cluster.service, request).await.tokens, plain.0);
+        let tokens = collect(&cluster.service, request).await.tokens;
+        assert_eq!(without_hardening(&tokens), without_hardening(&plain.0));
     }
     assert!(cluster.expert.cancelled() > 0);
     assert!(cluster.metrics.speculation.withdrawn_operations.with_label_values(&["mock", "cosec"]).get() > 0);

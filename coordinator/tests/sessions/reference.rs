@@ -1,7 +1,7 @@
 //! The rules written out in one process over the mock models' logits: what sessions must reproduce.
 
-use cosec_coordinator::merge::{BaseOnly, ChosenBy, Cosec, ExpertOnly, Linear, Product, SelectedRule};
-use cosec_coordinator::request::TokenizedRequest;
+use cosec_coordinator::merge::{BaseOnly, Cosec, ExpertOnly, Hardening, Judge, Linear, Product, SelectedRule};
+use cosec_coordinator::request::{TokenEvent, TokenizedRequest};
 use cosec_proto::sampling::{Distribution, DrawPurpose, SamplingParams, SamplingSeed};
 use cosec_tests::mock_worker::MockModel;
 
@@ -12,8 +12,8 @@ pub(crate) struct Models {
     pub(crate) anti_expert: Option<MockModel>,
 }
 
-/// The tokens of `request` and who chose them; an end token ends the list and is not in it.
-pub(crate) fn expected_tokens(models: &Models, request: &TokenizedRequest) -> Vec<(u32, ChosenBy)> {
+/// The tokens of `request` and what hardening did to them; an end token ends the list and is not in it.
+pub(crate) fn expected_tokens(models: &Models, request: &TokenizedRequest) -> Vec<(u32, Hardening)> {
     expected_tokens_degraded(models, request, u32::MAX)
 }
 
@@ -22,19 +22,19 @@ pub(crate) fn expected_tokens_degraded(
     models: &Models,
     request: &TokenizedRequest,
     hardened: u32,
-) -> Vec<(u32, ChosenBy)> {
+) -> Vec<(u32, Hardening)> {
     let mut history = request.prompt.to_vec();
-    let mut chosen = Vec::new();
+    let mut decided = Vec::new();
     for new in 0..request.max_new_tokens {
         let rule = if new < hardened { request.settings.rule } else { SelectedRule::BaseOnly(BaseOnly) };
-        let (id, by) = next(models, request, rule, &history, new);
+        let (id, hardening) = next(models, request, rule, &history, new);
         if models.base.end_token_ids.contains(&id) {
             break;
         }
         history.push(id);
-        chosen.push((id, by));
+        decided.push((id, hardening));
     }
-    chosen
+    decided
 }
 
 fn adjusted(models: &Models, model: &MockModel, request: &TokenizedRequest, history: &[u32], new: u32) -> Vec<f32> {
@@ -57,15 +57,20 @@ fn adjusted(models: &Models, model: &MockModel, request: &TokenizedRequest, hist
     row
 }
 
-/// Modified rejection sampling from `law` with q as the proposal.
-fn by_rejection(q: &Distribution, law: impl Fn(u32) -> f64, vocabulary: u32, u: impl Fn(DrawPurpose) -> f64) -> u32 {
+/// Modified rejection sampling from `law` with q as the proposal; whether the proposal was kept.
+fn by_rejection(
+    q: &Distribution,
+    law: impl Fn(u32) -> f64,
+    vocabulary: u32,
+    u: impl Fn(DrawPurpose) -> f64,
+) -> (u32, bool) {
     let x = q.sample(u(DrawPurpose::Draft));
     if u(DrawPurpose::Acceptance) < law(x) / q.probability(x) {
-        return x;
+        return (x, true);
     }
     let residual = (0..vocabulary).map(|id| (law(id) - q.probability(id)).max(0.0)).collect();
     let residual = Distribution::from_support((0..vocabulary).collect(), residual, 0.0).unwrap();
-    residual.sample(u(DrawPurpose::Fallback))
+    (residual.sample(u(DrawPurpose::Fallback)), false)
 }
 
 fn next(
@@ -74,30 +79,28 @@ fn next(
     rule: SelectedRule,
     history: &[u32],
     new: u32,
-) -> (u32, ChosenBy) {
+) -> (u32, Hardening) {
     let settings = &request.settings;
     let u =
         |purpose| SamplingSeed { seed: settings.seed, sample: request.sample }.uniform(purpose, history.len() as u32);
     let base_row = adjusted(models, &models.base, request, history, new);
     let expert_row = adjusted(models, &models.expert, request, history, new);
-    let raw = settings.reference_code;
-    let fallback_warp = if raw { SamplingParams::RAW } else { settings.base };
-    let judging_warp = if raw || settings.base.temperature() == 0.0 { SamplingParams::RAW } else { settings.base };
+    let reference = settings.reference_code;
+    let fallback_warp = if reference { SamplingParams::RAW } else { settings.base };
     let p = Distribution::from_logits(&base_row, &fallback_warp).unwrap();
-    let judged = Distribution::from_logits(&base_row, &judging_warp).unwrap();
+    let p_judges = settings.judge == Judge::Warped && !reference && settings.base.temperature() > 0.0;
+    let r = Distribution::from_logits(&models.base.row(history), &SamplingParams::RAW).unwrap();
+    let judge = if p_judges { &p } else { &r };
     let q = Distribution::from_logits(&expert_row, &settings.expert).unwrap();
-    match rule {
+    let own = p.sample(u(DrawPurpose::Fallback));
+    let (id, is_proposal) = match rule {
         SelectedRule::Cosec(Cosec { tau }) => {
             let x = q.sample(u(DrawPurpose::Draft));
-            if (judged.probability(x) / q.probability(x)).min(1.0) > tau {
-                (x, ChosenBy::Expert)
-            } else {
-                (p.sample(u(DrawPurpose::Fallback)), ChosenBy::Base)
-            }
+            if (judge.probability(x) / q.probability(x)).min(1.0) > tau { (x, true) } else { (own, false) }
         }
         SelectedRule::Linear(Linear { lambda }) => {
             let mixed = |id| lambda * q.probability(id) + (1.0 - lambda) * p.probability(id);
-            (by_rejection(&q, mixed, models.base.vocabulary, u), ChosenBy::Merged)
+            by_rejection(&q, mixed, models.base.vocabulary, u)
         }
         SelectedRule::Product(Product { alpha }) => {
             let anti = models.anti_expert.as_ref().map(|model| adjusted(models, model, request, history, new));
@@ -114,9 +117,33 @@ fn next(
                 })
                 .collect();
             let law = Distribution::from_logits(&blended, &fallback_warp).unwrap();
-            (by_rejection(&q, |id| law.probability(id), models.base.vocabulary, u), ChosenBy::Merged)
+            by_rejection(&q, |id| law.probability(id), models.base.vocabulary, u)
         }
-        SelectedRule::BaseOnly(BaseOnly) => (p.sample(u(DrawPurpose::Fallback)), ChosenBy::Base),
-        SelectedRule::ExpertOnly(ExpertOnly) => (q.sample(u(DrawPurpose::Draft)), ChosenBy::Expert),
-    }
+        SelectedRule::BaseOnly(BaseOnly) => (own, false),
+        SelectedRule::ExpertOnly(ExpertOnly) => (q.sample(u(DrawPurpose::Draft)), true),
+    };
+    let hardening = match (id == own, is_proposal) {
+        (false, _) => Hardening::Expert,
+        (true, true) => Hardening::Agreed,
+        (true, false) => Hardening::Base,
+    };
+    (id, hardening)
+}
+
+/// Whether `decided` are the tokens that the simulation gives, with what hardening did wherever somebody looked.
+pub(crate) fn are_as_expected(decided: &[TokenEvent], expected: &[(u32, Hardening)]) -> bool {
+    decided.len() == expected.len()
+        && decided.iter().map(|token| token.decision).zip(expected).all(|(decision, &(id, hardening))| {
+            decision.id == id && decision.hardening.is_none_or(|seen| seen == hardening)
+        })
+}
+
+/// The same tokens without what is told of them only where it is asked for or costs nothing.
+pub(crate) fn without_hardening(decided: &[TokenEvent]) -> Vec<TokenEvent> {
+    let without = |token: &TokenEvent| {
+        let mut token = token.clone();
+        token.decision.hardening = None;
+        token
+    };
+    decided.iter().map(without).collect()
 }

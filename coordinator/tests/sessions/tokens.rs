@@ -1,9 +1,10 @@
 //! Which tokens a session gives.
 
 use cosec_coordinator::merge::{
-    BaseOnly, ChosenBy, Cosec, ExpertOnly, Linear, LogitAdjustments, LogitsTransport, Product, SelectedRule,
+    BaseOnly, Cosec, ExpertOnly, Hardening, Judge, Linear, LogitAdjustments, LogitsTransport, Product, SelectedRule,
+    TokenScore,
 };
-use cosec_coordinator::request::{FinishReason, GenerationSettings, SessionEvent, TokenizedRequest};
+use cosec_coordinator::request::{FinishReason, GenerationSettings, SessionEvent, TokenEvent, TokenizedRequest};
 use cosec_proto::ErrorCode;
 use cosec_proto::sampling::{Distribution, SamplingParams};
 use cosec_tests::mock_worker::MockModel;
@@ -11,7 +12,7 @@ use futures::StreamExt;
 use futures::future::join_all;
 
 use crate::cluster::{Cluster, anti_expert, collect, prompt, request, settings};
-use crate::reference::{Models, expected_tokens};
+use crate::reference::{Models, are_as_expected, expected_tokens, without_hardening};
 
 const COSEC: SelectedRule = SelectedRule::Cosec(Cosec { tau: 0.3 });
 
@@ -40,8 +41,14 @@ async fn check(cluster: &Cluster, models: &Models, request: TokenizedRequest) {
     let settings = request.settings.clone();
     let length = request.max_new_tokens as usize;
     let outcome = collect(&cluster.service, request).await;
-    let chosen: Vec<_> = outcome.tokens.iter().map(|token| (token.decision.id, token.decision.chosen_by)).collect();
-    assert_eq!(chosen, expected, "{settings:?}: {:?}", outcome.end);
+    let is_told = |token: &TokenEvent| token.decision.hardening.is_some();
+    assert!(!settings.report || outcome.tokens.iter().all(is_told), "{settings:?}");
+    assert!(
+        are_as_expected(&outcome.tokens, &expected),
+        "{settings:?}: {:?}, {:?} and not {expected:?}",
+        outcome.end,
+        outcome.tokens
+    );
     let end = if expected.len() == length { FinishReason::Length } else { FinishReason::Stop };
     assert_eq!(outcome.end, Ok(end), "{settings:?}");
 }
@@ -64,7 +71,7 @@ async fn every_rule_on_every_transport_gives_the_tokens_of_the_simulation() {
         for transport in TRANSPORTS {
             // 1 token, 1 operation, several operations.
             for length in [1, 9, 53] {
-                let settings = GenerationSettings { transport, ..settings(rule) };
+                let settings = GenerationSettings { transport, report: length == 9, ..settings(rule) };
                 let request = request(settings, &prompt(length));
                 if allowed(rule, transport) {
                     check(&cluster, &models(), request).await;
@@ -92,12 +99,14 @@ async fn warps_of_all_kinds_give_the_tokens_of_the_simulation() {
         for transport in TRANSPORTS.into_iter().filter(|&transport| allowed(rule, transport)) {
             for base in warps {
                 for expert in warps {
-                    for reference_code in [false, true] {
+                    for (judge, reference_code) in [(Judge::Raw, false), (Judge::Warped, false), (Judge::Raw, true)] {
                         let settings = GenerationSettings {
                             transport,
                             base,
                             expert,
+                            judge,
                             reference_code,
+                            report: expert == SamplingParams::RAW,
                             max_tokens: Some(12),
                             ..settings(rule)
                         };
@@ -167,12 +176,15 @@ async fn adjustments_and_min_tokens_apply_to_both_models() {
         logit_bias: [(0, 4.0), (7, 1.5), (9, -100.0)].into(),
     };
     for rule in RULES {
-        let settings = GenerationSettings { adjustments: adjustments.clone(), min_tokens: 6, ..settings(rule) };
-        let request = request(settings, &prompt(11));
-        // The bias makes the end token likely: the ban is felt.
-        let tokens = expected_tokens(&models, &request).len();
-        assert!(tokens >= 6, "{tokens}");
-        check(&cluster, &models, request).await;
+        for judge in [Judge::Raw, Judge::Warped] {
+            let adjustments = adjustments.clone();
+            let settings = GenerationSettings { adjustments, min_tokens: 6, judge, report: true, ..settings(rule) };
+            let request = request(settings, &prompt(11));
+            // The bias makes the end token likely: the ban is felt.
+            let tokens = expected_tokens(&models, &request).len();
+            assert!(tokens >= 6, "{tokens}");
+            check(&cluster, &models, request).await;
+        }
     }
     cluster.released().await;
 }
@@ -187,50 +199,52 @@ async fn a_ban_of_everything_is_the_client_s_fault() {
     assert_eq!(outcome.end.unwrap_err().code, ErrorCode::InvalidArgument);
 }
 
+/// Whatever the rule reads, and whatever the client asks to change in the logits.
 #[tokio::test]
-async fn scores_are_those_of_the_law_that_tokens_are_drawn_from() {
+async fn scores_are_those_of_the_base_s_raw_distribution() {
     let cluster = Cluster::start().await;
-    let settings = GenerationSettings { logprobs: Some(3), echo: true, max_tokens: Some(5), ..settings(COSEC) };
-    let request = request(settings, &prompt(40));
-    let expected = expected_tokens(&models(), &request);
-    let history = request.prompt.to_vec();
-    let mut stream = cluster.service.open(request).unwrap();
+    for rule in RULES {
+        let logit_bias = [(0, -100.0), (7, 2.0)].into();
+        let adjustments = LogitAdjustments { logit_bias, ..LogitAdjustments::default() };
+        let settings = GenerationSettings {
+            logprobs: Some(3),
+            echo: true,
+            report: true,
+            max_tokens: Some(5),
+            adjustments,
+            ..settings(rule)
+        };
+        let request = request(settings, &prompt(40));
+        let expected = expected_tokens(&models(), &request);
+        let mut history = request.prompt.to_vec();
+        let mut stream = cluster.service.open(request).unwrap();
 
-    let Some(SessionEvent::Prompt(scores)) = stream.next().await else { panic!("scores of the prompt come first") };
-    assert_eq!(scores.len(), history.len());
-    assert_eq!(scores[0], None);
-    for (position, score) in scores.iter().enumerate().skip(1) {
-        let law =
-            Distribution::from_logits(&MockModel::base().row(&history[..position]), &SamplingParams::RAW).unwrap();
-        let score = score.as_ref().unwrap();
-        assert_eq!(score.log_probability, law.probability(history[position]).ln());
-        assert_eq!(score.alternatives.len(), 3);
-        let best = law.probabilities().iter().copied().fold(0.0, f64::max);
-        assert_eq!(score.alternatives[0].1, best.ln());
-        assert!(score.alternatives[0].1 >= score.alternatives[1].1);
+        let Some(SessionEvent::Prompt(scores)) = stream.next().await else { panic!("the prompt's scores are first") };
+        assert_eq!(scores.len(), history.len());
+        assert_eq!(scores[0], None);
+        for (position, score) in scores.iter().enumerate().skip(1) {
+            check_score(score.as_ref().unwrap(), &history[..position], history[position]);
+        }
+        for (id, hardening) in expected {
+            let Some(SessionEvent::Token(token)) = stream.next().await else { panic!("a token") };
+            assert_eq!((token.decision.id, token.decision.hardening), (id, Some(hardening)));
+            assert!(token.decision.law.is_some_and(|law| law > 0.0 && law <= 1.0), "{token:?}");
+            check_score(&token.score.unwrap(), &history, id);
+            history.push(id);
+        }
+        assert!(matches!(stream.next().await, Some(SessionEvent::Finished(_))));
+        assert!(stream.next().await.is_none());
     }
-
-    let mut history = history;
-    for (id, _) in expected {
-        let Some(SessionEvent::Token(token)) = stream.next().await else { panic!("a token") };
-        assert_eq!(token.decision.id, id);
-        let row = |model: MockModel| model.row(&history);
-        let p =
-            Distribution::from_logits(&row(MockModel::base()), &SamplingParams::new(0.8, 0.95, 0).unwrap()).unwrap();
-        let q =
-            Distribution::from_logits(&row(MockModel::expert()), &SamplingParams::new(0.6, 0.9, 0).unwrap()).unwrap();
-        let accepted = |x: u32| q.probability(x) > 0.0 && (p.probability(x) / q.probability(x)).min(1.0) > 0.3;
-        let rejected: f64 = q.iter().filter(|&(x, _)| !accepted(x)).map(|(_, mass)| mass).sum();
-        let law = f64::from(u8::from(accepted(id))) * q.probability(id) + rejected * p.probability(id);
-        let score = token.score.unwrap();
-        assert!((score.log_probability - law.ln()).abs() < 1e-9, "{} {}", score.log_probability, law.ln());
-        assert!(score.alternatives.len() <= 3);
-        history.push(id);
-    }
-    assert!(matches!(stream.next().await, Some(SessionEvent::Finished(_))));
-    assert!(stream.next().await.is_none());
-    drop(stream);
     cluster.released().await;
+}
+
+fn check_score(score: &TokenScore, history: &[u32], id: u32) {
+    let raw = Distribution::from_logits(&MockModel::base().row(history), &SamplingParams::RAW).unwrap();
+    assert_eq!(score.log_probability, raw.probability(id).ln());
+    let mut best: Vec<f64> = raw.probabilities().iter().map(|p| p.ln()).collect();
+    best.sort_by(|a, b| b.total_cmp(a));
+    let alternatives: Vec<f64> = score.alternatives.iter().map(|&(_, log_probability)| log_probability).collect();
+    assert_eq!(alternatives, best[..3]);
 }
 
 #[tokio::test]
@@ -252,17 +266,53 @@ async fn the_report_is_filled_where_the_rule_looked_and_the_same_on_every_transp
     let cluster = Cluster::start().await;
     let mut first = None;
     for transport in TRANSPORTS {
-        let outcome =
-            collect(&cluster.service, request(GenerationSettings { transport, ..settings(COSEC) }, &prompt(8))).await;
+        let outcome = |report| {
+            let settings = GenerationSettings { transport, report, ..settings(COSEC) };
+            collect(&cluster.service, request(settings, &prompt(8)))
+        };
+        let (outcome, unreported) = (outcome(true).await, outcome(false).await);
         for token in outcome.tokens.iter().map(|token| token.decision) {
             assert!(token.p.is_some_and(|p| p > 0.0), "{token:?}");
-            assert_eq!(token.q.is_some(), token.chosen_by == ChosenBy::Expert);
+            assert_eq!(token.q.is_some(), token.rejected.is_none());
+            assert_eq!(token.hardening == Some(Hardening::Base), token.rejected.is_some(), "{token:?}");
         }
-        let by = |who| outcome.tokens.iter().filter(|token| token.decision.chosen_by == who).count();
-        assert!(by(ChosenBy::Expert) > 0 && by(ChosenBy::Base) > 0);
+        let some = |what| outcome.tokens.iter().any(|token| token.decision.hardening == Some(what));
+        assert!(some(Hardening::Agreed) && some(Hardening::Expert) && some(Hardening::Base));
+        assert_eq!(without_hardening(&outcome.tokens), without_hardening(&unreported.tokens), "{transport:?}");
         match &first {
             None => first = Some(outcome),
             Some(first) => assert_eq!(*first, outcome, "{transport:?}"),
+        }
+    }
+}
+
+/// The counters say what hardening did: of all tokens where that costs nothing, else of a sample of the positions.
+#[tokio::test]
+async fn what_hardening_did_is_counted() {
+    for (transport, is_whole) in [(LogitsTransport::Auto, true), (LogitsTransport::Gather, false)] {
+        let cluster = Cluster::start().await;
+        let mut seen = [0; 4];
+        for sample in 0..12 {
+            let settings = GenerationSettings { transport, report: false, ..settings(COSEC) };
+            let request = TokenizedRequest { sample, ..request(settings, &prompt(8)) };
+            let expected = expected_tokens(&models(), &request);
+            let outcome = collect(&cluster.service, request).await;
+            assert!(are_as_expected(&outcome.tokens, &expected));
+            for token in &outcome.tokens {
+                let at = token.decision.hardening.map_or(3, |hardening| hardening as usize);
+                seen[at] += 1;
+            }
+        }
+        let metrics = &cluster.metrics.sessions;
+        let count = |hardening| metrics.tokens.with_label_values(&["mock", hardening]).get();
+        assert_eq!(["agreed", "expert", "base", "unknown"].map(count), seen);
+        assert_eq!(metrics.changed_tokens.with_label_values(&["mock"]).get(), seen[1]);
+        let total: u64 = seen.iter().sum();
+        let known = total - seen[3];
+        if is_whole {
+            assert!(known == total && seen[..3].iter().all(|&count| count > 0), "{seen:?}");
+        } else {
+            assert!(known > 0 && known * 4 < total, "{seen:?}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cosec_coordinator::merge::{
-    ChosenBy, Cosec, Decision, LogitAdjustments, LogitsTransport, MissingEvidence, RejectedProposal, SelectedRule,
+    Cosec, Decision, Judge, LogitAdjustments, LogitsTransport, MissingEvidence, RejectedProposal, SelectedRule,
 };
 use cosec_coordinator::request::{GenerationSettings, SessionEvent, TokenEvent};
 use cosec_coordinator::session::config::ExpertAbsent;
@@ -26,6 +26,7 @@ pub(crate) fn task(rule: SelectedRule, transport: LogitsTransport, prompt: Vec<u
         stop: Vec::new(),
         base: SamplingParams::RAW,
         expert: SamplingParams::RAW,
+        judge: Judge::Raw,
         reference_code: false,
         rule,
         adjustments: LogitAdjustments::default(),
@@ -147,7 +148,7 @@ pub(crate) fn judged(ids: &[u32]) -> OperationOutcome {
 }
 
 pub(crate) fn decided(id: u32, rejected: Option<RejectedProposal>) -> SessionInput {
-    let decision = Decision { id, chosen_by: ChosenBy::Base, p: None, q: None, rejected };
+    let decision = Decision { id, hardening: None, p: None, q: None, law: None, rejected };
     SessionInput::Decided(TokenEvent { decision, score: None })
 }
 

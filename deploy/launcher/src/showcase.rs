@@ -52,10 +52,7 @@ pub(crate) async fn run(http: &str, model: &str) -> Result<()> {
         }
         print_row(&base.summary(), &hardened.summary(), column);
     }
-    println!(
-        "\n{} proposed by the expert and let pass by the base; the rest is the base's own",
-        render(&marked("marked:"))
-    );
+    println!("\n{} another token than the base's own draw, because of the expert", render(&marked("marked:")));
     Ok(())
 }
 
@@ -64,7 +61,7 @@ fn print_row(left: &str, right: &str, column: usize) {
     println!("{left}{padding} │ {right}");
 }
 
-/// A part of a completion and whether the expert chose it.
+/// A part of a completion and whether the expert changed it.
 struct TextPiece {
     text: String,
     by_expert: bool,
@@ -88,7 +85,7 @@ impl ShownCompletion {
 #[derive(Deserialize)]
 struct ReportedToken {
     token: String,
-    chosen_by: String,
+    hardening: String,
 }
 
 async fn complete(
@@ -119,11 +116,11 @@ async fn complete(
 fn pieces(text: &str, report: Vec<ReportedToken>) -> Vec<TextPiece> {
     let mut rest = text;
     let mut pieces = Vec::new();
-    for ReportedToken { token, chosen_by } in report {
+    for ReportedToken { token, hardening } in report {
         let shared =
             token.char_indices().map(|(at, c)| at + c.len_utf8()).rfind(|&end| rest.starts_with(&token[..end]));
         let (head, tail) = rest.split_at(shared.unwrap_or(0));
-        pieces.push(TextPiece { text: head.to_owned(), by_expert: chosen_by == "expert" });
+        pieces.push(TextPiece { text: head.to_owned(), by_expert: hardening == "expert" });
         rest = tail;
     }
     pieces.push(TextPiece { text: rest.to_owned(), by_expert: false });
@@ -178,8 +175,8 @@ fn render(line: &[MarkedCharacter]) -> String {
 mod tests {
     use super::*;
 
-    fn reported(token: &str, chosen_by: &str) -> ReportedToken {
-        ReportedToken { token: token.to_owned(), chosen_by: chosen_by.to_owned() }
+    fn reported(token: &str, hardening: &str) -> ReportedToken {
+        ReportedToken { token: token.to_owned(), hardening: hardening.to_owned() }
     }
 
     #[test]

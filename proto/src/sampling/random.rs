@@ -12,6 +12,8 @@ pub enum DrawPurpose {
     Fallback = 1,
     /// Whether a rule that keeps proposals by chance keeps this one.
     Acceptance = 2,
+    /// Whether the token is held against the base's own draw where that is done for a sample only.
+    Comparison = 3,
 }
 
 /// The random numbers of one sample of one request.
@@ -81,5 +83,11 @@ impl PositionRandom {
     #[must_use]
     pub fn acceptance(&self) -> f64 {
         self.seed.uniform(DrawPurpose::Acceptance, self.position)
+    }
+
+    /// For holding the token against the base's own draw.
+    #[must_use]
+    pub fn comparison(&self) -> f64 {
+        self.seed.uniform(DrawPurpose::Comparison, self.position)
     }
 }

@@ -15,7 +15,8 @@ use crate::api::error::ApiError;
 use crate::api::json_fields::JsonFields;
 use crate::api::state::{ApiState, seconds_now};
 use crate::generation::model_text::ModelText;
-use crate::generation::{ChoiceEvent, GenerateRequest, RunningGeneration};
+use crate::generation::{ChoiceEvent, GenerateRequest, RunningGeneration, TokenUsage};
+use crate::merge::Hardening;
 use crate::postprocess::{PlacedToken, TextDelta};
 use crate::request::FinishReason;
 
@@ -151,10 +152,13 @@ fn report(token: &PlacedToken, text: &ModelText) -> Option<Value> {
     let mut entry = json!({
         "token": named(token.id),
         "id": token.id,
-        "chosen_by": decision.chosen_by.name(),
+        "hardening": decision.hardening.map(Hardening::name),
         "p": decision.p,
         "q": decision.q,
     });
+    if let Some(law) = decision.law {
+        entry["law"] = law.into();
+    }
     if let Some(rejected) = decision.rejected {
         entry["rejected"] = json!({"token": named(rejected.id), "id": rejected.id, "p": rejected.p, "q": rejected.q});
     }
@@ -175,8 +179,13 @@ pub(super) fn json_log_probability(log_probability: f64) -> f64 {
 }
 
 fn usage(generation: &RunningGeneration) -> Value {
-    let (prompt, completion) = generation.usage();
-    json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion})
+    let TokenUsage { prompt, completion, agreed, expert, base } = generation.usage();
+    json!({
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "hardening": {"agreed": agreed, "expert": expert, "base": base},
+    })
 }
 
 async fn in_one_piece<S: ResponseShape>(

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::fixture::{Script, TestServer};
-use crate::merge::{ChosenBy, Decision, TokenScore};
+use crate::merge::{Decision, Hardening, TokenScore};
 use crate::postprocess::samples;
 use crate::request::{FinishReason, SessionEvent, TokenEvent};
 
@@ -22,7 +22,8 @@ fn accented() -> Script {
     assert_eq!(ids.len(), 3);
     let token = |id: u32| {
         let score = Some(TokenScore { log_probability: -0.5, alternatives: vec![(id, -0.5)] });
-        let decision = Decision { id, chosen_by: ChosenBy::Merged, p: None, q: None, rejected: None };
+        let hardening = Some(Hardening::Agreed);
+        let decision = Decision { id, hardening, p: None, q: None, law: None, rejected: None };
         SessionEvent::Token(TokenEvent { decision, score })
     };
     let mut events: Vec<SessionEvent> = ids.into_iter().map(token).collect();
@@ -54,7 +55,8 @@ async fn an_answer_in_one_piece() {
                 },
                 "finish_reason": "length",
             }],
-            "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+            "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10,
+                "hardening": {"agreed": 3, "expert": 0, "base": 0}},
             "cosec": {"rule": "cosec", "seed": 7},
         })
     );

@@ -25,7 +25,8 @@ async fn an_answer_in_one_piece() {
         json!({
             "object": "text_completion", "model": "demo",
             "choices": [{"index": 0, "text": "x = 1", "logprobs": null, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5},
+            "usage": {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5,
+                      "hardening": {"agreed": 0, "expert": 1, "base": 2}},
             "cosec": {"rule": "cosec", "seed": 7},
         })
     );
@@ -43,7 +44,8 @@ async fn a_stream_has_the_same_text() {
     };
     let text = |text: &str| chunk(json!([{"index": 0, "text": text, "logprobs": null, "finish_reason": null}]));
     let mut last = chunk(json!([]));
-    last["usage"] = json!({"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5});
+    last["usage"] = json!({"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5,
+                           "hardening": {"agreed": 0, "expert": 1, "base": 2}});
     let end = chunk(json!([{"index": 0, "text": "", "logprobs": null, "finish_reason": "stop"}]));
     let asked = body(json!({"stream": true, "stream_options": {"include_usage": true}}));
     assert_eq!(server.chunks(PATH, &asked).await, [text("x"), text(" ="), text(" 1"), end, last]);
@@ -64,7 +66,9 @@ async fn choices_are_numbered_through_prompts() {
         .map(|choice| (choice["index"].as_u64().unwrap(), choice["text"].as_str().unwrap()))
         .collect();
     assert_eq!(choices, [(0, "0"), (1, "1"), (2, "2"), (3, "3")]);
-    assert_eq!(answer["usage"], json!({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}));
+    let usage = json!({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7,
+                       "hardening": {"agreed": 0, "expert": 4, "base": 0}});
+    assert_eq!(answer["usage"], usage);
     let prompts: Vec<Vec<u32>> = server.seen().iter().map(|request| request.prompt.to_vec()).collect();
     assert_eq!(prompts, [ids("a"), ids("a"), ids("b c"), ids("b c")]);
     let mut texts = vec![String::new(); 4];
@@ -137,13 +141,13 @@ async fn echo_without_log_probabilities() {
 }
 
 #[tokio::test]
-async fn tokens_say_who_chose_them() {
+async fn tokens_say_what_hardening_did() {
     let server = TestServer::open(|_| says("x =")).await;
     let asked = body(json!({"cosec": {"report": true, "transport": "full"}}));
     let answer = server.answer(PATH, &asked).await;
     let report = json!([
-        {"token": "x", "id": 87, "chosen_by": "expert", "p": 0.25, "q": 0.5},
-        {"token": " =", "id": 796, "chosen_by": "base", "p": 0.25, "q": null,
+        {"token": "x", "id": 87, "hardening": "expert", "p": 0.25, "q": 0.5, "law": 0.375},
+        {"token": " =", "id": 796, "hardening": "base", "p": 0.25, "q": null,
          "rejected": {"token": "x", "id": 87, "p": 0.125, "q": 0.75}},
     ]);
     assert_eq!(answer["choices"][0]["cosec"], json!({"report": report}));

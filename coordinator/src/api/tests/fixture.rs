@@ -30,7 +30,7 @@ use crate::api::state::{ApiState, seconds_now};
 use crate::generation::GenerationService;
 use crate::generation::model_text::ModelText;
 use crate::generation::sessions::{BoxedSession, EventStream, SessionSource};
-use crate::merge::{ChosenBy, Decision, RejectedProposal, SelectedRule, TokenScore};
+use crate::merge::{Decision, Hardening, RejectedProposal, SelectedRule, TokenScore};
 use crate::models::{ModelFacts, ModelInfo, ModelReadiness};
 use crate::postprocess::samples;
 use crate::request::{FinishReason, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
@@ -316,9 +316,10 @@ pub(super) fn saying(text: &str) -> Vec<SessionEvent> {
         let log_probability = if at == 1 { f64::NEG_INFINITY } else { -0.5 };
         let decision = Decision {
             id,
-            chosen_by: if at == 0 { ChosenBy::Expert } else { ChosenBy::Base },
+            hardening: Some(if at == 0 { Hardening::Expert } else { Hardening::Base }),
             p: Some(0.25),
             q: (at == 0).then_some(0.5),
+            law: (at == 0).then_some(0.375),
             rejected: (at > 0).then_some(RejectedProposal { id: 87, p: 0.125, q: 0.75 }),
         };
         let score = Some(TokenScore { log_probability, alternatives: vec![(0, -0.25), (id, log_probability)] });

@@ -47,7 +47,7 @@ async fn events_of_a_generation() {
         ..request()
     };
     let events = generate(&server, asked).await.unwrap();
-    let token = |id, log_probability, chosen_by: &str, q| wire::Token {
+    let token = |id, log_probability, hardening: &str, q: Option<f64>| wire::Token {
         id,
         log_probability: Some(log_probability),
         alternatives: vec![
@@ -55,9 +55,10 @@ async fn events_of_a_generation() {
             wire::Alternative { id, log_probability },
         ],
         report: Some(wire::TokenReport {
-            chosen_by: chosen_by.to_owned(),
+            hardening: hardening.to_owned(),
             p: Some(0.25),
             q,
+            law: q.map(|_| 0.375),
             rejected: q.is_none().then_some(wire::Rejected { id: 87, p: 0.125, q: 0.75 }),
         }),
     };
@@ -69,7 +70,13 @@ async fn events_of_a_generation() {
             delta("x", token(87, -0.5, "expert", Some(0.5))),
             delta(" =", token(796, f64::NEG_INFINITY, "base", None)),
             Event::Finished(wire::Finished { choice: 0, reason: "stop".to_owned() }),
-            Event::Usage(wire::Usage { prompt_tokens: 2, completion_tokens: 2 }),
+            Event::Usage(wire::Usage {
+                prompt_tokens: 2,
+                completion_tokens: 2,
+                agreed_tokens: 0,
+                expert_tokens: 1,
+                base_tokens: 1,
+            }),
         ]
     );
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cosec_coordinator::admission::AdmissionLimits;
 use cosec_coordinator::merge::{
-    BaseOnly, Cosec, ExpertOnly, Linear, LogitAdjustments, LogitsTransport, Product, SelectedRule,
+    BaseOnly, Cosec, ExpertOnly, Judge, Linear, LogitAdjustments, LogitsTransport, Product, SelectedRule,
 };
 use cosec_coordinator::models::ModelConfig;
 use cosec_coordinator::request::{GenerationSettings, TokenizedRequest};
@@ -96,7 +96,9 @@ pub(super) fn random_settings(chance: &mut StdRng) -> GenerationSettings {
         min_tokens: if is_adjusted { max_tokens / 2 } else { 0 },
         base: random_warp(chance),
         expert: random_warp(chance),
+        judge: if chance.random_bool(0.2) { Judge::Warped } else { Judge::Raw },
         reference_code: chance.random_bool(0.1),
+        report: chance.random_bool(0.2),
         logprobs: chance.random_bool(0.1).then(|| chance.random_range(0..3)),
         ..settings(rule)
     };
