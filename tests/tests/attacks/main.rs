@@ -4,6 +4,8 @@
 //! `cargo test` makes them short, `tests/attacks` in full.
 
 mod broken_logs;
+mod bypass;
+mod logprobs_memory;
 mod observation;
 mod prefix_oracle;
 
