@@ -72,7 +72,9 @@ def train(settings, arguments):
         (out / "README.md").write_text(
             card.text(settings, selection, trainer.stopping, chosen, arguments, str(dtype).removeprefix("torch."), last)
         )
-        say(f"{out}: the adapter after step {trainer.stopping.best_step if chosen else 'the last'}, and its card")
+        say(
+            f"{out}: the adapter {f'after step {trainer.stopping.best_step}' if chosen else 'of the last step'}, and its card"
+        )
 
 
 def report(selection, say):
@@ -83,6 +85,8 @@ def report(selection, say):
         say(f"skipped {len(selection.skipped) - NAMED} more")
     for weakness, trained, held_out in selection.table():
         say(f"{weakness}: {trained} pairs, {held_out} held out")
+    if not selection.held_out:
+        say("no pair is held out: the run neither stops early nor chooses the best weights")
     say(
         f"{len(selection.train)} pairs, {len(selection.held_out)} held out, {len(selection.skipped)} skipped; "
         f"{len(selection.ordinary_train)} ordinary functions, {len(selection.ordinary_held_out)} held out"

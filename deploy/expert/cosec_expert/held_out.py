@@ -54,6 +54,10 @@ class HeldOut:
             )
         return cls(items)
 
+    @property
+    def has_pairs(self):
+        return any(weakness is not None for weakness, _ in self.items)
+
     @staticmethod
     def _add(items, weakness, make, tokenizer, item, form, sizes, seed):
         for tried in dict.fromkeys((form, "code")):

@@ -107,6 +107,9 @@ class Trainer:
         }
 
     def evaluate(self, step):
+        """Nothing where no pair is held out: the last weights are then the result."""
+        if not self.held_out.has_pairs:
+            return
         figures = self.held_out.score(self.accelerator, self.plain_scorer, self.settings.weights)
         if self.stopping.take(step, figures):
             self.best = adapter.state(self.tuned)
