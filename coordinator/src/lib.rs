@@ -15,7 +15,7 @@
 //! - [`discovery`] says which workers there should be.
 //! - [`postprocess`] turns token ids into text and finds stop strings.
 //!
-//! [`request`] has what they hand on; [`config`], [`server`], [`telemetry`], [`metrics`] and [`tasks`] hold them
+//! [`request`] has what they hand on, [`continuation`] what a client has of an answer already; [`config`], [`server`], [`telemetry`], [`metrics`] and [`tasks`] hold them
 //! together.
 //!
 //! What holds everywhere:
@@ -48,6 +48,8 @@ pub mod admission;
 pub mod preprocess;
 
 pub mod request;
+
+pub mod continuation;
 
 pub mod session;
 

@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 
-use cosec_proto::ErrorCode;
 use cosec_proto::sampling::SamplingParams;
+use cosec_proto::{ErrorCode, SequenceName};
 use tokio::time::Instant;
 
+use crate::continuation::ReceivedTokens;
 use crate::merge::{Decision, Judge, LogitAdjustments, LogitsTransport, SelectedRule, TokenScore};
 use crate::tenant::Tenant;
 
@@ -106,6 +107,10 @@ pub struct TokenizedRequest {
     pub sample: u32,
     /// At least 1, or 0 to score the prompt alone (echo with `max_tokens` 0).
     pub max_new_tokens: u32,
+    /// By which workers know the choice's tokens.
+    pub sequence: SequenceName,
+    /// What the client has of it already.
+    pub received: Option<ReceivedTokens>,
     /// The rest.
     pub settings: Arc<GenerationSettings>,
 }
@@ -115,6 +120,8 @@ pub struct TokenizedRequest {
 pub enum SessionEvent {
     /// Scores of the prompt's tokens, once and first, when `echo` and `logprobs` are set. The first token has none.
     Prompt(Vec<Option<TokenScore>>),
+    /// The tokens that the client has, once and first: they were decoded elsewhere, and only what follows is decoded.
+    TakenOver(Vec<u32>),
     /// The next token. An end token is not reported; it becomes `Finished`.
     Token(TokenEvent),
     /// No expert can serve and the operator allows the base to go on alone: all later tokens are unhardened. At most

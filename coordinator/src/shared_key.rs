@@ -44,7 +44,8 @@ impl SharedKey {
     }
 }
 
-fn keyed(key: &[u8; 32]) -> Hmac<Sha256> {
+/// The function under a key of this length.
+pub(crate) fn keyed(key: &[u8; 32]) -> Hmac<Sha256> {
     // HMAC's own way with a short key: padded to a block.
     let mut block = [0; 64];
     block[..32].copy_from_slice(key);

@@ -44,7 +44,7 @@ pub mod log_lines;
 
 pub use description::{AdapterDescription, InvalidDescription, WorkerDescription};
 pub use error_code::ErrorCode;
-pub use ids::SessionId;
+pub use ids::{SequenceName, SessionId};
 pub use limits::WorkerLimits;
 pub use logits_runs::LogitsRun;
 pub use logits_view::{LogitsRequest, LogitsResult, LogitsView};
@@ -57,7 +57,7 @@ pub use role::{UnknownRole, WorkerRole};
 /// Version of the protocol between coordinator and worker. A peer of another one is refused, never misread.
 ///
 /// It grows with every change of `worker.proto`, or of the meaning of a message, that the other side must know of.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The generated messages and services.
 #[expect(missing_docs, reason = "generated; documented in the .proto files")]

@@ -7,7 +7,7 @@ use crate::sampling::{SamplingParams, SamplingSeed};
 use crate::transport::MAX_MESSAGE_BYTES;
 use crate::wire::worker as wire;
 use crate::wire::worker::step_request::Operation as WireOperation;
-use crate::{LogitsRequest, OperationError, SessionId};
+use crate::{LogitsRequest, OperationError, SequenceName, SessionId};
 
 /// Room of a response without its logits, in bytes.
 const RESPONSE_OVERHEAD: usize = 1024;
@@ -50,6 +50,11 @@ pub enum OperationKind {
     },
     /// Nothing; the session's cache is given back.
     Release,
+    /// The tokens of whichever session decodes the sequence, from the operation's position on.
+    Recall {
+        /// How many.
+        count: u32,
+    },
 }
 
 /// How the reply to a received operation is laid out.
@@ -68,7 +73,7 @@ impl OperationKind {
     pub fn logits(&self) -> &[LogitsRequest] {
         match self {
             Self::Extend { logits } | Self::Draft { logits, .. } => logits,
-            Self::Release => &[],
+            Self::Release | Self::Recall { .. } => &[],
         }
     }
 
@@ -77,7 +82,7 @@ impl OperationKind {
     pub fn drafted_tokens(&self) -> u32 {
         match self {
             Self::Draft { k, .. } => *k,
-            Self::Extend { .. } | Self::Release => 0,
+            Self::Extend { .. } | Self::Release | Self::Recall { .. } => 0,
         }
     }
 
@@ -89,6 +94,7 @@ impl OperationKind {
             Self::Extend { .. } => "verify",
             Self::Draft { .. } => "draft",
             Self::Release => "release",
+            Self::Recall { .. } => "recall",
         }
     }
 }
@@ -99,6 +105,19 @@ impl Operation {
     pub fn release(session: SessionId) -> Self {
         let (adapter, tokens) = (String::new(), Vec::new());
         Self { session, adapter, tenant: 0, at: 0, tokens, kind: OperationKind::Release }
+    }
+
+    /// Asks for `count` tokens of a sequence from position `at` on.
+    #[must_use]
+    pub fn recall(sequence: SequenceName, at: u32, count: u32) -> Self {
+        let kind = OperationKind::Recall { count };
+        Self { at, kind, ..Self::release(SessionId::all_of(sequence)) }
+    }
+
+    /// Whether it needs the model that its session computes with.
+    #[must_use]
+    pub fn needs_model(&self) -> bool {
+        !matches!(self.kind, OperationKind::Release | OperationKind::Recall { .. })
     }
 
     /// Cached tokens after the operation.
@@ -113,6 +132,7 @@ impl Operation {
         match (&self.kind, self.kind.logits().first()) {
             (_, Some(request)) => request.view.name(),
             (OperationKind::Draft { .. }, None) => "draft",
+            (OperationKind::Recall { .. }, None) => "tokens",
             (OperationKind::Extend { .. } | OperationKind::Release, None) => "none",
         }
     }
@@ -139,6 +159,10 @@ impl Operation {
                 tenant,
             }),
             OperationKind::Release => WireOperation::Release(wire::Release { session }),
+            OperationKind::Recall { count } => {
+                let sequence = self.session.sequence().to_wire();
+                WireOperation::Recall(wire::Recall { sequence, at, count: *count })
+            }
         };
         wire::StepRequest { op, deadline_ms, operation: Some(operation) }
     }
@@ -154,12 +178,18 @@ impl Operation {
             WireOperation::Release(release) => {
                 (Self::release(decode_session("release.session", &release.session)?), Vec::new())
             }
+            WireOperation::Recall(recall) => (decode_recall(&recall, limits)?, Vec::new()),
             WireOperation::Cancel(_) => {
                 return Err(OperationError::invalid("cancel is no operation of a session"));
             }
         };
         let logits = operation.kind.logits().iter().map(|request| request.view.max_result_bytes(limits.vocabulary));
-        let max_bytes = RESPONSE_OVERHEAD + 16 * operation.kind.drafted_tokens() as usize + logits.sum::<usize>();
+        let tokens = match operation.kind {
+            OperationKind::Recall { count } => 5 * count as usize,
+            OperationKind::Extend { .. } | OperationKind::Draft { .. } | OperationKind::Release => 0,
+        };
+        let drafts = 16 * operation.kind.drafted_tokens() as usize;
+        let max_bytes = RESPONSE_OVERHEAD + drafts + tokens + logits.sum::<usize>();
         if max_bytes > MAX_MESSAGE_BYTES {
             return Err(OperationError::invalid(format!(
                 "rows asks for up to {max_bytes} bytes; a response takes at most {MAX_MESSAGE_BYTES}"
@@ -201,6 +231,19 @@ fn decode_draft(draft: wire::Draft, limits: &WorkerLimits) -> Result<(Operation,
     let (logits, runs) = decode_requests("draft.rows", rows, k as usize, limits)?;
     let kind = OperationKind::Draft { k, sampling, seed, logits };
     Ok((Operation { session, adapter, tenant, at, tokens, kind }, runs))
+}
+
+fn decode_recall(recall: &wire::Recall, limits: &WorkerLimits) -> Result<Operation, OperationError> {
+    let &wire::Recall { ref sequence, at, count } = recall;
+    let sequence = SequenceName::from_wire(sequence)
+        .map_err(|error| OperationError::invalid(format!("recall.sequence: {error}")))?;
+    let context = limits.context_tokens;
+    if u64::from(at) + u64::from(count) > u64::from(context) {
+        return Err(OperationError::invalid(format!(
+            "recall.at is {at} and recall.count {count}; the context has {context} tokens"
+        )));
+    }
+    Ok(Operation::recall(sequence, at, count))
 }
 
 fn decode_session(field: &str, bytes: &[u8]) -> Result<SessionId, OperationError> {

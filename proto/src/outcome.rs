@@ -29,6 +29,8 @@ pub enum OperationOutcome {
     },
     /// The cache is given back.
     Released,
+    /// The tokens asked for, as far as the worker knows them.
+    Recalled(Vec<u32>),
 }
 
 /// What an operation took at its worker, as the worker says.
@@ -70,6 +72,7 @@ impl OperationOutcome {
             }),
             Self::NeedPrefix { have } => WireOutcome::NeedPrefix(wire::NeedPrefix { have }),
             Self::Released => WireOutcome::Released(wire::Released {}),
+            Self::Recalled(tokens) => WireOutcome::Recalled(wire::Recalled { tokens }),
         }
     }
 }
@@ -138,6 +141,10 @@ impl OperationReply {
                 }
             }
             (Some(WireOutcome::Released(_)), OperationKind::Release) => Ok(OperationOutcome::Released),
+            (Some(WireOutcome::Recalled(recalled)), OperationKind::Recall { count }) => {
+                check_recalled(*count, &recalled.tokens, vocabulary)?;
+                Ok(OperationOutcome::Recalled(recalled.tokens))
+            }
             (None, _) => Err(OperationError::impossible("it has no outcome")),
             (Some(_), _) => Err(OperationError::impossible("its outcome is not of the kind that was asked for")),
         };
@@ -151,6 +158,16 @@ fn check_length(said: u32, operation: &Operation) -> Result<(), OperationError> 
         Ok(())
     } else {
         Err(OperationError::impossible(format!("the cache has {said} tokens, not {expected}")))
+    }
+}
+
+fn check_recalled(count: u32, tokens: &[u32], vocabulary: u32) -> Result<(), OperationError> {
+    if tokens.len() > count as usize {
+        return Err(OperationError::impossible(format!("{} tokens, not {count}", tokens.len())));
+    }
+    match tokens.iter().find(|&&id| id >= vocabulary) {
+        None => Ok(()),
+        Some(id) => Err(OperationError::impossible(format!("it recalls token {id}; the ids are below {vocabulary}"))),
     }
 }
 

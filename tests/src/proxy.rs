@@ -42,6 +42,8 @@ pub enum Kind {
     Release,
     /// Withdraws another operation.
     Cancel,
+    /// Asks for the tokens of a sequence.
+    Recall,
 }
 
 impl Kind {
@@ -54,6 +56,7 @@ impl Kind {
             Wire::Draft(_) => Self::Draft,
             Wire::Release(_) => Self::Release,
             Wire::Cancel(_) => Self::Cancel,
+            Wire::Recall(_) => Self::Recall,
         })
     }
 }

@@ -1,56 +1,161 @@
-//! A coordinator dies in mid-stream; another one sends exactly the rest.
+//! A coordinator dies in mid-stream; another one sends exactly the rest, and decodes nothing that the client has.
 
-use cosec_tests::fleet::{coordinator, signal, worker};
+use std::path::PathBuf;
+
+use cosec_launcher::Process;
+use cosec_tests::fleet::{Coordinator, Worker, binaries, coordinator, metric_where, model, signal, until, worker};
 use cosec_tests::stream::{Event, choices, read};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::process::Command;
+
+/// A worker of each role, and what coordinators before them are started with.
+struct Fleet {
+    base: Worker,
+    expert: Worker,
+    config: PathBuf,
+    logs: TempDir,
+}
+
+impl Fleet {
+    async fn start() -> Self {
+        let logs = TempDir::new().unwrap();
+        let base = worker("base", "base", &[], logs.path()).await;
+        let expert = worker("expert", "expert", &[], logs.path()).await;
+        let (key, config) = (logs.path().join("resume.key"), logs.path().join("coordinator.toml"));
+        std::fs::write(&key, "0123456789abcdef0123456789abcdef\n").unwrap();
+        std::fs::write(&config, format!("[api]\nresume_key_file = {key:?}\n")).unwrap();
+        Self { base, expert, config, logs }
+    }
+
+    async fn coordinator(&self, name: &'static str) -> Coordinator {
+        let config = self.config.to_str().unwrap();
+        let flags = ["--config", config, "--base", &self.base.address, "--expert", &self.expert.address];
+        let coordinator = coordinator(name, &flags, self.logs.path()).await;
+        coordinator.ready().await;
+        coordinator
+    }
+
+    /// Kills the worker of a role and starts another one at its address, which knows nothing.
+    async fn replace(&mut self, role: &str, survivor: &Coordinator) {
+        let worker = if role == "base" { &mut self.base } else { &mut self.expert };
+        signal(&worker.process, "KILL");
+        worker.process.wait().await.unwrap();
+        until("the loss is noticed", async || survivor.metric("cosec_worker_up").await == 1.0).await;
+        let mut command = Command::new(binaries().join("cosec-worker"));
+        command.args(["serve", "--role", role, "--listen", &worker.address, "--threads", "1", "--model"]);
+        worker.process = Process::start("replacement", command.arg(model(role)), self.logs.path()).unwrap();
+        until("it is up again", async || survivor.metric("cosec_worker_up").await == 2.0).await;
+    }
+}
+
+fn body(more: Value) -> Value {
+    let mut body = json!({
+        "model": "demo", "prompt": "def f(cur, x):\n    cur.execute(", "max_tokens": 200, "stream": true,
+        "logit_bias": {"0": -100}, "stream_options": {"include_usage": true},
+    });
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+/// Tokens decoded by a coordinator.
+async fn decoded(coordinator: &Coordinator) -> f64 {
+    coordinator.metric("cosec_tokens_total").await
+}
+
+/// Choices that a coordinator took over, and those that it decoded anew.
+async fn resumed(coordinator: &Coordinator) -> [f64; 2] {
+    let url = format!("{}/metrics", coordinator.http);
+    let of = async |how: &str| metric_where(&url, "cosec_resumed_choices_total", how).await;
+    [of("taken_over").await, of("decoded_anew").await]
+}
+
+/// What names the answer in every chunk.
+fn names(event: &Event) -> Value {
+    let chunk = event.chunk().unwrap();
+    json!([chunk["id"], chunk["created"], chunk["cosec"]["seed"], chunk["cosec"]["rule"]])
+}
+
+/// Tokens in the reports of these events.
+fn tokens(events: &[Event]) -> usize {
+    let reports = events.iter().filter_map(Event::chunk);
+    reports.map(|chunk| chunk["choices"][0]["cosec"]["report"].as_array().map_or(0, Vec::len)).sum()
+}
+
+/// What the events say of each choice, and of all. What hardening did to tokens is counted where they were decoded.
+fn comparable(events: &[Event]) -> Vec<Vec<Value>> {
+    let mut choices = choices(events);
+    for content in choices.iter_mut().flatten() {
+        if let Some(usage) = content[1].as_object_mut() {
+            usage.remove("hardening");
+        }
+    }
+    choices
+}
 
 #[tokio::test]
 async fn a_killed_coordinator_costs_the_client_nothing() {
-    let logs = TempDir::new().unwrap();
-    let logs = logs.path();
-    let base = worker("base", "base", &[], logs).await;
-    let expert = worker("expert", "expert", &[], logs).await;
-    let key = logs.join("resume.key");
-    std::fs::write(&key, "0123456789abcdef0123456789abcdef\n").unwrap();
-    let config = logs.join("coordinator.toml");
-    std::fs::write(&config, format!("[api]\nresume_key_file = {key:?}\n")).unwrap();
-    let flags = ["--config", config.to_str().unwrap(), "--base", &base.address, "--expert", &expert.address];
-    let survivor = coordinator("survivor", &flags, logs).await;
-    survivor.ready().await;
-
-    let request = |more: Value| {
-        let mut body = json!({
-            "model": "demo", "prompt": "def f(cur, x):\n    cur.execute(", "max_tokens": 200, "stream": true,
-            "logit_bias": {"0": -100}, "min_tokens": 60,
-        });
-        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        body
-    };
+    let fleet = Fleet::start().await;
+    let survivor = fleet.coordinator("survivor").await;
     let cases = [
-        request(json!({"n": 2, "logprobs": 2, "stream_options": {"include_usage": true}})),
-        request(json!({"stop": ["zzzz", "\n\n\n"], "cosec": {"report": true}, "temperature": 1.1})),
+        body(json!({"n": 4, "logprobs": 2, "max_tokens": 60, "echo": true, "cosec": {"report": true}})),
+        body(json!({"stop": ["zzzz", "\n\n\n"], "cosec": {"report": true}, "temperature": 1.1, "min_tokens": 60})),
+        // Without a bias the expert drafts ahead.
+        json!({
+            "model": "demo", "prompt": "import os\n", "max_tokens": 300, "stream": true, "seed": 2, "temperature": 1.2,
+            "stream_options": {"include_usage": true}, "cosec": {"report": true},
+        }),
     ];
     for (case, body) in cases.iter().enumerate() {
-        let victim = coordinator(["first", "second"][case], &flags, logs).await;
-        victim.ready().await;
-        let seen = read(&victim.http, body, None, 25).await.unwrap();
+        let victim = fleet.coordinator(["first", "second", "third"][case]).await;
+        let seen = read(&victim.http, body, None, 40).await.unwrap();
         signal(&victim.process, "KILL");
-        let first = seen[0].chunk().unwrap();
+        let (before, resumes) = (decoded(&survivor).await, resumed(&survivor).await);
         let rest = read(&survivor.http, body, seen.last().unwrap().id.as_deref(), usize::MAX).await.unwrap();
-        let joined = choices(&[seen.as_slice(), &rest].concat());
+        let (again, resumes_after) = (decoded(&survivor).await - before, resumed(&survivor).await);
+        let joined = comparable(&[seen.as_slice(), &rest].concat());
 
         // The seed was drawn by the coordinator that died.
         let mut seeded = body.clone();
-        seeded["seed"] = first["cosec"]["seed"].clone();
+        seeded["seed"] = seen[0].chunk().unwrap()["cosec"]["seed"].clone();
         let undisturbed = read(&survivor.http, &seeded, None, usize::MAX).await.unwrap();
-        assert_eq!(joined, choices(&undisturbed), "{body}");
+        assert_eq!(joined, comparable(&undisturbed), "{body}");
         assert!(undisturbed.len() > 50, "too short to be disturbed: {}", undisturbed.len());
-        let names = |event: &Event| {
-            let chunk = event.chunk().unwrap();
-            (chunk["id"].clone(), chunk["created"].clone(), chunk["cosec"].clone())
-        };
         assert_eq!(names(&seen[0]), names(&rest[0]), "the rest is of the same answer");
+        let whole = decoded(&survivor).await - before - again;
+        let received = tokens(&seen) as f64;
+        assert_eq!(again, whole - received, "only what the client did not have was decoded");
+        assert_eq!(resumes_after[1], resumes[1], "nothing was decoded anew");
+        assert!(resumes_after[0] > resumes[0]);
+        let longest = seen.iter().filter_map(|event| event.id.as_ref()).map(String::len).max().unwrap();
+        assert!(longest < if case == 0 { 300 } else { 200 }, "ids have {longest} bytes");
     }
-    assert_eq!(survivor.metric("cosec_http_resumed_streams_total").await, 2.0);
+    assert_eq!(survivor.metric("cosec_http_resumed_streams_total").await, 3.0);
+}
+
+#[tokio::test]
+async fn what_one_side_lost_is_fed_to_it_and_what_both_lost_is_decoded_anew() {
+    let mut fleet = Fleet::start().await;
+    let survivor = fleet.coordinator("survivor").await;
+    let body = body(json!({"n": 4, "seed": 5, "max_tokens": 60, "cosec": {"report": true}}));
+    let undisturbed = read(&survivor.http, &body, None, usize::MAX).await.unwrap();
+    let whole = decoded(&survivor).await;
+    for lost in [&["base"][..], &["expert"], &["base", "expert"]] {
+        let victim = fleet.coordinator("victim").await;
+        let seen = read(&victim.http, &body, None, 160).await.unwrap();
+        signal(&victim.process, "KILL");
+        for role in lost {
+            fleet.replace(role, &survivor).await;
+        }
+        let (before, resumes) = (decoded(&survivor).await, resumed(&survivor).await);
+        let rest = read(&survivor.http, &body, seen.last().unwrap().id.as_deref(), usize::MAX).await.unwrap();
+        assert_eq!(comparable(&[seen.as_slice(), &rest].concat()), comparable(&undisturbed), "without {lost:?}");
+        let (again, now) = (decoded(&survivor).await - before, resumed(&survivor).await);
+        let (taken, anew) = (now[0] - resumes[0], now[1] - resumes[1]);
+        if lost.len() == 2 {
+            assert_eq!((again, taken, anew), (whole, 0.0, 4.0));
+        } else {
+            assert_eq!((again, taken, anew), (whole - tokens(&seen) as f64, 4.0, 0.0), "without {lost:?}");
+        }
+    }
 }

@@ -47,6 +47,8 @@ cosec_proto::metrics! {
         pub(crate) preemptions: IntCounter = "cosec_worker_preemptions_total";
         /// Log lines that could not be written in time, or at all.
         pub(crate) dropped_lines: IntCounter = "cosec_worker_log_lines_dropped_total";
+        /// Sessions that lost their place to another one while all were taken.
+        pub(crate) displacements: IntCounter = "cosec_worker_displaced_sessions_total";
         /// 1 while the worker's entry is in etcd.
         pub(crate) registered: IntGauge = "cosec_worker_registered";
     }

@@ -44,7 +44,7 @@ impl Coordinator for GrpcService {
         let tenant = self.state.auth.authorize(request.metadata().as_ref(), peer).await;
         let read = tenant.and_then(|tenant| Ok((tenant, generate_request(request.into_inner())?)));
         let started = match read {
-            Ok((tenant, request)) => self.state.generation.generate(request, &tenant).await,
+            Ok((tenant, request)) => self.state.generation.generate(request, &tenant, None).await,
             Err(error) => Err(error),
         };
         match started {

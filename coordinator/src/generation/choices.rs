@@ -65,6 +65,7 @@ pub(crate) struct RunningGeneration {
 struct ChoiceState {
     prompt: Arc<[u32]>,
     text: ChoiceText,
+    new_tokens: u32,
     finished: bool,
 }
 
@@ -97,6 +98,11 @@ impl RunningGeneration {
         self.usage
     }
 
+    /// New tokens of a choice so far.
+    pub(crate) fn new_tokens(&self, choice: usize) -> u32 {
+        self.choices.get(choice).map_or(0, |choice| choice.new_tokens)
+    }
+
     /// Whether the base went on without an expert, in any choice so far.
     pub(crate) fn degraded(&self) -> bool {
         self.degraded
@@ -112,24 +118,40 @@ impl RunningGeneration {
         self.usage.prompt += tokens;
     }
 
+    /// The base went on without an expert before the answer was resumed here.
+    pub(super) fn set_degraded(&mut self) {
+        self.degraded = true;
+    }
+
     pub(super) fn next_index(&self) -> u32 {
         // The number of choices is bounded far below by the configuration's `max_choices`.
         u32::try_from(self.choices.len()).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn add(&mut self, prompt: Arc<[u32]>, events: BoxedSession) {
-        let index = self.next_index();
+    /// Adds a choice of which the client has all `new_tokens`, and the end.
+    pub(super) fn add_whole(&mut self, prompt: Arc<[u32]>, new_tokens: u32) {
+        let text = self.choice_text(&prompt);
+        self.usage.completion += new_tokens as usize;
+        self.choices.push(ChoiceState { prompt, text, new_tokens, finished: true });
+    }
+
+    fn choice_text(&self, prompt: &[u32]) -> ChoiceText {
         let (decoder, settings) = (self.text.decoder.clone(), &self.settings);
-        let mut text = if settings.echo {
+        if settings.echo {
             ChoiceText::echoing(decoder, &settings.stop, settings.min_tokens)
         } else {
-            ChoiceText::new(decoder, &prompt, &settings.stop, settings.min_tokens)
-        };
+            ChoiceText::new(decoder, prompt, &settings.stop, settings.min_tokens)
+        }
+    }
+
+    pub(super) fn add(&mut self, prompt: Arc<[u32]>, events: BoxedSession) {
+        let (index, settings) = (self.next_index(), &self.settings);
+        let mut text = self.choice_text(&prompt);
         if settings.echo && settings.logprobs.is_none() {
             let delta = text.echo(&prompt, Vec::new());
             self.ready.push_back((index, ChoiceEvent::Delta(delta)));
         }
-        self.choices.push(ChoiceState { prompt, text, finished: false });
+        self.choices.push(ChoiceState { prompt, text, new_tokens: 0, finished: false });
         self.streams.insert(index, events);
     }
 
@@ -182,26 +204,51 @@ impl RunningGeneration {
                 let delta = choice.text.echo(&choice.prompt, scores);
                 self.ready.push_back((index, ChoiceEvent::Delta(delta)));
             }
+            SessionEvent::TakenOver(tokens) => self.take_over(index, &tokens),
             SessionEvent::Token(token) if Some(token.decision.id) == self.text.encoder.end_of_infill() => {
                 self.stop(index);
                 self.finish(index, FinishReason::Stop);
             }
             SessionEvent::Token(token) => {
                 self.usage.count(&token.decision);
+                choice.new_tokens += 1;
                 let (delta, stopped) = choice.text.push(token);
-                if !delta.is_empty() {
-                    self.ready.push_back((index, ChoiceEvent::Delta(delta)));
-                }
-                if stopped {
-                    self.stop(index);
-                    self.end(index, FinishReason::Stop);
-                }
+                self.pass_on(index, delta, stopped);
             }
             SessionEvent::Degraded => self.degraded = true,
             SessionEvent::Finished(reason) => self.finish(index, reason),
             SessionEvent::Failed(error) => return Err(error.into()),
         }
         Ok(())
+    }
+
+    /// Goes through the tokens that the client has: what they gave is counted again, and what they left incomplete goes
+    /// on.
+    fn take_over(&mut self, index: u32, tokens: &[u32]) {
+        let settings = &self.settings;
+        let Some(choice) = self.choices.get_mut(index as usize) else { return };
+        if settings.echo && settings.logprobs.is_some() {
+            let delta = choice.text.echo(&choice.prompt, Vec::new());
+            self.ready.push_back((index, ChoiceEvent::Delta(delta)));
+        }
+        for &id in tokens {
+            let Some(choice) = self.choices.get_mut(index as usize).filter(|choice| !choice.finished) else { return };
+            choice.new_tokens += 1;
+            // What hardening did to it was counted where it was decoded.
+            self.usage.completion += 1;
+            let (delta, stopped) = choice.text.push_received(id);
+            self.pass_on(index, delta, stopped);
+        }
+    }
+
+    fn pass_on(&mut self, index: u32, delta: TextDelta, stopped: bool) {
+        if !delta.is_empty() {
+            self.ready.push_back((index, ChoiceEvent::Delta(delta)));
+        }
+        if stopped {
+            self.stop(index);
+            self.end(index, FinishReason::Stop);
+        }
     }
 
     /// Ends a session whose text has come to its end.

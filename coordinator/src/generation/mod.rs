@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cosec_proto::ErrorCode;
+use cosec_proto::{ErrorCode, SequenceName};
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
@@ -30,6 +30,7 @@ use crate::api::config::ApiConfig;
 use crate::api::error::ApiError;
 use crate::api::parameters::RequestedSettings;
 use crate::api::policy::DefaultSettings;
+use crate::continuation::{ChoiceReceipt, Continuation};
 use crate::models::{ModelFacts, ModelInfo};
 use crate::request::{CheckedRequest, Prompt, TokenizedRequest};
 use crate::session::plan::DecodePlan;
@@ -112,7 +113,7 @@ impl GenerationService {
         self.requests.drain(grace).await;
     }
 
-    /// Takes a request to where its first tokens are being computed.
+    /// Takes a request to where its first tokens are being computed, or those behind what the client has.
     ///
     /// # Errors
     /// [`ApiError`] with the field that is wrong, or why the request cannot be served now.
@@ -120,6 +121,7 @@ impl GenerationService {
         &self,
         request: GenerateRequest,
         tenant: &Arc<Tenant>,
+        continuation: Option<Continuation>,
     ) -> Result<RunningGeneration, ApiError> {
         let guard = self.requests.begin()?;
         let model = self.model(&request.model)?;
@@ -130,16 +132,31 @@ impl GenerationService {
         let mut permits = self.enter(&request, &plan, &model, tenant)?.into_iter();
         let prompts = self.tokenize(request, &model).await?;
         let mut generation = RunningGeneration::new(Arc::clone(&model.text), Arc::clone(&settings), guard);
+        if continuation.as_ref().is_some_and(|continuation| continuation.degraded) {
+            generation.set_degraded();
+        }
         for prompt in prompts {
             let max_new_tokens = check::new_tokens(prompt.len(), &settings, model.facts.context_tokens)?;
             generation.add_prompt(prompt.len());
             for permit in permits.by_ref().take(settings.n as usize) {
+                let choice = generation.next_index();
+                let receipt = continuation.as_ref().map(|continuation| continuation.receipt(choice));
+                if let Some(ChoiceReceipt::Whole { tokens }) = receipt {
+                    generation.add_whole(Arc::clone(&prompt), tokens);
+                    continue;
+                }
+                let names = continuation.as_ref().map(|continuation| &continuation.names);
                 let request = TokenizedRequest {
                     model: model.info.name.clone(),
                     tenant: Arc::clone(tenant),
                     prompt: Arc::clone(&prompt),
-                    sample: generation.next_index(),
+                    sample: choice,
                     max_new_tokens,
+                    sequence: names.map_or_else(SequenceName::random, |names| names.of(choice)),
+                    received: match receipt {
+                        Some(ChoiceReceipt::Part(received)) => received,
+                        Some(ChoiceReceipt::Whole { .. }) | None => None,
+                    },
                     settings: Arc::clone(&settings),
                 };
                 let events = self.sessions.open(request, plan.clone(), permit)?;

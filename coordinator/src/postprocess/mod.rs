@@ -51,7 +51,7 @@ pub struct PlacedToken {
     pub offset: usize,
     /// Under the base's raw distribution; present when `logprobs` is set. The prompt's first token has none.
     pub score: Option<TokenScore>,
-    /// How it came about; a token of the prompt has none.
+    /// How it came about; a token of the prompt has none, nor one that the client has from elsewhere.
     pub decision: Option<Decision>,
 }
 
@@ -112,8 +112,17 @@ impl ChoiceText {
     /// follows.
     #[must_use]
     pub fn push(&mut self, event: TokenEvent) -> (TextDelta, bool) {
-        let id = event.decision.id;
-        self.place(id, event.score, Some(event.decision));
+        self.take(event.decision.id, event.score, Some(event.decision))
+    }
+
+    /// Takes the next of the tokens that the client has from elsewhere, without what was said of it there.
+    #[must_use]
+    pub fn push_received(&mut self, id: u32) -> (TextDelta, bool) {
+        self.take(id, None, None)
+    }
+
+    fn take(&mut self, id: u32, score: Option<TokenScore>, decision: Option<Decision>) -> (TextDelta, bool) {
+        self.place(id, score, decision);
         self.new_tokens += 1;
         let text = self.decode(id);
         if self.new_tokens <= self.min_tokens { (self.release(text), false) } else { self.scan(&text) }

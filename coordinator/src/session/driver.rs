@@ -20,6 +20,7 @@ use super::metrics::SessionMetrics;
 use super::plan::DecodePlan;
 use super::recovery::{FailedWorkers, give_up_at, retry_pause};
 use super::state::SessionState;
+use super::takeover;
 use crate::admission::ActivePermit;
 use crate::merge::{Hardening, LogitAdjuster, ModelEvidence, PositionDistributions};
 use crate::request::{SessionEvent, TokenEvent, TokenizedRequest};
@@ -67,6 +68,8 @@ pub(crate) struct SessionDriver {
     withdraw_handles: [Option<WithdrawHandle>; 3],
     slots: [Option<Arc<SessionSlot>>; 3],
     failed_workers: [FailedWorkers; 3],
+    /// Addresses of the workers that have the tokens taken over in their cache.
+    holders: [Option<String>; 3],
     permit: ActivePermit,
     rounds: RoundTimer,
     state: SessionState,
@@ -100,10 +103,11 @@ impl SessionDriver {
             withdraw_handles: Default::default(),
             slots: Default::default(),
             failed_workers: Default::default(),
+            holders: Default::default(),
             permit,
             rounds,
             state,
-            id: SessionId::random(),
+            id: SessionId::of(request.sequence),
             slots_taken: 0,
             adjuster: LogitAdjuster::new(adjustments, end_tokens, settings.min_tokens),
             context,
@@ -118,6 +122,11 @@ impl SessionDriver {
     pub(crate) async fn run(mut self, cancel: &CancellationToken) -> Option<SessionEvent> {
         let deadline = tokio::time::sleep_until(self.context.request.settings.deadline);
         tokio::pin!(deadline);
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return None,
+            () = self.take_over() => {}
+        }
         let mut ticked = false;
         let mut input = SessionInput::Started;
         loop {
@@ -143,6 +152,26 @@ impl SessionDriver {
                 }
             };
         }
+    }
+
+    /// Goes on behind what the client has already, where workers still know it.
+    async fn take_over(&mut self) {
+        let context = &self.context;
+        let Some(taken) = takeover::take_over(&context.pool, &context.request, &context.plan).await else { return };
+        let how = if taken.tokens.is_empty() { "decoded_anew" } else { "taken_over" };
+        context.metrics.resumed_choices.with_label_values(&[how]).inc();
+        tracing::debug!(how, tokens = taken.tokens.len(), holders = ?taken.holders, "resumed");
+        if taken.tokens.is_empty() {
+            return;
+        }
+        for &id in &taken.tokens {
+            self.adjuster.emitted(id);
+            self.permit.grow();
+        }
+        self.state.take_over(&taken.tokens);
+        self.holders = taken.holders;
+        // A client that is gone cancels the session by itself.
+        let _ = self.context.events.send(SessionEvent::TakenOver(taken.tokens)).await;
     }
 
     /// Begins an action; returns the event that ends the session.
@@ -215,6 +244,7 @@ impl SessionDriver {
             role,
             fingerprint: slot.as_ref().map(|slot| slot.fingerprint().to_owned()),
             avoid: failed.addresses().to_vec(),
+            holder: self.holders[role.index()].take(),
             prefix: prefix_hash(&request.prompt, request.tenant.id),
         };
         let (pool, id) = (Arc::clone(&self.context.pool), self.id.at_seat(self.slots_taken));
@@ -298,7 +328,10 @@ impl SessionDriver {
                 tracing::warn!(model, "a session goes on without its expert: unhardened");
                 self.context.metrics.degraded_sessions.inc();
             }
-            SessionEvent::Prompt(_) | SessionEvent::Finished(_) | SessionEvent::Failed(_) => {}
+            SessionEvent::Prompt(_)
+            | SessionEvent::TakenOver(_)
+            | SessionEvent::Finished(_)
+            | SessionEvent::Failed(_) => {}
         }
         let events = self.context.events.clone();
         if events.capacity() == 0 {

@@ -27,6 +27,8 @@ cosec_proto::metrics! {
         pub active_sessions: IntGauge = "cosec_active_sessions";
         /// Sessions that wait for their turn.
         pub queued_sessions: IntGauge = "cosec_queued_sessions";
+        /// Choices of resumed streams: `taken_over` from the workers, or `decoded_anew` where none knew the tokens.
+        pub resumed_choices: IntCounterVec = "cosec_resumed_choices_total" ["how"];
         /// Sessions that went on without their expert.
         pub degraded_sessions: IntCounter = "cosec_degraded_sessions_total";
         /// Moves to another worker in mid-decode.

@@ -11,5 +11,6 @@ mod role_state;
 mod sequence;
 pub mod service;
 pub mod state;
+mod takeover;
 
 pub(crate) use driver::{SessionContext, SessionDriver};

@@ -26,6 +26,12 @@ impl TokenSequence {
         Self { tokens: prompt, prompt: length, decided: length, evidence: VecDeque::new() }
     }
 
+    /// Enters new tokens that were decided elsewhere, before any others.
+    pub(super) fn take_over(&mut self, tokens: &[u32]) {
+        self.tokens.extend(tokens);
+        self.decided = self.tokens.len();
+    }
+
     pub(super) fn tokens(&self) -> &[u32] {
         &self.tokens
     }

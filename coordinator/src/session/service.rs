@@ -263,8 +263,15 @@ fn outcome(last: Option<&SessionEvent>, reasons: &CancelReasons) -> &'static str
         Some(SessionEvent::Finished(FinishReason::Stop)) => "stop",
         Some(SessionEvent::Finished(FinishReason::Length)) => "length",
         Some(SessionEvent::Failed(error)) => error.code.name(),
-        Some(SessionEvent::Prompt(_) | SessionEvent::Token(_) | SessionEvent::Degraded) | None => {
-            if reasons.stopped.load(Ordering::Acquire) { "stop" } else { "closed" }
+        Some(
+            SessionEvent::Prompt(_) | SessionEvent::TakenOver(_) | SessionEvent::Token(_) | SessionEvent::Degraded,
+        )
+        | None => {
+            if reasons.stopped.load(Ordering::Acquire) {
+                "stop"
+            } else {
+                "closed"
+            }
         }
     }
 }

@@ -58,6 +58,13 @@ impl SessionState {
         }
     }
 
+    /// Goes on behind new tokens that were decided elsewhere; to be called before `Started`. Their scores, and those of
+    /// the prompt, were sent there.
+    pub fn take_over(&mut self, tokens: &[u32]) {
+        self.sequence.take_over(tokens);
+        self.params.prompt_scores = None;
+    }
+
     /// Names the random numbers.
     pub(crate) fn seed(&self) -> SamplingSeed {
         self.params.seed
@@ -337,7 +344,9 @@ impl SessionState {
                 // The last is never fed.
                 (logits, taken.min(tokens.len().saturating_sub(1)))
             }
-            OperationOutcome::NeedPrefix { .. } | OperationOutcome::Released => (Vec::new(), 0),
+            OperationOutcome::NeedPrefix { .. } | OperationOutcome::Released | OperationOutcome::Recalled(_) => {
+                (Vec::new(), 0)
+            }
         };
         self.roles[role.index()].fed(operation, drafted);
         if let SessionPhase::Scoring { scores } = &mut self.phase {

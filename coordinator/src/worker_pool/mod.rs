@@ -8,6 +8,7 @@ mod membership;
 pub mod metrics;
 pub mod placement;
 mod readiness;
+mod recall;
 mod reconnect;
 mod slot;
 pub mod tokenizers;
@@ -33,6 +34,8 @@ use self::readiness::ReadinessCheck;
 use self::tokenizers::TokenizerComparisons;
 use crate::discovery::Member;
 use crate::tasks::TaskSpawner;
+
+pub(crate) use self::recall::RecallRequest;
 
 pub use self::readiness::{ModelRequirements, ReadyWorker};
 pub use self::slot::SessionSlot;
@@ -75,6 +78,8 @@ pub struct SlotRequest {
     pub fingerprint: Option<String>,
     /// Addresses of workers that failed, the latest last.
     pub avoid: Vec<String>,
+    /// Address of the worker that has its tokens in the cache.
+    pub holder: Option<String>,
     /// Names the beginning of its prompt.
     pub prefix: u64,
 }
@@ -234,6 +239,7 @@ impl WorkerPool {
         let failed = request.avoid.iter().rposition(|failed| failed == address).map_or(0, |at| at + 1);
         PlacementCandidate {
             address,
+            holds: request.holder.as_deref() == Some(address),
             load: sessions as f64 + queued,
             full: description.total_blocks > 0 && description.free_blocks == 0,
             avoid: failed.max(usize::from(worker.health.is_avoided())),

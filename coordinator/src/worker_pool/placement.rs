@@ -14,6 +14,8 @@ const PREFIX_TOKENS: usize = 64;
 pub struct PlacementCandidate<'a> {
     /// Its `host:port`, which the hash goes over.
     pub address: &'a str,
+    /// Has the very tokens of the session in its cache.
+    pub holds: bool,
     /// Sessions that it holds, and queued work in units of sessions.
     pub load: f64,
     /// Has no room for another session's cache.
@@ -30,19 +32,24 @@ pub fn prefix_hash(prompt: &[u32], tenant: u64) -> u64 {
     hash(&(tenant, &prompt[..prompt.len().min(PREFIX_TOKENS)]))
 }
 
-/// Index of the worker to take; `None` only when there is no candidate. One that failed, is full or stands in another
-/// zone is taken only where there is no better, in this order.
+/// Index of the worker to take; `None` only when there is no candidate. One that failed, does not hold the session's
+/// tokens, is full or stands in another zone is taken only where there is no better, in this order.
 #[must_use]
 pub fn choose(candidates: &[PlacementCandidate<'_>], prefix: u64) -> Option<usize> {
-    let rank = |of: &PlacementCandidate<'_>| (of.avoid, of.full, of.far);
+    let rank = |of: &PlacementCandidate<'_>| (of.avoid, !of.holds, of.full, of.far);
     let best = candidates.iter().map(rank).min()?;
     let equals = || candidates.iter().enumerate().filter(|(_, of)| rank(of) == best);
     let mean = equals().map(|(_, of)| of.load).sum::<f64>() / equals().count() as f64;
-    let weight = |of: &PlacementCandidate<'_>| hash(&(prefix, of.address));
     // With the session to come, so that idle workers have room.
     let in_bounds = |of: &PlacementCandidate<'_>| of.load + 1.0 <= (BOUND * (mean + 1.0)).ceil();
-    let preferred = equals().filter(|(_, of)| in_bounds(of)).max_by_key(|(_, of)| weight(of));
+    let preferred = equals().filter(|(_, of)| in_bounds(of)).max_by_key(|(_, of)| weight(prefix, of.address));
     preferred.or_else(|| equals().min_by(|(_, a), (_, b)| a.load.total_cmp(&b.load))).map(|(index, _)| index)
+}
+
+/// How much a worker is preferred for a prefix, before loads are looked at.
+#[must_use]
+pub fn weight(prefix: u64, address: &str) -> u64 {
+    hash(&(prefix, address))
 }
 
 /// The same in every coordinator: the hasher has no keys.
@@ -59,7 +66,7 @@ mod tests {
     use super::*;
 
     fn idle(address: &str) -> PlacementCandidate<'_> {
-        PlacementCandidate { address, load: 0.0, full: false, avoid: 0, far: false }
+        PlacementCandidate { address, holds: false, load: 0.0, full: false, avoid: 0, far: false }
     }
 
     #[test]
@@ -76,6 +83,9 @@ mod tests {
         let failed_later = PlacementCandidate { avoid: 2, ..idle("e") };
         assert_eq!(choose(&[failed_later, failed], 7), Some(1));
         assert_eq!(choose(&[far, PlacementCandidate { load: 90.0, ..idle("d") }], 7), Some(1));
+        let holder = PlacementCandidate { holds: true, load: 90.0, ..full };
+        assert_eq!(choose(&[far, holder, idle("d")], 7), Some(1));
+        assert_eq!(choose(&[PlacementCandidate { avoid: 1, ..holder }, far], 7), Some(1));
     }
 
     #[test]

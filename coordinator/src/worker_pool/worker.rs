@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use cosec_proto::{ErrorCode, Operation, OperationError, OperationKind, OperationReply, WorkerDescription};
+use cosec_proto::{ErrorCode, Operation, OperationError, OperationReply, WorkerDescription};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -96,15 +96,15 @@ impl Worker {
 
     fn connection(&self, operation: &Operation, fingerprint: &str) -> Result<Arc<WorkerConnection>, OperationError> {
         let unavailable = |why: String| Err(OperationError::new(ErrorCode::Unavailable, why));
-        let is_release = matches!(operation.kind, OperationKind::Release);
+        let needs_model = operation.needs_model();
         match &*self.state.borrow() {
             WorkerState::Down(why) => unavailable(format!("the worker is down: {why}")),
             WorkerState::Up { connection, description, .. } => {
                 let adapter = Some(operation.adapter.as_str()).filter(|adapter| !adapter.is_empty());
-                if !is_release && matching::fingerprint(description, adapter) != Ok(fingerprint) {
+                if needs_model && matching::fingerprint(description, adapter) != Ok(fingerprint) {
                     return unavailable("the worker came back with another model".to_owned());
                 }
-                if !is_release && self.hands_over.load(Ordering::Acquire) {
+                if needs_model && self.hands_over.load(Ordering::Acquire) {
                     return unavailable("the worker drains; its sessions move on".to_owned());
                 }
                 Ok(Arc::clone(connection))

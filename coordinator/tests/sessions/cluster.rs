@@ -16,7 +16,7 @@ use cosec_coordinator::tasks::TaskSpawner;
 use cosec_coordinator::worker_pool::{PoolConfig, WorkerSource};
 use cosec_proto::metrics::MetricRegistry;
 use cosec_proto::sampling::SamplingParams;
-use cosec_proto::{ErrorCode, transport};
+use cosec_proto::{ErrorCode, SequenceName, transport};
 use cosec_tests::mock_worker::{MockModel, MockWorker};
 use futures::StreamExt;
 use tokio::time::Instant;
@@ -154,6 +154,8 @@ pub(crate) fn request(settings: GenerationSettings, prompt: &[u32]) -> Tokenized
         prompt: prompt.into(),
         sample: 0,
         max_new_tokens,
+        sequence: SequenceName::random(),
+        received: None,
         settings: Arc::new(settings),
     }
 }
@@ -186,7 +188,7 @@ pub(crate) async fn gather(mut stream: SessionStream) -> Outcome {
     let mut outcome = Outcome { tokens: Vec::new(), degraded: false, end: Ok(FinishReason::Stop) };
     while let Some(event) = stream.next().await {
         match event {
-            SessionEvent::Prompt(_) => {}
+            SessionEvent::Prompt(_) | SessionEvent::TakenOver(_) => {}
             SessionEvent::Token(token) => outcome.tokens.push(token),
             SessionEvent::Degraded => outcome.degraded = true,
             SessionEvent::Finished(reason) => outcome.end = Ok(reason),

@@ -14,4 +14,5 @@ mod harness;
 mod lookahead;
 mod reference;
 mod schedules;
+mod takeover;
 mod tokens;

@@ -76,7 +76,7 @@ proptest! {
                     }
                     SessionAction::Send(RoleOperation { at, tokens, .. }) => prop_assert!(at as usize + tokens.len() <= prompt as usize + 2),
                     SessionAction::Merge { .. } | SessionAction::Locate { .. } | SessionAction::Withdraw { .. } => {}
-                    SessionAction::Emit(SessionEvent::Prompt(_) | SessionEvent::Degraded) => {}
+                    SessionAction::Emit(SessionEvent::Prompt(_) | SessionEvent::TakenOver(_) | SessionEvent::Degraded) => {}
                 }
             }
             prop_assert!(tokens <= 2);

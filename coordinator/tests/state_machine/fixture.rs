@@ -94,6 +94,7 @@ pub(crate) fn render(action: &SessionAction) -> String {
             let asked = match kind {
                 OperationKind::Draft { k, logits, .. } => format!("draft {k} {}", views(logits)),
                 OperationKind::Release => "release".to_owned(),
+                OperationKind::Recall { count } => format!("recall {count}"),
                 OperationKind::Extend { logits: rows } => views(rows),
             };
             let ahead = if *is_ahead { " ahead" } else { "" };
@@ -106,6 +107,7 @@ pub(crate) fn render(action: &SessionAction) -> String {
         SessionAction::Emit(SessionEvent::Failed(error)) => format!("failed {}", error.code),
         SessionAction::Emit(SessionEvent::Degraded) => "degraded".to_owned(),
         SessionAction::Emit(SessionEvent::Prompt(_)) => "prompt".to_owned(),
+        SessionAction::Emit(SessionEvent::TakenOver(tokens)) => format!("taken over {tokens:?}"),
     }
 }
 

@@ -82,6 +82,13 @@ impl MockEngine {
                 self.sessions.lock().remove(&operation.session);
                 Ok(OperationOutcome::Released)
             }
+            OperationKind::Recall { count } => {
+                let sessions = self.sessions.lock();
+                let of_sequence = sessions.iter().filter(|(id, _)| id.sequence() == operation.session.sequence());
+                let longest = of_sequence.map(|(_, cache)| cache.tokens.as_slice()).max_by_key(|tokens| tokens.len());
+                let tokens = longest.unwrap_or_default().iter().skip(operation.at as usize).take(*count as usize);
+                Ok(OperationOutcome::Recalled(tokens.copied().collect()))
+            }
         }
     }
 
@@ -95,7 +102,7 @@ impl MockEngine {
         match operation.kind {
             OperationKind::Draft { .. } => drop(self.feed(&operation, operation.tokens.is_empty())),
             OperationKind::Release => drop(self.sessions.lock().remove(&operation.session)),
-            OperationKind::Extend { .. } => {}
+            OperationKind::Extend { .. } | OperationKind::Recall { .. } => {}
         }
     }
 

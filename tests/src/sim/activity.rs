@@ -54,7 +54,7 @@ impl Sim {
             Some(Operation::Extend(extend)) => (&extend.session, extend.at, extend.tokens.len(), None),
             Some(Operation::Draft(draft)) => (&draft.session, draft.at, draft.tokens.len(), Some(draft.k)),
             Some(Operation::Release(release)) => (&release.session, 0, 0, None),
-            Some(Operation::Cancel(_)) | None => return 0,
+            Some(Operation::Cancel(_) | Operation::Recall(_)) | None => return 0,
         };
         let ordinal = activity.ordinal(session);
         let key = (host.index, session.clone());
@@ -90,7 +90,7 @@ impl Sim {
             Some(Outcome::Rows(rows)) => (!rows.rows.is_empty(), "rows"),
             Some(Outcome::Drafted(_)) => (true, "drafts"),
             Some(Outcome::NeedPrefix(_)) => (false, "needs a prefix"),
-            Some(Outcome::Released(_) | Outcome::Failure(_)) | None => (false, "fails"),
+            Some(Outcome::Released(_) | Outcome::Recalled(_) | Outcome::Failure(_)) | None => (false, "fails"),
         };
         if let Some(is_fed) = activity.held.get_mut(&(host.index, session)) {
             *is_fed |= feeds;

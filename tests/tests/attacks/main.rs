@@ -8,6 +8,8 @@ mod bypass;
 mod logprobs_memory;
 mod observation;
 mod prefix_oracle;
+mod resume_after_kill;
+mod worker_port;
 
 use std::time::Duration;
 

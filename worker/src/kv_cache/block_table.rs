@@ -34,6 +34,12 @@ impl BlockTable {
         &self.blocks
     }
 
+    /// The cached tokens.
+    pub fn tokens<'a>(&'a self, pool: &'a BlockPool) -> impl Iterator<Item = u32> + 'a {
+        let blocks = self.blocks.iter().flat_map(|&block| pool.content(block, pool.block_tokens()));
+        blocks.take(self.length).copied()
+    }
+
     /// Most tokens that are left by a truncation to `at`: less than `at` when that lies within a block that others hold
     /// too.
     #[must_use]

@@ -8,6 +8,7 @@ use cosec_proto::{ErrorCode, OperationError, OperationOutcome, SessionId};
 use super::fairness::FlowId;
 use super::job::{JobId, JobStage, ScheduledJob};
 use super::language_model::LanguageModel;
+use super::request_queue::RequestQueue;
 use super::state::{CachedSession, IDLE, Scheduler};
 use crate::kv_cache::{BlockTable, PrefixHash};
 use crate::logits_view::{LogitsTask, TaskResult};
@@ -25,18 +26,19 @@ pub(crate) enum Admission {
 impl Scheduler {
     /// Lets a job begin: checks what it assumes of its session and reserves all blocks that it will need.
     pub(crate) fn start(&mut self, id: JobId, now: Instant, model: &mut impl LanguageModel) -> Admission {
+        if let Some(answer) = self.answered_at_once(id, now) {
+            self.answer(id, answer, now);
+            return Admission::Answered;
+        }
         let Some(job) = self.queue.get(id) else { return Admission::Answered };
-        if job.is_release() {
-            self.forget(job.session);
-            self.answer(id, Ok(OperationOutcome::Released), now);
-            return Admission::Answered;
-        }
-        if let Some(refusal) = self.refusal(job) {
-            self.answer(id, refusal, now);
-            return Admission::Answered;
-        }
-        let (session, age) = (job.session, self.age(job));
+        let (session, stream, age) = (job.session, job.flow.stream, self.age(job));
         let opened = !self.sessions.contains_key(&session);
+        if opened
+            && self.is_full()
+            && let Some(other) = self.gives_place(stream, now)
+        {
+            self.displace(other);
+        }
         self.roll_back(id, now);
         match self.make_room(id, age, now) {
             Ok(fills) => {
@@ -66,6 +68,19 @@ impl Scheduler {
         }
     }
 
+    /// The answer to a job that changes no cache, or cannot begin.
+    fn answered_at_once(&mut self, id: JobId, now: Instant) -> Option<Result<OperationOutcome, OperationError>> {
+        let job = self.queue.get(id)?;
+        if job.is_release() {
+            self.forget(job.session);
+            return Some(Ok(OperationOutcome::Released));
+        }
+        if let Some((at, count)) = job.recalls() {
+            return Some(Ok(OperationOutcome::Recalled(self.recalled(job.session.sequence(), at, count))));
+        }
+        self.refusal(job, now)
+    }
+
     fn begin(&mut self, id: JobId, stage: JobStage, fills: Option<PrefixHash>) {
         let Some(job) = self.queue.get_mut(id) else { return };
         (job.stage, job.missing_blocks, job.fills) = (stage, 0, fills);
@@ -82,10 +97,10 @@ impl Scheduler {
     }
 
     /// The answer to a job that cannot begin, now or later.
-    fn refusal(&self, job: &ScheduledJob) -> Option<Result<OperationOutcome, OperationError>> {
+    fn refusal(&self, job: &ScheduledJob, now: Instant) -> Option<Result<OperationOutcome, OperationError>> {
         let session = self.sessions.get(&job.session);
         let at = job.at;
-        let ScheduledJob { flow: FlowId { tenant, .. }, adapter, .. } = *job;
+        let ScheduledJob { flow: FlowId { tenant, stream }, adapter, .. } = *job;
         let same = session.filter(|session| (session.tenant, session.adapter) == (tenant, adapter));
         let have = same.map_or(0, |session| session.table.length());
         if at > have {
@@ -101,9 +116,9 @@ impl Scheduler {
         }
         let (code, message) = if session.is_none() && self.status.is_draining() {
             (ErrorCode::Unavailable, "the worker is shutting down and opens no session".to_owned())
-        } else if session.is_none() && self.sessions.len() >= self.options.max_sessions {
+        } else if session.is_none() && self.is_full() && self.gives_place(stream, now).is_none() {
             let most = self.options.max_sessions;
-            (ErrorCode::Overloaded, format!("the worker has {most} sessions, as many as it allows"))
+            (ErrorCode::Overloaded, format!("the worker has {most} sessions in use, as many as it allows"))
         } else {
             return None;
         };
@@ -126,7 +141,7 @@ impl Scheduler {
     /// Opens the session of a job, or truncates it to what the job assumes.
     fn roll_back(&mut self, id: JobId, now: Instant) {
         let Some(job) = self.queue.get(id) else { return };
-        let ScheduledJob { flow: FlowId { tenant, .. }, adapter, .. } = *job;
+        let ScheduledJob { flow: FlowId { tenant, stream }, adapter, .. } = *job;
         let table = || BlockTable::new(PrefixHash::root(tenant, adapter), self.table_blocks);
         match self.sessions.get_mut(&job.session) {
             None => {
@@ -137,12 +152,14 @@ impl Scheduler {
                     tenant,
                     adapter,
                     age: job.arrival,
+                    stream,
                     busy: false,
                     last_activity: now,
                 };
                 self.sessions.insert(job.session, session);
             }
             Some(session) => {
+                session.stream = stream;
                 if job.at < session.table.length() {
                     session.table.truncate(job.at, &mut self.pool);
                     session.kept = None;
@@ -203,23 +220,25 @@ impl Scheduler {
         if needed <= self.pool.free() {
             return Ok(());
         }
-        let Self { sessions, queue, options, .. } = self;
-        let gives_way = |id: &SessionId, session: &CachedSession| {
+        let gives_way = |queue: &RequestQueue, id: &SessionId, session: &CachedSession| {
             let is_idle = now - session.last_activity >= IDLE && !queue.concerns(*id);
             !session.busy && (session.age > age || (is_idle && session.age != age))
         };
-        let keepers = sessions.iter().filter(|(id, session)| !gives_way(id, session));
+        let keepers = self.sessions.iter().filter(|(id, session)| !gives_way(&self.queue, id, session));
         let kept: usize = keepers.map(|(_, session)| session.table.blocks().len()).sum();
-        if needed > options.blocks.saturating_sub(kept) {
+        if needed > self.options.blocks.saturating_sub(kept) {
             return Err(needed - self.pool.free());
         }
         while needed > self.pool.free() {
-            let victims = sessions
-                .iter_mut()
-                .filter(|(id, session)| !session.table.blocks().is_empty() && gives_way(id, session));
-            let Some((id, victim)) = victims.max_by_key(|(_, session)| session.age) else {
+            let victims = self
+                .sessions
+                .iter()
+                .filter(|(id, session)| !session.table.blocks().is_empty() && gives_way(&self.queue, id, session));
+            let Some((&id, _)) = victims.max_by_key(|(_, session)| session.age) else {
                 return Err(needed - self.pool.free());
             };
+            self.remember(id);
+            let Some(victim) = self.sessions.get_mut(&id) else { continue };
             tracing::debug!(session = %id, blocks = victim.table.blocks().len(), "preempted");
             victim.table.clear(&mut self.pool);
             victim.kept = None;

@@ -70,6 +70,10 @@ enum JobKind {
         seed: SamplingSeed,
     },
     Release,
+    Recall {
+        /// Tokens that are asked for.
+        count: usize,
+    },
 }
 
 /// Whether an operation has begun.
@@ -96,6 +100,7 @@ impl ScheduledJob {
                 (JobKind::Draft { k, sampling, seed }, given, k, logits)
             }
             OperationKind::Release => (JobKind::Release, 0, 0, Vec::new()),
+            OperationKind::Recall { count } => (JobKind::Recall { count: count as usize }, 0, 0, Vec::new()),
         };
         tokens.reserve_exact(k);
         let results = logits.iter().map(|_| LogitsResult::Gathered(Vec::new())).collect();
@@ -133,11 +138,19 @@ impl ScheduledJob {
         matches!(self.kind, JobKind::Release)
     }
 
+    /// From where on, and how many tokens the operation asks for of those that are known.
+    pub(crate) fn recalls(&self) -> Option<(usize, usize)> {
+        match self.kind {
+            JobKind::Recall { count } => Some((self.at, count)),
+            JobKind::Extend | JobKind::Draft { .. } | JobKind::Release => None,
+        }
+    }
+
     /// Tokens to draw.
     fn k(&self) -> usize {
         match self.kind {
             JobKind::Draft { k, .. } => k,
-            JobKind::Extend | JobKind::Release => 0,
+            JobKind::Extend | JobKind::Release | JobKind::Recall { .. } => 0,
         }
     }
 
@@ -157,7 +170,7 @@ impl ScheduledJob {
             JobKind::Extend => self.given > 0,
             // The first token comes from the kept logits.
             JobKind::Draft { k, .. } => self.given > 0 || k > 1,
-            JobKind::Release => false,
+            JobKind::Release | JobKind::Recall { .. } => false,
         }
     }
 
@@ -166,7 +179,7 @@ impl ScheduledJob {
         match self.kind {
             JobKind::Extend => self.offsets.first() == Some(&0),
             JobKind::Draft { .. } => self.given == 0,
-            JobKind::Release => false,
+            JobKind::Release | JobKind::Recall { .. } => false,
         }
     }
 
@@ -252,7 +265,7 @@ impl ScheduledJob {
                 let position = u32::try_from(self.at + offset).unwrap_or(u32::MAX);
                 Some((sampling, seed.uniform(DrawPurpose::Draft, position)))
             }
-            JobKind::Draft { .. } | JobKind::Extend | JobKind::Release => None,
+            JobKind::Draft { .. } | JobKind::Extend | JobKind::Release | JobKind::Recall { .. } => None,
         };
         LogitsTask { views: &self.views[self.asked(offset..offset + 1)], draw, keep: is_last, found }
     }
@@ -302,6 +315,7 @@ impl ScheduledJob {
             JobKind::Extend => OperationOutcome::Extended(logits),
             JobKind::Draft { .. } => OperationOutcome::Drafted { tokens: std::mem::take(&mut self.drafted), logits },
             JobKind::Release => OperationOutcome::Released,
+            JobKind::Recall { .. } => OperationOutcome::Recalled(Vec::new()),
         }
     }
 

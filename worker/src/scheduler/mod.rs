@@ -17,7 +17,13 @@ mod batch_plan;
 
 mod pass_memory;
 
+mod sequence_memory;
+
 mod state;
+
+mod recall;
+
+mod places;
 
 mod admit;
 

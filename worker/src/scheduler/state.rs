@@ -13,13 +13,14 @@ use super::job::{JobId, JobStage, ScheduledJob};
 use super::language_model::LanguageModel;
 use super::pass_memory::PassMemory;
 use super::request_queue::RequestQueue;
+use super::sequence_memory::SequenceMemory;
 use crate::kv_cache::{BlockPool, BlockTable};
 use crate::limits::EngineOptions;
 use crate::logits_view::KeptLogits;
 use crate::metrics::WorkerMetrics;
 use crate::status::EngineStatus;
 
-/// A session idle for so long gives way to any other that needs its blocks.
+/// A session idle for so long gives way to any other that needs its blocks or its place.
 pub(super) const IDLE: Duration = Duration::from_secs(2);
 
 /// Bytes of logits that one forward pass may produce.
@@ -37,6 +38,8 @@ pub(super) struct CachedSession {
     pub(super) adapter: Option<usize>,
     /// Arrival of the operation that opened it; a preemption does not change it.
     pub(super) age: u64,
+    /// Of the coordinator that used it last.
+    pub(super) stream: u64,
     /// An operation on it is under way.
     pub(super) busy: bool,
     /// When an operation on it last came or ended.
@@ -50,6 +53,7 @@ pub(crate) struct Scheduler {
     pub(super) sessions: HashMap<SessionId, CachedSession>,
     pub(super) window: BatchWindow,
     pub(super) pool: BlockPool,
+    pub(super) memory: SequenceMemory,
     pub(super) fairness: FairShares,
     pub(super) options: EngineOptions,
     /// Blocks of the longest sequence.
@@ -78,6 +82,7 @@ impl Scheduler {
             sessions: HashMap::new(),
             window: BatchWindow::default(),
             pool: BlockPool::new(options.blocks, options.block_tokens),
+            memory: SequenceMemory::default(),
             fairness: FairShares::default(),
             table_blocks: (limits.context_tokens as usize).div_ceil(options.block_tokens),
             queued_tokens: 0,
@@ -159,8 +164,9 @@ impl Scheduler {
         deadlines.chain(changes).min().map_or(Duration::from_secs(3600), |next| next.saturating_duration_since(now))
     }
 
-    /// Gives back everything that a session holds.
+    /// Gives back everything that a session holds; its tokens are remembered.
     pub(super) fn forget(&mut self, id: SessionId) {
+        self.remember(id);
         self.window.forget(id);
         if let Some(mut session) = self.sessions.remove(&id) {
             session.table.clear(&mut self.pool);

@@ -13,10 +13,11 @@ use cosec_proto::{ErrorCode, Operation, OperationError, OperationOutcome, ReplyL
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use prost::Message;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
+use super::streams::StreamSeat;
 use crate::engine::EngineHandle;
 use crate::metrics::WorkerMetrics;
 use crate::operation::{OperationAnswer, OperationRequest};
@@ -44,29 +45,26 @@ pub(super) struct Connection {
     metrics: Arc<WorkerMetrics>,
     closing: CancellationToken,
     replies: mpsc::Sender<Result<StepResponse, Status>>,
-    /// Tells the streams apart.
-    number: u64,
+    seat: StreamSeat,
     /// Flags that withdraw an operation.
     in_flight: HashMap<u64, Arc<AtomicBool>>,
     /// What the answers to the operations in flight may take.
     reply_bytes: usize,
     /// Dropping it withdraws every operation in it.
     pending: FuturesUnordered<BoxFuture<'static, AnsweredOperation>>,
-    _permit: OwnedSemaphorePermit,
 }
 
 impl Connection {
-    /// The stream with this number, whose answers go to `replies`.
+    /// The stream in this seat, whose answers go to `replies`.
     pub(super) fn new(
         engine: EngineHandle,
         metrics: Arc<WorkerMetrics>,
         closing: CancellationToken,
         replies: mpsc::Sender<Result<StepResponse, Status>>,
-        number: u64,
-        permit: OwnedSemaphorePermit,
+        seat: StreamSeat,
     ) -> Self {
         let (in_flight, pending) = (HashMap::new(), FuturesUnordered::new());
-        Self { engine, metrics, closing, replies, number, in_flight, reply_bytes: 0, pending, _permit: permit }
+        Self { engine, metrics, closing, replies, seat, in_flight, reply_bytes: 0, pending }
     }
 
     /// Serves until both sides are done or one is gone. While the peer does not read its answers, no more operations
@@ -84,6 +82,10 @@ impl Connection {
                     let _ = self.replies.try_send(Err(Status::unavailable("the worker is shutting down")));
                     break;
                 }
+                () = self.seat.lost() => {
+                    let _ = self.replies.try_send(Err(StreamSeat::gave_way()));
+                    break;
+                }
                 () = self.replies.closed() => break,
                 request = inbound.next(), if open => match request {
                     Some(Ok(request)) => self.receive(request),
@@ -94,9 +96,13 @@ impl Connection {
                     }
                 },
             };
-            if let Some(response) = response
-                && self.replies.send(Ok(response)).await.is_err()
-            {
+            let Some(response) = response else { continue };
+            let sent = tokio::select! {
+                // A peer that does not read must not keep its seat.
+                () = self.seat.lost() => false,
+                sent = self.replies.send(Ok(response)) => sent.is_ok(),
+            };
+            if !sent {
                 break;
             }
         }
@@ -108,6 +114,7 @@ impl Connection {
     /// Takes in one message; a response when the engine does not get to see it.
     fn receive(&mut self, request: StepRequest) -> Option<StepResponse> {
         let received = Instant::now();
+        self.seat.used(received);
         let StepRequest { op, deadline_ms, operation } = request;
         if let Some(WireOperation::Cancel(cancel)) = &operation {
             if let Some(flag) = self.in_flight.get(&cancel.target) {
@@ -130,7 +137,9 @@ impl Connection {
         received: Instant,
     ) -> Result<(), OperationError> {
         let operation = operation.ok_or_else(|| {
-            OperationError::invalid("operation is missing or unknown; it must be extend, draft, release or cancel")
+            OperationError::invalid(
+                "operation is missing or unknown; it must be extend, draft, release, recall or cancel",
+            )
         })?;
         if self.in_flight.contains_key(&op) {
             return Err(OperationError::invalid(format!(
@@ -149,7 +158,7 @@ impl Connection {
             return Err(OperationError::new(ErrorCode::Overloaded, message));
         }
         let patience = if deadline_ms == 0 { DEFAULT_DEADLINE } else { Duration::from_millis(deadline_ms.into()) };
-        let (stream, deadline) = (self.number, received + patience);
+        let (stream, deadline) = (self.seat.number(), received + patience);
         let ticket = self.engine.submit(OperationRequest { operation, adapter, stream, received, deadline })?;
         self.in_flight.insert(op, Arc::clone(&ticket.cancelled));
         self.reply_bytes += layout.max_bytes;
@@ -207,6 +216,7 @@ fn kind(operation: &WireOperation) -> &'static str {
         WireOperation::Draft(_) => "draft",
         WireOperation::Release(_) => "release",
         WireOperation::Cancel(_) => "cancel",
+        WireOperation::Recall(_) => "recall",
     }
 }
 
@@ -216,6 +226,7 @@ fn label(result: &Result<OperationOutcome, OperationError>) -> &'static str {
         Ok(OperationOutcome::Drafted { .. }) => "drafted",
         Ok(OperationOutcome::NeedPrefix { .. }) => "need_prefix",
         Ok(OperationOutcome::Released) => "released",
+        Ok(OperationOutcome::Recalled(_)) => "recalled",
         Err(error) => error.code.name(),
     }
 }

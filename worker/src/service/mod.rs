@@ -2,7 +2,8 @@
 
 mod connection;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod streams;
+
 use std::sync::{Arc, OnceLock};
 
 use cosec_proto::transport::{MAX_MESSAGE_BYTES, check_protocol_version};
@@ -12,19 +13,17 @@ use cosec_proto::wire::worker::{
 };
 use cosec_proto::{AdapterDescription, WorkerDescription, WorkerRole};
 use futures::stream::{self, BoxStream, StreamExt};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use self::connection::Connection;
+use self::streams::StreamSeats;
 use crate::engine::EngineHandle;
 use crate::metrics::WorkerMetrics;
 use crate::registration;
-
-/// Most streams at a time, one per coordinator.
-const MAX_STREAMS: usize = 64;
 
 /// Most bytes of a piece of the tokenizer.
 const TOKENIZER_PIECE: usize = 1 << 20;
@@ -55,9 +54,7 @@ pub struct WorkerService {
     tracker: TaskTracker,
     /// Ends all streams.
     closing: CancellationToken,
-    streams: Arc<Semaphore>,
-    /// Streams so far.
-    opened: Arc<AtomicU64>,
+    streams: StreamSeats,
 }
 
 impl WorkerService {
@@ -69,8 +66,7 @@ impl WorkerService {
         tracker: TaskTracker,
         closing: CancellationToken,
     ) -> Self {
-        let streams = Arc::new(Semaphore::new(MAX_STREAMS));
-        Self { identity, engine: Arc::default(), metrics, tracker, closing, streams, opened: Arc::default() }
+        Self { identity, engine: Arc::default(), metrics, tracker, closing, streams: StreamSeats::default() }
     }
 
     /// Begins to serve; the first call counts.
@@ -81,7 +77,7 @@ impl WorkerService {
     /// Streams that are open.
     #[must_use]
     pub fn open_streams(&self) -> usize {
-        MAX_STREAMS - self.streams.available_permits()
+        self.streams.taken()
     }
 
     /// The service with the limits of the transport.
@@ -141,13 +137,10 @@ impl Worker for WorkerService {
     async fn step(&self, request: Request<Streaming<StepRequest>>) -> Result<Response<Self::StepStream>, Status> {
         check_protocol_version(&request)?;
         let engine = self.engine()?.clone();
-        let permit = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(format!("{MAX_STREAMS} streams are open, as many as the worker takes"))
-        })?;
+        let seat = self.streams.take(request.remote_addr().map(|peer| peer.ip()));
         let (replies, stream) = mpsc::channel(REPLY_QUEUE);
         let (metrics, closing) = (Arc::clone(&self.metrics), self.closing.clone());
-        let number = self.opened.fetch_add(1, Ordering::Relaxed);
-        let connection = Connection::new(engine, metrics, closing, replies, number, permit);
+        let connection = Connection::new(engine, metrics, closing, replies, seat);
         self.tracker.spawn(connection.run(request.into_inner()));
         Ok(Response::new(ReceiverStream::new(stream)))
     }

@@ -19,3 +19,4 @@ mod prefixes;
 mod random_operations;
 mod scheduling;
 mod soak;
+mod takeover;

@@ -31,7 +31,7 @@ fn seen(outcome: &Outcome) -> Answer {
         Outcome::Drafted(drafted) => Answer::Drafted(drafted.length, drafted.ids.clone()),
         Outcome::NeedPrefix(_) => Answer::NeedPrefix(need_prefix(outcome).unwrap()),
         Outcome::Released(_) => Answer::Released,
-        Outcome::Failure(failure) => panic!("{failure:?}"),
+        Outcome::Recalled(_) | Outcome::Failure(_) => panic!("{outcome:?}"),
     }
 }
 

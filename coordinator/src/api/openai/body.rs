@@ -26,7 +26,7 @@ pub(super) struct OpenAiRequest {
 
 impl OpenAiRequest {
     pub(super) async fn read(tenant: Arc<Tenant>, request: Request, state: &ApiState) -> Result<Self, ApiError> {
-        let received = ReceivedEvents::read(request.headers(), &state.resume_key)?;
+        let received = ReceivedEvents::read(request.headers(), &state.resume_key, &tenant.name)?;
         Ok(Self { tenant, received, body: json_body(request, &state.config).await? })
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::body::OpenAiRequest;
 use super::observed::RequestId;
-use super::resume::{StreamOrigin, StreamProgress, request_digest};
+use super::resume::{StreamEvent, StreamOrigin, StreamProgress, continuation, request_digest};
 use super::sse;
 use crate::api::error::ApiError;
 use crate::api::json_fields::JsonFields;
@@ -86,13 +86,15 @@ pub(super) async fn respond<S: ResponseShape>(
         if !delivery.stream {
             return Err(ApiError::field("Last-Event-ID", "Last-Event-ID needs stream to be true"));
         }
-        request = request.with_seed(received.origin.seed);
+        request = request.with_seed(received.origin().seed);
         state.metrics.resumed();
     }
-    let generation = state.generation.generate(request, &tenant).await?;
+    let response = received.as_ref().map_or(id.0, |received| received.origin().id);
+    let continuation = delivery.stream.then(|| continuation(&state.resume_key, response, received.as_ref()));
+    let generation = state.generation.generate(request, &tenant, continuation).await?;
     let settings = generation.settings();
     let begun = StreamOrigin { id: id.0, created: seconds_now(), seed: settings.seed, request: digest };
-    let origin = received.as_ref().map_or(begun, |received| received.origin);
+    let origin = received.as_ref().map_or(begun, |received| received.origin());
     let envelope = ResponseEnvelope {
         id: format!("{}{}", S::ID_PREFIX, origin.id.simple()),
         created: origin.created,
@@ -102,7 +104,9 @@ pub(super) async fn respond<S: ResponseShape>(
         report: settings.report,
     };
     if delivery.stream {
-        let progress = StreamProgress::new(state.resume_key.clone(), origin, generation.choices() + 1, received);
+        let progress =
+            StreamProgress::new(&state.resume_key, &tenant.name, origin, generation.choices() + 1, received)
+                .echoing(settings.echo);
         Ok(sse::response(chunks(generation, envelope, shape, progress, delivery.include_usage)))
     } else {
         Ok(Json(in_one_piece(generation, &envelope, &shape).await?).into_response())
@@ -245,21 +249,17 @@ impl<S: ResponseShape> ChunkStream<S> {
     /// The next chunk that the client does not have, with its id.
     async fn next(&mut self) -> Option<Result<(String, Value), ApiError>> {
         loop {
-            let (part, choices) = match self.next_part().await? {
+            let (part, event) = match self.next_event().await? {
                 Ok(next) => next,
                 Err(error) => {
                     self.ended = true;
                     return Some(Err(error));
                 }
             };
-            let content = choices.first().unwrap_or(&Value::Null);
-            match self.progress.advance(part, content) {
+            match self.progress.advance(part, &event) {
                 Ok(true) => {
-                    let mut chunk = self.chunk(choices);
-                    if self.ended {
-                        chunk["usage"] = usage(&self.generation);
-                    }
-                    return Some(Ok((self.progress.id(), chunk)));
+                    let chunk = self.chunk(part, event);
+                    return Some(Ok((self.progress.id(self.generation.degraded()), chunk)));
                 }
                 Ok(false) => {}
                 Err(error) => {
@@ -271,9 +271,9 @@ impl<S: ResponseShape> ChunkStream<S> {
     }
 
     /// The next event of any choice, or the usage after the last choice, which has no choices.
-    async fn next_part(&mut self) -> Option<Result<(usize, Vec<Value>), ApiError>> {
+    async fn next_event(&mut self) -> Option<Result<(usize, StreamEvent), ApiError>> {
         if let Some((index, choice)) = self.openings.pop_front() {
-            return Some(Ok((index, vec![choice])));
+            return Some(Ok((index, StreamEvent::Opening(choice))));
         }
         if self.ended {
             return None;
@@ -284,22 +284,32 @@ impl<S: ResponseShape> ChunkStream<S> {
             None => {
                 self.ended = true;
                 let after = self.generation.choices();
-                return self.include_usage.then(|| Ok((after, Vec::new())));
+                return self.include_usage.then_some(Ok((after, StreamEvent::Usage)));
             }
         };
-        let (delta, reason) = match event {
-            ChoiceEvent::Delta(delta) => (delta, None),
-            ChoiceEvent::Finished(reason) => (TextDelta::default(), Some(reason)),
+        let event = match event {
+            ChoiceEvent::Delta(delta) => StreamEvent::Delta(delta),
+            ChoiceEvent::Finished(reason) => {
+                StreamEvent::Finished { reason, tokens: self.generation.new_tokens(index) }
+            }
         };
-        let text = self.generation.text();
-        let choice = self.shape.part(&delta, reason, text);
-        Some(Ok((index, vec![self.envelope.choice(choice, index, &delta, text)])))
+        Some(Ok((index, event)))
     }
 
-    fn chunk(&self, choices: Vec<Value>) -> Value {
+    /// Writes an event down.
+    fn chunk(&self, part: usize, event: StreamEvent) -> Value {
+        let text = self.generation.text();
+        let choice =
+            |delta: &TextDelta, reason| self.envelope.choice(self.shape.part(delta, reason, text), part, delta, text);
+        let (choices, usage) = match event {
+            StreamEvent::Opening(choice) => (vec![choice], Value::Null),
+            StreamEvent::Delta(delta) => (vec![choice(&delta, None)], Value::Null),
+            StreamEvent::Finished { reason, .. } => (vec![choice(&TextDelta::default(), Some(reason))], Value::Null),
+            StreamEvent::Usage => (Vec::new(), usage(&self.generation)),
+        };
         let mut chunk = self.envelope.message(S::CHUNK, choices, self.generation.degraded());
         if self.include_usage {
-            chunk["usage"] = Value::Null;
+            chunk["usage"] = usage;
         }
         chunk
     }

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
-use super::fixture::{TestServer, events, says};
-use crate::request::TokenizedRequest;
+use super::fixture::{Script, TestServer, events, ids, says};
+use crate::request::{SessionEvent, TokenizedRequest};
 
 const TEXT: &str = "x = \u{1f600}1\nreturn x + é\nstop here";
 
@@ -20,13 +20,34 @@ fn by_choice(events: &[(Option<String>, String)]) -> [Vec<String>; 3] {
     choices
 }
 
+/// A session whose workers know nothing.
+fn says_whole(_: &TokenizedRequest, text: &str) -> Script {
+    says(text)
+}
+
+/// A session whose workers know the tokens that the client has.
+fn goes_on(request: &TokenizedRequest, text: &str) -> Script {
+    let (Script::Events(events), Some(received)) = (says(text), request.received) else { return says(text) };
+    let taken = ids(text)[..received.count as usize].to_vec();
+    assert_eq!(received.completed(taken[..taken.len() - 1].to_vec()).as_ref(), Some(&taken));
+    let decoded = events.into_iter().skip(taken.len());
+    Script::Events([SessionEvent::TakenOver(taken)].into_iter().chain(decoded).collect())
+}
+
 #[tokio::test]
 async fn the_rest_follows_whatever_came_last() {
-    let server = TestServer::open(
-        |request: &TokenizedRequest| {
-            if request.sample == 0 { says(TEXT) } else { says("two\nthree four") }
-        },
-    )
+    follows(says_whole).await;
+}
+
+#[tokio::test]
+async fn the_rest_follows_what_is_taken_over() {
+    follows(goes_on).await;
+}
+
+async fn follows(session: impl Fn(&TokenizedRequest, &str) -> Script + Send + Sync + 'static) {
+    let server = TestServer::open(move |request: &TokenizedRequest| {
+        session(request, if request.sample == 0 { TEXT } else { "two\nthree four" })
+    })
     .await;
     let check = async |path: &str, body: Value| {
         let whole = events(server.post(path, &body).await).await;

@@ -5,7 +5,7 @@ mod deadline;
 
 use std::time::Duration;
 
-use cosec_proto::{ErrorCode, Operation, OperationError, OperationKind, OperationReply};
+use cosec_proto::{ErrorCode, Operation, OperationError, OperationReply};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -73,7 +73,7 @@ impl WorkerHealth {
 
 /// Forward passes of a short operation; `None` for others.
 fn short_passes(operation: &Operation) -> Option<u32> {
-    let is_short = operation.tokens.len() <= SHORT_TOKENS && !matches!(operation.kind, OperationKind::Release);
+    let is_short = operation.tokens.len() <= SHORT_TOKENS && operation.needs_model();
     // A draft is one forward pass per token.
     is_short.then(|| operation.kind.drafted_tokens().max(1))
 }

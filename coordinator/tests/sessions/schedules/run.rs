@@ -95,7 +95,9 @@ pub(super) async fn read(
             Some(SessionEvent::Degraded) => *degraded_after = Some(tokens.len()),
             Some(SessionEvent::Finished(reason)) => end = Some(End::Finished(reason)),
             Some(SessionEvent::Failed(error)) => end = Some(End::Failed(error)),
-            Some(SessionEvent::Prompt(_)) => panic!("client {number} did not ask for scores"),
+            Some(SessionEvent::Prompt(_) | SessionEvent::TakenOver(_)) => {
+                panic!("client {number} did not ask for it")
+            }
             None => return end.unwrap_or_else(|| panic!("client {number}: the stream ended without an end")),
         }
     }
