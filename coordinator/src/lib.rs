@@ -3,6 +3,7 @@
 //! In the order of a request:
 //!
 //! - [`api`] reads HTTP and gRPC requests by one table of parameters, and writes the answers.
+//! - [`policy`] says what the operator allows: rules, bounds, models.
 //! - [`tenant`] knows whose request it is, by its API key or its address.
 //! - [`generation`] checks it, takes a place in the queue by its size, has it tokenized, and opens a session per choice.
 //! - [`models`] knows what the workers of each model can do now.
@@ -34,6 +35,8 @@ pub mod server;
 pub mod telemetry;
 
 pub mod api;
+
+pub mod policy;
 
 pub mod tenant;
 

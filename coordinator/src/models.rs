@@ -9,11 +9,12 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::discovery::Member;
+use crate::policy::PolicyConfig;
 use crate::request::SessionError;
 use crate::worker_pool::{ReadyWorker, WorkerPool};
 
 /// One model that clients can name: a base and its expert.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// As listed by `/v1/models`.
@@ -34,6 +35,11 @@ pub struct ModelConfig {
     pub base_adapter: Option<String>,
     /// Name of the LoRA adapter that the expert's workers apply: one expert per language or weakness.
     pub expert_adapter: Option<String>,
+    /// What clients may ask for of this model, as `[policy]`: what it names wins over what stands there. Default: as
+    /// there.
+    #[serde(default)]
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
+    pub policy: PolicyConfig,
 }
 
 impl ModelConfig {

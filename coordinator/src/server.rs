@@ -34,6 +34,7 @@ use crate::generation::GenerationService;
 use crate::generation::model_text::{ModelText, ModelTextError};
 use crate::metrics::CoordinatorMetrics;
 use crate::models::ModelConfig;
+use crate::policy::PolicyViolation;
 use crate::session::service::{ServiceConfig, SessionService};
 use crate::shared_key::{InvalidSharedKey, SharedKey};
 use crate::tasks::TaskSpawner;
@@ -59,6 +60,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     LogLines::standard_error().count_dropped(metrics.telemetry.dropped_lines);
     let (texts, tokenizers) = load_texts(&config.models)?;
     let tasks = TaskSpawner::new(TaskTracker::new(), CancellationToken::new());
+    let policy = Arc::new(config.operator_policy()?);
     let Config { models, admission, workers, sessions, .. } = config;
     let members = models.iter().flat_map(ModelConfig::members).collect();
     let members = discovery::follow(config.discovery.build(members)?, metrics.discovery, &tasks);
@@ -66,9 +68,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     let service = ServiceConfig { models, admission, workers, sessions };
     let service = SessionService::start(service, tokenizers, source, metrics.service, tasks.clone());
     let secret = config.api.resume_key_file.as_deref().map_or_else(|| Ok(SharedKey::random()), SharedKey::read)?;
+    let auth = RequestAuth::start(&config.api, &secret, Arc::clone(&policy), &metrics.tenants, &tasks)?;
     let state = Arc::new(ApiState {
-        generation: GenerationService::new(service, texts, config.api.clone(), config.defaults),
-        auth: RequestAuth::start(&config.api, &secret, &metrics.tenants, &tasks)?,
+        generation: GenerationService::new(service, texts, config.api.clone(), policy),
+        auth,
         resume_key: ResumeKey::new(&secret),
         config: config.api,
         metrics: metrics.api,
@@ -224,6 +227,9 @@ pub enum RunError {
     /// What says who may ask cannot be used.
     #[error(transparent)]
     Auth(#[from] InvalidAuth),
+    /// A model's policy makes no sense.
+    #[error("configuration: {0}")]
+    Policy(#[from] PolicyViolation),
     /// Two metrics have the same name.
     #[error("metrics: {0}")]
     Metrics(#[from] MetricError),

@@ -183,12 +183,12 @@ def test_the_first_difference_from_the_base_is_the_expert_s(client, rule):
                 break
 
 
-def test_tau_decides(client):
-    """At tau 1 no proposal passes, so the text is the base's own."""
-    rejected = complete(client, cosec={"tau": 1.0, "report": True})
-    assert {entry["hardening"] for entry in rejected.choices[0].model_extra["cosec"]["report"]} == {"base"}
-    base_only = complete(client, cosec={"rule": "base_only"})
-    assert rejected.choices[0].text == base_only.choices[0].text
+def test_tau_goes_down_only(client):
+    complete(client, cosec={"tau": 0.0})
+    with pytest.raises(openai.BadRequestError) as refused:
+        complete(client, cosec={"tau": 0.31})
+    assert refused.value.param == "cosec.tau"
+    assert "at most 0.3" in refused.value.message
 
 
 def test_greedy_needs_no_seed(client):

@@ -130,8 +130,10 @@ impl Schema {
             }));
             rows.extend(keys.iter().map(|(key, value)| self.row(&variant, key, value)));
         }
-        if path == "defaults" {
-            rows.extend(rule_parameters());
+        match path {
+            "defaults" => rows.extend(rule_parameters()),
+            "policy.bounds" => rows.extend(rule_bounds()),
+            _ => {}
         }
         table(["key", "type", "default", "meaning"], rows) + &sections
     }
@@ -195,6 +197,15 @@ fn rule_parameters() -> Vec<[String; 4]> {
         [format!("`{}`", parameter.name), "number".to_owned(), format!("`{}`", parameter.default), meaning]
     };
     parameters.map(row).collect()
+}
+
+/// The bounds of [`rule_parameters`].
+fn rule_bounds() -> Vec<[String; 4]> {
+    let row = |parameter: &RuleParameter| {
+        let meaning = format!("Clients may ask for a `{}` of {} this.", parameter.name, parameter.weakens.limit());
+        [format!("`{}`", parameter.name), "number".to_owned(), "that of `[defaults]`".to_owned(), meaning]
+    };
+    SelectedRule::parameters_of_all().map(row).collect()
 }
 
 fn properties(object: &Value) -> BTreeMap<String, &Value> {

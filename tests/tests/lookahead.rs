@@ -24,10 +24,10 @@ fn requests() -> Vec<Value> {
     requests.extend([
         of(json!({"cosec": {"rule": "linear", "lambda": 0.6}})),
         of(json!({"cosec": {"rule": "linear", "transport": "full"}})),
-        of(json!({"cosec": {"rule": "product", "alpha": 0.5}})),
+        of(json!({"cosec": {"rule": "product", "alpha": 1.5}})),
         of(json!({"cosec": {"rule": "expert_only"}})),
         of(json!({"cosec": {"tau": 0.0}})),
-        of(json!({"cosec": {"tau": 1.0}})),
+        of(json!({"cosec": {"tau": 0.2}})),
         of(json!({"temperature": 0})),
         of(json!({"n": 3, "max_tokens": 17})),
         of(json!({"stop": ["\n", ")"]})),

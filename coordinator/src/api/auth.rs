@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 
 use super::config::ApiConfig;
 use super::error::ApiError;
+use crate::policy::OperatorPolicy;
 use crate::shared_key::SharedKey;
 use crate::tasks::TaskSpawner;
 use crate::tenant::client_address::TrustedProxies;
@@ -47,13 +48,14 @@ impl RequestAuth {
     pub fn start(
         config: &ApiConfig,
         secret: &SharedKey,
+        policy: Arc<OperatorPolicy>,
         metrics: &TenantMetrics,
         tasks: &TaskSpawner,
     ) -> Result<Self, InvalidAuth> {
         let factory = TenantFactory::new(secret);
         let tenants = Arc::new(match &config.keys_file {
-            Some(file) => Tenants::read(file, factory)?,
-            None => Tenants::unknown(factory),
+            Some(file) => Tenants::read(file, factory, policy)?,
+            None => Tenants::unknown(factory, policy),
         });
         let until_shutdown = |task: BoxFuture<'static, ()>| {
             let shutdown = tasks.shutdown.clone();

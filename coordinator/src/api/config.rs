@@ -6,7 +6,6 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::policy::AllowedRules;
 use crate::tenant::client_address::ForwardedHeader;
 use crate::tenant::oidc::config::OidcConfig;
 
@@ -39,8 +38,6 @@ pub struct ApiConfig {
     pub trusted_proxies: Vec<IpNet>,
     /// The header in which those proxies name the client: `x-forwarded-for` or `forwarded`.
     pub forwarded_header: ForwardedHeader,
-    /// Rules that clients may name. Default: all but `base_only`, under which unhardened code leaves.
-    pub allowed_rules: AllowedRules,
 }
 
 impl Default for ApiConfig {
@@ -57,7 +54,6 @@ impl Default for ApiConfig {
             oidc: None,
             trusted_proxies: Vec::new(),
             forwarded_header: ForwardedHeader::default(),
-            allowed_rules: AllowedRules::default(),
         }
     }
 }

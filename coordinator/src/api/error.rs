@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use cosec_proto::ErrorCode;
 use serde_json::{Value, json};
 
+use crate::policy::PolicyViolation;
 use crate::request::SessionError;
 
 /// Seconds after which a refused client should try again where nobody knows better: a worker that comes back is found
@@ -48,6 +49,12 @@ impl ApiError {
     /// A field that is wrong for the reason that `message` gives.
     pub fn field(parameter: impl Into<String>, message: impl Into<String>) -> Self {
         Self::new(ErrorCode::InvalidArgument, message).of(parameter)
+    }
+
+    /// A model that there is not, or not for this tenant: nobody learns which.
+    #[must_use]
+    pub fn unknown_model(name: &str) -> Self {
+        Self::new(ErrorCode::NotFound, format!("there is no model {name:.100?}")).of("model")
     }
 
     /// Names the field.
@@ -96,6 +103,12 @@ fn openai_type(code: ErrorCode) -> &'static str {
         | ErrorCode::ExpertUnavailable
         | ErrorCode::ModelMismatch => "service_unavailable_error",
         ErrorCode::WorkerFault | ErrorCode::Internal => "server_error",
+    }
+}
+
+impl From<PolicyViolation> for ApiError {
+    fn from(violation: PolicyViolation) -> Self {
+        Self::field(violation.parameter, violation.message)
     }
 }
 

@@ -17,8 +17,6 @@ pub(crate) mod parameters;
 
 mod parameter_kinds;
 
-pub mod policy;
-
 mod json_fields;
 
 pub mod error;

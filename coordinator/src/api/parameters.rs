@@ -18,8 +18,8 @@ use super::parameter_kinds::{
     CompletionsFlag, Count, Flag, JsonEndpoint, LogprobCount, MAX_LOGPROBS, NewTokens, Number, ParameterKind,
     SeedNumber, StopStrings, Text, TokenBiases, TopK, WireValue, check_range,
 };
-use super::policy::{AllowedRules, DefaultSettings, check_rule_parameters, rule_named};
-use crate::merge::{Judge, LogitAdjustments, LogitsTransport, RuleParameters, SelectedRule};
+use crate::merge::{LogitAdjustments, LogitsTransport, RuleParameters, SelectedRule};
+use crate::policy::{Policy, rule_named};
 use crate::request::GenerationSettings;
 
 /// Most choices of one prompt.
@@ -104,8 +104,6 @@ parameter_table! {
         expert_temperature: Number in 0.0..=f64::MAX, "a finite number of at least 0";
         /// The expert's nucleus. Default: the operator's.
         expert_top_p: Number in f64::MIN_POSITIVE..=1.0, "greater than 0 and at most 1";
-        /// Judges and falls back by the base's raw softmax, as the published code does. Default false.
-        reference_code: Flag;
         /// What logits travel as. Default auto.
         transport: Text;
         /// Whether every token says what hardening did to it. Default false.
@@ -124,8 +122,7 @@ pub(crate) struct RequestedSettings {
 /// What settings are checked against.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SettingsBounds<'a> {
-    pub(crate) defaults: &'a DefaultSettings,
-    pub(crate) rules: &'a AllowedRules,
+    pub(crate) policy: Policy<'a>,
     /// Token ids below this are valid.
     pub(crate) vocabulary: u32,
     /// Where the client gives none; `None` takes what the context leaves.
@@ -170,14 +167,13 @@ impl RequestedSettings {
     /// # Errors
     /// Names the first field whose value is not allowed.
     pub(crate) fn checked(self, bounds: SettingsBounds<'_>) -> Result<Arc<GenerationSettings>, ApiError> {
-        let rule = self.rule(bounds.defaults)?;
-        self.refuse_others_of(&rule)?;
-        check_rule_parameters(&rule, &self.rule_parameters)?;
-        bounds.rules.check(&rule)?;
+        let policy = bounds.policy;
+        let rule = self.rule(&policy)?;
+        self.refuse_logprobs_and_bias(&policy)?;
         self.general.check_ranges()?;
         self.hardening.check_ranges()?;
         self.general.check_stops()?;
-        let (base, expert) = self.sampling(&rule, bounds.defaults)?;
+        let (base, expert) = self.sampling(&rule, &policy)?;
         let Self { general, hardening, .. } = self;
         let echo = general.echo.unwrap_or(false);
         let max_tokens = general.max_tokens.or(bounds.max_tokens);
@@ -195,8 +191,8 @@ impl RequestedSettings {
             min_tokens,
             base,
             expert,
-            judge: Judge::default(),
-            reference_code: hardening.reference_code.unwrap_or(false),
+            judge: policy.judge(),
+            reference_code: policy.reference_code(),
             rule,
             adjustments: general.adjustments(bounds.vocabulary)?,
             transport: hardening.transport()?,
@@ -209,10 +205,35 @@ impl RequestedSettings {
         Ok(Arc::new(settings))
     }
 
-    fn rule(&self, defaults: &DefaultSettings) -> Result<SelectedRule, ApiError> {
-        let mut parameters = defaults.rule_parameters.clone();
+    /// The rule that is asked for, with what is asked for of its parameters.
+    fn rule(&self, policy: &Policy<'_>) -> Result<SelectedRule, ApiError> {
+        let name = self.hardening.rule.as_deref().unwrap_or(policy.default_rule());
+        let mut parameters = policy.rule_parameters();
         parameters.0.extend(self.rule_parameters.0.clone());
-        rule_named("cosec.rule", self.hardening.rule.as_ref().unwrap_or(&defaults.rule), &parameters)
+        let rule = rule_named("cosec.rule", name, &parameters)?;
+        self.refuse_others_of(&rule)?;
+        for parameter in rule.description().parameters {
+            let value = parameters.get(parameter);
+            check_range(&format!("cosec.{}", parameter.name), value, parameter.range.clone(), parameter.allowed)?;
+        }
+        policy.check_rule(&rule, &parameters)?;
+        Ok(rule)
+    }
+
+    /// Refuses what the operator may have forbidden.
+    fn refuse_logprobs_and_bias(&self, policy: &Policy<'_>) -> Result<(), ApiError> {
+        let GeneralParameters { logprobs, logit_bias, .. } = &self.general;
+        if let Some(logprobs) = logprobs.filter(|_| !policy.allows_base_logprobs()) {
+            let allowed = "left out, as the operator does not allow log-probabilities of the base";
+            return Err(ApiError::value("logprobs", logprobs, allowed));
+        }
+        match logit_bias {
+            Some(biases) if !biases.is_empty() && !policy.allows_logit_bias() => {
+                let count = format_args!("a map of {} entries", biases.len());
+                Err(ApiError::value("logit_bias", count, "left out, as the operator does not allow it"))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Refuses parameters that would have no effect under `rule`.
@@ -233,9 +254,6 @@ impl RequestedSettings {
                 rule.description().parameters.iter().any(|parameter| parameter.name == name)
             })?;
         }
-        if self.hardening.reference_code.is_some() {
-            refuse_unless("reference_code", &|rule| rule.description().judges)?;
-        }
         if self.hardening.expert_temperature.is_some() {
             refuse_unless("expert_temperature", &reads_expert)?;
         }
@@ -245,12 +263,12 @@ impl RequestedSettings {
         Ok(())
     }
 
-    /// The base gets the client's sampling, the expert its own. Where a rule does not read the base, the expert takes
-    /// the client's unless it has its own.
+    /// The base gets the client's sampling, the expert its own, within the operator's bounds. Where a rule does not
+    /// read the base, nothing can be weakened: the expert takes the client's unless it has its own.
     fn sampling(
         &self,
         rule: &SelectedRule,
-        defaults: &DefaultSettings,
+        policy: &Policy<'_>,
     ) -> Result<(SamplingParams, SamplingParams), ApiError> {
         let GeneralParameters { temperature, top_p, top_k, .. } = self.general;
         let HardeningParameters { expert_temperature, expert_top_p, .. } = self.hardening;
@@ -258,9 +276,15 @@ impl RequestedSettings {
         let inherited = temperature.filter(|&temperature| alone || temperature == 0.0);
         let top_k = top_k.unwrap_or(0);
         let base = sampling_params(temperature.unwrap_or(1.0), top_p.unwrap_or(1.0), top_k)?;
+        if let Some(own) = expert_temperature.filter(|_| !alone).filter(|_| expert_temperature != inherited) {
+            policy.check_expert_temperature(own)?;
+        }
+        if let Some(own) = expert_top_p.filter(|_| !alone) {
+            policy.check_expert_top_p(own)?;
+        }
         let expert = sampling_params(
-            expert_temperature.or(inherited).unwrap_or(defaults.expert_temperature),
-            expert_top_p.or(top_p.filter(|_| alone)).unwrap_or(defaults.expert_top_p),
+            expert_temperature.or(inherited).unwrap_or(policy.expert_temperature()),
+            expert_top_p.or(top_p.filter(|_| alone)).unwrap_or(policy.expert_top_p()),
             if alone { top_k } else { 0 },
         )?;
         Ok((base, expert))

@@ -69,7 +69,7 @@ impl Flags {
             ("grpc_listen", self.grpc_listen.as_ref().map(|address| json!(address))),
             ("log_format", self.log_format.map(|format| json!(format))),
             ("grace_seconds", self.grace_seconds.map(|seconds| json!(seconds))),
-            ("api", (!allowed_rules.is_empty()).then(|| json!({"allowed_rules": allowed_rules}))),
+            ("policy", (!allowed_rules.is_empty()).then(|| json!({"allowed_rules": allowed_rules}))),
             ("sessions", self.speculation.map(|mode| json!({"speculation": mode.to_string()}))),
             ("models", self.model.as_ref().map(model)),
             ("discovery", (!etcd.is_empty()).then(|| json!({"kind": "etcd", "endpoints": etcd}))),

@@ -13,9 +13,9 @@ use serde::Deserialize;
 
 use crate::admission::AdmissionLimits;
 use crate::api::config::ApiConfig;
-use crate::api::policy::DefaultSettings;
 use crate::discovery::DiscoveryConfig;
 use crate::models::ModelConfig;
+use crate::policy::{DefaultSettings, OperatorPolicy, PolicyConfig, PolicyViolation};
 use crate::session::config::SessionConfig;
 use crate::telemetry::{LogFormat, TelemetryConfig};
 use crate::worker_pool::PoolConfig;
@@ -39,8 +39,10 @@ pub struct Config {
     pub grace_seconds: u64,
     /// Bounds on requests.
     pub api: ApiConfig,
-    /// What clients leave out.
+    /// What clients leave out; also the bound of those settings that weaken hardening.
     pub defaults: DefaultSettings,
+    /// What clients may ask for.
+    pub policy: PolicyConfig,
     /// Models to serve.
     pub models: Vec<ModelConfig>,
     /// Where workers are looked up. Default: the addresses under the models.
@@ -64,6 +66,7 @@ impl Default for Config {
             grace_seconds: 30,
             api: ApiConfig::default(),
             defaults: DefaultSettings::default(),
+            policy: PolicyConfig::default(),
             models: Vec::new(),
             discovery: DiscoveryConfig::default(),
             admission: AdmissionLimits::default(),
@@ -106,20 +109,28 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Invalid`] names the key and what is allowed.
     pub fn check(&self) -> Result<(), ConfigError> {
-        // The same checks as for clients, who know these settings as the `cosec` object's.
-        let defaults = self.defaults.validate(&self.api.allowed_rules);
-        defaults
-            .map_err(|error| error.message.replace("cosec.", "defaults."))
+        let policy = self.operator_policy().map(|_| ()).map_err(|violation| violation.message);
+        policy
             .and_then(|()| checks::check_api(&self.api))
             .and_then(|()| self.telemetry.validate())
             .and_then(|()| checks::check_rooms(&self.admission, &self.workers, &self.sessions))
             .and_then(|()| checks::check_models(&self.models, &self.discovery, self.sessions.expert_absent))
             .map_err(|cause| ConfigError::Invalid { cause })
     }
+
+    /// What the operator allows, of `[defaults]`, `[policy]` and `[models.policy]`.
+    ///
+    /// # Errors
+    /// Names the key whose value is not allowed.
+    pub fn operator_policy(&self) -> Result<OperatorPolicy, PolicyViolation> {
+        let models = self.models.iter().map(|model| (model.name.clone(), model.policy.clone()));
+        OperatorPolicy::new(self.defaults.clone(), self.policy.clone(), models)
+    }
 }
 
 /// Keys of earlier versions, each with the one that took its place: refused with a hint, never ignored.
-const RENAMED_KEYS: [(&str, &str); 11] = [
+const RENAMED_KEYS: [(&str, &str); 12] = [
+    ("api.allowed_rules", "policy.allowed_rules"),
     ("core.models", "models"),
     ("core.discovery", "discovery"),
     ("core.max_sessions", "admission.max_sessions"),
@@ -209,9 +220,17 @@ mod tests {
         check(&format!("[defaults]\nexpert_temperature = nan\n{MODEL}"), "defaults.expert_temperature");
         check(&format!("[defaults]\nrule = 'magic'\n{MODEL}"), "magic");
         check(&format!("[api]\nmax_choices = 0\n{MODEL}"), "api.max_choices");
-        check(&format!("[api]\nallowed_rules = ['magic']\n{MODEL}"), "magic");
-        check(&format!("[api]\nallowed_rules = ['linear']\n{MODEL}"), "defaults.rule");
-        check(&format!("[api]\nallowed_rules = []\n{MODEL}"), "defaults.rule");
+        check(&format!("[api]\nallowed_rules = ['cosec']\n{MODEL}"), "api.allowed_rules is now policy.allowed_rules");
+        check(&format!("[policy]\nallowed_rules = ['magic']\n{MODEL}"), "policy.allowed_rules is \"magic\"");
+        check(&format!("[policy]\nallowed_rules = ['linear']\n{MODEL}"), "defaults.rule");
+        check(&format!("[policy]\nallowed_rules = []\n{MODEL}"), "defaults.rule");
+        check(&format!("[policy]\ncolour = 1\n{MODEL}"), "colour");
+        check(&format!("[policy]\njudge = 'lenient'\n{MODEL}"), "policy.judge");
+        check(&format!("[policy.bounds]\ncolour = 1.0\n{MODEL}"), "policy.bounds.colour");
+        check(&format!("[policy.bounds]\nlambda = 2.0\n{MODEL}"), "policy.bounds.lambda");
+        check(&format!("[policy.bounds]\nexpert_top_p = [0.5, 0.2]\n{MODEL}"), "policy.bounds.expert_top_p");
+        check(&format!("{MODEL}[models.policy]\nallowed_rules = ['linear']"), "models[0]: defaults.rule");
+        check(&format!("{MODEL}[models.policy.bounds]\ntau = -1.0"), "models[0].policy.bounds.tau");
         check(&format!("[defaults]\nrule = 'base_only'\n{MODEL}"), "defaults.rule");
         check(&format!("[defaults]\ntau = 1.0\n{MODEL}"), "defaults.tau");
         check(&format!("[sessions]\nspeculation = 'fixed:0'\n{MODEL}"), "fixed:K");

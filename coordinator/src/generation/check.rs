@@ -8,8 +8,8 @@ use super::GenerateRequest;
 use crate::api::config::ApiConfig;
 use crate::api::error::ApiError;
 use crate::api::parameters::SettingsBounds;
-use crate::api::policy::DefaultSettings;
 use crate::models::ModelFacts;
+use crate::policy::Policy;
 use crate::request::{ChatMessage, CheckedRequest, GenerationSettings, Prompt};
 
 /// New tokens of a completion whose client gives no limit, as OpenAI has it.
@@ -26,7 +26,7 @@ pub(super) fn check(
     request: GenerateRequest,
     facts: &ModelFacts,
     limits: &ApiConfig,
-    defaults: &DefaultSettings,
+    policy: Policy<'_>,
 ) -> Result<CheckedRequest, ApiError> {
     let GenerateRequest { prompts, suffix, settings, .. } = request;
     let is_chat = prompts.iter().any(|prompt| matches!(prompt, Prompt::Chat(_)));
@@ -34,8 +34,7 @@ pub(super) fn check(
         return Err(ApiError::field("echo", "echo cannot be used with messages or with suffix"));
     }
     let settings = settings.checked(SettingsBounds {
-        defaults,
-        rules: &limits.allowed_rules,
+        policy,
         vocabulary: facts.vocabulary,
         max_tokens: if is_chat { None } else { Some(DEFAULT_COMPLETION_TOKENS) },
         timeout: Duration::from_secs(limits.request_timeout_seconds),

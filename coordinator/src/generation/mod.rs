@@ -29,9 +29,9 @@ use crate::admission::QueuedPermit;
 use crate::api::config::ApiConfig;
 use crate::api::error::ApiError;
 use crate::api::parameters::RequestedSettings;
-use crate::api::policy::DefaultSettings;
 use crate::continuation::{ChoiceReceipt, Continuation};
 use crate::models::{ModelFacts, ModelInfo};
+use crate::policy::{OperatorPolicy, TenantPolicy};
 use crate::request::{CheckedRequest, Prompt, TokenizedRequest};
 use crate::session::plan::DecodePlan;
 use crate::tenant::Tenant;
@@ -58,7 +58,7 @@ pub struct GenerationService {
     sessions: Arc<dyn SessionSource>,
     texts: HashMap<String, Arc<ModelText>>,
     limits: ApiConfig,
-    defaults: DefaultSettings,
+    policy: Arc<OperatorPolicy>,
     /// Prompts that are being tokenized; more would only share the same cores.
     tokenizing: Arc<Semaphore>,
     requests: RequestTracker,
@@ -78,23 +78,25 @@ impl GenerationService {
         sessions: Arc<dyn SessionSource>,
         texts: HashMap<String, Arc<ModelText>>,
         limits: ApiConfig,
-        defaults: DefaultSettings,
+        policy: Arc<OperatorPolicy>,
     ) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let tokenizing = Arc::new(Semaphore::new(cores));
-        Self { sessions, texts, limits, defaults, tokenizing, requests: RequestTracker::default() }
+        Self { sessions, texts, limits, policy, tokenizing, requests: RequestTracker::default() }
     }
 
-    /// What takes the place of settings that clients leave out.
+    /// What the operator allows.
     #[must_use]
-    pub fn defaults(&self) -> &DefaultSettings {
-        &self.defaults
+    pub fn policy(&self) -> &OperatorPolicy {
+        &self.policy
     }
 
-    /// The models in the order of the configuration.
+    /// The models that a tenant may use, in the order of the configuration.
     #[must_use]
-    pub fn models(&self) -> Vec<ModelInfo> {
-        self.sessions.models()
+    pub fn models(&self, tenant: &TenantPolicy) -> Vec<ModelInfo> {
+        let mut models = self.sessions.models();
+        models.retain(|model| tenant.may_use(&model.name));
+        models
     }
 
     /// Whether a new request can be served.
@@ -124,8 +126,9 @@ impl GenerationService {
         continuation: Option<Continuation>,
     ) -> Result<RunningGeneration, ApiError> {
         let guard = self.requests.begin()?;
-        let model = self.model(&request.model)?;
-        let request = check::check(request, &model.facts, &self.limits, &self.defaults)?;
+        let model = self.model(&request.model, &tenant.policy)?;
+        let policy = self.policy.of(&model.info.name, &tenant.policy);
+        let request = check::check(request, &model.facts, &self.limits, policy)?;
         let settings = Arc::clone(&request.settings);
         let plan = DecodePlan::new(&settings, model.info.readiness.anti_expert.is_some())
             .map_err(|error| ApiError::new(ErrorCode::InvalidArgument, error.to_string()))?;
@@ -166,9 +169,9 @@ impl GenerationService {
         Ok(generation)
     }
 
-    fn model(&self, name: &str) -> Result<RequestedModel, ApiError> {
-        let unknown = || ApiError::new(ErrorCode::NotFound, format!("there is no model {name:.100?}")).of("model");
-        let info = self.sessions.model(name).ok_or_else(unknown)?;
+    fn model(&self, name: &str, tenant: &TenantPolicy) -> Result<RequestedModel, ApiError> {
+        let unknown = || ApiError::unknown_model(name);
+        let info = self.sessions.model(name).filter(|_| tenant.may_use(name)).ok_or_else(unknown)?;
         let text = self.texts.get(name).ok_or_else(unknown)?.clone();
         match info.readiness.facts.clone() {
             Ok(facts) => Ok(RequestedModel { info, text, facts }),

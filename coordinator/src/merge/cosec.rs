@@ -5,7 +5,7 @@ use cosec_proto::sampling::Distribution;
 use super::blend::blend;
 use super::decision::{RejectedProposal, Verdict};
 use super::evidence::{MergeError, PositionDistributions};
-use super::rule::{DegenerateRule, MergeRule, RuleDescription, RuleParameter, RuleParameters};
+use super::rule::{DegenerateRule, MergeRule, RuleDescription, RuleParameter, RuleParameters, WeakeningSide};
 use super::transport::LogitsTransport;
 use cosec_proto::WorkerRole;
 use cosec_proto::sampling::PositionRandom;
@@ -16,6 +16,7 @@ const TAU: RuleParameter = RuleParameter {
     default: 0.3,
     range: 0.0..=f64::MAX,
     allowed: "a number of at least 0",
+    weakens: WeakeningSide::Up,
 };
 
 const DESCRIPTION: RuleDescription = RuleDescription {

@@ -6,7 +6,7 @@ use super::blend::blend;
 use super::decision::Verdict;
 use super::evidence::{MergeError, PositionDistributions};
 use super::rejection;
-use super::rule::{DegenerateRule, MergeRule, RuleDescription, RuleParameter, RuleParameters};
+use super::rule::{DegenerateRule, MergeRule, RuleDescription, RuleParameter, RuleParameters, WeakeningSide};
 use super::transport::LogitsTransport;
 use cosec_proto::WorkerRole;
 use cosec_proto::sampling::PositionRandom;
@@ -17,6 +17,7 @@ const LAMBDA: RuleParameter = RuleParameter {
     default: 0.5,
     range: 0.0..=1.0,
     allowed: "from 0 to 1",
+    weakens: WeakeningSide::Down,
 };
 
 const DESCRIPTION: RuleDescription = RuleDescription {

@@ -41,7 +41,7 @@ pub use adjustments::{LogitAdjuster, LogitAdjustments, LogitChanges, OverAdjuste
 pub use decision::{Decision, Hardening, RejectedProposal, TokenScore, Verdict};
 pub use evidence::{Judge, MergeError, MissingEvidence, ModelEvidence, PositionDistributions, RuleSampling};
 pub use next_token::{TokenQuestions, next_token};
-pub use rule::{DegenerateRule, MergeRule, RuleDescription, RuleParameter, RuleParameters};
+pub use rule::{DegenerateRule, MergeRule, RuleDescription, RuleParameter, RuleParameters, WeakeningSide};
 pub use score::score;
 pub use transport::LogitsTransport;
 

@@ -5,7 +5,7 @@ use cosec_proto::sampling::Distribution;
 use super::decision::Verdict;
 use super::evidence::{MergeError, MissingEvidence, PositionDistributions};
 use super::rejection;
-use super::rule::{DegenerateRule, MergeRule, RuleDescription, RuleParameter, RuleParameters};
+use super::rule::{DegenerateRule, MergeRule, RuleDescription, RuleParameter, RuleParameters, WeakeningSide};
 use super::transport::LogitsTransport;
 use cosec_proto::WorkerRole;
 use cosec_proto::sampling::PositionRandom;
@@ -14,8 +14,10 @@ const ALPHA: RuleParameter = RuleParameter {
     name: "alpha",
     documentation: "Weight of the expert's logits in `product`.",
     default: 1.0,
-    range: f64::MIN..=f64::MAX,
-    allowed: "a finite number",
+    // Beyond it logits would meet at the ends of f32, and the arg max would be the first of equals.
+    range: -1000.0..=1000.0,
+    allowed: "from -1000 to 1000",
+    weakens: WeakeningSide::Down,
 };
 
 const DESCRIPTION: RuleDescription = RuleDescription {

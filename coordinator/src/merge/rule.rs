@@ -54,6 +54,43 @@ pub struct RuleParameter {
     pub range: RangeInclusive<f64>,
     /// The range in words.
     pub allowed: &'static str,
+    /// Which way weakens hardening: operators bound it there.
+    pub weakens: WeakeningSide,
+}
+
+/// Which way of a parameter weakens hardening.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeakeningSide {
+    /// Greater values give the expert less of a say.
+    Up,
+    /// Smaller values give the expert less of a say.
+    Down,
+}
+
+impl WeakeningSide {
+    /// Whether `value` gives the expert less of a say than `bound`.
+    #[must_use]
+    pub fn is_weaker(self, value: f64, bound: f64) -> bool {
+        match self {
+            Self::Up => value > bound,
+            Self::Down => value < bound,
+        }
+    }
+
+    /// The one of both that gives the expert more of a say.
+    #[must_use]
+    pub fn stricter(self, a: f64, b: f64) -> f64 {
+        if self.is_weaker(a, b) { b } else { a }
+    }
+
+    /// What a bound is, in words.
+    #[must_use]
+    pub fn limit(self) -> &'static str {
+        match self {
+            Self::Up => "at most",
+            Self::Down => "at least",
+        }
+    }
 }
 
 /// Values for the parameters of all rules, by name; a parameter that is not there has its default.
@@ -62,7 +99,9 @@ pub struct RuleParameter {
 pub struct RuleParameters(pub BTreeMap<String, f64>);
 
 impl RuleParameters {
-    pub(super) fn get(&self, parameter: &RuleParameter) -> f64 {
+    /// The value of `parameter`.
+    #[must_use]
+    pub fn get(&self, parameter: &RuleParameter) -> f64 {
         self.0.get(parameter.name).copied().unwrap_or(parameter.default)
     }
 }

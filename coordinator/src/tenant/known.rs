@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::metrics::TenantMetrics;
 use super::{Tenant, TenantFactory, TokenBudget};
+use crate::policy::{OperatorPolicy, PolicyConfig, TenantPolicy};
 
 /// Pause between two looks at the file. Looking works where notification does not: for mounted Secrets, which change by a
 /// symbolic link.
@@ -23,6 +24,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Everybody who may ask.
 pub struct Tenants {
     factory: TenantFactory,
+    /// What the entries of the file are held against.
+    policy: Arc<OperatorPolicy>,
     known: RwLock<KnownTenants>,
 }
 
@@ -55,6 +58,9 @@ struct TenantEntry {
     weight: f64,
     max_sessions: Option<usize>,
     tokens_per_minute: Option<u64>,
+    models: Option<Vec<String>>,
+    #[serde(default)]
+    policy: PolicyConfig,
 }
 
 fn one() -> f64 {
@@ -72,17 +78,17 @@ pub struct InvalidKeys {
 impl Tenants {
     /// Knows nobody by a key.
     #[must_use]
-    pub fn unknown(factory: TenantFactory) -> Self {
-        Self { factory, known: RwLock::default() }
+    pub fn unknown(factory: TenantFactory, policy: Arc<OperatorPolicy>) -> Self {
+        Self { factory, policy, known: RwLock::default() }
     }
 
     /// Reads a TOML file of `[[keys]]` with `name`, `sha256` (of the key, in hex) and, as wanted, `weight` (1),
-    /// `max_sessions` and `tokens_per_minute`; and of `[[tenants]]` with the same but `sha256`.
+    /// `max_sessions`, `tokens_per_minute`, `models` and `policy`; and of `[[tenants]]` with the same but `sha256`.
     ///
     /// # Errors
     /// [`InvalidKeys`] names the file and the entry.
-    pub fn read(path: &Path, factory: TenantFactory) -> Result<Self, InvalidKeys> {
-        let tenants = Self::unknown(factory);
+    pub fn read(path: &Path, factory: TenantFactory, policy: Arc<OperatorPolicy>) -> Result<Self, InvalidKeys> {
+        let tenants = Self::unknown(factory, policy);
         let invalid = |problem: String| InvalidKeys { path: path.to_owned(), problem };
         let text = std::fs::read_to_string(path).map_err(|cause| invalid(cause.to_string()))?;
         secret_file::warn_if_loose("api.keys_file", path);
@@ -135,6 +141,7 @@ impl Tenants {
             }
             let digest = entry.digest(list == "keys").map_err(|problem| invalid(&problem))?;
             let tenant = entry.tenant(&self.factory).map_err(|problem| invalid(&problem))?;
+            self.policy.check_tenant(&tenant.policy).map_err(|violation| invalid(&violation.message))?;
             let tenant = Arc::new(self.with_spent_budget(tenant));
             if let Some(digest) = digest
                 && known.by_digest.insert(digest, Arc::clone(&tenant)).is_some()
@@ -194,7 +201,7 @@ impl TenantEntry {
         digest.map(Some).ok_or_else(|| format!("sha256 is {digits:?}; it must be 64 hexadecimal digits"))
     }
 
-    fn tenant(&self, factory: &TenantFactory) -> Result<Tenant, String> {
+    fn tenant(self, factory: &TenantFactory) -> Result<Tenant, String> {
         if !(self.weight.is_finite() && self.weight > 0.0) {
             return Err(format!("weight is {}; it must be above 0", self.weight));
         }
@@ -205,6 +212,7 @@ impl TenantEntry {
             weight: self.weight,
             max_sessions: self.max_sessions.unwrap_or(usize::MAX),
             budget: self.tokens_per_minute.map(|tokens| Arc::new(TokenBudget::new(tokens))),
+            policy: TenantPolicy { models: self.models, settings: self.policy },
             ..factory.named(&self.name)
         })
     }
@@ -220,7 +228,7 @@ mod tests {
     fn read(text: &str) -> Result<Tenants, InvalidKeys> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        Tenants::read(file.path(), TenantFactory::new(&SharedKey::random()))
+        Tenants::read(file.path(), TenantFactory::new(&SharedKey::random()), Arc::default())
     }
 
     /// SHA-256 of "abc" (FIPS 180-2, appendix B.1).
@@ -248,6 +256,8 @@ mod tests {
         check(&key("colour = 1"), "colour");
         check(&key("weight = 0.0"), "keys[0].weight");
         check(&key("max_sessions = 0"), "keys[0].max_sessions");
+        check(&key("models = ['a']"), "keys[0].models");
+        check(&key("policy = { allowed_rules = ['magic'] }"), "keys[0].policy.allowed_rules");
         check(&(key("") + &key("")), "keys[1].name");
         check(&(key("") + "[[tenants]]\nname = 'a'"), "tenants[0].name");
         check(&key("").replace("keys", "tenants"), "tenants[0].sha256 is set");

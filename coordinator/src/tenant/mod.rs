@@ -17,6 +17,7 @@ use sha2::Sha256;
 use tokio::time::Instant;
 
 use self::client_address::ClientNetwork;
+use crate::policy::TenantPolicy;
 use crate::shared_key::SharedKey;
 
 /// Who a session belongs to.
@@ -32,6 +33,8 @@ pub struct Tenant {
     pub weight: f64,
     /// Most sessions at a time.
     pub max_sessions: usize,
+    /// What it may ask for.
+    pub policy: TenantPolicy,
     pub(crate) budget: Option<Arc<TokenBudget>>,
 }
 
@@ -54,8 +57,15 @@ pub(crate) struct TokenBudget {
 impl Default for Tenant {
     /// Nobody in particular, without limits of its own.
     fn default() -> Self {
-        let share = ShareKey::Tenant(String::new());
-        Self { name: String::new(), share, id: 0, weight: 1.0, max_sessions: usize::MAX, budget: None }
+        Self {
+            name: String::new(),
+            share: ShareKey::Tenant(String::new()),
+            id: 0,
+            weight: 1.0,
+            max_sessions: usize::MAX,
+            policy: TenantPolicy::default(),
+            budget: None,
+        }
     }
 }
 

@@ -64,9 +64,7 @@ fn a_configuration_that_makes_no_sense_names_the_field() {
         tokenizer: "none".into(),
         base: vec!["127.0.0.1:1".to_owned()],
         expert: vec!["127.0.0.1:2".to_owned()],
-        anti_expert: Vec::new(),
-        base_adapter: None,
-        expert_adapter: None,
+        ..ModelConfig::default()
     };
     let of = |models| Config { models, ..Config::default() };
     check(of(Vec::new()), "models is empty");

@@ -46,9 +46,7 @@ pub(crate) fn config(base: &[&MockWorker], expert: &[&MockWorker]) -> ServiceCon
         tokenizer: "no such directory".into(),
         base: addresses(base),
         expert: addresses(expert),
-        anti_expert: Vec::new(),
-        base_adapter: None,
-        expert_adapter: None,
+        ..ModelConfig::default()
     };
     let workers = PoolConfig { describe_interval_ms: 100, step_deadline_ms: 5_000, ..PoolConfig::default() };
     ServiceConfig { models: vec![model], workers, ..ServiceConfig::default() }

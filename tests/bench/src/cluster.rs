@@ -86,6 +86,10 @@ impl Coordinator {
     }
 }
 
+/// How much two models agree is planted by the expert's sampling.
+const EXPERT_SAMPLING_IS_FREE: &str =
+    "[policy.bounds]\nexpert_temperature = [0.0, 1e300]\nexpert_top_p = [1e-300, 1.0]\n";
+
 /// The processes; dropping it kills them.
 pub struct Lanes {
     /// In the order of the settings asked for.
@@ -104,6 +108,10 @@ impl Lanes {
     pub async fn start(pair: &Pair, speculations: &[&str], worker_flags: &[OsString], logs: &Path) -> Result<Self> {
         let (first, others) = speculations.split_first().context("no coordinator was asked for")?;
         let any_port = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let policy = logs.join("policy.toml");
+        std::fs::write(&policy, EXPERT_SAMPLING_IS_FREE)?;
+        let mut coordinator_flags: Vec<OsString> = EVERY_RULE.map(Into::into).to_vec();
+        coordinator_flags.extend(["--config".into(), policy.into()]);
         let config = ClusterConfig {
             binaries: binaries()?,
             logs: logs.to_owned(),
@@ -113,7 +121,7 @@ impl Lanes {
             http: any_port,
             grpc: any_port,
             worker_flags: worker_flags.to_vec(),
-            coordinator_flags: [["--speculation", first], EVERY_RULE].concat().into_iter().map(Into::into).collect(),
+            coordinator_flags: [coordinator_flags, vec!["--speculation".into(), first.into()]].concat(),
             patience: PATIENCE,
         };
         let cluster = Cluster::start(&config, |_| {}).await?;
@@ -149,6 +157,7 @@ impl Lanes {
                 .args(["--model", &config.model, "--base", base, "--expert", expert])
                 .args(["--http-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--speculation", speculation])
                 .args(EVERY_RULE)
+                .args(["--config".into(), config.logs.join("policy.toml")])
                 .arg("--tokenizer")
                 .arg(&config.base),
             &logs,

@@ -80,7 +80,8 @@ pub(super) async fn respond<S: ResponseShape>(
 ) -> Result<Response, ApiError> {
     let OpenAiRequest { tenant, body, received } = received;
     let model = request.model.clone();
-    let digest = request_digest(S::OBJECT, state.generation.defaults(), &body);
+    let policy = state.generation.policy().of(&model, &tenant.policy);
+    let digest = request_digest(S::OBJECT, policy, &body);
     if let Some(received) = &received {
         received.must_be_of(digest)?;
         if !delivery.stream {

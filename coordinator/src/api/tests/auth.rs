@@ -6,7 +6,7 @@ use std::time::Duration;
 use cosec_proto::wire::coordinator as wire;
 use cosec_proto::wire::coordinator::coordinator_client::CoordinatorClient;
 use reqwest::{Client, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::fixture::{TestServer, says};
@@ -163,4 +163,35 @@ async fn clients_without_a_key_are_told_apart_by_address() {
     // Whoever is not trusted cannot choose whom it is counted with.
     let together = shares(ApiConfig::default()).await;
     assert_eq!(together[0], together[1]);
+}
+
+#[tokio::test]
+async fn a_tenant_has_its_own_models_and_bounds() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    let entry = format!("[[keys]]\nname = 'team'\nsha256 = '{ABC}'\nmodels = ['org/chat']\n");
+    std::fs::write(&file, format!("{entry}[keys.policy]\nbounds = {{ tau = 0.1 }}\n")).unwrap();
+    let config = ApiConfig { keys_file: Some(file), ..ApiConfig::default() };
+    let server = TestServer::with(config, Duration::from_secs(5), |_| says("b")).await;
+    let list: Value = get(&server, "/v1/models", Some("abc")).await.json().await.unwrap();
+    let ids: Vec<&str> = list["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["org/chat"]);
+    let ask = async |key: Option<&str>, model: &str, tau: f64| {
+        let body = json!({"model": model, "prompt": "a", "cosec": {"tau": tau}});
+        let request = Client::new().post(format!("{}/v1/completions", server.http)).json(&body);
+        let answer = key.into_iter().fold(request, |request, key| request.bearer_auth(key)).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap()["error"]["message"].take())
+    };
+    // A model of others is as unknown as one that there is not.
+    for name in ["demo", "nobody"] {
+        let unknown = json!(format!("there is no model {name:?}"));
+        assert_eq!(ask(Some("abc"), name, 0.1).await, (404, unknown.clone()));
+        let answer = get(&server, &format!("/v1/models/{name}"), Some("abc")).await;
+        assert_eq!(answer.status(), 404);
+        assert_eq!(answer.json::<Value>().await.unwrap()["error"]["message"], unknown);
+    }
+    assert_eq!(ask(Some("abc"), "org/chat", 0.1).await.0, 200);
+    let beyond = json!("cosec.tau is 0.2; it must be at most 0.1, the operator's bound");
+    assert_eq!(ask(Some("abc"), "org/chat", 0.2).await, (400, beyond));
+    assert_eq!(ask(None, "demo", 0.2).await.0, 200);
 }

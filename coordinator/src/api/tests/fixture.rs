@@ -25,13 +25,13 @@ use crate::api::auth::RequestAuth;
 use crate::api::config::ApiConfig;
 use crate::api::metrics::ApiMetrics;
 use crate::api::openai::resume::ResumeKey;
-use crate::api::policy::{AllowedRules, DefaultSettings};
 use crate::api::state::{ApiState, seconds_now};
 use crate::generation::GenerationService;
 use crate::generation::model_text::ModelText;
 use crate::generation::sessions::{BoxedSession, EventStream, SessionSource};
-use crate::merge::{Decision, Hardening, RejectedProposal, SelectedRule, TokenScore};
+use crate::merge::{Decision, Hardening, RejectedProposal, RuleParameters, SelectedRule, TokenScore};
 use crate::models::{ModelFacts, ModelInfo, ModelReadiness};
+use crate::policy::{DefaultSettings, OperatorPolicy, PolicyBounds, PolicyConfig};
 use crate::postprocess::samples;
 use crate::request::{FinishReason, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
 use crate::server::{RunError, serve};
@@ -149,16 +149,32 @@ pub(super) struct TestServer {
 }
 
 impl TestServer {
-    /// Starts with default limits, and every rule allowed.
+    /// Starts with default limits, every rule allowed and nothing bounded.
     pub(super) async fn open(script: impl Fn(&TokenizedRequest) -> Script + Send + Sync + 'static) -> Self {
-        let config = ApiConfig {
-            allowed_rules: AllowedRules(SelectedRule::names().map(str::to_owned).collect()),
-            ..ApiConfig::default()
+        let unbounded = [("tau", f64::MAX), ("lambda", 0.0), ("alpha", -1000.0)];
+        let policy = PolicyConfig {
+            allowed_rules: Some(SelectedRule::names().map(str::to_owned).collect()),
+            bounds: PolicyBounds {
+                expert_temperature: Some([0.0, f64::MAX]),
+                expert_top_p: Some([f64::MIN_POSITIVE, 1.0]),
+                rule_parameters: RuleParameters(unbounded.map(|(name, bound)| (name.to_owned(), bound)).into()),
+            },
+            ..PolicyConfig::default()
         };
-        Self::with(config, Duration::from_secs(5), script).await
+        Self::under(policy, ApiConfig::default(), Duration::from_secs(5), script).await
     }
 
+    /// Starts with the default policy.
     pub(super) async fn with(
+        config: ApiConfig,
+        grace: Duration,
+        script: impl Fn(&TokenizedRequest) -> Script + Send + Sync + 'static,
+    ) -> Self {
+        Self::under(PolicyConfig::default(), config, grace, script).await
+    }
+
+    pub(super) async fn under(
+        policy: PolicyConfig,
         config: ApiConfig,
         grace: Duration,
         script: impl Fn(&TokenizedRequest) -> Script + Send + Sync + 'static,
@@ -180,12 +196,15 @@ impl TestServer {
         ]);
         let registry = MetricRegistry::default();
         let metrics = Arc::new(ApiMetrics::register(&registry).unwrap());
+        let models = texts.keys().map(|name: &String| (name.clone(), PolicyConfig::default()));
+        let policy = Arc::new(OperatorPolicy::new(DefaultSettings::default(), policy, models).unwrap());
         let secret = SharedKey::random();
         let tenant_metrics = TenantMetrics::register(&registry).unwrap();
         let tasks = TaskSpawner::new(TaskTracker::new(), CancellationToken::new());
+        let auth = RequestAuth::start(&config, &secret, Arc::clone(&policy), &tenant_metrics, &tasks).unwrap();
         let state = Arc::new(ApiState {
-            generation: GenerationService::new(generator.clone(), texts, config.clone(), DefaultSettings::default()),
-            auth: RequestAuth::start(&config, &secret, &tenant_metrics, &tasks).unwrap(),
+            generation: GenerationService::new(generator.clone(), texts, config.clone(), policy),
+            auth,
             resume_key: ResumeKey::new(&secret),
             config,
             metrics,

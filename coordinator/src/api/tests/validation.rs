@@ -7,8 +7,10 @@ use serde_json::{Value, json};
 
 use super::fixture::{TestServer, says};
 use crate::api::config::ApiConfig;
-use crate::api::policy::AllowedRules;
-use crate::merge::{BaseOnly, Cosec, ExpertOnly, Linear, LogitsTransport, Product, SelectedRule};
+use crate::merge::{
+    BaseOnly, Cosec, ExpertOnly, Judge, Linear, LogitsTransport, Product, RuleParameters, SelectedRule,
+};
+use crate::policy::{PolicyBounds, PolicyConfig};
 use crate::request::GenerationSettings;
 
 const PATH: &str = "/v1/completions";
@@ -36,6 +38,7 @@ async fn good_values_become_settings() {
             && s.rule == SelectedRule::Cosec(Cosec { tau: 0.3 })
             && s.logprobs.is_none()
             && s.transport == LogitsTransport::Auto
+            && s.judge == Judge::Raw
             && !(s.echo || s.report || s.reference_code)
     })
     .await;
@@ -74,10 +77,7 @@ async fn the_cosec_object_chooses_the_rule() {
         let settings = server.seen().last().unwrap().settings.clone();
         assert!(holds(&settings), "{more}: {settings:?}");
     };
-    check(json!({"cosec": {"tau": 0, "reference_code": true}}), |s| {
-        s.rule == SelectedRule::Cosec(Cosec { tau: 0.0 }) && s.reference_code
-    })
-    .await;
+    check(json!({"cosec": {"tau": 0}}), |s| s.rule == SelectedRule::Cosec(Cosec { tau: 0.0 })).await;
     check(json!({"cosec": {"rule": "linear"}}), |s| s.rule == SelectedRule::Linear(Linear { lambda: 0.5 })).await;
     check(json!({"cosec": {"rule": "linear", "lambda": 1}}), |s| {
         s.rule == SelectedRule::Linear(Linear { lambda: 1.0 })
@@ -178,13 +178,13 @@ async fn bad_values_are_refused_by_name() {
         (json!({"cosec": {"tau": "a"}}), "cosec.tau", "a number"),
         (json!({"cosec": {"expert_temperature": -1}}), "cosec.expert_temperature", "-1"),
         (json!({"cosec": {"expert_top_p": 0}}), "cosec.expert_top_p", "0"),
-        (json!({"cosec": {"reference_code": 1}}), "cosec.reference_code", "true or false"),
+        (json!({"cosec": {"reference_code": true}}), "cosec.reference_code", "not a parameter"),
         (json!({"cosec": {"lambda": 0.5}}), "cosec.lambda", "linear"),
         (json!({"cosec": {"alpha": 0.5}}), "cosec.alpha", "product"),
         (json!({"cosec": {"rule": "linear", "lambda": 1.1}}), "cosec.lambda", "1.1"),
         (json!({"cosec": {"rule": "linear", "tau": 0.3}}), "cosec.tau", "no effect"),
         (json!({"cosec": {"rule": "base_only", "expert_top_p": 0.5}}), "cosec.expert_top_p", "no effect"),
-        (json!({"cosec": {"rule": "product", "reference_code": false}}), "cosec.reference_code", "no effect"),
+        (json!({"cosec": {"rule": "product", "alpha": 1001}}), "cosec.alpha", "from -1000 to 1000"),
         (json!({"cosec": {"transport": "pigeon"}}), "cosec.transport", "nucleus"),
         (json!({"cosec": {"report": "yes"}}), "cosec.report", "true or false"),
     ];
@@ -203,36 +203,88 @@ async fn bad_values_are_refused_by_name() {
     server.answer(PATH, &body(&json!({}))).await;
 }
 
+/// What a server under `policy` refuses, by the parameter and a part of the message, and what it serves.
+async fn under(policy: PolicyConfig, refused: &[(Value, &str, &str)], served: &[Value]) {
+    let server = TestServer::under(policy, ApiConfig::default(), Duration::from_secs(5), |_| says("x")).await;
+    for (more, parameter, part) in refused {
+        let (status, error) = server.refusal(PATH, &body(more)).await;
+        assert_eq!((status, error["param"].as_str()), (400, Some(*parameter)), "{more}: {error}");
+        assert!(error["message"].as_str().unwrap().contains(part), "{more}: {error}");
+    }
+    assert!(server.seen().is_empty());
+    for more in served {
+        server.answer(PATH, &body(more)).await;
+    }
+}
+
 #[tokio::test]
-async fn without_leave_of_the_operator_the_base_does_not_decide_alone() {
-    let check = async |config: ApiConfig, refused: &[(Value, &str, &str)], served: &[Value]| {
-        let server = TestServer::with(config, Duration::from_secs(5), |_| says("x")).await;
-        for (cosec, parameter, part) in refused {
-            let (status, error) = server.refusal(PATH, &body(&json!({"cosec": cosec}))).await;
-            assert_eq!((status, error["param"].as_str()), (400, Some(*parameter)), "{cosec}: {error}");
-            assert!(error["message"].as_str().unwrap().contains(part), "{cosec}: {error}");
-        }
-        assert!(server.seen().is_empty());
-        for cosec in served {
-            server.answer(PATH, &body(&json!({"cosec": cosec}))).await;
-        }
-    };
-    let rules = "cosec, linear, product, expert_only";
+async fn what_weakens_hardening_is_bounded_by_the_operator_s_own_values() {
+    let cosec = |more: Value| json!({ "cosec": more });
     let refused = [
-        (json!({"rule": "base_only"}), "cosec.rule", rules),
-        (json!({"tau": 1}), "cosec.tau", "less than 1"),
-        (json!({"rule": "linear", "lambda": 0}), "cosec.lambda", "greater than 0"),
-        (json!({"rule": "product", "alpha": 0}), "cosec.alpha", "greater than 0"),
-        (json!({"rule": "product", "alpha": -1}), "cosec.alpha", "greater than 0"),
+        (cosec(json!({"rule": "base_only"})), "cosec.rule", "cosec, linear, product, expert_only"),
+        (cosec(json!({"tau": 1})), "cosec.tau", "cosec.tau is 1.0; it must be at most 0.3, the operator's bound"),
+        (cosec(json!({"tau": 0.300_000_1})), "cosec.tau", "at most 0.3"),
+        (cosec(json!({"rule": "linear", "lambda": 0})), "cosec.lambda", "at least 0.5"),
+        (cosec(json!({"rule": "linear", "lambda": 1e-300})), "cosec.lambda", "1e-300"),
+        (cosec(json!({"rule": "product", "alpha": 1e-12})), "cosec.alpha", "at least 1.0"),
+        (cosec(json!({"rule": "product", "alpha": -1})), "cosec.alpha", "at least 1.0"),
+        (cosec(json!({"expert_temperature": 1e-6})), "cosec.expert_temperature", "0.4"),
+        (cosec(json!({"expert_temperature": 0.5})), "cosec.expert_temperature", "keeps fixed"),
+        (cosec(json!({"expert_top_p": 1e-9})), "cosec.expert_top_p", "0.95"),
+        (json!({"temperature": 0, "cosec": {"expert_temperature": 1}}), "cosec.expert_temperature", "0.4"),
     ];
-    let served = [json!({"tau": 0.99}), json!({"rule": "linear", "lambda": 0.01}), json!({"rule": "expert_only"})];
-    check(ApiConfig::default(), &refused, &served).await;
-    let only = |rules: &[&str]| ApiConfig {
-        allowed_rules: AllowedRules(rules.iter().map(|&rule| rule.to_owned()).collect()),
-        ..ApiConfig::default()
+    let served = [
+        cosec(json!({"tau": 0.3})),
+        cosec(json!({"tau": 0})),
+        cosec(json!({"rule": "linear", "lambda": 0.5})),
+        cosec(json!({"rule": "linear", "lambda": 1})),
+        cosec(json!({"rule": "product", "alpha": 3})),
+        cosec(json!({"expert_temperature": 0.4, "expert_top_p": 0.95})),
+        json!({"temperature": 0, "cosec": {"expert_temperature": 0}}),
+        json!({"temperature": 0, "cosec": {"expert_temperature": 0.4}}),
+        // No base is there that could be preferred.
+        json!({"temperature": 0.1, "cosec": {"rule": "expert_only", "expert_top_p": 0.5}}),
+        json!({"logprobs": 1, "logit_bias": {"0": -100}}),
+    ];
+    under(PolicyConfig::default(), &refused, &served).await;
+    // Leave to compare with the base alone lifts no other bound.
+    let names = ["cosec", "base_only"];
+    let comparing = PolicyConfig { allowed_rules: Some(names.map(str::to_owned).into()), ..PolicyConfig::default() };
+    let refused = [
+        (cosec(json!({"rule": "linear"})), "cosec.rule", "cosec, base_only"),
+        (cosec(json!({"tau": 0.5})), "cosec.tau", "at most 0.3"),
+    ];
+    under(comparing, &refused, &[cosec(json!({"rule": "base_only"}))]).await;
+}
+
+#[tokio::test]
+async fn the_operator_frees_and_forbids() {
+    let bounds = PolicyBounds {
+        expert_temperature: Some([0.2, 1.0]),
+        expert_top_p: None,
+        rule_parameters: RuleParameters([("tau".to_owned(), 2.0), ("lambda".to_owned(), 0.6)].into()),
     };
-    let refused = [(json!({"rule": "linear"}), "cosec.rule", "cosec, base_only")];
-    check(only(&["cosec", "base_only"]), &refused, &[json!({"rule": "base_only"}), json!({"tau": 1})]).await;
+    let policy = PolicyConfig {
+        base_logprobs: Some(false),
+        logit_bias: Some(false),
+        judge: Some(Judge::Warped),
+        bounds,
+        ..PolicyConfig::default()
+    };
+    let refused = [
+        (json!({"logprobs": 0}), "logprobs", "does not allow log-probabilities"),
+        (json!({"logit_bias": {"1": 1}}), "logit_bias", "a map of 1 entries"),
+        (json!({"cosec": {"tau": 1.0}}), "cosec.tau", "less than 1"),
+        (json!({"cosec": {"rule": "linear", "lambda": 0.5}}), "cosec.lambda", "at least 0.6"),
+        (json!({"cosec": {"expert_temperature": 0.1}}), "cosec.expert_temperature", "from 0.2 to 1.0"),
+    ];
+    let served = [
+        json!({"cosec": {"tau": 0.9, "expert_temperature": 1.0}}),
+        // The bound takes the place of a default that it excludes.
+        json!({"cosec": {"rule": "linear"}}),
+        json!({"logit_bias": {}}),
+    ];
+    under(policy, &refused, &served).await;
 }
 
 #[tokio::test]

@@ -158,9 +158,7 @@ pub(super) fn random_schedule(chance: &mut StdRng) -> Schedule {
             tokenizer: "no such directory".into(),
             base: addresses(WorkerRole::Base),
             expert: addresses(WorkerRole::Expert),
-            anti_expert: Vec::new(),
-            base_adapter: None,
-            expert_adapter: None,
+            ..ModelConfig::default()
         }],
         admission: AdmissionLimits {
             max_sessions: chance.random_range(2..8),

@@ -22,22 +22,16 @@ pub(super) use self::position::StreamOrigin;
 use self::position::StreamPosition;
 pub(super) use self::progress::{StreamEvent, StreamProgress};
 use crate::api::error::ApiError;
-use crate::api::policy::DefaultSettings;
 use crate::continuation::Continuation;
+use crate::policy::Policy;
 
 /// The header that a client repeats the last id in, as the standard of server-sent events names it.
 const HEADER: &str = "Last-Event-ID";
 
 /// Digest of all that the answer depends on besides the seed.
-pub(super) fn request_digest(route: &str, defaults: &DefaultSettings, body: &[u8]) -> [u8; 16] {
-    // Named one by one, so that a new field does not break the streams of an earlier version.
-    let DefaultSettings { rule, expert_temperature, expert_top_p, rule_parameters } = defaults;
+pub(super) fn request_digest(route: &str, policy: Policy<'_>, body: &[u8]) -> [u8; 16] {
     let mut digest = Sha256::new();
-    digest.update(format!("{route}\nrule={rule} temperature={expert_temperature} top_p={expert_top_p}"));
-    for (name, value) in &rule_parameters.0 {
-        digest.update(format!(" {name}={value}"));
-    }
-    digest.update("\n");
+    digest.update(format!("{route}\n{policy}\n"));
     digest.update(body);
     first(&digest.finalize())
 }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::position::PartPosition;
 use super::*;
 use crate::continuation::{ChoiceReceipt, ReceivedTokens};
+use crate::policy::{OperatorPolicy, TenantPolicy};
 use crate::postprocess::{PlacedToken, TextDelta};
 use crate::request::FinishReason;
 use crate::shared_key::SharedKey;
@@ -21,7 +22,7 @@ fn origin() -> StreamOrigin {
         id: Uuid::from_u128(7),
         created: 1_800_000_000,
         seed: u64::MAX,
-        request: request_digest("/", &DefaultSettings::default(), b"{}"),
+        request: request_digest("/", OperatorPolicy::default().of("demo", &TenantPolicy::default()), b"{}"),
     }
 }
 
