@@ -8,6 +8,7 @@
 //! - [`generation`] checks it, takes a place in the queue by its size, has it tokenized, and opens a session per choice.
 //! - [`models`] knows what the workers of each model can do now.
 //! - [`admission`] gives sessions their places and, as soon as their tokens are known, their turns.
+//! - `text_work` gives the work on clients' text its threads, fairly.
 //! - [`preprocess`] turns text and conversations into token ids.
 //! - [`session`] decodes one choice: a state machine, and a driver that performs its actions.
 //! - [`speculation`] chooses how many tokens the expert drafts at a time.
@@ -47,6 +48,8 @@ pub mod generation;
 pub mod models;
 
 pub mod admission;
+
+pub(crate) mod text_work;
 
 pub mod preprocess;
 

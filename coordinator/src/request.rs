@@ -47,6 +47,9 @@ impl Prompt {
     }
 }
 
+/// Most messages of a conversation.
+pub const MAX_MESSAGES: usize = 4096;
+
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct ChatMessage {
@@ -105,6 +108,8 @@ pub struct TokenizedRequest {
     pub prompt: Arc<[u32]>,
     /// Counts through prompts and choices: keeps their draws apart.
     pub sample: u32,
+    /// Of the whole request; they share what a client may lag behind.
+    pub choices: u32,
     /// At least 1, or 0 to score the prompt alone (echo with `max_tokens` 0).
     pub max_new_tokens: u32,
     /// By which workers know the choice's tokens.

@@ -18,7 +18,7 @@ pub enum ErrorCode {
     NotFound,
     /// The body or message is over its limit.
     PayloadTooLarge,
-    /// A queue is full; the request was not admitted.
+    /// A queue is full; the request or operation was not admitted.
     Overloaded,
     /// The worker has no cache blocks left for this operation.
     OutOfBlocks,
@@ -57,7 +57,7 @@ const TABLE: [CodeRow; 14] = [
     row(ErrorCode::Unauthenticated,       "unauthenticated",         Code::Unauthenticated,    401, false),
     row(ErrorCode::NotFound,              "not_found",               Code::NotFound,           404, false),
     row(ErrorCode::PayloadTooLarge,       "payload_too_large",       Code::ResourceExhausted,  413, false),
-    row(ErrorCode::Overloaded,            "overloaded",              Code::ResourceExhausted,  429, false),
+    row(ErrorCode::Overloaded,            "overloaded",              Code::ResourceExhausted,  429, true),
     row(ErrorCode::OutOfBlocks,           "out_of_blocks",           Code::ResourceExhausted,  503, true),
     row(ErrorCode::Cancelled,             "cancelled",               Code::Cancelled,          499, false),
     row(ErrorCode::DeadlineExceeded,      "deadline_exceeded",       Code::DeadlineExceeded,   504, true),

@@ -8,7 +8,7 @@ use crate::operation::ReplyLayout;
 use crate::sampling::TokenProbability;
 use crate::wire::worker as wire;
 use crate::wire::worker::step_response::Outcome as WireOutcome;
-use crate::{LogitsResult, Operation, OperationError, OperationKind};
+use crate::{ErrorCode, LogitsResult, Operation, OperationError, OperationKind};
 
 /// What comes of an operation that does not fail.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,7 +110,8 @@ impl OperationReply {
     /// Checks the answer to `operation` from a worker of this vocabulary.
     ///
     /// # Errors
-    /// The worker's own failure, or `WorkerFault` when the answer cannot be true.
+    /// Where the worker could not do it now, or `WorkerFault` when it will not or its answer cannot be true; another
+    /// worker may try in any case.
     pub fn decode(
         operation: &Operation,
         vocabulary: u32,
@@ -118,10 +119,7 @@ impl OperationReply {
     ) -> Result<Self, OperationError> {
         let cost = StepCost::from(&response);
         let outcome = match (response.outcome, &operation.kind) {
-            (Some(WireOutcome::Failure(failure)), _) => Err(match failure.code.parse() {
-                Ok(code) => OperationError::new(code, failure.message),
-                Err(unknown) => OperationError::impossible(format!("{unknown}")),
-            }),
+            (Some(WireOutcome::Failure(failure)), _) => Err(refusal(&failure)),
             (Some(WireOutcome::Rows(extended)), OperationKind::Extend { logits }) => {
                 check_length(extended.length, operation)?;
                 Ok(OperationOutcome::Extended(decode_results(logits, extended.rows, vocabulary)?))
@@ -150,6 +148,21 @@ impl OperationReply {
         };
         Ok(Self { outcome: outcome?, cost })
     }
+}
+
+/// What a worker's refusal means on this side. The operation was made here, so whatever the worker has against it is
+/// no client's fault, and another worker may see it otherwise. Of the worker's own words none is repeated.
+fn refusal(failure: &wire::Failure) -> OperationError {
+    let (code, message) = match failure.code.parse() {
+        Ok(code @ ErrorCode::Overloaded) => (code, "the worker is busy"),
+        Ok(code @ ErrorCode::OutOfBlocks) => (code, "the worker's cache had no room in time"),
+        Ok(code @ ErrorCode::DeadlineExceeded) => (code, "the worker did not perform the operation in time"),
+        Ok(code @ ErrorCode::Unavailable) => (code, "the worker takes no more operations"),
+        Ok(code @ ErrorCode::ModelMismatch) => (code, "the worker does not host the model any more"),
+        Ok(code) => return OperationError::impossible(format!("it refuses an operation as {code}")),
+        Err(_) => return OperationError::impossible("it refuses an operation with a code that is not known"),
+    };
+    OperationError::new(code, message)
 }
 
 fn check_length(said: u32, operation: &Operation) -> Result<(), OperationError> {

@@ -1,93 +1,143 @@
-//! Start-time fair queueing (Goyal, Vin and Cheng 1996): a tenant's share of the tokens follows its weight, whatever
-//! the others ask for.
+//! Start-time fair queueing (Goyal, Vin and Cheng 1996): a client's share follows its weight, whatever the others ask
+//! for.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
-use tokio::sync::oneshot;
+use crate::tenant::ShareKey;
 
-use crate::tenant::Tenant;
-
-/// The sessions of all tenants.
-#[derive(Default)]
-pub(super) struct FairQueue {
-    /// Start of the session that got its turn last, in tokens by weight.
+/// What all clients wait with, a line for each.
+pub(crate) struct FairQueue<T> {
+    /// Start of what was taken out last, in cost by weight.
     now: f64,
-    /// By name; only tenants with sessions.
-    shares: BTreeMap<String, TenantShare>,
+    /// Only of clients that wait, or whose share is not used up yet.
+    lines: BTreeMap<ShareKey, ClientLine<T>>,
 }
 
-#[derive(Default)]
-struct TenantShare {
-    /// Where its next session starts, in tokens by weight.
+struct ClientLine<T> {
+    /// Where its next item starts, in cost by weight.
     start: f64,
-    /// Those that wait and those that decode.
-    sessions: usize,
-    line: VecDeque<WaitingSession>,
+    items: VecDeque<QueuedItem<T>>,
 }
 
-/// A session that waits for its turn.
-pub(super) struct WaitingSession {
-    pub(super) id: u64,
-    pub(super) model: String,
-    pub(super) prompt_tokens: u64,
-    /// Of the prompt, and the most new ones.
-    pub(super) tokens: u64,
-    pub(super) weight: f64,
-    pub(super) turn: oneshot::Sender<()>,
+struct QueuedItem<T> {
+    id: u64,
+    /// By weight.
+    cost: f64,
+    item: T,
 }
 
-impl FairQueue {
-    pub(super) fn sessions(&self, tenant: &Tenant) -> usize {
-        self.shares.get(&tenant.name).map_or(0, |share| share.sessions)
+impl<T> Default for FairQueue<T> {
+    fn default() -> Self {
+        Self { now: 0.0, lines: BTreeMap::new() }
+    }
+}
+
+impl<T> FairQueue<T> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lines.values().all(|line| line.items.is_empty())
     }
 
-    pub(super) fn has_waiting(&self) -> bool {
-        self.shares.values().any(|share| !share.line.is_empty())
-    }
-
-    /// Counts a session of `tenant` until [`Self::leave`].
-    pub(super) fn enter(&mut self, tenant: &Tenant) {
-        self.shares.entry(tenant.name.clone()).or_default().sessions += 1;
-    }
-
-    /// Lets a session that has entered wait.
-    pub(super) fn join(&mut self, tenant: &Tenant, session: WaitingSession) {
-        let share = self.shares.entry(tenant.name.clone()).or_default();
-        // Time in which a tenant asked for nothing is not saved up.
-        share.start = share.start.max(self.now);
-        share.line.push_back(session);
-    }
-
-    /// Takes out the next session that `fits`. One that does not keeps the later ones of its model waiting, too.
-    pub(super) fn next(&mut self, fits: impl Fn(&WaitingSession) -> bool) -> Option<WaitingSession> {
-        let mut shares: Vec<&mut TenantShare> = self.shares.values_mut().collect();
-        shares.sort_by(|a, b| a.start.total_cmp(&b.start));
-        let mut full = HashSet::new();
-        for share in shares {
-            let Some(next) = share.line.front() else { continue };
-            if full.contains(&next.model) {
-                continue;
-            }
-            if !fits(next) {
-                full.insert(next.model.clone());
-                continue;
-            }
-            self.now = share.start;
-            share.start += next.tokens as f64 / next.weight;
-            return share.line.pop_front();
+    /// Adds an item to the end of its client's line; `id` names it. A weight is above 0.
+    pub(crate) fn join(&mut self, share: &ShareKey, (cost, weight): (f64, f64), id: u64, item: T) {
+        let now = self.now;
+        let line = self.line(share);
+        if line.items.is_empty() {
+            // Time in which a client asked for nothing is not saved up.
+            line.start = line.start.max(now);
         }
-        None
+        line.items.push_back(QueuedItem { id, cost: cost / weight, item });
     }
 
-    /// Forgets a session, and returns it if it was still waiting.
-    pub(super) fn leave(&mut self, tenant: &Tenant, id: u64) -> Option<WaitingSession> {
-        let share = self.shares.get_mut(&tenant.name)?;
-        share.sessions -= 1;
-        let waiting = share.line.iter().position(|waiting| waiting.id == id);
-        let waiting = waiting.and_then(|at| share.line.remove(at));
-        if share.sessions == 0 && share.start <= self.now {
-            self.shares.remove(&tenant.name);
-        }
-        waiting
+    /// Puts an item that was taken out before at the head of its client's line again; it costs nothing more.
+    pub(crate) fn rejoin(&mut self, share: &ShareKey, id: u64, item: T) {
+        self.line(share).items.push_front(QueuedItem { id, cost: 0.0, item });
+    }
+
+    fn line(&mut self, share: &ShareKey) -> &mut ClientLine<T> {
+        let now = self.now;
+        self.lines.entry(share.clone()).or_insert_with(|| ClientLine { start: now, items: VecDeque::new() })
+    }
+
+    /// The clients whose next item `may_go`, in the order of their turns, and how many items each waits with.
+    pub(crate) fn ready(&self, mut may_go: impl FnMut(&T) -> bool) -> Vec<(&ShareKey, usize)> {
+        let mut lines: Vec<_> = self.lines.iter().collect();
+        lines.sort_by(|(_, a), (_, b)| a.start.total_cmp(&b.start));
+        lines.retain(|(_, line)| line.items.front().is_some_and(|queued| may_go(&queued.item)));
+        lines.into_iter().map(|(share, line)| (share, line.items.len())).collect()
+    }
+
+    /// Takes out the next item that `may_go`; of each client only the head of its line is looked at.
+    pub(crate) fn next(&mut self, may_go: impl FnMut(&T) -> bool) -> Option<T> {
+        let share = self.ready(may_go).first().map(|(share, _)| (*share).clone())?;
+        self.next_of(&share)
+    }
+
+    /// Takes out the next item of a client.
+    pub(crate) fn next_of(&mut self, share: &ShareKey) -> Option<T> {
+        let line = self.lines.get_mut(share)?;
+        let next = line.items.pop_front()?;
+        self.now = self.now.max(line.start);
+        line.start += next.cost;
+        self.forget_idle();
+        Some(next.item)
+    }
+
+    /// Takes an item out before it is its turn.
+    pub(crate) fn leave(&mut self, share: &ShareKey, id: u64) -> Option<T> {
+        let line = self.lines.get_mut(share)?;
+        let at = line.items.iter().position(|queued| queued.id == id)?;
+        let left = line.items.remove(at);
+        self.forget_idle();
+        left.map(|queued| queued.item)
+    }
+
+    fn forget_idle(&mut self) {
+        let now = self.now;
+        self.lines.retain(|_, line| !line.items.is_empty() || line.start > now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share(name: &str) -> ShareKey {
+        ShareKey::Tenant(name.to_owned())
+    }
+
+    #[test]
+    fn what_is_taken_follows_the_weights_and_not_the_demand() {
+        let mut queue = FairQueue::default();
+        (0..40).for_each(|id| queue.join(&share("greedy"), (5.0, 1.0), id, "greedy"));
+        (40..60).for_each(|id| queue.join(&share("modest"), (5.0, 3.0), id, "modest"));
+        let taken: Vec<_> = (0..20).filter_map(|_| queue.next(|_| true)).collect();
+        let modest = taken.iter().filter(|&&name| name == "modest").count();
+        assert!((14..=16).contains(&modest), "{taken:?}");
+    }
+
+    #[test]
+    fn a_head_that_may_not_go_lets_other_clients_pass_and_nobody_of_its_own() {
+        let mut queue = FairQueue::default();
+        queue.join(&share("a"), (1.0, 1.0), 0, "large");
+        queue.join(&share("a"), (1.0, 1.0), 1, "small");
+        queue.join(&share("b"), (1.0, 1.0), 2, "small");
+        let small = |item: &&str| *item == "small";
+        assert_eq!((queue.next(small), queue.next(small)), (Some("small"), None));
+        assert_eq!(queue.leave(&share("a"), 0), Some("large"));
+        assert_eq!(queue.leave(&share("a"), 0), None);
+        assert_eq!(queue.next(small), Some("small"));
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn what_comes_back_goes_first_in_its_own_line_only() {
+        let mut queue = FairQueue::default();
+        (0..3).for_each(|id| queue.join(&share("a"), (1.0, 1.0), id, id));
+        let taken = queue.next(|_| true).unwrap();
+        queue.join(&share("b"), (1.0, 1.0), 9, 9);
+        queue.rejoin(&share("a"), taken, taken);
+        let order: Vec<u64> = std::iter::from_fn(|| queue.next(|_| true)).collect();
+        assert_eq!(order, [9, 0, 1, 2]);
+        assert!(queue.lines.len() <= 1, "who neither waits nor has used up a share is forgotten");
     }
 }

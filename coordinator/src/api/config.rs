@@ -13,12 +13,18 @@ use crate::tenant::oidc::config::OidcConfig;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApiConfig {
-    /// Longest body of a request, in bytes.
-    pub max_body_bytes: usize,
+    /// Longest body of a request, in bytes. Default: 1 MiB, and 32 bytes for every token of the longest context, up to 8
+    /// MiB.
+    pub max_body_bytes: Option<usize>,
     /// Longest text of one prompt, in bytes; tokenizing takes time in proportion.
     pub max_prompt_bytes: usize,
     /// Most choices of one request (prompts times n).
     pub max_choices: usize,
+    /// Most bytes that a response in one piece may come to by what is asked for: choices, tokens, log-probabilities,
+    /// report. Streams are not bounded.
+    pub max_response_bytes: u64,
+    /// The same of all such responses under way together; one more is refused as overloaded.
+    pub response_memory_bytes: u64,
     /// How long a body may take to arrive.
     pub body_timeout_seconds: u64,
     /// How long a request may take in all.
@@ -43,9 +49,11 @@ pub struct ApiConfig {
 impl Default for ApiConfig {
     fn default() -> Self {
         Self {
-            max_body_bytes: 8 << 20,
+            max_body_bytes: None,
             max_prompt_bytes: 1 << 20,
             max_choices: 256,
+            max_response_bytes: 64 << 20,
+            response_memory_bytes: 512 << 20,
             body_timeout_seconds: 30,
             request_timeout_seconds: 600,
             resume_key_file: None,
@@ -55,5 +63,20 @@ impl Default for ApiConfig {
             trusted_proxies: Vec::new(),
             forwarded_header: ForwardedHeader::default(),
         }
+    }
+}
+
+/// Bounds of the default for `max_body_bytes`, and its part for every token of context: more than a token's text takes
+/// with all of it escaped.
+const BODY_BYTES: (usize, usize) = (1 << 20, 8 << 20);
+const BODY_BYTES_PER_TOKEN: usize = 32;
+
+impl ApiConfig {
+    /// Longest body, where the longest context has so many tokens.
+    #[must_use]
+    pub fn body_bytes(&self, context_tokens: u32) -> usize {
+        let (least, most) = BODY_BYTES;
+        let by_context = || least.saturating_add(BODY_BYTES_PER_TOKEN.saturating_mul(context_tokens as usize));
+        self.max_body_bytes.unwrap_or_else(|| by_context().min(most))
     }
 }

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::policy::PolicyViolation;
 use crate::request::SessionError;
+use crate::text_work::TextWorkError;
 
 /// Seconds after which a refused client should try again where nobody knows better: a worker that comes back is found
 /// within a few.
@@ -115,6 +116,12 @@ impl From<PolicyViolation> for ApiError {
 impl From<SessionError> for ApiError {
     fn from(error: SessionError) -> Self {
         Self { retry_after_seconds: error.retry_after_seconds, ..Self::new(error.code, error.message) }
+    }
+}
+
+impl From<TextWorkError> for ApiError {
+    fn from(error: TextWorkError) -> Self {
+        Self::new(error.code(), error.to_string())
     }
 }
 

@@ -15,14 +15,17 @@ use super::state::ApiState;
 use crate::generation::{ChoiceEvent, GenerateRequest, RunningGeneration, TokenUsage};
 use crate::merge::{Decision, Hardening, RejectedProposal};
 use crate::postprocess::{PlacedToken, TextDelta};
-use crate::request::{ChatMessage, Prompt};
+use crate::request::{ChatMessage, MAX_MESSAGES, Prompt};
+
+/// The bound on messages is set before any model is known: that of a context which only long messages could fill.
+const MAX_CONTEXT: u32 = 32_768;
 
 const ROUTE: &str = "cosec.coordinator.v1.Coordinator/Generate";
 
 /// The service; a message may be as long as an HTTP body.
 #[must_use]
 pub fn service(state: Arc<ApiState>) -> CoordinatorServer<GrpcService> {
-    let limit = state.config.max_body_bytes;
+    let limit = state.config.body_bytes(MAX_CONTEXT);
     CoordinatorServer::new(GrpcService { state }).max_decoding_message_size(limit)
 }
 
@@ -65,11 +68,18 @@ fn generate_request(mut message: wire::GenerateRequest) -> Result<GenerateReques
         Some(generate_request::Prompt::TokenIds(tokens)) => Prompt::Tokens(tokens.ids),
         Some(generate_request::Prompt::Chat(chat)) => {
             let message = |message: wire::ChatMessage| ChatMessage { role: message.role, content: message.content };
+            let count = chat.messages.len();
+            if count > MAX_MESSAGES {
+                let count = format!("a list of {count} messages");
+                return Err(ApiError::value("messages", count, format_args!("at most {MAX_MESSAGES}")));
+            }
             Prompt::Chat(chat.messages.into_iter().map(message).collect())
         }
     };
     let settings = RequestedSettings::take(&mut message);
-    Ok(GenerateRequest { model: message.model, prompts: vec![prompt], suffix: message.suffix, settings })
+    let (model, suffix) = (message.model, message.suffix);
+    // The service has no other way than a stream.
+    Ok(GenerateRequest { model, prompts: vec![prompt], suffix, settings, in_one_piece: false })
 }
 
 /// Deltas and ends of all choices, then the usage; or a status.

@@ -5,12 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::Deserialize;
-use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::error::ApiError;
+
+/// Most fields of an object, unless said otherwise: requests have fewer, and what has more is read no further.
+pub(crate) const MAX_FIELDS: usize = 128;
 
 /// Longest part of a client's value that a message repeats, in characters.
 const SHOWN_CHARACTERS: usize = 60;
@@ -25,25 +29,26 @@ impl<'a> JsonFields<'a> {
     /// Reads a request's body.
     ///
     /// # Errors
-    /// When it is not UTF-8, not JSON, not an object, or names a field twice.
+    /// When it is not UTF-8, not JSON, not an object, has too many fields, or names one twice.
     pub(crate) fn parse(body: &'a [u8]) -> Result<Self, ApiError> {
         let invalid = |message: String| ApiError::new(cosec_proto::ErrorCode::InvalidArgument, message);
         let text =
             std::str::from_utf8(body).map_err(|cause| invalid(format!("the body is not UTF-8 text: {cause}")))?;
-        let entries = serde_json::from_str::<JsonEntries<'a>>(text).map_err(|cause| {
+        let entries = entries(text, MAX_FIELDS).map_err(|cause| {
             let hint = if is_at_nan(text, &cause) { " (JSON has no NaN and no Infinity)" } else { "" };
-            invalid(format!("the body is not a JSON object: {cause}{hint}"))
+            let what = if cause.is_data() { "the body is not a request" } else { "the body is not JSON" };
+            invalid(format!("{what}: {cause}{hint}"))
         })?;
-        Ok(Self { path: String::new(), entries: entries.0 })
+        Ok(Self { path: String::new(), entries })
     }
 
-    /// Reads a value as an object.
+    /// Reads a value as an object of at most `most` fields.
     ///
     /// # Errors
-    /// When it is none, or names a field twice.
-    pub(crate) fn of(path: String, raw: &'a RawValue) -> Result<Self, ApiError> {
-        match serde_json::from_str::<JsonEntries<'a>>(raw.get()) {
-            Ok(entries) => Ok(Self { path, entries: entries.0 }),
+    /// When it is none, has more, or names one twice.
+    pub(crate) fn of(path: String, raw: &'a RawValue, most: usize) -> Result<Self, ApiError> {
+        match entries(raw.get(), most) {
+            Ok(entries) => Ok(Self { path, entries }),
             Err(cause) if raw.get().starts_with('{') => {
                 let message = format!("{path}: {}", without_position(&cause.to_string()));
                 Err(ApiError::field(path, message))
@@ -92,7 +97,7 @@ impl<'a> JsonFields<'a> {
     /// # Errors
     /// When the value is none.
     pub(crate) fn object(&mut self, name: &str) -> Result<Option<JsonFields<'a>>, ApiError> {
-        self.raw(name).map(|raw| JsonFields::of(self.path_of(name), raw)).transpose()
+        self.raw(name).map(|raw| JsonFields::of(self.path_of(name), raw, MAX_FIELDS)).transpose()
     }
 
     /// Takes all fields that are left, with their paths.
@@ -179,29 +184,64 @@ fn is_at_nan(text: &str, cause: &serde_json::Error) -> bool {
 }
 
 /// An object's fields; serde_json alone would let the last of two equal names win.
-struct JsonEntries<'a>(BTreeMap<String, &'a RawValue>);
+fn entries(text: &str, most: usize) -> Result<BTreeMap<String, &RawValue>, serde_json::Error> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let entries = json.deserialize_map(JsonEntries { most })?;
+    json.end()?;
+    Ok(entries)
+}
 
-impl<'de: 'a, 'a> Deserialize<'de> for JsonEntries<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Collect;
-        impl<'de> Visitor<'de> for Collect {
-            type Value = BTreeMap<String, &'de RawValue>;
+/// Reads them, no more than `most`.
+struct JsonEntries {
+    most: usize,
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
+impl<'de> Visitor<'de> for JsonEntries {
+    type Value = BTreeMap<String, &'de RawValue>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+        let mut entries = BTreeMap::new();
+        while let Some((name, raw)) = map.next_entry::<String, &'de RawValue>()? {
+            if entries.len() == self.most {
+                return Err(de::Error::custom(format_args!("more than {} fields", self.most)));
             }
-
-            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-                let mut entries = BTreeMap::new();
-                while let Some((name, raw)) = map.next_entry::<String, &'de RawValue>()? {
-                    if entries.insert(name.clone(), raw).is_some() {
-                        return Err(de::Error::custom(format_args!("{} occurs twice", shortened(&name))));
-                    }
-                }
-                Ok(entries)
+            if entries.insert(name.clone(), raw).is_some() {
+                return Err(de::Error::custom(format_args!("{} occurs twice", shortened(&name))));
             }
         }
-        deserializer.deserialize_map(Collect).map(JsonEntries)
+        Ok(entries)
+    }
+}
+
+/// A list of at most `MOST` elements; one that has more is read no further.
+pub(crate) struct BoundedList<T, const MOST: usize>(pub(crate) Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for BoundedList<T, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Elements<T, const MOST: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for Elements<T, MOST> {
+            type Value = Vec<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a list of at most {MOST} elements")
+            }
+
+            fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> Result<Vec<T>, S::Error> {
+                let mut elements = Vec::new();
+                while let Some(element) = list.next_element()? {
+                    if elements.len() == MOST {
+                        return Err(de::Error::custom(format_args!("more than {MOST} elements")));
+                    }
+                    elements.push(element);
+                }
+                Ok(elements)
+            }
+        }
+        deserializer.deserialize_seq(Elements::<T, MOST>(PhantomData)).map(BoundedList)
     }
 }
 
@@ -250,5 +290,22 @@ mod tests {
         assert!(message(b"{\"a\": \"\xff\"}").contains("UTF-8"));
         let deep = [b"{\"a\":".to_vec(), vec![b'['; 100_000]].concat();
         assert!(message(&deep).contains("JSON"));
+    }
+
+    #[test]
+    fn what_has_too_many_elements_is_read_no_further() {
+        // Behind the bound the text may be anything.
+        let fields: String = (0..=MAX_FIELDS).map(|at| format!("\"{at}\": 1,")).collect();
+        let error = JsonFields::parse(format!("{{{fields} and no JSON").as_bytes()).err().unwrap();
+        assert!(error.message.contains("more than 128 fields"), "{}", error.message);
+        let body = format!("{{\"list\": [{}]}}", vec!["\"\""; 100_000].join(","));
+        let mut fields = JsonFields::parse(body.as_bytes()).unwrap();
+        let raw = fields.raw("list").unwrap();
+        let error = typed::<BoundedList<String, 3>>("list".to_owned(), raw, "a list of 3").err().unwrap();
+        assert_eq!(error.parameter.as_deref(), Some("list"));
+        assert!(error.message.ends_with("it must be a list of 3"), "{}", error.message);
+        let list: BoundedList<u32, 3> =
+            typed("list".to_owned(), serde_json::from_str("[1,2,3]").unwrap(), "").unwrap();
+        assert_eq!(list.0, [1, 2, 3]);
     }
 }

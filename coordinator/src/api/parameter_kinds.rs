@@ -8,7 +8,13 @@ use std::ops::RangeInclusive;
 use serde::Deserialize;
 
 use super::error::ApiError;
-use super::json_fields::{JsonFields, typed};
+use super::json_fields::{BoundedList, JsonFields, typed};
+
+/// Stop strings that are read; fewer are allowed.
+const READ_STOPS: usize = 64;
+
+/// Most entries of `logit_bias`.
+pub(super) const MAX_BIASES: usize = 1024;
 
 /// Most alternatives per token.
 pub(super) const MAX_LOGPROBS: u32 = 20;
@@ -72,19 +78,15 @@ pub(crate) enum StopStrings {}
 
 impl ParameterKind for StopStrings {
     type Value = Vec<String>;
-    const EXPECTED: &'static str = "a string or a list of strings";
+    const EXPECTED: &'static str = "a string or a list of strings, at most 16";
 
     fn read(fields: &mut JsonFields<'_>, name: &str, _: JsonEndpoint) -> Result<Option<Vec<String>>, ApiError> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum OneOrMany {
-            One(String),
-            Many(Vec<String>),
+        let Some(raw) = fields.raw(name) else { return Ok(None) };
+        if raw.get().starts_with('"') {
+            return Ok(Some(vec![typed(name.to_owned(), raw, Self::EXPECTED)?]));
         }
-        Ok(fields.take(name, Self::EXPECTED)?.map(|stop| match stop {
-            OneOrMany::One(stop) => vec![stop],
-            OneOrMany::Many(stops) => stops,
-        }))
+        let stops: BoundedList<String, READ_STOPS> = typed(name.to_owned(), raw, Self::EXPECTED)?;
+        Ok(Some(stops.0))
     }
 }
 
@@ -96,7 +98,8 @@ impl ParameterKind for TokenBiases {
     const EXPECTED: &'static str = "a number from -100 to 100";
 
     fn read(fields: &mut JsonFields<'_>, name: &str, _: JsonEndpoint) -> Result<Option<Self::Value>, ApiError> {
-        let Some(object) = fields.object(name)? else { return Ok(None) };
+        let Some(raw) = fields.raw(name) else { return Ok(None) };
+        let object = JsonFields::of(fields.path_of(name), raw, MAX_BIASES)?;
         let entry = |(path, key, raw): (String, String, _)| {
             // One spelling per id, so that none can be named twice.
             let id = key.parse::<u32>().ok().filter(|id| id.to_string() == key).ok_or_else(|| {

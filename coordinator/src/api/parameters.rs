@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use super::error::ApiError;
 use super::json_fields::JsonFields;
 use super::parameter_kinds::{
-    CompletionsFlag, Count, Flag, JsonEndpoint, LogprobCount, MAX_LOGPROBS, NewTokens, Number, ParameterKind,
-    SeedNumber, StopStrings, Text, TokenBiases, TopK, WireValue, check_range,
+    CompletionsFlag, Count, Flag, JsonEndpoint, LogprobCount, MAX_BIASES, MAX_LOGPROBS, NewTokens, Number,
+    ParameterKind, SeedNumber, StopStrings, Text, TokenBiases, TopK, WireValue, check_range,
 };
 use crate::merge::{LogitAdjustments, LogitsTransport, RuleParameters, SelectedRule};
 use crate::policy::{Policy, rule_named};
@@ -27,8 +27,6 @@ const MAX_N: u32 = 128;
 /// Most stop strings, and the longest of them in bytes.
 const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 256;
-/// Most entries of `logit_bias`.
-const MAX_BIASES: usize = 1024;
 /// Seeds that the coordinator picks stay below this, so that clients that read JSON numbers as f64 can repeat them.
 const SEED_BOUND: u64 = 1 << 53;
 

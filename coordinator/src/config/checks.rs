@@ -20,12 +20,19 @@ pub(super) fn check_api(config: &ApiConfig) -> Result<(), String> {
     }
     config.oidc.as_ref().map_or(Ok(()), OidcConfig::validate)?;
     check_positive(&[
-        ("api.max_body_bytes", config.max_body_bytes as u64),
+        ("api.max_body_bytes", config.max_body_bytes.map_or(1, |bytes| bytes as u64)),
         ("api.max_prompt_bytes", config.max_prompt_bytes as u64),
         ("api.max_choices", config.max_choices as u64),
+        ("api.max_response_bytes", config.max_response_bytes),
         ("api.body_timeout_seconds", config.body_timeout_seconds),
         ("api.request_timeout_seconds", config.request_timeout_seconds),
     ])?;
+    let (most, of_all) = (config.max_response_bytes, config.response_memory_bytes);
+    if most > of_all {
+        return Err(format!(
+            "api.max_response_bytes is {most}; it must be at most api.response_memory_bytes, {of_all}"
+        ));
+    }
     let seconds = config.request_timeout_seconds;
     if seconds > MAX_TIMEOUT_SECONDS {
         return Err(format!("api.request_timeout_seconds is {seconds}; it must be at most {MAX_TIMEOUT_SECONDS}"));
@@ -45,6 +52,13 @@ pub(super) fn check_rooms(
     ])?;
     if !(1..=MAX_DRAFT_TOKENS).contains(&sessions.max_draft) {
         return Err(format!("sessions.max_draft is {}; it must be 1 to {MAX_DRAFT_TOKENS}", sessions.max_draft));
+    }
+    let SessionConfig { slow_client_turn_ms, slow_client_cache_ms, write_timeout_ms, .. } = *sessions;
+    if slow_client_turn_ms > slow_client_cache_ms || slow_client_cache_ms > write_timeout_ms {
+        return Err(format!(
+            "sessions.slow_client_turn_ms, slow_client_cache_ms and write_timeout_ms are {slow_client_turn_ms}, \
+             {slow_client_cache_ms} and {write_timeout_ms}; none may be less than the one before it"
+        ));
     }
     Ok(())
 }

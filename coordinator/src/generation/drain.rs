@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cosec_proto::ErrorCode;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -22,6 +23,8 @@ pub(super) struct RequestTracker {
 /// A request in flight.
 pub(super) struct RequestGuard {
     halted: CancellationToken,
+    /// What its response may take, where it is kept as a whole.
+    response_memory: Option<OwnedSemaphorePermit>,
     _in_flight: TaskTrackerToken,
 }
 
@@ -32,7 +35,8 @@ impl RequestTracker {
     /// When no new request is taken.
     pub(super) fn begin(&self) -> Result<RequestGuard, ApiError> {
         // Counted before the look at `draining`: a request is either counted or refused.
-        let guard = RequestGuard { halted: self.halted.clone(), _in_flight: self.in_flight.token() };
+        let guard =
+            RequestGuard { halted: self.halted.clone(), response_memory: None, _in_flight: self.in_flight.token() };
         self.refuse_while_draining()?;
         Ok(guard)
     }
@@ -56,6 +60,11 @@ impl RequestTracker {
 }
 
 impl RequestGuard {
+    /// Keeps `memory` until the request ends.
+    pub(super) fn keep(&mut self, memory: OwnedSemaphorePermit) {
+        self.response_memory = Some(memory);
+    }
+
     /// Waits until the request must end.
     pub(super) async fn halted(&self) {
         self.halted.cancelled().await;

@@ -11,19 +11,23 @@ mod drain;
 
 pub mod model_text;
 
+mod response_memory;
+
 pub mod sessions;
+
+mod text_bounds;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cosec_proto::{ErrorCode, SequenceName};
-use tokio::sync::Semaphore;
-use tokio::time::timeout_at;
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::choices::{ChoiceEvent, RunningGeneration, TokenUsage};
 use self::drain::RequestTracker;
 use self::model_text::ModelText;
+use self::response_memory::ResponseMemory;
 use self::sessions::SessionSource;
 use crate::admission::QueuedPermit;
 use crate::api::config::ApiConfig;
@@ -35,6 +39,7 @@ use crate::policy::{OperatorPolicy, TenantPolicy};
 use crate::request::{CheckedRequest, Prompt, TokenizedRequest};
 use crate::session::plan::DecodePlan;
 use crate::tenant::Tenant;
+use crate::text_work::TextWorkers;
 
 /// A request whose fields have the right types and nothing more.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +48,8 @@ pub(crate) struct GenerateRequest {
     pub(crate) prompts: Vec<Prompt>,
     pub(crate) suffix: Option<String>,
     pub(crate) settings: RequestedSettings,
+    /// Whether all of the response is kept until it is complete.
+    pub(crate) in_one_piece: bool,
 }
 
 impl GenerateRequest {
@@ -59,8 +66,8 @@ pub struct GenerationService {
     texts: HashMap<String, Arc<ModelText>>,
     limits: ApiConfig,
     policy: Arc<OperatorPolicy>,
-    /// Prompts that are being tokenized; more would only share the same cores.
-    tokenizing: Arc<Semaphore>,
+    text_workers: TextWorkers,
+    response_memory: ResponseMemory,
     requests: RequestTracker,
 }
 
@@ -80,9 +87,21 @@ impl GenerationService {
         limits: ApiConfig,
         policy: Arc<OperatorPolicy>,
     ) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let tokenizing = Arc::new(Semaphore::new(cores));
-        Self { sessions, texts, limits, policy, tokenizing, requests: RequestTracker::default() }
+        let (text_workers, response_memory) = (TextWorkers::new(), ResponseMemory::new(&limits));
+        let requests = RequestTracker::default();
+        Self { sessions, texts, limits, policy, text_workers, response_memory, requests }
+    }
+
+    /// Threads for work on clients' text.
+    pub(crate) fn text_workers(&self) -> &TextWorkers {
+        &self.text_workers
+    }
+
+    /// Of the models that can serve now, in tokens.
+    pub(crate) fn longest_context(&self) -> u32 {
+        let models = self.sessions.models();
+        let contexts = models.iter().filter_map(|model| model.readiness.facts.as_ref().ok());
+        contexts.map(|facts| facts.context_tokens).max().unwrap_or(0)
     }
 
     /// What the operator allows.
@@ -125,15 +144,21 @@ impl GenerationService {
         tenant: &Arc<Tenant>,
         continuation: Option<Continuation>,
     ) -> Result<RunningGeneration, ApiError> {
-        let guard = self.requests.begin()?;
+        let mut guard = self.requests.begin()?;
         let model = self.model(&request.model, &tenant.policy)?;
+        let in_one_piece = request.in_one_piece;
         let policy = self.policy.of(&model.info.name, &tenant.policy);
         let request = check::check(request, &model.facts, &self.limits, policy)?;
         let settings = Arc::clone(&request.settings);
         let plan = DecodePlan::new(&settings, model.info.readiness.anti_expert.is_some())
             .map_err(|error| ApiError::new(ErrorCode::InvalidArgument, error.to_string()))?;
+        text_bounds::check(&request, &model.text, model.facts.context_tokens)?;
+        if in_one_piece {
+            guard.keep(self.response_memory.reserve(&request, model.facts.context_tokens)?);
+        }
         let mut permits = self.enter(&request, &plan, &model, tenant)?.into_iter();
-        let prompts = self.tokenize(request, &model).await?;
+        let prompts = self.tokenize(request, &model, tenant).await?;
+        let choices = u32::try_from(permits.len()).unwrap_or(u32::MAX);
         let mut generation = RunningGeneration::new(Arc::clone(&model.text), Arc::clone(&settings), guard);
         if continuation.as_ref().is_some_and(|continuation| continuation.degraded) {
             generation.set_degraded();
@@ -154,6 +179,7 @@ impl GenerationService {
                     tenant: Arc::clone(tenant),
                     prompt: Arc::clone(&prompt),
                     sample: choice,
+                    choices,
                     max_new_tokens,
                     sequence: names.map_or_else(SequenceName::random, |names| names.of(choice)),
                     received: match receipt {
@@ -189,6 +215,14 @@ impl GenerationService {
         model: &RequestedModel,
         tenant: &Arc<Tenant>,
     ) -> Result<Vec<QueuedPermit>, ApiError> {
+        let (n, most) = (request.settings.n, self.sessions.most_sessions(tenant));
+        let choices = request.prompts.len().saturating_mul(n as usize);
+        if choices > most {
+            let prompts = request.prompts.len();
+            let message =
+                format!("{prompts} prompts with n {n} are {choices} choices; you may have {most} at a time");
+            return Err(ApiError::field("n", message));
+        }
         let context = u64::from(model.facts.context_tokens);
         let suffix = request.suffix.as_ref().map_or(0, String::len);
         let mut permits = Vec::new();
@@ -203,29 +237,32 @@ impl GenerationService {
         Ok(permits)
     }
 
-    /// Tokenizes on a blocking thread, no more requests at a time than there are cores.
-    async fn tokenize(&self, request: CheckedRequest, model: &RequestedModel) -> Result<Vec<Arc<[u32]>>, ApiError> {
-        let deadline = request.settings.deadline;
-        let late =
-            || ApiError::new(ErrorCode::DeadlineExceeded, "the request's time was over before its prompt was read");
-        let defect = |_| ApiError::new(ErrorCode::Internal, "the prompt could not be tokenized");
-        let permit = timeout_at(deadline, self.tokenizing.clone().acquire_owned()).await.map_err(|_| late())?;
-        let text = model.text.clone();
-        let vocabulary = model.facts.vocabulary;
-        let work = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            request
-                .prompts
-                .iter()
-                .map(|prompt| encode(&text, prompt, request.suffix.as_deref(), vocabulary))
-                .collect()
-        });
-        timeout_at(deadline, work).await.map_err(|_| late())?.map_err(defect)?
+    /// Tokenizes on a thread of its own, as long as the client is there.
+    async fn tokenize(
+        &self,
+        request: CheckedRequest,
+        model: &RequestedModel,
+        tenant: &Tenant,
+    ) -> Result<Vec<Arc<[u32]>>, ApiError> {
+        let CheckedRequest { prompts, suffix, settings } = request;
+        let bytes = prompts.iter().map(Prompt::size).sum::<usize>() + suffix.as_ref().map_or(0, String::len);
+        let (text, facts) = (model.text.clone(), model.facts.clone());
+        let work = move |abandoned: &CancellationToken| {
+            let wanted = prompts.iter().take_while(|_| !abandoned.is_cancelled());
+            wanted.map(|prompt| encode(&text, prompt, suffix.as_deref(), &facts)).collect()
+        };
+        self.text_workers.run(tenant, bytes, settings.deadline, work).await?
     }
 }
 
-fn encode(text: &ModelText, prompt: &Prompt, suffix: Option<&str>, vocabulary: u32) -> Result<Arc<[u32]>, ApiError> {
-    let ids = text.encoder.encode(prompt, suffix).map_err(|error| {
+fn encode(
+    text: &ModelText,
+    prompt: &Prompt,
+    suffix: Option<&str>,
+    facts: &ModelFacts,
+) -> Result<Arc<[u32]>, ApiError> {
+    let (vocabulary, most_bytes) = (facts.vocabulary, text.most_bytes(facts.context_tokens));
+    let ids = text.encoder.encode(prompt, suffix, most_bytes).map_err(|error| {
         let chat = matches!(prompt, Prompt::Chat(_));
         let parameter = if chat && error.parameter() == "prompt" { "messages" } else { error.parameter() };
         ApiError::new(error.code(), error.to_string()).of(parameter)

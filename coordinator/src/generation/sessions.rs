@@ -19,6 +19,9 @@ pub trait SessionSource: Send + Sync + 'static {
     /// The model of this name.
     fn model(&self, name: &str) -> Option<ModelInfo>;
 
+    /// The most sessions that `tenant` can have at a time.
+    fn most_sessions(&self, tenant: &Tenant) -> usize;
+
     /// Takes a place for a session of at most `tokens` tokens, before its prompt is tokenized.
     ///
     /// # Errors
@@ -65,6 +68,10 @@ impl SessionSource for SessionService {
 
     fn model(&self, name: &str) -> Option<ModelInfo> {
         self.model(name)
+    }
+
+    fn most_sessions(&self, tenant: &Tenant) -> usize {
+        self.most_sessions(tenant)
     }
 
     fn enter(

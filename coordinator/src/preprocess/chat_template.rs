@@ -1,19 +1,29 @@
 //! Renders messages as the text that a model was trained on.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use minijinja::{Environment, ErrorKind, context};
+use parking_lot::Mutex;
 use serde::Deserialize;
 
-use super::error::{LoadError, TemplateError};
+use super::error::{EncodeError, LoadError, TemplateError};
 use crate::request::ChatMessage;
 
 const NAME: &str = "chat";
 
+/// Steps (instructions) that a template may take: far above what thousands of messages need, and fractions of a second.
+const FUEL: u64 = 2_000_000;
+
+/// A rendering that takes longer hangs: steps may be bounded, but one of them can double a string.
+const RENDER_LIMIT: Duration = Duration::from_secs(5);
+
 /// A model's template with the special tokens that it may name.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    renderings: Renderings,
     special_tokens: BTreeMap<&'static str, String>,
 }
 
@@ -81,20 +91,81 @@ impl ChatTemplate {
         let special_tokens = tokens.into_iter().filter_map(|(name, token)| Some((name, token?.text()))).collect();
         let environment = environment(source)
             .map_err(|cause| LoadError::File { file, cause: format!("chat template: {cause}") })?;
-        Ok(Some(Self { environment, special_tokens }))
+        Ok(Some(Self { environment, renderings: Renderings::default(), special_tokens }))
     }
 
-    /// The text up to where the assistant's next message begins.
+    /// The text up to where the assistant's next message begins, of at most `most_bytes`.
     ///
     /// # Errors
-    /// [`TemplateError`] when the template rejects the messages (`raise_exception`) or fails on them.
-    pub fn render(&self, messages: &[ChatMessage]) -> Result<String, TemplateError> {
+    /// When the template rejects the messages (`raise_exception`), fails on them, does not come to an end, or makes too
+    /// much of them.
+    pub fn render(&self, messages: &[ChatMessage], most_bytes: usize) -> Result<String, EncodeError> {
+        let _rendering = self.renderings.begin().ok_or_else(|| {
+            let seconds = RENDER_LIMIT.as_secs();
+            TemplateError(format!("it has not come to an end for others within {seconds} seconds"))
+        })?;
         let special_tokens = minijinja::Value::from_serialize(&self.special_tokens);
         let variables = context! { messages, add_generation_prompt => true, ..special_tokens };
-        self.environment
-            .get_template(NAME)
-            .and_then(|template| template.render(variables))
-            .map_err(|cause| TemplateError(cause.detail().map_or_else(|| cause.to_string(), str::to_owned)))
+        let mut text = BoundedText { bytes: Vec::new(), most_bytes, is_full: false };
+        let template = self.environment.get_template(NAME);
+        let rendered = template.and_then(|template| template.render_captured_to(variables, &mut text).map(|_| ()));
+        if text.is_full {
+            return Err(EncodeError::TooLong(most_bytes));
+        }
+        let failed = |cause: minijinja::Error| match cause.kind() {
+            ErrorKind::OutOfFuel => TemplateError(format!("it takes more than {FUEL} steps")),
+            _ => TemplateError(cause.detail().map_or_else(|| cause.to_string(), str::to_owned)),
+        };
+        rendered.map_err(failed)?;
+        String::from_utf8(text.bytes).map_err(|cause| TemplateError(cause.to_string()).into())
+    }
+}
+
+/// Text that a template writes, up to a bound.
+struct BoundedText {
+    bytes: Vec<u8>,
+    most_bytes: usize,
+    is_full: bool,
+}
+
+impl Write for BoundedText {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + text.len() > self.most_bytes {
+            self.is_full = true;
+            return Err(io::Error::other("too long"));
+        }
+        self.bytes.extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// When renderings began that have not come to an end.
+#[derive(Default)]
+struct Renderings(Mutex<(u64, BTreeMap<u64, Instant>)>);
+
+/// One of them, until it is dropped.
+struct Rendering<'a>(&'a Renderings, u64);
+
+impl Renderings {
+    /// Begins another one; `None` while one does not come to an end: it could only be joined by more such threads.
+    fn begin(&self) -> Option<Rendering<'_>> {
+        let (next, begun) = &mut *self.0.lock();
+        if begun.values().any(|began| began.elapsed() > RENDER_LIMIT) {
+            return None;
+        }
+        *next += 1;
+        begun.insert(*next, Instant::now());
+        Some(Rendering(self, *next))
+    }
+}
+
+impl Drop for Rendering<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().1.remove(&self.1);
     }
 }
 
@@ -109,6 +180,7 @@ impl SpecialToken {
 /// Jinja as Hugging Face sets it up: blocks leave no blank lines, Python's methods, `raise_exception`, `tojson`.
 fn environment(source: String) -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
+    environment.set_fuel(Some(FUEL));
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -165,21 +237,21 @@ mod tests {
         let config =
             json!({"chat_template": TEMPLATE, "bos_token": {"content": "<s>", "lstrip": false}, "eos_token": "</s>"});
         let template = loaded(&config, None).unwrap().unwrap();
-        let text = template.render(&[message("system", " be brief "), message("user", "hi")]).unwrap();
+        let text = template.render(&[message("system", " be brief "), message("user", "hi")], 100).unwrap();
         assert_eq!(text, "<s><|SYSTEM|>be brief</s>\n<|USER|>hi</s>\n<|ASSISTANT|>");
     }
 
     #[test]
     fn a_template_may_reject_messages() {
         let template = loaded(&json!({"chat_template": TEMPLATE, "eos_token": "</s>"}), None).unwrap().unwrap();
-        let error = template.render(&[message("user", "hi"), message("system", "late")]).unwrap_err();
-        assert_eq!(error, TemplateError("system comes first".to_owned()));
+        let error = template.render(&[message("user", "hi"), message("system", "late")], 100).unwrap_err();
+        assert_eq!(error, EncodeError::Template(TemplateError("system comes first".to_owned())));
     }
 
     #[test]
     fn the_template_is_found_where_models_keep_it() {
         let check = |config: Value, jinja: Option<&str>, expected: Option<&str>| {
-            let text = loaded(&config, jinja).unwrap().map(|template| template.render(&[]).unwrap());
+            let text = loaded(&config, jinja).unwrap().map(|template| template.render(&[], 100).unwrap());
             assert_eq!(text.as_deref(), expected);
         };
         check(json!({"chat_template": "a"}), None, Some("a"));
@@ -198,6 +270,41 @@ mod tests {
     #[test]
     fn content_is_json_when_asked_for() {
         let template = loaded(&json!({"chat_template": "{{ messages[0]['content'] | tojson }}"}), None);
-        assert_eq!(template.unwrap().unwrap().render(&[message("user", "<a\"b>")]).unwrap(), r#""<a\"b>""#);
+        assert_eq!(template.unwrap().unwrap().render(&[message("user", "<a\"b>")], 100).unwrap(), r#""<a\"b>""#);
+    }
+
+    #[test]
+    fn a_template_comes_to_an_end() {
+        let check = |template: &str, says: &str| {
+            let template = loaded(&json!({"chat_template": template}), None).unwrap().unwrap();
+            let error = template.render(&[message("user", "hi")], 100_000).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        };
+        let range = "range(10000)";
+        check(
+            &format!(
+                "{{% for a in {range} %}}{{% for b in {range} %}}{{% for c in {range} %}}{{% endfor %}}{{% endfor %}}{{% endfor %}}"
+            ),
+            "2000000 steps",
+        );
+        check(
+            &format!("{{% for a in {range} %}}{{{{ messages[0].content }}}} and more{{% endfor %}}"),
+            "100000 bytes",
+        );
+        check("{{ 'a' * 1000000 }}", "100000 bytes");
+        check("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "recursion");
+    }
+
+    #[test]
+    fn a_template_that_hangs_is_not_rendered_again() {
+        let template = loaded(&json!({"chat_template": "a"}), None).unwrap().unwrap();
+        let hanging = template.renderings.begin().unwrap();
+        assert!(template.render(&[], 100).is_ok(), "renderings may overlap");
+        let began = Instant::now().checked_sub(2 * RENDER_LIMIT).unwrap();
+        template.renderings.0.lock().1.insert(hanging.1, began);
+        let error = template.render(&[], 100).unwrap_err().to_string();
+        assert!(error.contains("5 seconds"), "{error}");
+        drop(hanging);
+        assert!(template.render(&[], 100).is_ok());
     }
 }

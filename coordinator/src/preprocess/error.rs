@@ -25,6 +25,9 @@ pub enum EncodeError {
     /// The chat template rejects the messages.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// The chat template makes more text of the messages than fits.
+    #[error("the model's chat template makes more than {0} bytes of the messages, and no more can fit its context")]
+    TooLong(usize),
     /// `suffix` for a model that was not trained on it.
     #[error("this model has no fill-in-the-middle tokens, so suffix cannot be used")]
     NoInfilling,
@@ -40,14 +43,22 @@ impl EncodeError {
     /// Which status it becomes.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
-        ErrorCode::InvalidArgument
+        match self {
+            Self::TooLong(_) => ErrorCode::ContextLengthExceeded,
+            Self::Empty
+            | Self::NoTemplate
+            | Self::Template(_)
+            | Self::NoInfilling
+            | Self::SuffixNeedsText
+            | Self::Tokenizer(_) => ErrorCode::InvalidArgument,
+        }
     }
 
     /// The request's field that is to blame.
     #[must_use]
     pub fn parameter(&self) -> &'static str {
         match self {
-            Self::NoTemplate | Self::Template(_) => "messages",
+            Self::NoTemplate | Self::Template(_) | Self::TooLong(_) => "messages",
             Self::NoInfilling | Self::SuffixNeedsText => "suffix",
             Self::Empty | Self::Tokenizer(_) => "prompt",
         }

@@ -61,11 +61,11 @@ impl PromptEncoder {
     }
 
     /// Token ids of `prompt`, with the hole before `suffix` when there is one. Takes time in proportion to the text:
-    /// not for an async thread.
+    /// not for an async thread. Of a conversation the model's template makes at most `most_bytes` of text.
     ///
     /// # Errors
     /// [`EncodeError`] when the model cannot take such a prompt, or nothing is left of it.
-    pub fn encode(&self, prompt: &Prompt, suffix: Option<&str>) -> Result<Vec<u32>, EncodeError> {
+    pub fn encode(&self, prompt: &Prompt, suffix: Option<&str>, most_bytes: usize) -> Result<Vec<u32>, EncodeError> {
         let ids = match (prompt, suffix) {
             (Prompt::Text(prefix), Some(suffix)) => {
                 let infilling = self.infilling.as_ref().ok_or(EncodeError::NoInfilling)?;
@@ -79,7 +79,7 @@ impl PromptEncoder {
             (Prompt::Chat(messages), None) => {
                 let template = self.template.as_ref().ok_or(EncodeError::NoTemplate)?;
                 // The template writes the special tokens itself.
-                encode(&self.tokenizer, &template.render(messages)?, false)?
+                encode(&self.tokenizer, &template.render(messages, most_bytes)?, false)?
             }
         };
         if ids.is_empty() { Err(EncodeError::Empty) } else { Ok(ids) }
@@ -95,10 +95,10 @@ mod tests {
     #[test]
     fn text_becomes_the_tokenizers_ids() {
         let encoder = PromptEncoder::load(&samples::codegen_directory()).unwrap();
-        let ids = encoder.encode(&Prompt::Text("def add(a, b):".to_owned()), None).unwrap();
+        let ids = encoder.encode(&Prompt::Text("def add(a, b):".to_owned()), None, usize::MAX).unwrap();
         assert_eq!(encoder.tokenizer().decode(&ids, false).unwrap(), "def add(a, b):");
         assert_eq!(ids, [4299, 751, 7, 64, 11, 275, 2599]);
-        let special = encoder.encode(&Prompt::Text("a<|endoftext|>".to_owned()), None).unwrap();
+        let special = encoder.encode(&Prompt::Text("a<|endoftext|>".to_owned()), None, usize::MAX).unwrap();
         assert_eq!(special.last(), Some(&50256), "the tokenizer's default is kept");
     }
 
@@ -108,7 +108,7 @@ mod tests {
         let encoder = PromptEncoder::load(&samples::codegen_directory()).unwrap();
         let decoder = Arc::new(TokenDecoder::of(encoder.tokenizer().clone()).unwrap());
         let check = |text: &str, expected: &[u32]| {
-            let ids = encoder.encode(&Prompt::Text(text.to_owned()), None).unwrap();
+            let ids = encoder.encode(&Prompt::Text(text.to_owned()), None, usize::MAX).unwrap();
             assert_eq!(ids, expected, "{text:?}");
             let mut detokenizer = Detokenizer::new(decoder.clone());
             let streamed: String = ids.iter().map(|&id| detokenizer.push(id)).collect();
@@ -143,7 +143,7 @@ mod tests {
     fn prompts_that_a_model_cannot_take() {
         let encoder = PromptEncoder::load(&samples::codegen_directory()).unwrap();
         let check = |prompt: Prompt, suffix: Option<&str>, expected: EncodeError| {
-            assert_eq!(encoder.encode(&prompt, suffix), Err(expected));
+            assert_eq!(encoder.encode(&prompt, suffix, usize::MAX), Err(expected));
         };
         check(Prompt::Text(String::new()), None, EncodeError::Empty);
         check(Prompt::Tokens(vec![]), None, EncodeError::Empty);

@@ -16,11 +16,25 @@ pub struct SessionConfig {
     pub speculation: SpeculationMode,
     /// Most tokens that an adaptive draft takes, 1 to 64.
     pub max_draft: u32,
+    /// How long a client may leave its stream unread before the session gives its turn to others.
+    pub slow_client_turn_ms: u64,
+    /// The same before it gives its caches on the workers back; at least `slow_client_turn_ms`.
+    pub slow_client_cache_ms: u64,
+    /// The same before it ends with an error; at least `slow_client_cache_ms`. A client that reads again before goes on
+    /// where it was.
+    pub write_timeout_ms: u64,
 }
 
 impl Default for SessionConfig {
     fn default() -> Self {
-        Self { expert_absent: ExpertAbsent::FailClosed, speculation: SpeculationMode::Adaptive, max_draft: 8 }
+        Self {
+            expert_absent: ExpertAbsent::FailClosed,
+            speculation: SpeculationMode::Adaptive,
+            max_draft: 8,
+            slow_client_turn_ms: 2_000,
+            slow_client_cache_ms: 10_000,
+            write_timeout_ms: 60_000,
+        }
     }
 }
 

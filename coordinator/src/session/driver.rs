@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
 use super::config::ExpertAbsent;
-use super::event::{RoleOperation, SessionAction, SessionInput, SessionParams, SessionPhase};
+use super::event::{LocateCause, RoleOperation, SessionAction, SessionInput, SessionParams, SessionPhase};
 use super::merge_job::{MergeJob, is_heavy};
 use super::metrics::SessionMetrics;
+use super::pace::{ClientPace, ClientPatience, PaceStep};
 use super::plan::DecodePlan;
 use super::recovery::{FailedWorkers, give_up_at, retry_pause};
 use super::state::SessionState;
@@ -40,6 +41,7 @@ pub(crate) struct SessionContext {
     pub(crate) metrics: Arc<SessionMetrics>,
     pub(crate) speculation_metrics: Arc<SpeculationMetrics>,
     pub(crate) events: mpsc::Sender<SessionEvent>,
+    pub(crate) patience: ClientPatience,
     /// When the stream was handed out.
     pub(crate) admitted: Instant,
 }
@@ -67,10 +69,12 @@ pub(crate) struct SessionDriver {
     /// Of the last operation of each role.
     withdraw_handles: [Option<WithdrawHandle>; 3],
     slots: [Option<Arc<SessionSlot>>; 3],
+    /// Of the models that the session began on.
+    fingerprints: [Option<String>; 3],
     failed_workers: [FailedWorkers; 3],
     /// Addresses of the workers that have the tokens taken over in their cache.
     holders: [Option<String>; 3],
-    permit: ActivePermit,
+    pace: ClientPace,
     rounds: RoundTimer,
     state: SessionState,
     id: SessionId,
@@ -97,14 +101,17 @@ impl SessionDriver {
             seed: SamplingSeed { seed: settings.seed, sample: request.sample },
             deadline: settings.deadline,
         });
+        let active_sessions = &context.metrics.active_sessions;
+        let pace = ClientPace::new(context.events.clone(), context.patience, permit, active_sessions);
         let (adjustments, end_tokens) = (settings.adjustments.clone(), context.end_tokens.clone());
         Self {
             running: FuturesUnordered::new(),
             withdraw_handles: Default::default(),
             slots: Default::default(),
+            fingerprints: Default::default(),
             failed_workers: Default::default(),
             holders: Default::default(),
-            permit,
+            pace,
             rounds,
             state,
             id: SessionId::of(request.sequence),
@@ -116,7 +123,7 @@ impl SessionDriver {
     }
 
     /// Decodes until the end, and returns the last event. The caller hands it to the client after the driver, and with
-    /// it every worker's cache, is gone: a client that does not read must hold nothing.
+    /// it every worker's cache, is gone.
     ///
     /// `None` when `cancel` came first.
     pub(crate) async fn run(mut self, cancel: &CancellationToken) -> Option<SessionEvent> {
@@ -146,6 +153,14 @@ impl SessionDriver {
                         ticked = true;
                         break SessionInput::Tick;
                     }
+                    step = self.pace.step() => match step {
+                        PaceStep::Emitted => break SessionInput::Emitted,
+                        PaceStep::GiveCachesBack => {
+                            self.give_caches_back();
+                            break SessionInput::Suspended;
+                        }
+                        PaceStep::Failed(error) => return Some(SessionEvent::Failed(error)),
+                    },
                     Some(outcome) = self.running.next() => if let Some(input) = self.note(outcome) {
                         break input;
                     },
@@ -166,7 +181,7 @@ impl SessionDriver {
         }
         for &id in &taken.tokens {
             self.adjuster.emitted(id);
-            self.permit.grow();
+            self.pace.grow();
         }
         self.state.take_over(&taken.tokens);
         self.holders = taken.holders;
@@ -178,8 +193,11 @@ impl SessionDriver {
     fn perform(&mut self, action: SessionAction) -> Option<SessionEvent> {
         let running: RunningAction = match action {
             SessionAction::Emit(last @ (SessionEvent::Finished(_) | SessionEvent::Failed(_))) => return Some(last),
-            SessionAction::Emit(event) => Box::pin(self.emit(event)),
-            SessionAction::Locate { role, failures } => Box::pin(self.locate(role, failures)),
+            SessionAction::Emit(event) => {
+                self.emit(event);
+                return None;
+            }
+            SessionAction::Locate { role, failures, cause } => Box::pin(self.locate(role, failures, cause)),
             SessionAction::Send(operation) => Box::pin(self.send(operation)),
             SessionAction::Withdraw { role, ticket: _ } => {
                 if let Some(WithdrawHandle { abort, span }) = self.withdraw_handles[role.index()].take() {
@@ -204,6 +222,7 @@ impl SessionDriver {
                 if role == WorkerRole::Base {
                     self.state.set_draft_plan(self.rounds.begin(slot.load()));
                 }
+                self.fingerprints[role.index()] = Some(slot.fingerprint().to_owned());
                 self.slots[role.index()] = Some(slot);
                 Some(SessionInput::Located { role, max_operation_tokens, vocabulary })
             }
@@ -228,12 +247,17 @@ impl SessionDriver {
     // === workers ===
 
     /// Finds a worker, another one than those that failed.
-    fn locate(&mut self, role: WorkerRole, failures: u32) -> impl Future<Output = ActionOutcome> + Send + use<> {
+    fn locate(
+        &mut self,
+        role: WorkerRole,
+        failures: u32,
+        cause: LocateCause,
+    ) -> impl Future<Output = ActionOutcome> + Send + use<> {
         // The cache of the old one is given back, whatever it holds: what may still arrive there would change it.
         let slot = self.slots[role.index()].take();
         self.rounds.interrupt();
         let (now, request) = (Instant::now(), &self.context.request);
-        let until = give_up_at(role, failures, self.context.expert_absent, now, request.settings.deadline);
+        let until = give_up_at(role, cause, self.context.expert_absent, now, request.settings.deadline);
         let failed = &mut self.failed_workers[role.index()];
         if let Some(slot) = &slot {
             failed.add(now, slot.address());
@@ -242,9 +266,10 @@ impl SessionDriver {
         let wanted = SlotRequest {
             model: request.model.clone(),
             role,
-            fingerprint: slot.as_ref().map(|slot| slot.fingerprint().to_owned()),
+            fingerprint: self.fingerprints[role.index()].clone(),
             avoid: failed.addresses().to_vec(),
             holder: self.holders[role.index()].take(),
+            only_others: cause == LocateCause::NoRoom && failed.has_waited_for_room(now),
             prefix: prefix_hash(&request.prompt, request.tenant.id),
         };
         let (pool, id) = (Arc::clone(&self.context.pool), self.id.at_seat(self.slots_taken));
@@ -261,9 +286,17 @@ impl SessionDriver {
         }
     }
 
+    /// Withdraws what is under way and gives the slots back; the state machine asks for others when it goes on.
+    fn give_caches_back(&mut self) {
+        self.rounds.interrupt();
+        self.running = FuturesUnordered::new();
+        self.withdraw_handles = Default::default();
+        self.slots = Default::default();
+    }
+
     fn send(&mut self, operation: RoleOperation) -> impl Future<Output = ActionOutcome> + Send + use<> {
         let role = operation.role;
-        let span = operation_span(&operation);
+        let span = operation.span();
         let answered = self.call(operation).instrument(span.clone());
         let (abort, withdrawn) = AbortHandle::new_pair();
         self.withdraw_handles[role.index()] = Some(WithdrawHandle { abort, span });
@@ -316,11 +349,11 @@ impl SessionDriver {
         async move { ActionOutcome::Input(job.run(is_heavy).await) }
     }
 
-    fn emit(&mut self, event: SessionEvent) -> impl Future<Output = ActionOutcome> + Send + use<> {
+    fn emit(&mut self, event: SessionEvent) {
         match &event {
             SessionEvent::Token(token) => {
                 self.adjuster.emitted(token.decision.id);
-                self.permit.grow();
+                self.pace.grow();
                 self.count(token);
             }
             SessionEvent::Degraded => {
@@ -333,15 +366,9 @@ impl SessionDriver {
             | SessionEvent::Finished(_)
             | SessionEvent::Failed(_) => {}
         }
-        let events = self.context.events.clone();
-        if events.capacity() == 0 {
-            // The round waits for a client that does not read.
+        if self.pace.emit(event) {
+            // The round is none of the workers' time.
             self.rounds.interrupt();
-        }
-        async move {
-            // A client that is gone cancels the session by itself.
-            let _ = events.send(event).await;
-            ActionOutcome::Input(SessionInput::Emitted)
         }
     }
 
@@ -369,20 +396,4 @@ impl SessionDriver {
         let labels = [self.context.request.model.as_str(), self.state.plan().rule.name()];
         self.context.speculation_metrics.count(labels, &tally);
     }
-}
-
-fn operation_span(operation: &RoleOperation) -> Span {
-    let RoleOperation { role, ticket, at, tokens, kind, is_ahead } = operation;
-    // Collectors know signed numbers only.
-    let (start, feeds, drafts) = (i64::from(*at), tokens.len() as i64, i64::from(kind.drafted_tokens()));
-    tracing::debug_span!(
-        "operation",
-        otel.name = format!("{} {}", role.name(), kind.activity()),
-        role = role.name(),
-        ticket,
-        at = start,
-        feeds,
-        drafts,
-        is_ahead
-    )
 }

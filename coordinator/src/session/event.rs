@@ -3,6 +3,7 @@
 use cosec_proto::sampling::SamplingSeed;
 use cosec_proto::{LogitsView, OperationError, OperationKind, OperationOutcome, WorkerRole};
 use tokio::time::Instant;
+use tracing::Span;
 
 use super::config::ExpertAbsent;
 use super::plan::DecodePlan;
@@ -30,6 +31,9 @@ pub enum SessionInput {
     MergeFailed(SessionError),
     /// The client took the event.
     Emitted,
+    /// The client does not read: what was under way is withdrawn and no worker is placed any more. The session goes on
+    /// with `Emitted`.
+    Suspended,
     /// Time passed.
     Tick,
 }
@@ -41,8 +45,10 @@ pub enum SessionAction {
     Locate {
         /// As what.
         role: WorkerRole,
-        /// Failures in a row of the worker before it; 0 at the beginning.
+        /// Failures in a row of the workers before it; 0 at the beginning.
         failures: u32,
+        /// Why.
+        cause: LocateCause,
     },
     /// Have a worker perform an operation; answered by `Answered`.
     Send(RoleOperation),
@@ -64,6 +70,19 @@ pub enum SessionAction {
     Emit(SessionEvent),
 }
 
+/// Why a worker is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocateCause {
+    /// The role has none.
+    Unplaced,
+    /// The last one failed.
+    Failed,
+    /// The last one had no room, and the session has not begun: it ends once all workers have refused it.
+    NoRoom,
+    /// The last one had no room, and the client has a part of the answer: the session waits until one has.
+    NoRoomUnderWay,
+}
+
 /// An operation for the worker of a role.
 #[derive(Clone, Debug)]
 pub struct RoleOperation {
@@ -79,6 +98,25 @@ pub struct RoleOperation {
     pub kind: OperationKind,
     /// Whether it builds on drafts that may yet be rejected.
     pub is_ahead: bool,
+}
+
+impl RoleOperation {
+    /// Part of the session's trace.
+    pub(super) fn span(&self) -> Span {
+        let Self { role, ticket, at, tokens, kind, is_ahead } = self;
+        // Collectors know signed numbers only.
+        let (start, feeds, drafts) = (i64::from(*at), tokens.len() as i64, i64::from(kind.drafted_tokens()));
+        tracing::debug_span!(
+            "operation",
+            otel.name = format!("{} {}", role.name(), kind.activity()),
+            role = role.name(),
+            ticket,
+            at = start,
+            feeds,
+            drafts,
+            is_ahead
+        )
+    }
 }
 
 /// Where the session stands.

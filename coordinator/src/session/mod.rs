@@ -5,6 +5,7 @@ mod driver;
 pub mod event;
 mod merge_job;
 pub mod metrics;
+mod pace;
 pub mod plan;
 mod recovery;
 mod role_state;
@@ -14,3 +15,4 @@ pub mod state;
 mod takeover;
 
 pub(crate) use driver::{SessionContext, SessionDriver};
+pub(crate) use pace::ClientPatience;

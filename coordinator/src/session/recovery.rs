@@ -3,14 +3,16 @@
 //!
 //! A worker that fails is replaced: the session looks for another one, feeds it the whole sequence and goes on. A
 //! worker that lost its cache is fed from where its cache ends. Too many of either in a row, without any answer between
-//! them, end the session.
+//! them, end the session. Workers without room are asked again and again by a session that is under way, and for a
+//! moment by one that has not begun.
 
 use std::time::Duration;
 
-use cosec_proto::WorkerRole;
+use cosec_proto::{ErrorCode, WorkerRole};
 use tokio::time::Instant;
 
 use super::config::ExpertAbsent;
+use super::event::LocateCause;
 
 /// Failures in a row after which a session gives up.
 const MAX_FAILURES: u32 = 4;
@@ -21,8 +23,11 @@ const MAX_REWINDS: u32 = 8;
 /// How long a session looks for another worker after a failure; a worker that restarts is back by then.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Pause before another worker is asked after the first failure, doubled with every further one.
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// Pauses before another worker is asked, after the first failure and at most; doubled with every further one.
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// How long a session that has not begun asks workers without room again.
+const ROOM_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What went wrong with a role's workers since one last answered.
 #[derive(Debug, Default)]
@@ -32,10 +37,15 @@ pub(super) struct FailureCount {
 }
 
 impl FailureCount {
-    /// A worker failed. Returns the failures in a row; `None` when they are too many.
-    pub(super) fn failed(&mut self) -> Option<u32> {
+    /// A worker failed. Returns the failures in a row; `None` when they are too many. That of workers without room has
+    /// no bound but time.
+    pub(super) fn failed(&mut self, cause: LocateCause) -> Option<u32> {
         self.failures += 1;
-        (self.failures <= MAX_FAILURES).then_some(self.failures)
+        let is_bounded = match cause {
+            LocateCause::Unplaced | LocateCause::Failed => true,
+            LocateCause::NoRoom | LocateCause::NoRoomUnderWay => false,
+        };
+        (!is_bounded || self.failures <= MAX_FAILURES).then_some(self.failures)
     }
 
     /// The worker lost its cache. Returns whether the session may feed it again.
@@ -55,6 +65,7 @@ pub(super) struct FailedWorkers {
 impl FailedWorkers {
     pub(super) fn add(&mut self, now: Instant, address: &str) {
         self.since.get_or_insert(now);
+        self.addresses.retain(|known| known != address);
         self.addresses.push(address.to_owned());
     }
 
@@ -63,29 +74,46 @@ impl FailedWorkers {
         &self.addresses
     }
 
+    /// Whether the session has asked workers for room for as long as it does.
+    pub(super) fn has_waited_for_room(&self, now: Instant) -> bool {
+        self.since.is_some_and(|since| now >= since + ROOM_PATIENCE)
+    }
+
     /// A worker answered. Returns when the first one failed, if any did.
     pub(super) fn recovered(&mut self) -> Option<Instant> {
         std::mem::take(self).since
     }
 }
 
+/// What a worker's failure means to a session.
+pub(super) fn cause_of(code: ErrorCode, is_under_way: bool) -> LocateCause {
+    match code {
+        ErrorCode::Overloaded | ErrorCode::OutOfBlocks if is_under_way => LocateCause::NoRoomUnderWay,
+        ErrorCode::Overloaded => LocateCause::NoRoom,
+        _ => LocateCause::Failed,
+    }
+}
+
 /// When to stop looking for a worker. At first an absent worker is absent; after a failure it gets time to come back.
 pub(super) fn give_up_at(
     role: WorkerRole,
-    failures: u32,
+    cause: LocateCause,
     expert_absent: ExpertAbsent,
     now: Instant,
     deadline: Instant,
 ) -> Instant {
     let waits = role != WorkerRole::Base && expert_absent == ExpertAbsent::Wait;
-    match failures {
+    match cause {
         _ if waits => deadline,
-        0 => now,
-        _ => deadline.min(now + PATIENCE),
+        LocateCause::Unplaced => now,
+        LocateCause::Failed | LocateCause::NoRoom => deadline.min(now + PATIENCE),
+        LocateCause::NoRoomUnderWay => deadline,
     }
 }
 
 /// Pause before a worker is looked for after so many failures in a row; none at first.
 pub(super) fn retry_pause(failures: u32) -> Option<Duration> {
-    Some(RETRY_PAUSE * 2u32.saturating_pow(failures.checked_sub(1)?))
+    let (first, most) = RETRY_PAUSE;
+    let doublings = failures.checked_sub(1)?;
+    Some(first.saturating_mul(2u32.saturating_pow(doublings)).min(most))
 }

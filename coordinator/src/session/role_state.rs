@@ -3,7 +3,7 @@
 use cosec_proto::sampling::{SamplingParams, SamplingSeed};
 use cosec_proto::{LogitsRequest, LogitsResult, LogitsView, OperationKind, WorkerRole};
 
-use super::event::{RoleOperation, SessionAction};
+use super::event::{LocateCause, RoleOperation, SessionAction};
 use super::recovery::FailureCount;
 use crate::merge::{TokenScore, score};
 
@@ -209,9 +209,14 @@ impl RoleState {
     }
 
     /// The worker failed. Returns the failures in a row, `None` when they are too many.
-    pub(super) fn failed(&mut self) -> Option<u32> {
+    pub(super) fn failed(&mut self, cause: LocateCause) -> Option<u32> {
+        self.unplace();
+        self.failures.failed(cause)
+    }
+
+    /// The worker is given back, with what it has cached.
+    pub(super) fn unplace(&mut self) {
         self.placement = Placement::Unplaced;
-        self.failures.failed()
     }
 
     fn set_cached(&mut self, new: impl FnOnce(usize) -> usize) {

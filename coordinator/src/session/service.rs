@@ -5,11 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use cosec_proto::metrics::{MetricError, MetricRegistry};
 use cosec_proto::{ErrorCode, WorkerRole};
 use futures::Stream;
+use parking_lot::Mutex;
 use prometheus::IntGauge;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -19,7 +19,7 @@ use tracing::Instrument;
 use super::config::{ExpertAbsent, SessionConfig};
 use super::metrics::SessionMetrics;
 use super::plan::DecodePlan;
-use super::{SessionContext, SessionDriver};
+use super::{ClientPatience, SessionContext, SessionDriver};
 use crate::admission::{ActivePermit, Admission, AdmissionLimits, AdmissionMetrics, QueuedPermit, SessionSize};
 use crate::models::{ModelConfig, ModelInfo, ServedModels};
 use crate::request::{FinishReason, SessionError, SessionEvent, TokenizedRequest};
@@ -31,11 +31,10 @@ use crate::worker_pool::metrics::PoolMetrics;
 use crate::worker_pool::tokenizers::KnownTokenizer;
 use crate::worker_pool::{ModelRequirements, PoolConfig, WorkerPool, WorkerSource};
 
-/// Events that a client may be late by before its session waits for it.
-const EVENTS_AHEAD: usize = 32;
-
-/// How long a client may take for the last event once the coordinator shuts down.
-const LAST_EVENT_PATIENCE: Duration = Duration::from_secs(1);
+/// Events that a client may be late by before a session waits for it: at least, at most, and in all sessions of a
+/// request.
+const EVENTS_AHEAD: (usize, usize) = (2, 32);
+const REQUEST_EVENTS_AHEAD: usize = 512;
 
 /// Owns the models, the workers' connections and the queue.
 pub struct SessionService {
@@ -131,6 +130,12 @@ impl SessionService {
         self.models.find(name)
     }
 
+    /// The most sessions that `tenant` can have at a time, with nobody else there.
+    #[must_use]
+    pub fn most_sessions(&self, tenant: &Tenant) -> usize {
+        self.admission.most_sessions(tenant)
+    }
+
     /// Takes a place in the queue for a session of at most `tokens` tokens, before its prompt is tokenized.
     ///
     /// # Errors
@@ -175,7 +180,10 @@ impl SessionService {
         let size = SessionSize { prompt_tokens, new_tokens: request.max_new_tokens.into() };
         let tenant = Arc::clone(&request.tenant);
         tenant.spend(prompt_tokens);
-        let (events, receiver) = mpsc::channel(EVENTS_AHEAD);
+        let (least, most) = EVENTS_AHEAD;
+        let ahead = (REQUEST_EVENTS_AHEAD / request.choices.max(1) as usize).clamp(least, most);
+        let (events, receiver) = mpsc::channel(ahead);
+        let last = Arc::<Mutex<Option<SessionEvent>>>::default();
         let cancel = self.tasks.shutdown.child_token();
         // Part of the request's trace.
         let span = tracing::debug_span!(
@@ -195,6 +203,7 @@ impl SessionService {
             metrics: Arc::clone(&self.metrics),
             speculation_metrics: Arc::clone(&self.speculation_metrics),
             events,
+            patience: ClientPatience::of(&self.config),
             admitted: Instant::now(),
         };
         let stopped = Arc::new(AtomicBool::new(false));
@@ -203,8 +212,9 @@ impl SessionService {
             stopped: Arc::clone(&stopped),
             shutdown: self.tasks.shutdown.clone(),
         };
-        self.tasks.spawn(run(context, permit.activate(size), reasons).instrument(span));
-        Ok(SessionStream { events: receiver, tenant, stopped, _cancel: cancel.drop_guard() })
+        let session = run(context, permit.activate(size), reasons, Arc::clone(&last));
+        self.tasks.spawn(session.instrument(span));
+        Ok(SessionStream { events: receiver, last, tenant, stopped, _cancel: cancel.drop_guard() })
     }
 }
 
@@ -217,8 +227,14 @@ struct CancelReasons {
     shutdown: CancellationToken,
 }
 
-/// Waits for the session's turn, runs it, and hands out its last event.
-async fn run(context: SessionContext, turn: impl Future<Output = ActivePermit>, reasons: CancelReasons) {
+/// Waits for the session's turn, runs it, and leaves its `last` event to the client: it waits for no client that does
+/// not read.
+async fn run(
+    context: SessionContext,
+    turn: impl Future<Output = ActivePermit>,
+    reasons: CancelReasons,
+    last: Arc<Mutex<Option<SessionEvent>>>,
+) {
     let (events, metrics) = (context.events.clone(), Arc::clone(&context.metrics));
     let began = Instant::now();
     let waiting = GaugeGuard::new(&metrics.queued_sessions);
@@ -230,31 +246,22 @@ async fn run(context: SessionContext, turn: impl Future<Output = ActivePermit>, 
     };
     drop(waiting);
     metrics.queue_seconds.observe(began.elapsed().as_secs_f64());
-    let last = match turn {
-        Some(permit) => {
-            let _active = GaugeGuard::new(&metrics.active_sessions);
-            SessionDriver::new(context, permit).run(&reasons.left).await
-        }
+    let ended = match turn {
+        Some(permit) => SessionDriver::new(context, permit).run(&reasons.left).await,
         None if reasons.left.is_cancelled() => None,
         None => {
             let message = "the request's deadline passed while it waited for its turn";
             Some(SessionEvent::Failed(SessionError::new(ErrorCode::DeadlineExceeded, message)))
         }
     };
-    let last = last.or_else(|| {
+    let ended = ended.or_else(|| {
         let error = || SessionError::new(ErrorCode::Unavailable, "the coordinator shuts down");
         reasons.shutdown.is_cancelled().then(|| SessionEvent::Failed(error()))
     });
-    metrics.choices.with_label_values(&[outcome(last.as_ref(), &reasons)]).inc();
-    if let Some(last) = last {
-        tokio::select! {
-            biased;
-            // Skipped if the client has left.
-            _ = events.send(last) => {}
-            () = reasons.left.cancelled(), if !reasons.shutdown.is_cancelled() => {}
-            () = tokio::time::sleep(LAST_EVENT_PATIENCE), if reasons.shutdown.is_cancelled() => {}
-        }
-    }
+    metrics.choices.with_label_values(&[outcome(ended.as_ref(), &reasons)]).inc();
+    *last.lock() = ended;
+    // Only now do the events end.
+    drop(events);
 }
 
 /// How a session ended, as metrics say it.
@@ -297,6 +304,8 @@ impl Drop for GaugeGuard {
 /// Dropping it cancels the session, which then releases its cache on all workers.
 pub struct SessionStream {
     events: mpsc::Receiver<SessionEvent>,
+    /// Follows the others.
+    last: Arc<Mutex<Option<SessionEvent>>>,
     tenant: Arc<Tenant>,
     stopped: Arc<AtomicBool>,
     _cancel: DropGuard,
@@ -314,8 +323,10 @@ impl Stream for SessionStream {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<SessionEvent>> {
         let event = self.events.poll_recv(context);
-        if let Poll::Ready(Some(SessionEvent::Token(_))) = &event {
-            self.tenant.spend(1);
+        match event {
+            Poll::Ready(Some(SessionEvent::Token(_))) => self.tenant.spend(1),
+            Poll::Ready(None) => return Poll::Ready(self.last.lock().take()),
+            Poll::Ready(Some(_)) | Poll::Pending => {}
         }
         event
     }

@@ -15,14 +15,15 @@
 //! same position at the same time, and the base looks the proposal up in the logits that it keeps.
 
 mod next_operation;
+mod placing;
 
 use cosec_proto::sampling::{PositionRandom, SamplingSeed, TokenProbability};
 use cosec_proto::{ErrorCode, OperationError, OperationOutcome, WorkerRole};
 use tokio::time::Instant;
 
-use super::config::ExpertAbsent;
 use super::event::{AfterEvent, SessionAction, SessionInput, SessionParams, SessionPhase};
 use super::plan::DecodePlan;
+use super::recovery::cause_of;
 use super::role_state::{InFlight, RoleState, note_scores};
 use super::sequence::TokenSequence;
 use crate::merge::{MissingEvidence, ModelEvidence};
@@ -39,6 +40,8 @@ pub struct SessionState {
     roles: [RoleState; 3],
     /// A worker that cannot be found. It may be missed in any phase and is dealt with after the decision under way.
     absent: Option<(WorkerRole, OperationError)>,
+    /// Whether all workers were given back because the client does not read.
+    is_suspended: bool,
     draft_plan: DraftPlan,
     tally: DraftTally,
 }
@@ -52,6 +55,7 @@ impl SessionState {
             phase: SessionPhase::Placing,
             roles: WorkerRole::ALL.map(RoleState::new),
             absent: None,
+            is_suspended: false,
             draft_plan: params.draft_plan,
             tally: DraftTally::default(),
             params,
@@ -122,6 +126,7 @@ impl SessionState {
             }
             SessionInput::MergeFailed(error) => self.fail(error.code, error.message),
             SessionInput::Emitted => self.emitted(),
+            SessionInput::Suspended => self.suspend(),
             // No decision was asked for, or only the deadline was to be checked.
             SessionInput::Decided(_) | SessionInput::Missing { .. } | SessionInput::Tick => Vec::new(),
         }
@@ -129,48 +134,6 @@ impl SessionState {
 
     fn role(&self, role: WorkerRole) -> &RoleState {
         &self.roles[role.index()]
-    }
-
-    // === placing ===
-
-    fn place(&mut self) -> Vec<SessionAction> {
-        let roles = WorkerRole::ALL.into_iter().filter(|&role| self.needs(role));
-        let actions: Vec<_> = roles.map(|role| SessionAction::Locate { role, failures: 0 }).collect();
-        // No tokens and no scores are asked for: there is nothing to place.
-        if actions.is_empty() { self.begin() } else { actions }
-    }
-
-    /// Scores of the prompt are the base's, whatever the rule reads.
-    fn needs(&self, role: WorkerRole) -> bool {
-        let scores = role == WorkerRole::Base && self.params.prompt_scores.is_some();
-        scores || (self.params.max_new_tokens > 0 && self.params.plan.reads(role))
-    }
-
-    fn begin_when_placed(&mut self) -> Vec<SessionAction> {
-        let is_missing = |role: WorkerRole| self.needs(role) && !self.role(role).is_placed();
-        if WorkerRole::ALL.into_iter().any(is_missing) { Vec::new() } else { self.begin() }
-    }
-
-    fn begin(&mut self) -> Vec<SessionAction> {
-        self.phase = match self.params.prompt_scores {
-            Some(_) => SessionPhase::Scoring { scores: vec![None; self.sequence.len()] },
-            None => SessionPhase::Prefilling,
-        };
-        self.proceed()
-    }
-
-    /// Goes on without a worker, or fails.
-    fn do_without(&mut self, role: WorkerRole, error: OperationError) -> Vec<SessionAction> {
-        // A rule that does not read the base, such as `expert_only`, cannot go on without its expert.
-        let is_needed = role == WorkerRole::Base || !self.params.plan.rule_reads(WorkerRole::Base);
-        if is_needed || self.params.expert_absent != ExpertAbsent::Degrade {
-            return self.fail(error.code, error.message);
-        }
-        self.params.plan = self.params.plan.degraded();
-        let mut actions = self.discard_drafts();
-        let next = if self.phase == SessionPhase::Placing { AfterEvent::Begin } else { AfterEvent::NextToken };
-        actions.extend(self.emit(SessionEvent::Degraded, next));
-        actions
     }
 
     // === rounds ===
@@ -313,10 +276,13 @@ impl SessionState {
         };
         match reply {
             Err(error) if !error.code.may_try_elsewhere() => self.fail(error.code, error.message),
-            Err(error) => match self.roles[role.index()].failed() {
-                Some(failures) => vec![SessionAction::Locate { role, failures }],
-                None => self.fail(error.code, format!("the {} failed again and again: {error}", role.name())),
-            },
+            Err(error) => {
+                let cause = cause_of(error.code, self.new_tokens() > 0);
+                match self.roles[role.index()].failed(cause) {
+                    Some(failures) => vec![SessionAction::Locate { role, failures, cause }],
+                    None => self.fail(error.code, format!("the {} failed again and again: {error}", role.name())),
+                }
+            }
             Ok(OperationOutcome::NeedPrefix { have }) => {
                 if self.roles[role.index()].rewind(have) {
                     self.pump()
@@ -378,11 +344,15 @@ impl SessionState {
         match self.phase {
             SessionPhase::Emitting { next: AfterEvent::Begin } => {
                 self.phase = SessionPhase::Placing;
-                self.begin_when_placed()
+                let mut actions = self.begin_when_placed();
+                actions.extend(self.resume());
+                actions
             }
             SessionPhase::Emitting { next: AfterEvent::NextToken } => {
                 self.phase = SessionPhase::Drafting;
-                self.proceed()
+                let mut actions = self.proceed();
+                actions.extend(self.resume());
+                actions
             }
             SessionPhase::Emitting { next: AfterEvent::End } => {
                 self.phase = SessionPhase::Finished;

@@ -49,7 +49,7 @@ impl WorkerConnection {
                     }
                 }
                 Ok(None) => return "it closed the stream".to_owned(),
-                Err(status) => return status.message().to_owned(),
+                Err(status) => return beginning(status.message()).to_owned(),
             }
         }
     }
@@ -95,6 +95,10 @@ impl WorkerConnection {
         for (phase, time) in [("queue", cost.queue), ("compute", cost.compute), ("wire", wire)] {
             metrics.step_seconds.with_label_values(&[role.name(), phase]).observe(time.as_secs_f64());
         }
+        if let Some(worker::step_response::Outcome::Failure(failure)) = &response.outcome {
+            let (code, said) = (beginning(&failure.code), beginning(&failure.message));
+            tracing::debug!(address = member.address, code, said, "the worker refused an operation");
+        }
         OperationReply::decode(operation, self.vocabulary, response)
     }
 
@@ -107,6 +111,14 @@ impl WorkerConnection {
         withdraw.sent = true;
         response.await.map_err(|_| gone())
     }
+}
+
+/// The most that is repeated of what a worker says, in characters.
+const SAID_CHARACTERS: usize = 200;
+
+/// The beginning of what a worker says, for logs and the state of workers.
+pub(super) fn beginning(said: &str) -> &str {
+    said.char_indices().nth(SAID_CHARACTERS).map_or(said, |(end, _)| &said[..end])
 }
 
 /// Forgets an operation, and cancels it at the worker if it has not answered.

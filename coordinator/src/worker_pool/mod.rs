@@ -80,6 +80,8 @@ pub struct SlotRequest {
     pub avoid: Vec<String>,
     /// Address of the worker that has its tokens in the cache.
     pub holder: Option<String>,
+    /// Whether none of those is to be tried again.
+    pub only_others: bool,
     /// Names the beginning of its prompt.
     pub prefix: u64,
 }
@@ -162,7 +164,7 @@ impl WorkerPool {
     /// Takes a slot for `session` on the least loaded worker that can serve, waiting for one until `until`.
     ///
     /// # Errors
-    /// As [`Self::ready_workers`] says at `until`.
+    /// As [`Self::ready_workers`] says at `until`; at once `Overloaded`, where all workers are to be left out.
     pub async fn locate(
         &self,
         request: &SlotRequest,
@@ -177,6 +179,7 @@ impl WorkerPool {
                     let (deadline, tasks) = (self.step_deadline(), self.tasks.clone());
                     return Ok(Arc::new(SessionSlot::new(ready, adapter, session, deadline, tasks)));
                 }
+                Err(why) if why.code == ErrorCode::Overloaded => return Err(why),
                 Err(why) => why,
             };
             let waited = tokio::time::timeout_at(until, changed).await;
@@ -196,6 +199,11 @@ impl WorkerPool {
         }
         let candidates: Vec<PlacementCandidate<'_>> =
             ready.iter().map(|ready| self.candidate(ready, request)).collect();
+        let is_known = |of: &PlacementCandidate<'_>| request.avoid.iter().any(|address| address == of.address);
+        if request.only_others && !candidates.is_empty() && candidates.iter().all(is_known) {
+            let message = format!("every {} of the model is busy; try again later", request.role.name());
+            return Err(OperationError::new(ErrorCode::Overloaded, message));
+        }
         match choose(&candidates, request.prefix) {
             Some(index) => {
                 let chosen = ready.swap_remove(index);

@@ -18,7 +18,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::changes::ChangeCount;
-use super::connection::{OUTGOING_OPERATIONS, WorkerConnection};
+use super::connection::{OUTGOING_OPERATIONS, WorkerConnection, beginning};
 use super::worker::{Worker, WorkerState};
 use crate::discovery::Member;
 
@@ -155,7 +155,7 @@ impl Reconnector {
                 changed = health.message() => match changed {
                     Ok(Some(_)) => {}
                     Ok(None) => return "it ended the watch of its health".to_owned(),
-                    Err(status) => return status.message().to_owned(),
+                    Err(status) => return beginning(status.message()).to_owned(),
                 },
             }
             match self.look().await {
@@ -205,7 +205,7 @@ fn health_request() -> HealthCheckRequest {
 async fn within<T>(call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T, String> {
     match tokio::time::timeout(CALL_DEADLINE, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(status.message().to_owned()),
+        Ok(Err(status)) => Err(beginning(status.message()).to_owned()),
         Err(_) => Err(format!("no answer within {CALL_DEADLINE:?}")),
     }
 }

@@ -13,6 +13,7 @@ use cosec_coordinator::request::{
 use cosec_coordinator::session::plan::DecodePlan;
 use cosec_coordinator::session::service::{ServiceConfig, ServiceMetrics, SessionService, SessionStream};
 use cosec_coordinator::tasks::TaskSpawner;
+use cosec_coordinator::tenant::{ShareKey, Tenant};
 use cosec_coordinator::worker_pool::{PoolConfig, WorkerSource};
 use cosec_proto::metrics::MetricRegistry;
 use cosec_proto::sampling::SamplingParams;
@@ -151,11 +152,19 @@ pub(crate) fn request(settings: GenerationSettings, prompt: &[u32]) -> Tokenized
         tenant: Arc::default(),
         prompt: prompt.into(),
         sample: 0,
+        choices: 1,
         max_new_tokens,
         sequence: SequenceName::random(),
         received: None,
         settings: Arc::new(settings),
     }
+}
+
+/// A client of its own.
+pub(crate) fn tenant(name: &str) -> Arc<Tenant> {
+    let mut tenant = Tenant::default();
+    (tenant.name, tenant.share) = (name.to_owned(), ShareKey::Tenant(name.to_owned()));
+    Arc::new(tenant)
 }
 
 /// A prompt of `length` tokens.

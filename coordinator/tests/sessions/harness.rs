@@ -106,6 +106,7 @@ impl SessionHarness {
                 }
                 Pending::Merge { position, evidence } => self.merge(position, evidence),
                 Pending::Emit(SessionEvent::Token(token)) => {
+                    self.maybe_suspend();
                     self.adjuster.emitted(token.decision.id);
                     tokens.push(token);
                     SessionInput::Emitted
@@ -142,6 +143,14 @@ impl SessionHarness {
             SessionAction::Emit(event) => Pending::Emit(event),
             SessionAction::Withdraw { role, ticket } => return self.withdraw(role, ticket),
         });
+    }
+
+    /// Some clients do not read for so long that all workers are given back.
+    fn maybe_suspend(&mut self) {
+        if self.options.faults > 0 && self.chance.next_u32().is_multiple_of(8) {
+            self.pending.clear();
+            assert!(self.session.step(self.now, SessionInput::Suspended).is_empty());
+        }
     }
 
     fn randomness(&self) -> SamplingSeed {

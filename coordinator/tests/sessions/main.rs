@@ -13,6 +13,8 @@ mod faults;
 mod harness;
 mod lookahead;
 mod reference;
+mod refusals;
 mod schedules;
+mod slow_clients;
 mod takeover;
 mod tokens;

@@ -38,6 +38,7 @@ fn any_event() -> impl Strategy<Value = SessionInput> {
         2 => (0u32..12).prop_map(|id| lacking(MissingEvidence::Judgement(id))),
         2 => Just(lacking(MissingEvidence::Logits(WorkerRole::Expert))),
         4 => Just(SessionInput::Emitted),
+        1 => Just(SessionInput::Suspended),
         1 => Just(SessionInput::MergeFailed(SessionError::new(ErrorCode::Internal, String::new()))),
         1 => Just(SessionInput::Tick),
     ]

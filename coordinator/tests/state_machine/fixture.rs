@@ -85,7 +85,7 @@ impl Script {
 
 pub(crate) fn render(action: &SessionAction) -> String {
     match action {
-        SessionAction::Locate { role, failures } => format!("locate {} after {failures}", role.name()),
+        SessionAction::Locate { role, failures, .. } => format!("locate {} after {failures}", role.name()),
         SessionAction::Send(RoleOperation { role, at, tokens, kind, is_ahead, .. }) => {
             let views = |rows: &[LogitsRequest]| {
                 let row = |row: &LogitsRequest| format!("{}@{}", view(&row.view), row.offset);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use cosec_coordinator::merge::{BaseOnly, LogitsTransport, MissingEvidence, SelectedRule};
 use cosec_coordinator::session::config::ExpertAbsent;
-use cosec_coordinator::session::event::{SessionAction, SessionInput, SessionParams, SessionPhase};
+use cosec_coordinator::session::event::{LocateCause, SessionAction, SessionInput, SessionParams, SessionPhase};
 use cosec_coordinator::session::state::SessionState;
 use cosec_proto::sampling::TokenProbability;
 use cosec_proto::{ErrorCode, LogitsResult, OperationError, OperationOutcome, WorkerRole};
@@ -105,10 +105,62 @@ fn a_worker_that_fails_is_replaced_and_the_sequence_goes_to_the_new_one() {
     script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2, 4] sample@3"]);
     for failures in 2..=4 {
         let expected = format!("locate base after {failures}");
-        script.check(failed(WorkerRole::Base, failures, ErrorCode::OutOfBlocks), &[expected.as_str()]);
+        script.check(failed(WorkerRole::Base, failures, ErrorCode::WorkerFault), &[expected.as_str()]);
         script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2, 4] sample@3"]);
     }
-    script.check(failed(WorkerRole::Base, 5, ErrorCode::OutOfBlocks), &["failed out_of_blocks"]);
+    script.check(failed(WorkerRole::Base, 5, ErrorCode::WorkerFault), &["failed worker_fault"]);
+}
+
+#[test]
+fn workers_without_room_are_asked_until_one_has_it() {
+    let mut script = Script::new(SelectedRule::BaseOnly(BaseOnly), LogitsTransport::Auto, vec![1, 2]);
+    script.step(SessionInput::Started);
+    script.step(located(WorkerRole::Base));
+    let refused = |script: &mut Script, ticket: u64, code: ErrorCode, cause: LocateCause, again: &str| {
+        let actions = script.session.step(script.now, failed(WorkerRole::Base, ticket, code));
+        assert!(
+            matches!(actions.as_slice(), [SessionAction::Locate { cause: of, .. }] if *of == cause),
+            "{actions:?}"
+        );
+        script.check(located(WorkerRole::Base), &[again]);
+    };
+    // Before the first token the driver ends it, once all have refused.
+    for ticket in 0..6 {
+        let again = "base: at 0 feed [1, 2] sample@2";
+        refused(&mut script, ticket, ErrorCode::Overloaded, LocateCause::NoRoom, again);
+    }
+    script.check(
+        answered(WorkerRole::Base, 6, OperationOutcome::Extended(vec![LogitsResult::Sampled(drawn(4))])),
+        &["merge 2"],
+    );
+    script.check(token(4), &["token 4"]);
+    script.check(SessionInput::Emitted, &["base: at 2 feed [4] sample@1"]);
+    for (ticket, code) in (7..).zip([ErrorCode::Overloaded, ErrorCode::OutOfBlocks].repeat(4)) {
+        let again = "base: at 0 feed [1, 2, 4] sample@3";
+        refused(&mut script, ticket, code, LocateCause::NoRoomUnderWay, again);
+    }
+}
+
+#[test]
+fn a_session_whose_client_does_not_read_gives_all_workers_back_and_asks_for_others() {
+    let mut script = Script::new(COSEC, LogitsTransport::Auto, vec![1, 2]);
+    script.step(SessionInput::Started);
+    script.step(located(WorkerRole::Base));
+    script.step(located(WorkerRole::Expert));
+    script.check(SessionInput::Suspended, &[]);
+    script.step(answered(WorkerRole::Base, 0, OperationOutcome::Extended(vec![LogitsResult::Sampled(drawn(4))])));
+    script.step(answered(WorkerRole::Expert, 0, drafted(&[5])));
+    script.step(lacking(MissingEvidence::Judgement(5)));
+    script.step(answered(
+        WorkerRole::Base,
+        1,
+        OperationOutcome::Extended(vec![LogitsResult::Gathered(vec![drawn(5)])]),
+    ));
+    script.check(token(5), &["token 5"]);
+    script.check(SessionInput::Suspended, &[]);
+    script.check(SessionInput::Emitted, &["locate base after 0", "locate expert after 0"]);
+    script.check(located(WorkerRole::Expert), &["expert: at 0 feed [1, 2, 5] draft 1"]);
+    script.check(located(WorkerRole::Base), &["base: at 0 feed [1, 2, 5] sample@3"]);
 }
 
 #[test]

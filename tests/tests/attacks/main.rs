@@ -5,10 +5,15 @@
 
 mod broken_logs;
 mod bypass;
+mod full_workers;
+mod greedy_clients;
+mod json_floods;
 mod logprobs_memory;
+mod long_prompts;
 mod observation;
 mod prefix_oracle;
 mod resume_after_kill;
+mod slow_readers;
 mod worker_port;
 
 use std::time::Duration;

@@ -9,10 +9,11 @@ use axum::http::{StatusCode, header};
 use cosec_proto::ErrorCode;
 use futures::StreamExt;
 use http_body::Body;
+use tokio::time::Instant;
 
 use super::resume::ReceivedEvents;
-use crate::api::config::ApiConfig;
 use crate::api::error::ApiError;
+use crate::api::json_fields::JsonFields;
 use crate::api::state::ApiState;
 use crate::tenant::Tenant;
 
@@ -27,19 +28,42 @@ pub(super) struct OpenAiRequest {
 impl OpenAiRequest {
     pub(super) async fn read(tenant: Arc<Tenant>, request: Request, state: &ApiState) -> Result<Self, ApiError> {
         let received = ReceivedEvents::read(request.headers(), &state.resume_key, &tenant.name)?;
-        Ok(Self { tenant, received, body: json_body(request, &state.config).await? })
+        Ok(Self { tenant, received, body: json_body(request, state).await? })
+    }
+}
+
+/// Longest body that is parsed on the spot, in bytes: that takes less time than the way to another thread and back.
+const SHORT_BODY: usize = 16 << 10;
+
+impl OpenAiRequest {
+    /// Has the body parsed by `read`, on another thread where that takes time.
+    ///
+    /// # Errors
+    /// As `read` says, or when there is no time for it.
+    pub(super) async fn parsed<T: Send + 'static>(
+        &self,
+        state: &ApiState,
+        read: fn(JsonFields<'_>) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        let body = self.body.clone();
+        let parse = move || read(JsonFields::parse(&body)?);
+        if self.body.len() <= SHORT_BODY {
+            return parse();
+        }
+        let until = Instant::now() + Duration::from_secs(state.config.request_timeout_seconds);
+        state.generation.text_workers().run(&self.tenant, self.body.len(), until, move |_| parse()).await?
     }
 }
 
 /// Reads a body of JSON, no more of it and no longer than the configuration allows.
-async fn json_body(request: Request, config: &ApiConfig) -> Result<Bytes, ApiError> {
+async fn json_body(request: Request, state: &ApiState) -> Result<Bytes, ApiError> {
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let media_type = content_type.and_then(|value| value.split(';').next()).unwrap_or("missing").trim();
     if !media_type.eq_ignore_ascii_case("application/json") {
         let message = format!("content-type is {media_type:.60}; it must be application/json");
         return Err(ApiError::http_only(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
     }
-    let limit = config.max_body_bytes;
+    let limit = state.config.body_bytes(state.generation.longest_context());
     let too_large = || ApiError::new(ErrorCode::PayloadTooLarge, format!("the body has more than {limit} bytes"));
     let body = request.into_body();
     if body.size_hint().lower() > limit as u64 {
@@ -58,7 +82,7 @@ async fn json_body(request: Request, config: &ApiConfig) -> Result<Bytes, ApiErr
         }
         Ok(Bytes::from(bytes))
     };
-    let seconds = config.body_timeout_seconds;
+    let seconds = state.config.body_timeout_seconds;
     let late = |_| {
         let message = format!("the body did not arrive within {seconds} seconds");
         ApiError::http_only(StatusCode::REQUEST_TIMEOUT, message)

@@ -5,13 +5,13 @@ use serde_json::{Value, json};
 
 use super::response::{ResponseDelivery, ResponseShape, json_log_probability, token_string};
 use crate::api::error::ApiError;
-use crate::api::json_fields::{JsonFields, shown, typed};
+use crate::api::json_fields::{BoundedList, JsonFields, MAX_FIELDS, shown, typed};
 use crate::api::parameter_kinds::JsonEndpoint;
 use crate::api::parameters::RequestedSettings;
 use crate::generation::GenerateRequest;
 use crate::generation::model_text::ModelText;
 use crate::postprocess::{PlacedToken, TextDelta};
-use crate::request::{ChatMessage, FinishReason, Prompt};
+use crate::request::{ChatMessage, FinishReason, MAX_MESSAGES, Prompt};
 
 /// What OpenAI's API knows and this one does not.
 const NOT_SUPPORTED: [&str; 19] = [
@@ -40,6 +40,9 @@ const NOT_SUPPORTED: [&str; 19] = [
 const NOT_SUPPORTED_IN_MESSAGES: [&str; 7] =
     ["annotations", "audio", "function_call", "name", "refusal", "tool_call_id", "tool_calls"];
 
+/// Most parts of a message's content.
+const MAX_PARTS: usize = 1024;
+
 /// How the response to this request looks.
 #[derive(Debug)]
 pub(super) struct ChatShape {
@@ -58,7 +61,8 @@ pub(super) fn read(mut fields: JsonFields<'_>) -> Result<(GenerateRequest, ChatS
     let delivery = ResponseDelivery::read(&mut fields)?;
     fields.finish(&NOT_SUPPORTED)?;
     let shape = ChatShape { logprobs: settings.general.logprobs.is_some() };
-    Ok((GenerateRequest { model, prompts: vec![Prompt::Chat(messages)], suffix: None, settings }, shape, delivery))
+    let (prompts, in_one_piece) = (vec![Prompt::Chat(messages)], !delivery.stream);
+    Ok((GenerateRequest { model, prompts, suffix: None, settings, in_one_piece }, shape, delivery))
 }
 
 /// Plain text is the only one.
@@ -77,11 +81,13 @@ fn response_format(fields: &mut JsonFields<'_>) -> Result<(), ApiError> {
 }
 
 fn messages(raw: &RawValue) -> Result<Vec<ChatMessage>, ApiError> {
-    let list: Vec<&RawValue> = typed("messages".to_owned(), raw, "a list of messages")?;
-    list.into_iter()
+    let expected = format!("a list of messages, at most {MAX_MESSAGES}");
+    let list: BoundedList<&RawValue, MAX_MESSAGES> = typed("messages".to_owned(), raw, &expected)?;
+    list.0
+        .into_iter()
         .enumerate()
         .map(|(at, raw)| {
-            let mut fields = JsonFields::of(format!("messages[{at}]"), raw)?;
+            let mut fields = JsonFields::of(format!("messages[{at}]"), raw, MAX_FIELDS)?;
             let role = fields.require("role", "a string")?;
             let content = content(fields.path_of("content"), fields.require_raw("content")?)?;
             fields.finish(&NOT_SUPPORTED_IN_MESSAGES)?;
@@ -92,17 +98,17 @@ fn messages(raw: &RawValue) -> Result<Vec<ChatMessage>, ApiError> {
 
 /// A string, or parts of type text, which follow each other without a separator.
 fn content(path: String, raw: &RawValue) -> Result<String, ApiError> {
-    const EXPECTED: &str = "a string or a list of parts of type text";
+    const EXPECTED: &str = "a string or a list of parts of type text, at most 1024";
     if raw.get().starts_with('"') {
         return typed(path, raw, EXPECTED);
     }
     if !raw.get().starts_with('[') {
         return Err(ApiError::value(path, shown(raw), EXPECTED));
     }
-    let parts: Vec<&RawValue> = typed(path.clone(), raw, EXPECTED)?;
+    let parts: BoundedList<&RawValue, MAX_PARTS> = typed(path.clone(), raw, EXPECTED)?;
     let mut text = String::new();
-    for (at, part) in parts.into_iter().enumerate() {
-        let mut fields = JsonFields::of(format!("{path}[{at}]"), part)?;
+    for (at, part) in parts.0.into_iter().enumerate() {
+        let mut fields = JsonFields::of(format!("{path}[{at}]"), part, MAX_FIELDS)?;
         let kind_path = fields.path_of("type");
         let kind: String = fields.require("type", "a string")?;
         if kind != "text" {

@@ -5,13 +5,16 @@ use serde_json::{Map, Value, json};
 
 use super::response::{ResponseDelivery, ResponseShape, json_log_probability, token_string};
 use crate::api::error::ApiError;
-use crate::api::json_fields::{JsonFields, shown, typed};
+use crate::api::json_fields::{BoundedList, JsonFields, shown, typed};
 use crate::api::parameter_kinds::JsonEndpoint;
 use crate::api::parameters::RequestedSettings;
 use crate::generation::GenerateRequest;
 use crate::generation::model_text::ModelText;
 use crate::postprocess::{PlacedToken, TextDelta};
 use crate::request::{FinishReason, Prompt};
+
+/// Prompts that are read; the operator allows fewer.
+const MAX_PROMPTS: usize = 4096;
 
 /// How the response to this request looks.
 #[derive(Debug)]
@@ -38,7 +41,8 @@ pub(super) fn read(
     let delivery = ResponseDelivery::read(&mut fields)?;
     fields.finish(&[])?;
     let shape = CompletionShape { logprobs: settings.general.logprobs.is_some() };
-    Ok((GenerateRequest { model, prompts, suffix, settings }, shape, delivery))
+    let in_one_piece = !delivery.stream;
+    Ok((GenerateRequest { model, prompts, suffix, settings, in_one_piece }, shape, delivery))
 }
 
 /// A string, a list of strings, token ids, or a list of lists of token ids; the first element tells which.
@@ -50,12 +54,12 @@ fn prompts(raw: &RawValue) -> Result<Vec<Prompt>, ApiError> {
     match (raw.get().chars().next(), inside) {
         (Some('"'), _) => Ok(vec![Prompt::Text(typed(path(), raw, EXPECTED)?)]),
         (_, Some(Some('"'))) => {
-            let texts: Vec<String> = typed(path(), raw, EXPECTED).map_err(top_level)?;
-            Ok(texts.into_iter().map(Prompt::Text).collect())
+            let texts: BoundedList<String, MAX_PROMPTS> = typed(path(), raw, EXPECTED).map_err(top_level)?;
+            Ok(texts.0.into_iter().map(Prompt::Text).collect())
         }
         (_, Some(Some('['))) => {
-            let lists: Vec<Vec<u32>> = typed(path(), raw, EXPECTED).map_err(top_level)?;
-            Ok(lists.into_iter().map(Prompt::Tokens).collect())
+            let lists: BoundedList<Vec<u32>, MAX_PROMPTS> = typed(path(), raw, EXPECTED).map_err(top_level)?;
+            Ok(lists.0.into_iter().map(Prompt::Tokens).collect())
         }
         (_, Some(Some(']'))) => Ok(Vec::new()),
         (_, Some(_)) => Ok(vec![Prompt::Tokens(typed(path(), raw, EXPECTED).map_err(top_level)?)]),

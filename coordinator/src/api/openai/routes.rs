@@ -17,7 +17,6 @@ use super::body::OpenAiRequest;
 use super::observed::{RequestId, observed};
 use super::{chat, completions, models, response};
 use crate::api::error::ApiError;
-use crate::api::json_fields::JsonFields;
 use crate::api::state::ApiState;
 use crate::tenant::Tenant;
 
@@ -49,7 +48,7 @@ async fn complete(
     request: Request,
 ) -> Result<Response, ApiError> {
     let received = OpenAiRequest::read(tenant, request, &state).await?;
-    let (request, shape, delivery) = completions::read(JsonFields::parse(&received.body)?)?;
+    let (request, shape, delivery) = received.parsed(&state, completions::read).await?;
     response::respond(&state, id, received, request, shape, delivery).await
 }
 
@@ -60,7 +59,7 @@ async fn converse(
     request: Request,
 ) -> Result<Response, ApiError> {
     let received = OpenAiRequest::read(tenant, request, &state).await?;
-    let (request, shape, delivery) = chat::read(JsonFields::parse(&received.body)?)?;
+    let (request, shape, delivery) = received.parsed(&state, chat::read).await?;
     response::respond(&state, id, received, request, shape, delivery).await
 }
 

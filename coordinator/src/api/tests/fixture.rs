@@ -109,6 +109,10 @@ impl SessionSource for ScriptedGenerator {
         self.models().into_iter().find(|model| model.name == name)
     }
 
+    fn most_sessions(&self, tenant: &Tenant) -> usize {
+        self.admission.most_sessions(tenant)
+    }
+
     fn enter(
         &self,
         model: &ModelInfo,

@@ -60,7 +60,7 @@ async fn wrong_paths_methods_and_bodies() {
 
 #[tokio::test]
 async fn bodies_are_bounded() {
-    let config = ApiConfig { max_body_bytes: 1000, max_prompt_bytes: 100, ..ApiConfig::default() };
+    let config = ApiConfig { max_body_bytes: Some(1000), max_prompt_bytes: 100, ..ApiConfig::default() };
     let server = TestServer::with(config, Duration::ZERO, |_| says("x")).await;
     let (status, error) = server.refusal(PATH, &json!({"model": "demo", "prompt": "a".repeat(1000)})).await;
     assert_eq!((status, error["code"].as_str()), (413, Some("payload_too_large")));

@@ -6,6 +6,7 @@ mod validation;
 
 mod completions;
 
+mod bounds;
 mod chat;
 
 mod http;

@@ -49,7 +49,9 @@ impl CircuitBreaker {
     /// An operation ended. A lost connection does not count: whether one is there, the connection itself tells.
     pub(super) fn ended<T>(&mut self, now: Instant, outcome: Result<&T, &OperationError>) {
         match outcome.map_err(|error| error.code) {
-            Err(ErrorCode::DeadlineExceeded | ErrorCode::WorkerFault | ErrorCode::OutOfBlocks) => {
+            Err(
+                ErrorCode::DeadlineExceeded | ErrorCode::WorkerFault | ErrorCode::OutOfBlocks | ErrorCode::Overloaded,
+            ) => {
                 self.failures += 1;
                 if self.failures >= THRESHOLD && self.open.is_none() {
                     self.open = Some(OpenCircuit { next_probe: now + PAUSE.0, pause: PAUSE.0 * 2 });

@@ -44,9 +44,53 @@ impl OperationTime {
     }
 }
 
+/// What the slowest of the last operations is multiplied with when a faster one comes.
+const FORGETTING: f64 = 0.98;
+
+/// The slowest of the last operations that feed prompts, in seconds for each unit of work. Whether a prompt's beginning
+/// is cached makes them differ by orders of magnitude, so their mean tells little.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SlowestOperation {
+    seconds: f64,
+    measured: u32,
+}
+
+impl SlowestOperation {
+    /// Notes that an operation of `units` of work took `seconds`.
+    pub(super) fn note(&mut self, seconds: f64, units: u32) {
+        self.seconds = (seconds / f64::from(units.max(1))).max(self.seconds * FORGETTING);
+        self.measured = self.measured.saturating_add(1);
+    }
+
+    /// Time for an operation of `units`, from `least` to `most`; `most` until enough is measured.
+    pub(super) fn deadline(&self, units: u32, least: Duration, most: Duration) -> Duration {
+        if self.measured < ENOUGH {
+            return most;
+        }
+        let seconds = FACTOR * self.seconds * f64::from(units.max(1));
+        Duration::try_from_secs_f64(seconds).unwrap_or(most).max(least).min(most)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn prompts_that_are_cached_do_not_make_others_late() {
+        let (least, most) = (Duration::from_secs(5), Duration::from_secs(30));
+        let mut slowest = SlowestOperation::default();
+        assert_eq!(slowest.deadline(60, least, most), most);
+        slowest.note(1.8, 60);
+        (0..ENOUGH).for_each(|_| slowest.note(0.001, 60));
+        // More than twice what a prompt took that was not cached.
+        assert!(slowest.deadline(60, least, most) > Duration::from_secs(5));
+        (0..1000).for_each(|_| slowest.note(0.001, 60));
+        assert_eq!(slowest.deadline(60, least, most), least);
+        // One that was given up counts: the next gets several times as long.
+        slowest.note(5.0, 60);
+        assert_eq!(slowest.deadline(60, least, most), most);
+    }
 
     #[test]
     fn deadlines_follow_the_measured_time_within_bounds() {

@@ -10,31 +10,43 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use self::circuit_breaker::CircuitBreaker;
-use self::deadline::OperationTime;
+use self::deadline::{OperationTime, SlowestOperation};
 
-/// An operation that feeds more tokens than this takes time by its length, which the measured time of short ones does
-/// not tell.
+/// An operation that feeds more tokens than this takes time by its length, in units of so many.
 const SHORT_TOKENS: usize = 16;
 
 /// Least time of a short operation before it counts as hung: what a busy machine may pause for.
 const LEAST_DEADLINE: Duration = Duration::from_secs(2);
 
+/// The same of a long one.
+const LEAST_LONG_DEADLINE: Duration = Duration::from_secs(5);
+
 /// What the coordinator has seen of a worker.
 pub(super) struct WorkerHealth {
     circuit: Mutex<CircuitBreaker>,
     short_operations: Mutex<OperationTime>,
+    long_operations: Mutex<SlowestOperation>,
 }
 
 impl WorkerHealth {
     pub(super) fn new() -> Self {
-        Self { circuit: Mutex::new(CircuitBreaker::new()), short_operations: Mutex::new(OperationTime::new()) }
+        Self {
+            circuit: Mutex::new(CircuitBreaker::new()),
+            short_operations: Mutex::new(OperationTime::new()),
+            long_operations: Mutex::default(),
+        }
     }
 
     /// After how long `operation` counts as hung, at most `deadline`.
     pub(super) fn patience(&self, operation: &Operation, deadline: Duration) -> Duration {
-        match short_passes(operation) {
-            Some(passes) => self.short_operations.lock().deadline(passes, LEAST_DEADLINE, deadline),
-            None => deadline,
+        match OperationWork::of(operation) {
+            OperationWork::Short { passes } => {
+                self.short_operations.lock().deadline(passes, LEAST_DEADLINE, deadline)
+            }
+            OperationWork::Long { units } => {
+                self.long_operations.lock().deadline(units, LEAST_LONG_DEADLINE, deadline)
+            }
+            OperationWork::Bookkeeping => deadline,
         }
     }
 
@@ -49,10 +61,13 @@ impl WorkerHealth {
         let now = Instant::now();
         // One that was given up took at least so long: a worker that has become slow soon gets more time.
         let was_given_up = matches!(outcome, Err(error) if error.code == ErrorCode::DeadlineExceeded);
-        if let Some(passes) = short_passes(operation)
-            && (outcome.is_ok() || was_given_up)
-        {
-            self.short_operations.lock().note((now - began).as_secs_f64(), passes);
+        if outcome.is_ok() || was_given_up {
+            let seconds = (now - began).as_secs_f64();
+            match OperationWork::of(operation) {
+                OperationWork::Short { passes } => self.short_operations.lock().note(seconds, passes),
+                OperationWork::Long { units } => self.long_operations.lock().note(seconds, units),
+                OperationWork::Bookkeeping => {}
+            }
         }
         let mut circuit = self.circuit.lock();
         let was_open = circuit.is_open();
@@ -71,9 +86,30 @@ impl WorkerHealth {
     }
 }
 
-/// Forward passes of a short operation; `None` for others.
-fn short_passes(operation: &Operation) -> Option<u32> {
-    let is_short = operation.tokens.len() <= SHORT_TOKENS && operation.needs_model();
-    // A draft is one forward pass per token.
-    is_short.then(|| operation.kind.drafted_tokens().max(1))
+/// What an operation's time is measured in.
+enum OperationWork {
+    Short {
+        passes: u32,
+    },
+    /// Feeds many tokens.
+    Long {
+        units: u32,
+    },
+    /// Needs no forward pass.
+    Bookkeeping,
+}
+
+impl OperationWork {
+    fn of(operation: &Operation) -> Self {
+        // A draft is one forward pass per token.
+        let passes = operation.kind.drafted_tokens().max(1);
+        if !operation.needs_model() {
+            return Self::Bookkeeping;
+        }
+        if operation.tokens.len() <= SHORT_TOKENS {
+            return Self::Short { passes };
+        }
+        let units = u32::try_from(operation.tokens.len().div_ceil(SHORT_TOKENS)).unwrap_or(u32::MAX);
+        Self::Long { units: units.saturating_add(passes) }
+    }
 }

@@ -14,7 +14,6 @@ use cosec_coordinator::session::config::{ExpertAbsent, SessionConfig};
 use cosec_coordinator::session::plan::DecodePlan;
 use cosec_coordinator::session::service::ServiceConfig;
 use cosec_coordinator::speculation::settings::SpeculationMode;
-use cosec_coordinator::tenant::Tenant;
 use cosec_coordinator::worker_pool::PoolConfig;
 use cosec_proto::WorkerRole;
 use cosec_proto::sampling::SamplingParams;
@@ -24,7 +23,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
-use crate::cluster::{anti_expert, prompt, request, settings};
+use crate::cluster::{anti_expert, prompt, request, settings, tenant};
 
 pub(super) const NAME: &str = "mock";
 
@@ -132,8 +131,8 @@ pub(super) fn random_schedule(chance: &mut StdRng) -> Schedule {
     for number in 0..chance.random_range(2..=4) {
         let settings = random_settings(chance);
         let prompt: Vec<u32> = prompt(chance.random_range(1..60)).into_iter().map(|id| 1 + id % 31).collect();
-        let mut tenant = Tenant::default();
-        (tenant.name, tenant.id) = (format!("tenant {}", number % 2), number % 2);
+        let mut tenant = (*tenant(&format!("tenant {}", number % 2))).clone();
+        tenant.id = number % 2;
         let tenant = Arc::new(tenant);
         let after = OPENING.mul_f64(chance.random_range(0.0..1.0));
         let patience = match chance.random_bool(0.1) {
@@ -174,6 +173,10 @@ pub(super) fn random_schedule(chance: &mut StdRng) -> Schedule {
             expert_absent: *absences.choose(chance).unwrap(),
             speculation,
             max_draft: chance.random_range(1..=6),
+            // Less than the clients that rest do.
+            slow_client_turn_ms: 300,
+            slow_client_cache_ms: 900,
+            ..SessionConfig::default()
         },
     };
     Schedule { config, replicas, requests, faults: chance.random_range(1..=4) }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cosec_coordinator::merge::{BaseOnly, SelectedRule};
-use cosec_coordinator::request::{FinishReason, GenerationSettings, SessionError, TokenEvent};
+use cosec_coordinator::request::{FinishReason, GenerationSettings, SessionError, TokenEvent, TokenizedRequest};
 use cosec_coordinator::session::config::ExpertAbsent;
 use cosec_coordinator::session::plan::DecodePlan;
 use cosec_coordinator::session::service::{ServiceConfig, ServiceMetrics};
@@ -15,7 +15,7 @@ use futures::StreamExt;
 use tokio::time::Instant;
 
 use super::generate::{ClientRequest, NAME, PATIENCE, Schedule, model_at, place};
-use crate::cluster::{Service, request, settings};
+use crate::cluster::{Service, request, settings, tenant};
 use crate::harness::decode_plainly;
 use crate::reference::{Models, are_as_expected, expected_tokens, expected_tokens_degraded, without_hardening};
 
@@ -121,7 +121,9 @@ pub(super) fn check_end(sim: &Sim, schedule: &Schedule, seen: &ClientRecord) -> 
         End::Refused(error) if error.code == ErrorCode::Overloaded => {
             let all = schedule.requests.len();
             let places = schedule.config.admission.max_sessions + schedule.config.admission.max_queued_sessions;
-            let is_full = all > places || schedule.config.admission.max_queued_tokens < 1_000;
+            let is_full = all > places
+                || error.message.contains("of this client")
+                || schedule.config.admission.max_queued_tokens < 1_000;
             if is_full { Ok(()) } else { Err(format!("{places} places are too few for {all} choices: {error}")) }
         }
         End::Failed(error) if error.code == ErrorCode::DeadlineExceeded && seen.ended >= seen.deadline => Ok(()),
@@ -158,6 +160,7 @@ pub(super) async fn check_given_back(
         [
             ("active", metrics.sessions.active_sessions.get()),
             ("queued", metrics.sessions.queued_sessions.get()),
+            ("stalled", metrics.admission.stalled_sessions.get()),
             ("queued tokens", metrics.admission.queued_tokens.get()),
         ]
     };
@@ -173,11 +176,15 @@ pub(super) async fn check_given_back(
 /// As many sessions fit as at the beginning.
 pub(super) async fn check_places(service: &Service, config: &ServiceConfig) -> Result<(), Violation> {
     let places = config.admission.max_sessions + config.admission.max_queued_sessions;
-    let one = || {
+    // Each a client of its own: one alone does not get all places.
+    let mut clients = 0;
+    let mut one = || {
+        clients += 1;
         let deadline = Instant::now() + PATIENCE;
         let settings =
             GenerationSettings { deadline, max_tokens: Some(1), ..settings(SelectedRule::BaseOnly(BaseOnly)) };
-        service.open(request(settings, &[1]))
+        let tenant = tenant(&format!("client {clients}"));
+        service.open(TokenizedRequest { tenant, ..request(settings, &[1]) })
     };
     let mut streams = Vec::new();
     for taken in 0..places {
