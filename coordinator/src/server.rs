@@ -2,25 +2,28 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::serve::ListenerExt;
 use cosec_proto::log_lines::{self, LogLines};
 use cosec_proto::metrics::{MetricError, MetricRegistry};
-use cosec_proto::transport;
+use cosec_proto::secret_file::warn_if_loose;
+use cosec_proto::serving::{
+    ConnectionLimits, ConnectionTable, Exposure, ListenError, Protocol, ServedPort, bind, pages,
+};
+use cosec_proto::tls::{InvalidTls, PeerRole, ServerIdentity};
+use cosec_proto::transport::WorkerTransport;
 use cosec_proto::wire::coordinator::coordinator_server::CoordinatorServer;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::server::NamedService;
-use tonic::transport::server::TcpIncoming;
+use tonic::service::Routes;
 use tonic_health::ServingStatus;
-use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 
 use crate::api::auth::{InvalidAuth, RequestAuth};
@@ -49,22 +52,25 @@ const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Serves until `shutdown`, then refuses new requests, finishes those in flight within the grace period, and returns.
 ///
-/// Prints `http on ADDRESS` and `grpc on ADDRESS` to standard output when both are bound.
+/// Prints `http on ADDRESS`, `grpc on ADDRESS` and, where they are set, `health on ADDRESS` and `metrics on ADDRESS` to
+/// standard output when all are bound.
 ///
 /// # Errors
 /// [`RunError`] when it cannot start.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
-    let listeners = ApiListeners::bind(&config.http_listen, &config.grpc_listen).await?;
+    let ports = Ports::bind(&config).await?;
     let registry = MetricRegistry::default();
     let metrics = CoordinatorMetrics::register(&registry)?;
     LogLines::standard_error().count_dropped(metrics.telemetry.dropped_lines);
     let (texts, tokenizers) = load_texts(&config.models)?;
     let tasks = TaskSpawner::new(TaskTracker::new(), CancellationToken::new());
     let policy = Arc::new(config.operator_policy()?);
+    let transport = worker_transport(&config);
     let Config { models, admission, workers, sessions, .. } = config;
     let members = models.iter().flat_map(ModelConfig::members).collect();
     let members = discovery::follow(config.discovery.build(members)?, metrics.discovery, &tasks);
-    let source = WorkerSource { members, connect: Arc::new(transport::channel) };
+    let connect = Arc::new(move |address: &str, role| transport.channel(address, role));
+    let source = WorkerSource { members, connect };
     let service = ServiceConfig { models, admission, workers, sessions };
     let service = SessionService::start(service, tokenizers, source, metrics.service, tasks.clone());
     let secret = config.api.resume_key_file.as_deref().map_or_else(|| Ok(SharedKey::random()), SharedKey::read)?;
@@ -77,9 +83,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         metrics: metrics.api,
         started: seconds_now(),
     });
-    listeners.announce();
+    ports.announce();
     let grace = Duration::from_secs(config.grace_seconds);
-    serve(listeners, state, registry, grace, shutdown).await?;
+    serve(ports, config.connections, state, registry, grace, shutdown).await;
     tasks.shutdown.cancel();
     tasks.tracker.close();
     if timeout(CLOSING, tasks.tracker.wait()).await.is_err() {
@@ -88,34 +94,89 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     Ok(())
 }
 
-/// The sockets of HTTP and gRPC.
-#[expect(missing_docs, reason = "the field names say it")]
-pub struct ApiListeners {
-    pub http: TcpListener,
-    pub grpc: TcpListener,
+fn worker_transport(config: &Config) -> WorkerTransport {
+    match &config.workers.tls {
+        tls if tls.is_set() => WorkerTransport::Tls(tls.clone()),
+        _ if config.insecure => WorkerTransport::Insecure,
+        _ => WorkerTransport::Loopback,
+    }
 }
 
-impl ApiListeners {
-    /// Binds both, so that a port in use is known before anything starts.
+/// A bound port and what it presents over TLS.
+pub struct BoundPort {
+    /// The port.
+    pub listener: TcpListener,
+    /// In the clear without.
+    pub tls: Option<Arc<ServerIdentity>>,
+}
+
+/// The ports of a coordinator.
+pub struct Ports {
+    /// OpenAI's API.
+    pub http: BoundPort,
+    /// The gRPC service.
+    pub grpc: BoundPort,
+    /// For probes.
+    pub health: Option<BoundPort>,
+    /// For Prometheus.
+    pub metrics: Option<BoundPort>,
+}
+
+impl Ports {
+    /// Binds all and reads certificates, so that what is wrong with them is known before anything starts.
     ///
     /// # Errors
-    /// [`RunError::Bind`] names address and flag.
-    pub async fn bind(http: &str, grpc: &str) -> Result<Self, RunError> {
-        Ok(Self { http: bind("--http-listen", http).await?, grpc: bind("--grpc-listen", grpc).await? })
+    /// [`RunError::Listen`] and [`RunError::Tls`] name the setting.
+    pub async fn bind(config: &Config) -> Result<Self, RunError> {
+        for (setting, file) in [
+            ("tls.private_key_file", &config.tls.private_key_file),
+            ("workers.tls.private_key_file", &config.workers.tls.private_key_file),
+        ] {
+            file.iter().for_each(|file| warn_if_loose(setting, file));
+        }
+        let unusable = |section| move |cause| RunError::Tls { section, cause };
+        let http = ServerIdentity::of_clients(&config.tls, &["h2", "http/1.1"]).map_err(unusable("tls"))?;
+        let grpc = ServerIdentity::of_clients(&config.tls, &["h2"]).map_err(unusable("tls"))?;
+        let monitoring = PeerRole::Monitoring;
+        let peers = ServerIdentity::of_peers(&config.workers.tls, monitoring, &["h2", "http/1.1"]);
+        let peers = peers.map_err(unusable("workers.tls"))?;
+        let bound = async |setting, address: &str, tls: Option<Arc<ServerIdentity>>, remedy| {
+            let exposure = Exposure::of(tls.is_some(), config.insecure, remedy);
+            Ok::<_, RunError>(BoundPort { listener: bind(setting, address, exposure).await?, tls })
+        };
+        let files = "tls.certificate_file and tls.private_key_file";
+        let health = match &config.health_listen {
+            // It tells nothing but whether the process is well, and probes have no certificate.
+            Some(address) => {
+                Some(BoundPort { listener: bind("health_listen", address, Exposure::Anywhere).await?, tls: None })
+            }
+            None => None,
+        };
+        let metrics = match &config.metrics_listen {
+            Some(address) => Some(bound("metrics_listen", address, peers, "workers.tls").await?),
+            None => None,
+        };
+        Ok(Self {
+            http: bound("http_listen", &config.http_listen, http, files).await?,
+            grpc: bound("grpc_listen", &config.grpc_listen, grpc, files).await?,
+            health,
+            metrics,
+        })
     }
 
     fn announce(&self) {
+        let ports = [
+            ("http", Some(&self.http)),
+            ("grpc", Some(&self.grpc)),
+            ("health", self.health.as_ref()),
+            ("metrics", self.metrics.as_ref()),
+        ];
         let mut lines = String::new();
-        for (protocol, listener) in [("http", &self.http), ("grpc", &self.grpc)] {
-            let _ = listener.local_addr().map(|address| writeln!(lines, "{protocol} on {address}"));
+        for (name, port) in ports {
+            let _ = port.map(|port| port.listener.local_addr().map(|address| writeln!(lines, "{name} on {address}")));
         }
         log_lines::announce(lines);
     }
-}
-
-async fn bind(flag: &'static str, address: &str) -> Result<TcpListener, RunError> {
-    let failed = |cause: std::io::Error| RunError::Bind { flag, address: address.to_owned(), cause };
-    TcpListener::bind(address).await.map_err(failed)
 }
 
 /// Tokenizers and templates by model, and the tokenizers' fingerprints, which its workers must have.
@@ -134,53 +195,37 @@ fn load_texts(models: &[ModelConfig]) -> Result<LoadedTexts, RunError> {
     models.iter().map(load).collect()
 }
 
-/// Serves HTTP and gRPC until `shutdown`, then winds down.
-///
-/// # Errors
-/// [`RunError::Serve`] when one of them breaks.
+/// Serves until `shutdown`, then winds down.
 pub async fn serve(
-    listeners: ApiListeners,
+    ports: Ports,
+    limits: ConnectionLimits,
     state: Arc<ApiState>,
     registry: MetricRegistry,
     grace: Duration,
     shutdown: CancellationToken,
-) -> Result<(), RunError> {
-    let closing = CancellationToken::new();
+) {
     let (health, health_service) = tonic_health::server::health_reporter();
-    let http = serve_http(listeners.http, routes::router(state.clone(), registry), closing.clone());
-    let grpc = serve_grpc(listeners.grpc, health_service, state.clone(), closing.clone());
-    let serving = async { tokio::try_join!(http, grpc).map(|_| ()) };
-    tokio::pin!(serving);
-    tokio::select! {
-        broken = &mut serving => return broken,
-        () = drain_after(&shutdown, &health, &state, grace) => closing.cancel(),
-    }
+    let grpc = Routes::new(health_service).into_axum_router().merge(grpc::routes(Arc::clone(&state)));
+    let ready = Arc::clone(&state);
+    let pages = pages::health(move || ready.generation.ready().is_ok());
+    let message_timeout = Duration::from_secs(state.config.body_timeout_seconds);
+    let (clients, probes) = (ConnectionTable::start(limits), ConnectionTable::start(ConnectionLimits::of_probes()));
+    let served = |port: BoundPort, routes: Router, protocol, table: &Arc<ConnectionTable>| {
+        let BoundPort { listener, tls } = port;
+        ServedPort { listener, routes, protocol, tls, table: Arc::clone(table) }
+    };
+    let served = [
+        Some(served(ports.http, routes::router(Arc::clone(&state)), Protocol::Http, &clients)),
+        Some(served(ports.grpc, grpc, Protocol::Grpc { message_timeout }, &clients)),
+        ports.health.map(|port| served(port, pages, Protocol::Http, &probes)),
+        ports.metrics.map(|port| served(port, pages::metrics(registry), Protocol::Http, &probes)),
+    ];
+    let closing = CancellationToken::new();
+    let mut serving: JoinSet<()> = served.into_iter().flatten().map(|port| port.serve(closing.clone())).collect();
+    drain_after(&shutdown, &health, &state, grace).await;
+    closing.cancel();
     // Connections that clients keep open without a request are not waited for.
-    timeout(CLOSING, serving).await.unwrap_or(Ok(()))
-}
-
-async fn serve_http(listener: TcpListener, routes: Router, closing: CancellationToken) -> Result<(), RunError> {
-    let listener = listener.tap_io(|connection| {
-        // A token must not wait for the next one to fill a packet.
-        if let Err(cause) = connection.set_nodelay(true) {
-            tracing::debug!(%cause, "cannot set TCP_NODELAY");
-        }
-    });
-    let routes = routes.into_make_service_with_connect_info::<SocketAddr>();
-    let served = axum::serve(listener, routes).with_graceful_shutdown(closing.cancelled_owned()).await;
-    served.map_err(|cause| RunError::Serve { protocol: "http", cause: cause.to_string() })
-}
-
-async fn serve_grpc(
-    listener: TcpListener,
-    health: HealthServer<impl Health>,
-    state: Arc<ApiState>,
-    closing: CancellationToken,
-) -> Result<(), RunError> {
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let router = transport::server().add_service(health).add_service(grpc::service(state));
-    let served = router.serve_with_incoming_shutdown(incoming, closing.cancelled_owned()).await;
-    served.map_err(|cause| RunError::Serve { protocol: "grpc", cause: cause.to_string() })
+    let _ = timeout(CLOSING, async { while serving.join_next().await.is_some() {} }).await;
 }
 
 /// Reports health until `shutdown`, then waits for the requests in flight, for `grace` at most.
@@ -210,10 +255,13 @@ async fn report_health(health: &HealthReporter, state: &ApiState) {
 /// Why a coordinator cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// An address cannot be bound.
-    #[error("cannot listen on {address} ({flag}): {cause}")]
+    /// A port cannot be bound, or would be in the clear.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// Certificates cannot be used.
+    #[error("{section}: {cause}")]
     #[expect(missing_docs, reason = "the field names say it")]
-    Bind { flag: &'static str, address: String, cause: std::io::Error },
+    Tls { section: &'static str, cause: InvalidTls },
     /// A model's tokenizer or chat template cannot be used.
     #[error("model {model}: tokenizer directory {}: {cause}", directory.display())]
     #[expect(missing_docs, reason = "the field names say it")]
@@ -233,8 +281,4 @@ pub enum RunError {
     /// Two metrics have the same name.
     #[error("metrics: {0}")]
     Metrics(#[from] MetricError),
-    /// HTTP or gRPC broke while serving.
-    #[error("{protocol}: {cause}")]
-    #[expect(missing_docs, reason = "the field names say it")]
-    Serve { protocol: &'static str, cause: String },
 }

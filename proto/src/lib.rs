@@ -26,6 +26,10 @@ pub mod error_code;
 
 pub mod transport;
 
+pub mod tls;
+
+pub mod serving;
+
 pub mod kubernetes;
 
 pub mod sampling;

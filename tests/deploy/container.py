@@ -9,6 +9,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import trustme
+
 from rendered import ROOT, Overlay, Workload
 
 BINARIES = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
@@ -30,6 +32,40 @@ SECRETS = {
     "resume-key": "of thirty-two characters, or more",
     "keys.toml": f"[[keys]]\nname = 'somebody'\nsha256 = '{hashlib.sha256(b'secret').hexdigest()}'\n",
 }
+
+
+# Whom the certificate that each workload shows its peers names.
+PEERS = {
+    "base-worker": "base.workers.cosec",
+    "expert-worker": "expert.workers.cosec",
+    "coordinator": "coordinator.peers.cosec",
+    "monitoring": "monitoring.peers.cosec",
+}
+
+
+def certificate(authority: trustme.CA, folder: Path, *names: str) -> None:
+    """Files as a TLS Secret has them."""
+    folder.mkdir()
+    own = authority.issue_cert(*names)
+    authority.cert_pem.write_to_path(folder / "ca.crt")
+    own.private_key_pem.write_to_path(folder / "tls.key")
+    for part in own.cert_chain_pems:
+        part.write_to_path(folder / "tls.crt", append=True)
+
+
+class Identities:
+    """What cert-manager makes of `production`'s issuer of peers, in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        authority = trustme.CA()
+        certificate(authority, folder / "api-tls", "127.0.0.1")
+        for name, peer in PEERS.items():
+            certificate(authority, folder / f"{name}-tls", peer)
+
+    def places(self, name: str) -> dict[str, str]:
+        """Where the files of the workload `name` lie in place of its Secrets."""
+        return {r"/etc/cosec-peers/": f"{self.folder}/{name}-tls/", r"/etc/cosec-api/": f"{self.folder}/api-tls/"}
 
 
 def free_ports(workload: Workload) -> dict[str, int]:

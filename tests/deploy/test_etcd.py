@@ -1,7 +1,9 @@
-"""The cluster of `production` as processes: three members of etcd over TLS, workers that register, a coordinator."""
+"""The cluster of `production` as processes: three members of etcd, workers that register, a coordinator; all over TLS."""
 
 import json
 import shutil
+import socket
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -10,19 +12,9 @@ from pathlib import Path
 import pytest
 import trustme
 
-from container import PATIENCE_SECONDS, Container, free_ports
+from container import PATIENCE_SECONDS, PEERS, Container, Identities, certificate, free_ports
 
 MEMBERS = 3
-
-
-def certificate(authority: trustme.CA, folder: Path, *names: str) -> None:
-    """Files as a TLS Secret has them."""
-    folder.mkdir()
-    own = authority.issue_cert(*names)
-    authority.cert_pem.write_to_path(folder / "ca.crt")
-    own.private_key_pem.write_to_path(folder / "tls.key")
-    for part in own.cert_chain_pems:
-        part.write_to_path(folder / "tls.crt", append=True)
 
 
 def answers(port: int, path: str) -> bool:
@@ -33,13 +25,14 @@ def answers(port: int, path: str) -> bool:
         return False
 
 
-def complete(coordinator: Container, key: str) -> int:
-    """Status of a completion asked for with `key`."""
+def complete(coordinator: Container, key: str, authority: Path) -> int:
+    """Status of a completion asked for with `key` by a client that trusts `authority`."""
     body = json.dumps({"model": "deepseek-coder-6.7b", "prompt": "import os", "max_tokens": 4}).encode()
     headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
-    request = urllib.request.Request(f"http://127.0.0.1:{coordinator.ports['http']}/v1/completions", body, headers)
+    request = urllib.request.Request(f"https://127.0.0.1:{coordinator.ports['http']}/v1/completions", body, headers)
+    trusting = ssl.create_default_context(cafile=authority)
     try:
-        with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS, context=trusting) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
@@ -56,9 +49,9 @@ def wait_until(condition, containers: list[Container]) -> None:
 def start(production, tmp_path):
     """Starts a workload's Pods one by one; all are killed at the end."""
     running = []
-    authority = trustme.CA()
+    authority, peers = trustme.CA(), Identities(tmp_path)
     certificate(authority, tmp_path / "etcd-tls", "127.0.0.1")
-    certificate(authority, tmp_path / "client-tls", "client.cosec")
+    certificate(authority, tmp_path / "client-tls", "client")
     places = {r"/etc/etcd-tls/": f"{tmp_path}/etcd-tls/", r"/etc/cosec-etcd/": f"{tmp_path}/client-tls/"}
     (etcd,) = (workload for workload in production.workloads if workload.name == "etcd")
     members = [free_ports(etcd) for _ in range(MEMBERS)]
@@ -70,7 +63,7 @@ def start(production, tmp_path):
         (workload,) = (workload for workload in production.workloads if workload.name == name)
         folder = tmp_path / f"{name}-{index}"
         ports = members[index] if name == "etcd" else free_ports(workload)
-        own = places | {"/var/lib/etcd": str(folder)}
+        own = places | peers.places(name) | {"/var/lib/etcd": str(folder)}
         running.append(Container(production, workload, folder, ports, own, pod=f"{name}-{index}"))
         return running[-1]
 
@@ -81,7 +74,17 @@ def start(production, tmp_path):
         container.process.stdout.close()
 
 
-def test_the_cluster_of_production_serves(start):
+def scraped(container: Container, server: str, folder: Path) -> bytes:
+    """Metrics as Prometheus reads them, of one that calls itself `server`."""
+    trusting = ssl.create_default_context(cafile=folder / "ca.crt")
+    trusting.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    with socket.create_connection(("127.0.0.1", container.ports["metrics"])) as plain:
+        with trusting.wrap_socket(plain, server_hostname=server) as stream:
+            stream.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            return b"".join(iter(lambda: stream.recv(1 << 16), b""))
+
+
+def test_the_cluster_of_production_serves(start, tmp_path):
     assert shutil.which("etcd"), "etcd is missing: install it (Debian: apt-get install etcd-server)"
     members = [start("etcd", index) for index in range(MEMBERS)]
     wait_until(lambda: all(answers(member.ports["metrics"], "/health") for member in members), members)
@@ -90,11 +93,14 @@ def test_the_cluster_of_production_serves(start):
 
     base, expert, coordinator = start("base-worker"), start("expert-worker"), start("coordinator")
     everyone = [coordinator, base, expert]
-    wait_until(lambda: answers(coordinator.ports["http"], "/health/ready"), everyone)
-    assert complete(coordinator, key="secret") == 200
-    assert complete(coordinator, key="another") == 401
+    wait_until(lambda: answers(coordinator.ports["health"], "/health/ready"), everyone)
+    authority = tmp_path / "api-tls" / "ca.crt"
+    assert complete(coordinator, key="secret", authority=authority) == 200
+    assert complete(coordinator, key="another", authority=authority) == 401
+    for container, name in ((coordinator, "coordinator"), (base, "base-worker"), (expert, "expert-worker")):
+        assert b"\ncosec_" in scraped(container, PEERS[name], tmp_path / "monitoring-tls"), name
 
     assert expert.stop() == 0
-    wait_until(lambda: not answers(coordinator.ports["http"], "/health/ready"), everyone)
-    assert answers(coordinator.ports["http"], "/health/live")
+    wait_until(lambda: not answers(coordinator.ports["health"], "/health/ready"), everyone)
+    assert answers(coordinator.ports["health"], "/health/live")
     assert coordinator.stop() == 0 and base.stop() == 0

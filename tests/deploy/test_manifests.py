@@ -9,7 +9,7 @@ import pytest
 from rendered import KUBERNETES, Workload, image_name
 
 KUBERNETES_VERSION = "1.32"
-CUSTOM = ("monitoring.coreos.com/",)
+CUSTOM = ("monitoring.coreos.com/", "cert-manager.io/")
 
 
 def environment(workload: Workload) -> dict[str, str]:
@@ -153,6 +153,37 @@ def test_secrets_are_the_documented_ones(overlay):
             if secret := entry.get("valueFrom", {}).get("secretKeyRef"):
                 secrets.add(secret["name"])
     assert all(f"`{secret}`" in readme for secret in secrets), secrets
+
+
+def test_certificates_are_those_that_are_mounted(production):
+    """Every Secret of certificates is made by cert-manager, signed by an issuer that is there."""
+    certificates = {thing["spec"]["secretName"]: thing["spec"] for thing in production.of("Certificate")}
+    issuers = {thing["metadata"]["name"]: thing["spec"] for thing in production.of("Issuer")}
+    for workload in production.workloads:
+        for volume in workload.pod["volumes"]:
+            if (name := volume.get("secret", {}).get("secretName", "")).endswith("-tls"):
+                assert name in certificates, f"{workload.name}: {name}"
+                assert volume["secret"].get("defaultMode", 0o644) & 0o007 == 0 or workload.name == "etcd", name
+    for name, certificate in certificates.items():
+        issuer = issuers[certificate["issuerRef"]["name"]]
+        assert "selfSigned" in issuer or issuer["ca"]["secretName"] in certificates, name
+
+
+def test_names_in_certificates_are_the_programs(production):
+    """The names of roles, as the programs' source spells them."""
+    source = (KUBERNETES.parents[1] / "proto" / "src" / "tls" / "role.rs").read_text()
+    known = set(re.findall(r'"([\w.-]+\.cosec)"', source))
+    named = {name for thing in production.of("Certificate") for name in thing["spec"].get("dnsNames", [])}
+    assert {name for name in named if name.endswith(".cosec")} == known - {"anti-expert.workers.cosec"}
+    for monitor in production.of("ServiceMonitor"):
+        for endpoint in monitor["spec"]["endpoints"]:
+            assert endpoint.get("scheme") != "https" or endpoint["tlsConfig"]["serverName"] in known
+
+
+def test_only_minimal_is_in_the_clear(overlay):
+    for workload in overlay.workloads:
+        insecure = [name for name in environment(workload) if name.endswith("_INSECURE")]
+        assert bool(insecure) == (overlay.name == "minimal"), workload.name
 
 
 def test_draining_fits_the_grace_period(overlay):

@@ -70,7 +70,7 @@ def test_pods_reach_what_they_need_and_nothing_else(production):
         (
             PROMETHEUS,
             {
-                ("coordinator", "http"),
+                ("coordinator", "metrics"),
                 ("base-worker", "metrics"),
                 ("expert-worker", "metrics"),
                 ("etcd", "metrics"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from container import PATIENCE_SECONDS, Container, free_ports
+from container import PATIENCE_SECONDS, Container, Identities, free_ports
 from rendered import Overlay, Workload
 
 
@@ -12,8 +12,10 @@ def programs(overlay: Overlay) -> list[Workload]:
 
 def test_programs_start_with_their_configuration(overlay, tmp_path):
     assert len(programs(overlay)) == 3
+    identities = Identities(tmp_path)
     for workload in programs(overlay):
-        container = Container(overlay, workload, tmp_path / workload.name, free_ports(workload), {})
+        places = identities.places(workload.name)
+        container = Container(overlay, workload, tmp_path / workload.name, free_ports(workload), places)
         announced = container.announced()
         status = container.stop()
         assert len(announced) == len(container.ports), f"{workload.name}: {container.log.read_text()}"

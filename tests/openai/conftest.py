@@ -19,6 +19,7 @@ class Cluster:
 
     def __init__(self, said: str) -> None:
         self.url = self._find(r"serving: (http://\S+)/v1", said)
+        self.metrics = self._find(r"coordinator (http://\S+/metrics)", said)
         self.workers = {
             role: self._find(rf"{role} (http://\S+/metrics)", said) for role in ("base", "expert")
         }

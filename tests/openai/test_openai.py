@@ -292,7 +292,7 @@ def test_a_disconnect_frees_the_blocks(cluster, client):
 
 
 def test_metrics_count(cluster, client):
-    url = f"{cluster.url}/metrics"
+    url = cluster.metrics
     before = cluster.metric(url, "cosec_tokens_total")
     tokens = complete(client).usage.completion_tokens
     assert cluster.metric(url, "cosec_tokens_total") - before == tokens

@@ -42,8 +42,25 @@ pub async fn worker(name: &'static str, role: &str, flags: &[&str], logs: &Path)
 
 /// Starts a worker that serves the model in `directory` as `role`.
 pub async fn worker_of(name: &'static str, role: &str, directory: &Path, flags: &[&str], logs: &Path) -> Worker {
+    launch(name, "127.0.0.1:0", role, directory, flags, logs).await
+}
+
+/// Starts a worker that serves the demo's model for `role` at `listen`.
+pub async fn worker_at(listen: &str, name: &'static str, role: &str, flags: &[String], logs: &Path) -> Worker {
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    launch(name, listen, role, &model(role), &flags, logs).await
+}
+
+async fn launch(
+    name: &'static str,
+    listen: &str,
+    role: &str,
+    directory: &Path,
+    flags: &[&str],
+    logs: &Path,
+) -> Worker {
     let mut command = Command::new(binaries().join("cosec-worker"));
-    command.args(["serve", "--role", role, "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]);
+    command.args(["serve", "--role", role, "--listen", listen, "--metrics-listen", "127.0.0.1:0"]);
     command.args(["--threads", "1", "--model"]).arg(directory).args(flags);
     let mut process = Process::start(name, &mut command, logs).unwrap();
     let deadline = Instant::now() + PATIENCE;
@@ -56,6 +73,10 @@ pub async fn worker_of(name: &'static str, role: &str, directory: &Path, flags: 
 pub struct Coordinator {
     /// `http://…` of the API.
     pub http: String,
+    /// `host:port` of its gRPC service.
+    pub grpc: String,
+    /// `http://…/metrics`.
+    pub metrics: String,
     /// The process.
     pub process: Process,
 }
@@ -63,11 +84,15 @@ pub struct Coordinator {
 /// Starts a coordinator of the model `demo`; its log is `NAME.log` in `logs`.
 pub async fn coordinator(name: &'static str, flags: &[&str], logs: &Path) -> Coordinator {
     let mut command = Command::new(binaries().join("cosec-coordinator"));
-    command.args(["--http-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--model", "demo"]);
+    command.args(["--http-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]);
+    command.args(["--model", "demo"]);
     command.arg("--tokenizer").arg(model("base")).args(flags);
     let mut process = Process::start(name, &mut command, logs).unwrap();
-    let http = process.announced("http on ", Instant::now() + PATIENCE).await.unwrap();
-    Coordinator { http: format!("http://{http}"), process }
+    let deadline = Instant::now() + PATIENCE;
+    let http = process.announced("http on ", deadline).await.unwrap();
+    let grpc = process.announced("grpc on ", deadline).await.unwrap();
+    let metrics = process.announced("metrics on ", deadline).await.unwrap();
+    Coordinator { http: format!("http://{http}"), grpc, metrics: format!("http://{metrics}/metrics"), process }
 }
 
 impl Coordinator {
@@ -89,7 +114,7 @@ impl Coordinator {
 
     /// Sum of a metric over its labels.
     pub async fn metric(&self, name: &str) -> f64 {
-        metric(&format!("{}/metrics", self.http), name).await
+        metric(&self.metrics, name).await
     }
 }
 

@@ -24,6 +24,8 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
+use crate::grpc_server;
+
 /// Operations on their way.
 const QUEUE: usize = 1024;
 
@@ -255,7 +257,7 @@ async fn serve(listener: std::net::TcpListener, shared: Arc<Shared>) {
         .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(transport::MAX_MESSAGE_BYTES);
     let server =
-        transport::server().add_service(HealthServer::new(Service(Arc::clone(&shared)))).add_service(service);
+        grpc_server::server().add_service(HealthServer::new(Service(Arc::clone(&shared)))).add_service(service);
     tokio::spawn(stand_still(Arc::clone(&shared)));
     tokio::select! {
         served = server.serve_with_incoming(TcpListenerStream::new(listener)) => served.unwrap(),

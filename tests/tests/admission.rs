@@ -77,8 +77,9 @@ impl Stage {
 
     /// Expects a refusal: its message, and after how many seconds it asks to come again.
     async fn refused(&self, request: RequestBuilder, full: &str) -> (String, u64) {
-        let url = format!("{}/metrics", self.coordinator.http);
-        let counted = async || metric_where(&url, "cosec_refused_sessions_total", &format!("\"{full}\"")).await;
+        let counted = async || {
+            metric_where(&self.coordinator.metrics, "cosec_refused_sessions_total", &format!("\"{full}\"")).await
+        };
         let before = counted().await;
         let answer = request.send().await.unwrap();
         assert_eq!(answer.status(), 429);

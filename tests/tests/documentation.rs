@@ -86,7 +86,8 @@ fn flag_row(flag: &Arg) -> [String; 3] {
         Some(value) if !value.is_empty() => format!("`{value}`"),
         Some(_) | None => told.to_owned(),
     };
-    [format!("`--{} {value}`", flag.get_long().unwrap()), default, sentence(help) + &possible_values(flag)]
+    let named = format!("--{} {value}", flag.get_long().unwrap());
+    [format!("`{}`", named.trim_end()), default, sentence(help) + &possible_values(flag)]
 }
 
 fn possible_values(flag: &Arg) -> String {

@@ -15,8 +15,9 @@ use tempfile::TempDir;
 /// Long enough for a fault in its midst.
 const TOKENS: u32 = 500;
 
-async fn tokens_so_far(http: &str) -> f64 {
-    metric(&format!("{http}/metrics"), "cosec_tokens_total").await
+/// Counted by the coordinator whose `/metrics` these are.
+async fn tokens_so_far(metrics: &str) -> f64 {
+    metric(metrics, "cosec_tokens_total").await
 }
 
 /// A replacement that ends with the test.
@@ -39,11 +40,11 @@ async fn survives_the_loss_of(role: &str) {
         _ => (&cluster.expert, &cluster.expert_address, &config.expert),
     };
 
-    let before = tokens_so_far(&cluster.http).await;
+    let before = tokens_so_far(&cluster.coordinator_metrics).await;
     let http = cluster.http.clone();
     let disturbed = tokio::spawn(async move { complete(&http, 4, TOKENS).await });
     let patience = Instant::now() + Duration::from_secs(60);
-    while tokens_so_far(&cluster.http).await < before + 20.0 {
+    while tokens_so_far(&cluster.coordinator_metrics).await < before + 20.0 {
         assert!(Instant::now() < patience, "the completion did not begin");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -65,7 +66,7 @@ async fn survives_the_loss_of(role: &str) {
     );
 
     assert_eq!(disturbed.await.unwrap(), undisturbed);
-    let relocations = metric(&format!("{}/metrics", cluster.http), "cosec_relocations_total").await;
+    let relocations = metric(&cluster.coordinator_metrics, "cosec_relocations_total").await;
     assert!(relocations > 0.0, "the kill came too late to be felt");
 }
 
@@ -90,10 +91,10 @@ async fn a_hanging_base_changes_no_byte() {
     until("all are up", async || coordinator.metric("cosec_worker_up").await == 3.0).await;
     let undisturbed = coordinator.complete(4, TOKENS).await;
 
-    let before = tokens_so_far(&coordinator.http).await;
+    let before = tokens_so_far(&coordinator.metrics).await;
     let http = coordinator.http.clone();
     let disturbed = tokio::spawn(async move { complete(&http, 4, TOKENS).await });
-    until("the completion runs", async || tokens_so_far(&coordinator.http).await >= before + 20.0).await;
+    until("the completion runs", async || tokens_so_far(&coordinator.metrics).await >= before + 20.0).await;
     let mut stopped = 0;
     for base in &bases {
         if metric(&base.metrics, "cosec_worker_sessions").await > 0.0 {

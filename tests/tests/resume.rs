@@ -65,8 +65,7 @@ async fn decoded(coordinator: &Coordinator) -> f64 {
 
 /// Choices that a coordinator took over, and those that it decoded anew.
 async fn resumed(coordinator: &Coordinator) -> [f64; 2] {
-    let url = format!("{}/metrics", coordinator.http);
-    let of = async |how: &str| metric_where(&url, "cosec_resumed_choices_total", how).await;
+    let of = async |how: &str| metric_where(&coordinator.metrics, "cosec_resumed_choices_total", how).await;
     [of("taken_over").await, of("decoded_anew").await]
 }
 

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
+use cosec_proto::serving::{ConnectionLimits, InvalidLimit};
+use cosec_proto::tls::MutualTls;
 use cosec_proto::{WorkerRole, kubernetes};
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::value::{Dict, Value};
@@ -19,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::cpu_set::CpuSet;
 use crate::model::{CacheSize, DeviceChoice, DtypeChoice, KvDtype, LoadOptions, NamedAdapter, QuantizedFormat};
 use crate::registration::{InvalidRegistration, RegistrationConfig};
+use crate::server::ListenConfig;
 
 /// Prefix of the environment variables: `COSEC_WORKER_STEP_TOKENS` sets `step_tokens`.
 const ENVIRONMENT: &str = "COSEC_WORKER_";
@@ -47,6 +50,12 @@ pub struct WorkerConfig {
     /// Address of `/metrics` over HTTP; port 0 takes any [default: none].
     #[arg(long, value_name = "HOST:PORT")]
     pub metrics_listen: Option<String>,
+    /// Address of `/health/live` and `/health/ready` over HTTP for probes, in the clear; port 0 takes any [default: none].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub health_listen: Option<String>,
+    /// Lets ports that other machines reach be in the clear: whoever reaches them can use the model.
+    #[arg(long)]
+    pub insecure: bool,
     /// Name that the worker gives its model [default: last part of the path or hub id].
     #[arg(long)]
     pub name: Option<String>,
@@ -106,6 +115,12 @@ pub struct WorkerConfig {
     /// Time that sessions get to end when the worker shuts down.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub grace_seconds: u64,
+    /// Who the worker is to coordinators and to those who read metrics, and whose word it takes for who they are.
+    #[command(flatten)]
+    pub tls: MutualTls,
+    /// How much of the process its clients may hold.
+    #[command(flatten)]
+    pub connections: ConnectionLimits,
     /// Where coordinators find the worker.
     #[command(flatten)]
     pub registration: RegistrationConfig,
@@ -177,6 +192,19 @@ impl WorkerConfig {
         self.step_tokens.unwrap_or(self.device.step_tokens())
     }
 
+    /// Where the worker listens.
+    #[must_use]
+    pub fn listen_config(&self) -> ListenConfig {
+        ListenConfig {
+            listen: self.listen.clone(),
+            metrics_listen: self.metrics_listen.clone(),
+            health_listen: self.health_listen.clone(),
+            tls: self.tls.clone(),
+            insecure: self.insecure,
+            connections: self.connections.clone(),
+        }
+    }
+
     /// How the model is brought into memory.
     #[must_use]
     pub fn load_options(&self) -> LoadOptions {
@@ -215,6 +243,8 @@ impl WorkerConfig {
         self.registration = self.registration.clone().completed(&self.name()?, &self.listen)?;
         host_port("listen", Some(&self.listen))?;
         host_port("metrics_listen", self.metrics_listen.as_deref())?;
+        host_port("health_listen", self.health_listen.as_deref())?;
+        self.connections.check()?;
         let mut names = HashSet::new();
         if let Some(twice) = self.lora.iter().find(|adapter| !names.insert(&adapter.name)) {
             return Err(ConfigError::TwoAdapters(twice.name.clone()));
@@ -315,6 +345,8 @@ pub enum ConfigError {
     Threads { threads: usize, cpus: String, most: usize },
     #[error("{key} is {address:?}; it must be HOST:PORT")]
     Address { key: &'static str, address: String },
+    #[error("connections.{0}")]
+    Connections(#[from] InvalidLimit),
     #[error(transparent)]
     Registration(#[from] InvalidRegistration),
     #[error("{key} is {value}; it must be {least} to {most}")]
@@ -388,6 +420,8 @@ mod tests {
             check(&format!("listen = {address:?}"), &with(&[]), Err("it must be HOST:PORT"));
         }
         check("metrics_listen = \"nowhere\"", &with(&[]), Err("metrics_listen is"));
+        check("health_listen = \"nowhere\"", &with(&[]), Err("health_listen is"));
+        check("[connections]\nmax_streams = 0", &with(&[]), Err("connections.max_streams is 0"));
         for quantize in ["q8_0", "q4_k"] {
             check(&format!("quantize = {quantize:?}\nkv_dtype = \"f16\""), &with(&[]), Ok(()));
         }

@@ -101,10 +101,13 @@ async fn run(config: WorkerConfig) -> anyhow::Result<()> {
         }
         asked.cancel();
     });
-    let server = BoundServer::bind(&config.listen, config.metrics_listen.as_deref()).await?;
+    let server = BoundServer::bind(&config.listen_config()).await?;
     let mut lines = format!("listening on {}\n", server.address());
     if let Some(address) = server.metrics_address() {
         lines += &format!("metrics on {address}\n");
+    }
+    if let Some(address) = server.health_address() {
+        lines += &format!("health on {address}\n");
     }
     log_lines::announce(lines);
     tracing::info!(address = %server.address(), model = %config.model()?.display(), "loading");

@@ -1,11 +1,5 @@
 //! The worker's metrics.
 
-use axum::Router;
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use cosec_proto::metrics::{MetricRegistry, TEXT_FORMAT};
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
 /// From a tenth of a millisecond to 52 seconds.
@@ -51,21 +45,6 @@ cosec_proto::metrics! {
         pub(crate) displacements: IntCounter = "cosec_worker_displaced_sessions_total";
         /// 1 while the worker's entry is in etcd.
         pub(crate) registered: IntGauge = "cosec_worker_registered";
-    }
-}
-
-/// Routes `GET /metrics`.
-pub(crate) fn router(registry: MetricRegistry) -> Router {
-    Router::new().route("/metrics", get(async move || exposition(&registry)))
-}
-
-fn exposition(registry: &MetricRegistry) -> Response {
-    match registry.text() {
-        Ok(text) => ([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
-        Err(error) => {
-            tracing::error!(%error, "metrics cannot be written");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
-        }
     }
 }
 

@@ -3,71 +3,121 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use cosec_proto::log_lines::LogLines;
 use cosec_proto::metrics::{MetricError, MetricRegistry};
 use cosec_proto::registry::Registration;
-use cosec_proto::transport;
+use cosec_proto::secret_file::warn_if_loose;
+use cosec_proto::serving::{
+    ConnectionLimits, ConnectionTable, Exposure, ListenError, Protocol, ServedPort, bind, pages,
+};
+use cosec_proto::tls::{InvalidTls, MutualTls, PeerRole, ServerIdentity};
 use cosec_proto::wire::worker::worker_server::WorkerServer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::server::TcpIncoming;
+use tonic::service::Routes;
 use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::{HealthReporter, health_reporter};
 
 use crate::engine::{self, EngineHandle, LanguageModel};
 use crate::limits::EngineOptions;
-use crate::metrics::{self, WorkerMetrics};
+use crate::metrics::WorkerMetrics;
 use crate::registration::{self, EtcdRegistrar};
 use crate::service::{Identity, WorkerService};
 
 /// How often a draining worker checks whether it is done.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
+/// Time for a message to arrive, unless its stream has been answered before.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Time for peers to read the last messages after the streams have ended.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
+
+/// Where a worker listens, and who may come there.
+#[derive(Clone, Debug, Default)]
+pub struct ListenConfig {
+    /// Of the gRPC service, as `HOST:PORT`.
+    pub listen: String,
+    /// Of `/metrics`.
+    pub metrics_listen: Option<String>,
+    /// Of the pages for probes.
+    pub health_listen: Option<String>,
+    /// Who the worker is and whom it lets in.
+    pub tls: MutualTls,
+    /// Whether ports that other machines reach may be in the clear.
+    pub insecure: bool,
+    /// How much of the process its clients may hold.
+    pub connections: ConnectionLimits,
+}
+
+/// A bound port and what it presents over TLS.
+#[derive(Debug)]
+struct BoundPort {
+    listener: TcpListener,
+    address: SocketAddr,
+    tls: Option<Arc<ServerIdentity>>,
+}
 
 /// Bound ports of a worker; nothing is served yet.
 #[derive(Debug)]
 pub struct BoundServer {
-    listener: TcpListener,
-    address: SocketAddr,
-    metrics_listener: Option<TcpListener>,
-    metrics_address: Option<SocketAddr>,
+    grpc: BoundPort,
+    metrics: Option<BoundPort>,
+    health: Option<BoundPort>,
+    connections: ConnectionLimits,
 }
 
 impl BoundServer {
-    /// Binds the ports before a model is loaded, so that one in use fails early.
+    /// Binds the ports before a model is loaded, so that one in use fails early; certificates likewise.
     ///
     /// # Errors
-    /// [`ServeError::Bind`].
-    pub async fn bind(listen: &str, metrics_listen: Option<&str>) -> Result<Self, ServeError> {
-        let (listener, address) = bind("listen", listen).await?;
-        let (metrics_listener, metrics_address) = match metrics_listen {
-            Some(listen) => {
-                let (listener, address) = bind("metrics_listen", listen).await?;
-                (Some(listener), Some(address))
-            }
-            None => (None, None),
+    /// [`ServeError::Listen`] and [`ServeError::Tls`].
+    pub async fn bind(config: &ListenConfig) -> Result<Self, ServeError> {
+        config.tls.private_key_file.iter().for_each(|file| warn_if_loose("tls.private_key_file", file));
+        let of_peers = |role, protocols| ServerIdentity::of_peers(&config.tls, role, protocols);
+        let coordinators = of_peers(PeerRole::Coordinator, &["h2"])?;
+        let monitoring = of_peers(PeerRole::Monitoring, &["h2", "http/1.1"])?;
+        let remedy = "tls.authority_file, tls.certificate_file and tls.private_key_file";
+        let exposure = Exposure::of(config.tls.is_set(), config.insecure, remedy);
+        let grpc = bind_port("listen", &config.listen, coordinators, exposure).await?;
+        let metrics = match &config.metrics_listen {
+            Some(listen) => Some(bind_port("metrics_listen", listen, monitoring, exposure).await?),
+            None => None,
         };
-        Ok(Self { listener, address, metrics_listener, metrics_address })
+        let health = match &config.health_listen {
+            // It tells nothing but whether the process is well, and probes have no certificate.
+            Some(listen) => Some(bind_port("health_listen", listen, None, Exposure::Anywhere).await?),
+            None => None,
+        };
+        Ok(Self { grpc, metrics, health, connections: config.connections.clone() })
     }
 
     /// Where the gRPC service listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.grpc.address
     }
 
     /// Where `/metrics` is.
     #[must_use]
     pub fn metrics_address(&self) -> Option<SocketAddr> {
-        self.metrics_address
+        self.metrics.as_ref().map(|port| port.address)
+    }
+
+    /// Where probes ask.
+    #[must_use]
+    pub fn health_address(&self) -> Option<SocketAddr> {
+        self.health.as_ref().map(|port| port.address)
     }
 
     /// Serves until `shutdown`; health says NOT_SERVING until `load` has returned a model.
@@ -87,39 +137,31 @@ impl BoundServer {
         M: LanguageModel,
         F: FnOnce() -> Result<(M, EngineOptions), BoxedLoadError> + Send + 'static,
     {
-        let address = self.address;
+        let address = self.address();
         let registry = MetricRegistry::labelled("role", identity.role.name())?;
         let metrics = Arc::new(WorkerMetrics::register(&registry)?);
         LogLines::standard_error().count_dropped(metrics.dropped_lines.clone());
         let tracker = TaskTracker::new();
         let closing = CancellationToken::new();
-        let (health, health_service) = health_reporter();
-        set_health(&health, ServingStatus::NotServing).await;
+        let (health, health_service) = WorkerHealth::new();
+        health.set(ServingStatus::NotServing).await;
         let presented = identity.clone();
         let service = WorkerService::new(identity, Arc::clone(&metrics), tracker.clone(), closing.clone());
-
-        let router = transport::server().add_service(health_service).add_service(service.clone().into_server());
-        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
-        let closed = closing.clone().cancelled_owned();
-        let mut grpc = tokio::spawn(async move { router.serve_with_incoming_shutdown(incoming, closed).await });
-        if let Some(listener) = self.metrics_listener {
-            let router = metrics::router(registry);
-            let closed = closing.clone().cancelled_owned();
-            tokio::spawn(async move { axum::serve(listener, router).with_graceful_shutdown(closed).await });
-        }
+        let routes = Routes::new(health_service).add_service(service.clone().into_server());
+        let mut served = self.serve(routes, health.pages(), registry, &closing);
 
         let started = Instant::now();
         let (model, options) = tokio::select! {
             // The loading thread ends with the process.
             () = shutdown.cancelled() => return Ok(()),
-            ended = &mut grpc => return Err(ended_early(ended)),
+            _ = &mut served => return Err(ServeError::GrpcEnded),
             loaded = in_thread(load) => loaded?,
         };
         let family = model.description().family.clone();
         let figures = Arc::clone(&metrics);
         let engine = engine::start(model, options, metrics).map_err(ServeError::Thread)?;
         service.set_engine(engine.clone());
-        set_health(&health, ServingStatus::Serving).await;
+        health.set(ServingStatus::Serving).await;
         log_ready(&engine, address, &presented.model, &family, started.elapsed());
         if let Some(registrar) = registrar(presented, &engine, address, &figures) {
             tracker.spawn(registrar.keep(shutdown.clone(), closing.clone()));
@@ -127,11 +169,11 @@ impl BoundServer {
 
         let done = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
-            ended = &mut grpc => return Err(ended_early(ended)),
+            _ = &mut served => return Err(ServeError::GrpcEnded),
             // The process supervisor restarts it.
             () = engine.stopped() => Err(ServeError::EngineStopped),
         };
-        set_health(&health, ServingStatus::NotServing).await;
+        health.set(ServingStatus::NotServing).await;
         if done.is_ok() {
             engine.drain();
             tracing::info!(grace_seconds = grace.as_secs(), "shutting down");
@@ -141,9 +183,70 @@ impl BoundServer {
         tracker.close();
         let _ = timeout(CLOSE_TIME, tracker.wait()).await;
         engine.stop();
-        let _ = timeout(CLOSE_TIME, async { tokio::join!(engine.stopped(), grpc) }).await;
+        let _ = timeout(CLOSE_TIME, async { tokio::join!(engine.stopped(), served) }).await;
         tracing::info!("stopped");
         done
+    }
+
+    /// Serves every port in a task of its own until `closing`; the first one's ends when its streams have.
+    fn serve(
+        self,
+        routes: Routes,
+        pages: Router,
+        registry: MetricRegistry,
+        closing: &CancellationToken,
+    ) -> JoinHandle<()> {
+        let serve = |port: BoundPort, routes, protocol, table: &Arc<ConnectionTable>| {
+            let BoundPort { listener, tls, .. } = port;
+            let port = ServedPort { listener, routes, protocol, tls, table: Arc::clone(table) };
+            tokio::spawn(port.serve(closing.clone()))
+        };
+        let probes = ConnectionTable::start(ConnectionLimits::of_probes());
+        if let Some(port) = self.metrics {
+            serve(port, pages::metrics(registry), Protocol::Http, &probes);
+        }
+        if let Some(port) = self.health {
+            serve(port, pages, Protocol::Http, &probes);
+        }
+        let grpc = Protocol::Grpc { message_timeout: MESSAGE_TIMEOUT };
+        serve(self.grpc, routes.into_axum_router(), grpc, &ConnectionTable::start(self.connections))
+    }
+}
+
+async fn bind_port(
+    setting: &'static str,
+    listen: &str,
+    tls: Option<Arc<ServerIdentity>>,
+    exposure: Exposure,
+) -> Result<BoundPort, ServeError> {
+    let listener = bind(setting, listen, exposure).await?;
+    let cause = |cause| ListenError::Bind { setting, address: listen.to_owned(), cause };
+    let address = listener.local_addr().map_err(cause)?;
+    Ok(BoundPort { listener, address, tls })
+}
+
+/// Whether the worker serves, as gRPC and as a page tell it.
+struct WorkerHealth {
+    reporter: HealthReporter,
+    is_serving: Arc<AtomicBool>,
+}
+
+impl WorkerHealth {
+    fn new() -> (Self, HealthServer<impl Health>) {
+        let (reporter, service) = health_reporter();
+        (Self { reporter, is_serving: Arc::default() }, service)
+    }
+
+    async fn set(&self, status: ServingStatus) {
+        self.is_serving.store(status == ServingStatus::Serving, Ordering::Release);
+        let service = <WorkerServer<WorkerService> as tonic::server::NamedService>::NAME;
+        self.reporter.set_service_status("", status).await;
+        self.reporter.set_service_status(service, status).await;
+    }
+
+    fn pages(&self) -> Router {
+        let is_serving = Arc::clone(&self.is_serving);
+        pages::health(move || is_serving.load(Ordering::Acquire))
     }
 }
 
@@ -171,20 +274,6 @@ fn registrar(
         draining: false,
     };
     Some(EtcdRegistrar { etcd, entry, registered: figures.registered.clone() })
-}
-
-/// Binds `HOST:PORT`; if the name has several addresses, the first that is free.
-async fn bind(key: &'static str, listen: &str) -> Result<(TcpListener, SocketAddr), ServeError> {
-    let failed = |cause| ServeError::Bind { key, address: listen.to_owned(), cause };
-    let listener = TcpListener::bind(listen).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    Ok((listener, address))
-}
-
-async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    let service = <WorkerServer<WorkerService> as tonic::server::NamedService>::NAME;
-    health.set_service_status("", status).await;
-    health.set_service_status(service, status).await;
 }
 
 /// Runs `load` on a thread of its own, which does not delay the end of the process.
@@ -223,13 +312,6 @@ fn log_ready(engine: &EngineHandle, address: SocketAddr, model: &str, family: &s
     );
 }
 
-fn ended_early(ended: Result<Result<(), tonic::transport::Error>, tokio::task::JoinError>) -> ServeError {
-    match ended {
-        Ok(Err(cause)) => ServeError::Grpc(cause),
-        Ok(Ok(())) | Err(_) => ServeError::GrpcEnded,
-    }
-}
-
 /// Why a model could not be loaded.
 pub type BoxedLoadError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -237,8 +319,10 @@ pub type BoxedLoadError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages and field names say it")]
 pub enum ServeError {
-    #[error("{key} is {address}; it cannot be bound: {cause}")]
-    Bind { key: &'static str, address: String, cause: io::Error },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("tls.{0}")]
+    Tls(#[from] InvalidTls),
     #[error("the model cannot be loaded: {0}")]
     Load(BoxedLoadError),
     #[error("the model cannot be loaded: the loader panicked")]
@@ -250,8 +334,6 @@ pub enum ServeError {
     /// A panic in it: a defect.
     #[error("the engine's thread has ended by itself; the worker serves no more")]
     EngineStopped,
-    #[error("the gRPC service failed: {0}")]
-    Grpc(tonic::transport::Error),
     #[error("the gRPC service ended by itself")]
     GrpcEnded,
 }

@@ -1,11 +1,18 @@
 //! The gRPC service: the settings of `/v1/completions`, typed.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Request as HttpRequest, State};
+use axum::middleware::{self, Next};
+use axum::response::Response as HttpResponse;
 use cosec_proto::wire::coordinator::coordinator_server::{Coordinator, CoordinatorServer};
 use cosec_proto::wire::coordinator::{self as wire, generate_event, generate_request};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use super::error::ApiError;
@@ -16,20 +23,38 @@ use crate::generation::{ChoiceEvent, GenerateRequest, RunningGeneration, TokenUs
 use crate::merge::{Decision, Hardening, RejectedProposal};
 use crate::postprocess::{PlacedToken, TextDelta};
 use crate::request::{ChatMessage, MAX_MESSAGES, Prompt};
+use crate::tenant::Tenant;
 
 /// The bound on messages is set before any model is known: that of a context which only long messages could fill.
 const MAX_CONTEXT: u32 = 32_768;
 
 const ROUTE: &str = "cosec.coordinator.v1.Coordinator/Generate";
 
-/// The service; a message may be as long as an HTTP body.
-#[must_use]
-pub fn service(state: Arc<ApiState>) -> CoordinatorServer<GrpcService> {
+/// Routes to the service, whose callers are known before their message is read; it may be as long as an HTTP body.
+pub fn routes(state: Arc<ApiState>) -> Router {
     let limit = state.config.body_bytes(MAX_CONTEXT);
-    CoordinatorServer::new(GrpcService { state }).max_decoding_message_size(limit)
+    let service = CoordinatorServer::new(GrpcService { state: Arc::clone(&state) }).max_decoding_message_size(limit);
+    let routes = Routes::new(service).into_axum_router().reset_fallback();
+    routes.layer(middleware::from_fn_with_state(state, authorized))
 }
 
-/// See [`service`].
+/// Finds out whose a request is by its head.
+async fn authorized(State(state): State<Arc<ApiState>>, mut request: HttpRequest, next: Next) -> HttpResponse {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    match state.auth.authorize(request.headers(), peer).await {
+        Ok(tenant) => {
+            request.extensions_mut().insert(tenant);
+            next.run(request).await
+        }
+        Err(error) => {
+            let status = Status::from(error);
+            state.metrics.begin("grpc", ROUTE.to_owned()).answered(status.code().description());
+            status.into_http::<Body>()
+        }
+    }
+}
+
+/// See [`routes`].
 pub struct GrpcService {
     state: Arc<ApiState>,
 }
@@ -43,11 +68,10 @@ impl Coordinator for GrpcService {
         request: Request<wire::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let mut in_flight = self.state.metrics.begin("grpc", ROUTE.to_owned());
-        let peer = request.remote_addr().map(|peer| peer.ip());
-        let tenant = self.state.auth.authorize(request.metadata().as_ref(), peer).await;
-        let read = tenant.and_then(|tenant| Ok((tenant, generate_request(request.into_inner())?)));
-        let started = match read {
-            Ok((tenant, request)) => self.state.generation.generate(request, &tenant, None).await,
+        let unknown = || Status::internal("the request has not been authorized");
+        let tenant = request.extensions().get::<Arc<Tenant>>().cloned().ok_or_else(unknown)?;
+        let started = match generate_request(request.into_inner()) {
+            Ok(request) => self.state.generation.generate(request, &tenant, None).await,
             Err(error) => Err(error),
         };
         match started {

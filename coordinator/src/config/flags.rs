@@ -23,6 +23,21 @@ pub struct Flags {
     /// Address to serve gRPC on, host:port; port 0 takes any.
     #[arg(long, value_name = "ADDR")]
     pub grpc_listen: Option<String>,
+    /// Address of /health/live and /health/ready for probes, in the clear, host:port; port 0 takes any.
+    #[arg(long, value_name = "ADDR")]
+    pub health_listen: Option<String>,
+    /// Address of /metrics, host:port; port 0 takes any.
+    #[arg(long, value_name = "ADDR")]
+    pub metrics_listen: Option<String>,
+    /// PEM file of the certificate that clients of HTTP and gRPC are shown.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file of that certificate's private key.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Lets ports that other machines reach, and connections to workers there, be in the clear.
+    #[arg(long)]
+    pub insecure: bool,
     /// How log lines look on standard error.
     #[arg(long, value_enum)]
     pub log_format: Option<LogFormat>,
@@ -64,9 +79,14 @@ impl Flags {
                 "name": name, "tokenizer": tokenizer, "base": base, "expert": expert, "anti_expert": anti_expert,
             }])
         };
+        let tls = |certificate| json!({"certificate_file": certificate, "private_key_file": self.tls_key});
         let values = [
             ("http_listen", self.http_listen.as_ref().map(|address| json!(address))),
             ("grpc_listen", self.grpc_listen.as_ref().map(|address| json!(address))),
+            ("health_listen", self.health_listen.as_ref().map(|address| json!(address))),
+            ("metrics_listen", self.metrics_listen.as_ref().map(|address| json!(address))),
+            ("insecure", self.insecure.then_some(json!(true))),
+            ("tls", self.tls_cert.as_ref().map(tls)),
             ("log_format", self.log_format.map(|format| json!(format))),
             ("grace_seconds", self.grace_seconds.map(|seconds| json!(seconds))),
             ("policy", (!allowed_rules.is_empty()).then(|| json!({"allowed_rules": allowed_rules}))),

@@ -6,6 +6,8 @@ mod flags;
 use std::path::PathBuf;
 
 use cosec_proto::kubernetes;
+use cosec_proto::serving::ConnectionLimits;
+use cosec_proto::tls::ServerTls;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use schemars::JsonSchema;
@@ -33,10 +35,20 @@ pub struct Config {
     pub http_listen: String,
     /// Where gRPC is served; port 0 takes any.
     pub grpc_listen: String,
+    /// Where probes read `/health/live` and `/health/ready`, in the clear; port 0 takes any.
+    pub health_listen: Option<String>,
+    /// Where Prometheus reads `/metrics`, over TLS where `workers.tls` is set; port 0 takes any.
+    pub metrics_listen: Option<String>,
+    /// Whether ports that other machines reach, and connections to workers there, may be in the clear.
+    pub insecure: bool,
     /// How log lines look on standard error.
     pub log_format: LogFormat,
     /// How long requests in flight may go on after a signal to stop.
     pub grace_seconds: u64,
+    /// What clients of HTTP and gRPC are shown, and whether they need a certificate.
+    pub tls: ServerTls,
+    /// How much of the process its clients may hold.
+    pub connections: ConnectionLimits,
     /// Bounds on requests.
     pub api: ApiConfig,
     /// What clients leave out; also the bound of those settings that weaken hardening.
@@ -62,8 +74,13 @@ impl Default for Config {
         Self {
             http_listen: "127.0.0.1:8000".to_owned(),
             grpc_listen: "127.0.0.1:8001".to_owned(),
+            health_listen: None,
+            metrics_listen: None,
+            insecure: false,
             log_format: LogFormat::Text,
             grace_seconds: 30,
+            tls: ServerTls::default(),
+            connections: ConnectionLimits::default(),
             api: ApiConfig::default(),
             defaults: DefaultSettings::default(),
             policy: PolicyConfig::default(),
@@ -112,6 +129,7 @@ impl Config {
         let policy = self.operator_policy().map(|_| ()).map_err(|violation| violation.message);
         policy
             .and_then(|()| checks::check_api(&self.api))
+            .and_then(|()| self.connections.check().map_err(|cause| format!("connections.{cause}")))
             .and_then(|()| self.telemetry.validate())
             .and_then(|()| checks::check_rooms(&self.admission, &self.workers, &self.sessions))
             .and_then(|()| checks::check_models(&self.models, &self.discovery, self.sessions.expert_absent))

@@ -114,7 +114,7 @@ impl Membership {
 
     fn connect(&self, member: &Member) -> Option<MemberWorker> {
         // The channel's own task needs a runtime.
-        let channel = match self.tasks.entered(|| (self.connect)(&member.address)) {
+        let channel = match self.tasks.entered(|| (self.connect)(&member.address, member.role)) {
             Ok(channel) => channel,
             Err(error) => {
                 tracing::error!(%error, "worker left out");

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use cosec_proto::tls::MutualTls;
 use cosec_proto::{ErrorCode, OperationError, SessionId, WorkerDescription, WorkerRole, transport};
 use parking_lot::Mutex;
 use schemars::JsonSchema;
@@ -51,11 +52,13 @@ pub struct PoolConfig {
     pub step_deadline_ms: u64,
     /// Pause between two looks at a worker's state.
     pub describe_interval_ms: u64,
+    /// Who this coordinator is to workers and to those who read metrics, and whose word it takes for who they are.
+    pub tls: MutualTls,
 }
 
 impl Default for PoolConfig {
     fn default() -> Self {
-        Self { zone: String::new(), step_deadline_ms: 30_000, describe_interval_ms: 5_000 }
+        Self { zone: String::new(), step_deadline_ms: 30_000, describe_interval_ms: 5_000, tls: MutualTls::default() }
     }
 }
 

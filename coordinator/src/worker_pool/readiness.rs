@@ -93,7 +93,7 @@ impl ReadinessCheck {
         matching::check(member.role, self.adapter(&member.model, member.role), description)?;
         match tokenizer {
             Some(expected) if expected.fingerprint != description.tokenizer_fingerprint => {
-                Err(self.comparisons.differ(expected, &tokenizer_of(&member.address, description)))
+                Err(self.comparisons.differ(expected, &tokenizer_of(member, description)))
             }
             Some(_) | None => Ok(()),
         }
@@ -103,7 +103,7 @@ impl ReadinessCheck {
     fn tokenizer(&self, model: &str) -> Option<KnownTokenizer> {
         self.requirements.tokenizers.get(model).cloned().or_else(|| {
             self.membership.of(model, WorkerRole::Base).iter().find_map(|worker| {
-                worker.description().map(|(description, _)| tokenizer_of(&worker.member.address, &description))
+                worker.description().map(|(description, _)| tokenizer_of(&worker.member, &description))
             })
         })
     }
@@ -131,7 +131,7 @@ impl ReadinessCheck {
     }
 }
 
-fn tokenizer_of(address: &str, description: &WorkerDescription) -> KnownTokenizer {
-    let owner = TokenizerOwner::Worker(address.to_owned());
+fn tokenizer_of(member: &Member, description: &WorkerDescription) -> KnownTokenizer {
+    let owner = TokenizerOwner::Worker(member.address.clone(), member.role);
     KnownTokenizer { fingerprint: description.tokenizer_fingerprint.clone(), owner }
 }

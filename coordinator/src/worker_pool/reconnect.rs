@@ -137,7 +137,7 @@ impl Reconnector {
     fn client(&self) -> WorkerClient<Channel> {
         WorkerClient::new(self.channel.clone())
             .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(transport::MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(transport::MAX_REQUEST_BYTES)
     }
 
     /// Looks again and again, and at once when its health changes; ends when the worker has become another one or does

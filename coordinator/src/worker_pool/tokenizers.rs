@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cosec_proto::tokenizer_fingerprint::Content;
-use cosec_proto::transport;
 use cosec_proto::wire::worker::TokenizerRequest;
 use cosec_proto::wire::worker::worker_client::WorkerClient;
+use cosec_proto::{WorkerRole, transport};
 use parking_lot::Mutex;
 
 use super::changes::ChangeCount;
@@ -38,15 +38,15 @@ pub struct KnownTokenizer {
 pub enum TokenizerOwner {
     /// The coordinator, in this tokenizer.json.
     Coordinator(PathBuf),
-    /// The worker at this address.
-    Worker(String),
+    /// The worker at this address that has this role.
+    Worker(String, WorkerRole),
 }
 
 impl fmt::Display for TokenizerOwner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Coordinator(_) => write!(f, "the coordinator's tokenizer"),
-            Self::Worker(address) => write!(f, "that of the worker at {address}"),
+            Self::Worker(address, _) => write!(f, "that of the worker at {address}"),
         }
     }
 }
@@ -120,14 +120,14 @@ async fn differences(
 
 /// Reads a tokenizer.json.
 async fn content(connect: &transport::Connect, owner: &TokenizerOwner) -> Result<Vec<u8>, String> {
-    let address = match owner {
+    let (address, role) = match owner {
         TokenizerOwner::Coordinator(path) => {
             return tokio::fs::read(path).await.map_err(|error| format!("{}: {error}", path.display()));
         }
-        TokenizerOwner::Worker(address) => address,
+        TokenizerOwner::Worker(address, role) => (address, *role),
     };
     let refused = |status: tonic::Status| format!("{address}: {}", status.message());
-    let channel = connect(address).map_err(|error| error.to_string())?;
+    let channel = connect(address, role).map_err(|error| error.to_string())?;
     let mut client = WorkerClient::new(channel).max_decoding_message_size(transport::MAX_MESSAGE_BYTES);
     let mut pieces = client.tokenizer(TokenizerRequest {}).await.map_err(refused)?.into_inner();
     let mut content = Vec::new();

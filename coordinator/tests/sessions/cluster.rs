@@ -85,7 +85,7 @@ pub(crate) fn start(config: ServiceConfig) -> (Service, ServiceMetrics, Cancella
     let discovery = DiscoveryConfig::Static.build(members).unwrap();
     let tasks = TaskSpawner::new(TaskTracker::new(), shutdown.clone());
     let members = discovery::follow(discovery, DiscoveryMetrics::register(&registry).unwrap(), &tasks);
-    let source = WorkerSource { members, connect: Arc::new(transport::channel) };
+    let source = WorkerSource { members, connect: Arc::new(|address: &str, _| transport::channel(address)) };
     let service = SessionService::start(config, HashMap::new(), source, metrics.clone(), tasks);
     (Service(service), metrics, shutdown)
 }

@@ -52,6 +52,8 @@ pub struct Cluster {
     pub http: String,
     /// `host:port` of the gRPC service.
     pub grpc: String,
+    /// `http://…/metrics` of the coordinator.
+    pub coordinator_metrics: String,
     /// `http://…/metrics` of the base worker.
     pub base_metrics: String,
     /// `http://…/metrics` of the expert worker.
@@ -91,6 +93,7 @@ impl Cluster {
             Command::new(config.binaries.join("cosec-coordinator"))
                 .args(["--model", &config.model, "--base", &base_address, "--expert", &expert_address])
                 .args(["--http-listen", &config.http.to_string(), "--grpc-listen", &config.grpc.to_string()])
+                .args(["--metrics-listen", "127.0.0.1:0"])
                 .arg("--tokenizer")
                 .arg(&config.base)
                 .args(&config.coordinator_flags),
@@ -98,10 +101,12 @@ impl Cluster {
         )?;
         let http = coordinator.announced("http on ", deadline).await?;
         let grpc = coordinator.announced("grpc on ", deadline).await?;
+        let coordinator_metrics = metrics_url(&coordinator.announced("metrics on ", deadline).await?);
 
         let mut cluster = Self {
             http: format!("http://{http}"),
             grpc,
+            coordinator_metrics,
             base_metrics,
             expert_metrics,
             base_address,

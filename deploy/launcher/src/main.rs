@@ -149,8 +149,8 @@ fn print_how_to_use(cluster: &Cluster, config: &ClusterConfig) {
     println!("\n{} {}/v1   gRPC {}", style("serving:").green().bold(), cluster.http, cluster.grpc);
     println!("\ncurl {}/v1/completions -H 'content-type: application/json' -d '{}'\n", cluster.http, body);
     println!(
-        "metrics: coordinator {}/metrics  base {}  expert {}",
-        cluster.http, cluster.base_metrics, cluster.expert_metrics
+        "metrics: coordinator {}  base {}  expert {}",
+        cluster.coordinator_metrics, cluster.base_metrics, cluster.expert_metrics
     );
     println!("logs: {}", config.logs.display());
     println!("stop: Ctrl-C");

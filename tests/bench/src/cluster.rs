@@ -42,13 +42,15 @@ impl Pair {
 #[derive(Clone, Debug)]
 pub struct Coordinator {
     http: String,
+    /// `http://…/metrics`.
+    metrics: String,
     /// Its gRPC door.
     pub client: CoordinatorClient<Channel>,
 }
 
 impl Coordinator {
-    fn at(http: String, grpc: &str) -> Result<Self> {
-        Ok(Self { http, client: CoordinatorClient::new(transport::channel(grpc)?) })
+    fn at(http: String, grpc: &str, metrics: String) -> Result<Self> {
+        Ok(Self { http, metrics, client: CoordinatorClient::new(transport::channel(grpc)?) })
     }
 
     /// What it has counted so far.
@@ -56,7 +58,7 @@ impl Coordinator {
     /// # Errors
     /// When it does not answer.
     pub async fn scrape(&self) -> Result<Scrape> {
-        Scrape::of(&format!("{}/metrics", self.http)).await
+        Scrape::of(&self.metrics).await
     }
 
     async fn wait_until_ready(&self, deadline: Instant) -> Result<()> {
@@ -125,7 +127,8 @@ impl Lanes {
             patience: PATIENCE,
         };
         let cluster = Cluster::start(&config, |_| {}).await?;
-        let coordinators = vec![Coordinator::at(cluster.http.clone(), &cluster.grpc)?];
+        let coordinators =
+            vec![Coordinator::at(cluster.http.clone(), &cluster.grpc, cluster.coordinator_metrics.clone())?];
         let mut lanes = Self { coordinators, cluster, config, others: Vec::new() };
         for speculation in others {
             let (coordinator, process) = lanes.coordinator(speculation).await?;
@@ -156,6 +159,7 @@ impl Lanes {
             Command::new(config.binaries.join("cosec-coordinator"))
                 .args(["--model", &config.model, "--base", base, "--expert", expert])
                 .args(["--http-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--speculation", speculation])
+                .args(["--metrics-listen", "127.0.0.1:0"])
                 .args(EVERY_RULE)
                 .args(["--config".into(), config.logs.join("policy.toml")])
                 .arg("--tokenizer")
@@ -165,7 +169,8 @@ impl Lanes {
         let deadline = Instant::now() + Duration::from_secs(60);
         let http = format!("http://{}", process.announced("http on ", deadline).await?);
         let grpc = process.announced("grpc on ", deadline).await?;
-        let coordinator = Coordinator::at(http, &grpc)?;
+        let metrics = format!("http://{}/metrics", process.announced("metrics on ", deadline).await?);
+        let coordinator = Coordinator::at(http, &grpc, metrics)?;
         coordinator.wait_until_ready(deadline).await?;
         Ok((coordinator, process))
     }

@@ -27,6 +27,8 @@ pub struct Program {
     pub listen_flag: &'static str,
     /// Begins the line that says where it listens.
     pub announces: &'static str,
+    /// Takes the address of the metrics, where they are on a port of their own.
+    pub metrics_flag: Option<&'static str>,
 }
 
 /// A process that can be killed and started again where it was. Dropping it kills it.
@@ -36,6 +38,8 @@ pub struct Replica {
     process: Process,
     /// `host:port` that it listens on.
     pub address: String,
+    /// `http://…/metrics`, where it has them.
+    metrics: Option<String>,
 }
 
 impl Replica {
@@ -46,8 +50,8 @@ impl Replica {
     pub async fn start(program: Program, name: &str, logs: &Path) -> Result<Self> {
         let logs = logs.join(name);
         std::fs::create_dir_all(&logs)?;
-        let (process, address) = launch(&program, "127.0.0.1:0", &logs).await?;
-        Ok(Self { program, logs, process, address })
+        let (process, address, metrics) = launch(&program, "127.0.0.1:0", &logs).await?;
+        Ok(Self { program, logs, process, address, metrics })
     }
 
     /// What it is.
@@ -87,19 +91,36 @@ impl Replica {
     /// # Errors
     /// What it died of.
     pub async fn restart(&mut self) -> Result<()> {
-        (self.process, self.address) = launch(&self.program, &self.address, &self.logs).await?;
+        (self.process, self.address, self.metrics) = launch(&self.program, &self.address, &self.logs).await?;
         Ok(())
+    }
+
+    /// What it has counted so far.
+    ///
+    /// # Errors
+    /// When it does not answer, or has no metrics.
+    pub async fn scrape(&self) -> Result<Scrape> {
+        let url = self.metrics.as_deref().with_context(|| format!("the {} has no metrics", self.program.name))?;
+        Scrape::of(url).await
     }
 }
 
-async fn launch(program: &Program, address: &str, logs: &Path) -> Result<(Process, String)> {
+async fn launch(program: &Program, address: &str, logs: &Path) -> Result<(Process, String, Option<String>)> {
     let mut command = Command::new(binaries()?.join(program.file));
     command.args(&program.arguments).arg(program.listen_flag).arg(address).envs(program.environment.clone());
+    if let Some(flag) = program.metrics_flag {
+        command.args([flag, "127.0.0.1:0"]);
+    }
     let mut process = Process::start(program.name, &mut command, logs)?;
-    let announced = process.announced(program.announces, Instant::now() + PATIENCE).await?;
+    let deadline = Instant::now() + PATIENCE;
+    let announced = process.announced(program.announces, deadline).await?;
+    let metrics = match program.metrics_flag {
+        Some(_) => Some(format!("http://{}/metrics", process.announced("metrics on ", deadline).await?)),
+        None => None,
+    };
     // Behind the address may stand more.
     let address = announced.split_whitespace().next().context("no address was announced")?.to_owned();
-    Ok((process, address))
+    Ok((process, address, metrics))
 }
 
 /// A worker of the model in `directory`.
@@ -115,6 +136,7 @@ pub fn worker(role: &'static str, directory: &Path, flags: &[&str]) -> Program {
         environment: Vec::new(),
         listen_flag: "--listen",
         announces: "listening on ",
+        metrics_flag: None,
     }
 }
 
@@ -137,18 +159,18 @@ pub fn coordinator(
         environment,
         listen_flag: "--http-listen",
         announces: "http on ",
+        metrics_flag: Some("--metrics-listen"),
     }
 }
 
-/// Waits until the coordinator at `address` has `workers` that serve.
+/// Waits until `coordinator` has `workers` that serve.
 ///
 /// # Errors
 /// When that takes unreasonably long.
-pub async fn until_up(address: &str, workers: usize) -> Result<()> {
+pub async fn until_up(coordinator: &Replica, workers: usize) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    let url = format!("http://{address}/metrics");
     loop {
-        let up = Scrape::of(&url).await.map_or(0.0, |scrape| scrape.sum("cosec_worker_up", &[]));
+        let up = coordinator.scrape().await.map_or(0.0, |scrape| scrape.sum("cosec_worker_up", &[]));
         if up >= workers as f64 {
             return Ok(());
         }

@@ -22,6 +22,7 @@ use super::batching::{Hosted, Passes};
 use super::behaviour::WorkerBehaviour;
 use super::model::MockModel;
 use super::session_cache::MockEngine;
+use crate::grpc_server;
 
 /// The gRPC service of a mock worker.
 pub struct Service<C>(pub(super) Arc<Hosted<C>>);
@@ -56,7 +57,7 @@ impl<C: WorkerBehaviour> Service<C> {
     #[must_use]
     pub fn server(&self) -> WorkerServer<Self> {
         WorkerServer::new(self.clone())
-            .max_decoding_message_size(transport::MAX_MESSAGE_BYTES)
+            .max_decoding_message_size(transport::MAX_REQUEST_BYTES)
             .max_encoding_message_size(transport::MAX_MESSAGE_BYTES)
     }
 
@@ -66,7 +67,7 @@ impl<C: WorkerBehaviour> Service<C> {
         listener: TcpListener,
     ) -> Result<(), tonic::transport::Error> {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        transport::server().add_service(health).add_service(self.server()).serve_with_incoming(incoming).await
+        grpc_server::server().add_service(health).add_service(self.server()).serve_with_incoming(incoming).await
     }
 }
 

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use std::time::Duration;
 
+use cosec_proto::ErrorCode;
 use cosec_proto::wire::worker::step_response::Outcome;
 use cosec_proto::wire::worker::worker_server::WorkerServer;
 use cosec_proto::wire::worker::{self, row};
-use cosec_proto::{ErrorCode, transport};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::Notify;
@@ -19,6 +19,7 @@ use tonic::Status;
 
 use super::network::Link;
 use super::{Fault, Phase, Sim};
+use crate::grpc_server;
 use crate::mock_worker::{Answers, MockModel, Service, WorkerBehaviour};
 
 /// Longest operation of a healthy worker.
@@ -98,7 +99,7 @@ impl Host {
         let accepted = UnboundedReceiverStream::new(self.link.listen());
         tokio::spawn(async move {
             health.set_serving::<WorkerServer<Service<Process>>>().await;
-            let server = transport::server().add_service(health_service).add_service(service.server());
+            let server = grpc_server::server().add_service(health_service).add_service(service.server());
             let _ = server.serve_with_incoming(accepted).await;
         });
     }

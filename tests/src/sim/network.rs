@@ -115,7 +115,7 @@ impl Network {
     #[must_use]
     pub fn connector(&self) -> Arc<transport::Connect> {
         let network = self.clone();
-        Arc::new(move |address| {
+        Arc::new(move |address: &str, _| {
             let link = network.link(address);
             let connect = tower::service_fn(move |_| {
                 let link = Arc::clone(&link);

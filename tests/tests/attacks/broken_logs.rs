@@ -77,7 +77,7 @@ async fn serve_with(log: BrokenLog) {
     // It takes connections and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let collector = format!("http://{}", silent.local_addr().unwrap());
-    let [base, expert, base_metrics, expert_metrics, http, grpc] = std::array::from_fn(|_| free_address());
+    let [base, expert, base_metrics, expert_metrics, http, grpc, metrics] = std::array::from_fn(|_| free_address());
     let worker = |role: &str, listen: &str, metrics: &str| {
         let (directory, threads) = (model(role), ["--threads", "1", "--kv-memory-mib", "256"]);
         let mut arguments = vec!["serve", "--role", role, "--listen", listen, "--metrics-listen", metrics];
@@ -88,7 +88,8 @@ async fn serve_with(log: BrokenLog) {
     let workers = [worker("base", &base, &base_metrics), worker("expert", &expert, &expert_metrics)];
     let tokenizer = model("base");
     let mut arguments = vec!["--model", "demo", "--base", &base, "--expert", &expert];
-    arguments.extend(["--http-listen", &http, "--grpc-listen", &grpc, "--tokenizer", tokenizer.to_str().unwrap()]);
+    arguments.extend(["--http-listen", &http, "--grpc-listen", &grpc, "--metrics-listen", &metrics]);
+    arguments.extend(["--tokenizer", tokenizer.to_str().unwrap()]);
     let coordinator = MuteProcess::start("cosec-coordinator", &arguments, log, &collector);
     let http = format!("http://{http}");
     until("the coordinator is ready", async || {
@@ -102,7 +103,7 @@ async fn serve_with(log: BrokenLog) {
         assert_eq!(complete(&http, 1, 20).await, first);
     }
     let dropped = [
-        metric(&format!("{http}/metrics"), "cosec_log_lines_dropped_total").await,
+        metric(&format!("http://{metrics}/metrics"), "cosec_log_lines_dropped_total").await,
         metric(&format!("http://{base_metrics}/metrics"), "cosec_worker_log_lines_dropped_total").await,
         metric(&format!("http://{expert_metrics}/metrics"), "cosec_worker_log_lines_dropped_total").await,
     ];

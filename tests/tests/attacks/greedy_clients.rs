@@ -26,8 +26,8 @@ async fn one_client_does_not_take_all_places() {
     let (first, second) = (ask().await.unwrap(), ask().await.unwrap());
     assert_eq!((first.status().as_u16(), second.status().as_u16()), (200, 200));
     let reading = tokio::spawn(async move { tokio::join!(first.bytes(), second.bytes()) });
-    let metrics = format!("{}/metrics", cluster.http);
-    until("all turns are taken", async || metric(&metrics, "cosec_active_sessions").await >= 64.0).await;
+    let metrics = &cluster.coordinator_metrics;
+    until("all turns are taken", async || metric(metrics, "cosec_active_sessions").await >= 64.0).await;
     let third = ask().await.unwrap();
     assert_eq!(third.status(), 429, "one client gets no more than its part of the places");
     let began = Instant::now();

@@ -5,6 +5,8 @@
 
 mod broken_logs;
 mod bypass;
+mod connections;
+mod floods;
 mod full_workers;
 mod greedy_clients;
 mod json_floods;

@@ -69,8 +69,8 @@ async fn sockets_that_never_read_stop_nobody() {
     for _ in 0..4 {
         streams.push(silent_stream(&cluster.grpc).await);
     }
-    let metrics = format!("{}/metrics", cluster.http);
-    until("turns are given back", async || metric(&metrics, "cosec_turns_given_back_total").await > 0.0).await;
+    let metrics = &cluster.coordinator_metrics;
+    until("turns are given back", async || metric(metrics, "cosec_turns_given_back_total").await > 0.0).await;
     let began = Instant::now();
     let text = timeout(SERVED_WITHIN, complete(&cluster.http, 5, 40)).await.expect("others are served");
     assert_eq!(text, undisturbed);

@@ -116,8 +116,7 @@ impl FaultCluster {
         assert_eq!(answer_all(&off.http, &self.stop).await, self.undisturbed);
         let stopped = self.undisturbed[1][0]["text"].as_str().unwrap();
         assert!(text.starts_with(stopped) && stopped.len() < text.len() && stopped.len() > 20, "{stopped:?}");
-        let metrics = format!("{}/metrics", off.http);
-        let ended = async |outcome| metric_where(&metrics, "cosec_choices_total", outcome).await;
+        let ended = async |outcome| metric_where(&off.metrics, "cosec_choices_total", outcome).await;
         assert!(ended("\"stop\"").await >= 1.0 && ended("\"closed\"").await == 0.0, "a stop string was found");
         self.settled(&self.workers.iter().collect::<Vec<_>>()).await;
     }
@@ -148,8 +147,8 @@ impl FaultCluster {
     /// Runs a case; returns its line for the table.
     pub(crate) async fn run_case(&mut self, case: Case) -> String {
         let (http, metrics) = {
-            let http = &self.coordinator(case).http;
-            (http.clone(), format!("{http}/metrics"))
+            let coordinator = self.coordinator(case);
+            (coordinator.http.clone(), coordinator.metrics.clone())
         };
         let relocations = async || {
             let role = format!("role=\"{}\"", name(case.role));

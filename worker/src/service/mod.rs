@@ -6,7 +6,7 @@ mod streams;
 
 use std::sync::{Arc, OnceLock};
 
-use cosec_proto::transport::{MAX_MESSAGE_BYTES, check_protocol_version};
+use cosec_proto::transport::{MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, check_protocol_version};
 use cosec_proto::wire::worker::worker_server::{Worker, WorkerServer};
 use cosec_proto::wire::worker::{
     DescribeRequest, DescribeResponse, StepRequest, StepResponse, TokenizerRequest, TokenizerResponse,
@@ -84,7 +84,7 @@ impl WorkerService {
     #[must_use]
     pub fn into_server(self) -> WorkerServer<Self> {
         WorkerServer::new(self)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 

@@ -21,7 +21,7 @@ use cosec_worker::engine::LanguageModel;
 use cosec_worker::limits::EngineOptions;
 use cosec_worker::model::ModelRunner;
 use cosec_worker::registration;
-use cosec_worker::server::{BoundServer, BoxedLoadError, ServeError};
+use cosec_worker::server::{BoundServer, BoxedLoadError, ListenConfig, ServeError};
 use cosec_worker::service::Identity;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -97,7 +97,7 @@ impl Harness {
         load: impl FnOnce() -> Result<(M, EngineOptions), BoxedLoadError> + Send + 'static,
     ) -> Self {
         let any = "127.0.0.1:0";
-        let server = BoundServer::bind(any, Some(any)).await.unwrap();
+        let server = BoundServer::bind(&listening(any, Some(any))).await.unwrap();
         let (address, metrics_address) = (server.address(), server.metrics_address().unwrap());
         let shutdown = CancellationToken::new();
         let identity = Identity {
@@ -155,6 +155,12 @@ impl Harness {
         };
         timeout(PATIENCE, reached).await.unwrap();
     }
+}
+
+/// Ports in the clear.
+pub(crate) fn listening(listen: &str, metrics_listen: Option<&str>) -> ListenConfig {
+    let metrics_listen = metrics_listen.map(str::to_owned);
+    ListenConfig { listen: listen.to_owned(), metrics_listen, ..ListenConfig::default() }
 }
 
 impl Drop for Harness {

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::fake_model::{PANIC_TOKEN, logits};
-use crate::harness::{Harness, PAUSE, draft, extend, failure, full_rows, options, release};
+use crate::harness::{Harness, PAUSE, draft, extend, failure, full_rows, listening, options, release};
 
 #[tokio::test]
 async fn nothing_is_served_before_the_model_is_loaded() {
@@ -28,10 +28,10 @@ async fn nothing_is_served_before_the_model_is_loaded() {
 #[tokio::test]
 async fn a_port_in_use_is_named() {
     let harness = Harness::start(options()).await;
-    let error = BoundServer::bind(&harness.address.to_string(), None).await.unwrap_err().to_string();
+    let error = BoundServer::bind(&listening(&harness.address.to_string(), None)).await.unwrap_err().to_string();
     assert!(error.contains(&format!("listen is {}", harness.address)), "{error}");
     let taken = harness.metrics_address.to_string();
-    let error = BoundServer::bind("localhost:0", Some(&taken)).await.unwrap_err().to_string();
+    let error = BoundServer::bind(&listening("localhost:0", Some(&taken))).await.unwrap_err().to_string();
     assert!(error.contains(&format!("metrics_listen is {}", harness.metrics_address)), "{error}");
 }
 

@@ -1,5 +1,6 @@
 //! A request as it arrives: whose it is, its body, and what the client has of the answer already.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use cosec_proto::ErrorCode;
 use futures::StreamExt;
 use http_body::Body;
 use tokio::time::Instant;
+use tonic::{Code, Status};
 
 use super::resume::ReceivedEvents;
 use crate::api::error::ApiError;
@@ -73,8 +75,7 @@ async fn json_body(request: Request, state: &ApiState) -> Result<Bytes, ApiError
         let mut bytes = Vec::new();
         let mut chunks = body.into_data_stream();
         while let Some(chunk) = chunks.next().await {
-            let broken = |cause| ApiError::new(ErrorCode::InvalidArgument, format!("the body broke off: {cause}"));
-            let chunk = chunk.map_err(broken)?;
+            let chunk = chunk.map_err(|cause| broken_off(&cause))?;
             if bytes.len() + chunk.len() > limit {
                 return Err(too_large());
             }
@@ -88,4 +89,20 @@ async fn json_body(request: Request, state: &ApiState) -> Result<Bytes, ApiError
         ApiError::http_only(StatusCode::REQUEST_TIMEOUT, message)
     };
     tokio::time::timeout(Duration::from_secs(seconds), read).await.map_err(late)?
+}
+
+/// Why a body did not arrive: the server had no room for it, or the client left.
+fn broken_off(cause: &(dyn Error + 'static)) -> ApiError {
+    let mut source = Some(cause);
+    let mut refusal = None;
+    while let (Some(cause), None) = (source, refusal) {
+        refusal = cause.downcast_ref::<Status>();
+        source = cause.source();
+    }
+    match refusal {
+        Some(status) if status.code() == Code::ResourceExhausted => {
+            ApiError::new(ErrorCode::Overloaded, status.message())
+        }
+        Some(_) | None => ApiError::new(ErrorCode::InvalidArgument, format!("the body broke off: {cause}")),
+    }
 }

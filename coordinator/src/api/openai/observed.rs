@@ -26,7 +26,7 @@ pub(super) async fn observed(State(state): State<Arc<ApiState>>, mut request: Re
     let request_id = Uuid::new_v4();
     let id = request_id.simple().to_string();
     let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
-    let probe = route.starts_with("/health/") || route == "/metrics";
+    let probe = route.starts_with("/health/");
     let span = tracing::info_span!("request", otel.kind = "server", id, method = %request.method(), route);
     telemetry::continue_trace(&span, request.headers());
     let mut in_flight = state.metrics.begin("http", route);

@@ -9,7 +9,6 @@ use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use cosec_proto::ErrorCode;
-use cosec_proto::metrics::MetricRegistry;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::authorized::authorized;
@@ -21,13 +20,12 @@ use crate::api::state::ApiState;
 use crate::tenant::Tenant;
 
 /// Every path that HTTP serves.
-pub fn router(state: Arc<ApiState>, registry: MetricRegistry) -> Router {
+pub fn router(state: Arc<ApiState>) -> Router {
     Router::new()
         .route("/v1/completions", post(complete))
         .route("/v1/chat/completions", post(converse))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
-        .route("/metrics", get(move || async move { exposition(&registry) }))
         .route_layer(middleware::from_fn_with_state(state.clone(), authorized))
         // Kubelets and load balancers have no key.
         .route("/health/live", get(|| async { "live\n" }))
@@ -70,9 +68,4 @@ async fn ready(State(state): State<Arc<ApiState>>, headers: HeaderMap) -> Result
     }
     tracing::debug!(message = error.message, "not ready");
     Err(ApiError::new(error.code, "not ready; the reason is told to those with an API key"))
-}
-
-fn exposition(registry: &MetricRegistry) -> Result<String, ApiError> {
-    let failed = |cause| ApiError::new(ErrorCode::Internal, format!("the metrics cannot be written: {cause}"));
-    registry.text().map_err(failed)
 }

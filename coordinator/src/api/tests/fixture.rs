@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use cosec_proto::ErrorCode;
 use cosec_proto::metrics::MetricRegistry;
+use cosec_proto::serving::ConnectionLimits;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, stream};
 use reqwest::{Response, StatusCode};
@@ -26,6 +27,7 @@ use crate::api::config::ApiConfig;
 use crate::api::metrics::ApiMetrics;
 use crate::api::openai::resume::ResumeKey;
 use crate::api::state::{ApiState, seconds_now};
+use crate::config::Config;
 use crate::generation::GenerationService;
 use crate::generation::model_text::ModelText;
 use crate::generation::sessions::{BoxedSession, EventStream, SessionSource};
@@ -34,7 +36,7 @@ use crate::models::{ModelFacts, ModelInfo, ModelReadiness};
 use crate::policy::{DefaultSettings, OperatorPolicy, PolicyBounds, PolicyConfig};
 use crate::postprocess::samples;
 use crate::request::{FinishReason, SessionError, SessionEvent, TokenEvent, TokenizedRequest};
-use crate::server::{RunError, serve};
+use crate::server::{BoundPort, Ports, serve};
 use crate::session::plan::DecodePlan;
 use crate::shared_key::SharedKey;
 use crate::tasks::TaskSpawner;
@@ -147,9 +149,11 @@ impl SessionSource for ScriptedGenerator {
 pub(super) struct TestServer {
     pub(super) http: String,
     pub(super) grpc: String,
+    pub(super) health: String,
+    pub(super) metrics: String,
     pub(super) generator: Arc<ScriptedGenerator>,
     pub(super) shutdown: CancellationToken,
-    served: JoinHandle<Result<(), RunError>>,
+    served: JoinHandle<()>,
 }
 
 impl TestServer {
@@ -214,12 +218,18 @@ impl TestServer {
             metrics,
             started: seconds_now(),
         });
-        let listeners = crate::server::ApiListeners::bind("127.0.0.1:0", "127.0.0.1:0").await.unwrap();
-        let http = format!("http://{}", listeners.http.local_addr().unwrap());
-        let grpc = format!("http://{}", listeners.grpc.local_addr().unwrap());
+        let any = || "127.0.0.1:0".to_owned();
+        let (health_listen, metrics_listen) = (Some(any()), Some(any()));
+        let ports =
+            Config { http_listen: any(), grpc_listen: any(), health_listen, metrics_listen, ..Config::default() };
+        let ports = Ports::bind(&ports).await.unwrap();
+        let url = |port: &BoundPort| format!("http://{}", port.listener.local_addr().unwrap());
+        let [http, grpc] = [&ports.http, &ports.grpc].map(url);
+        let [health, metrics] = [&ports.health, &ports.metrics].map(|port| url(port.as_ref().unwrap()));
         let shutdown = CancellationToken::new();
-        let served = tokio::spawn(serve(listeners, state, registry, grace, shutdown.clone()));
-        Self { http, grpc, generator, shutdown, served }
+        let limits = ConnectionLimits::default();
+        let served = tokio::spawn(serve(ports, limits, state, registry, grace, shutdown.clone()));
+        Self { http, grpc, health, metrics, generator, shutdown, served }
     }
 
     /// POSTs JSON.
@@ -291,8 +301,8 @@ impl TestServer {
     }
 
     /// Waits for the end of serving.
-    pub(super) async fn ended(self) -> Result<(), RunError> {
-        self.served.await.unwrap()
+    pub(super) async fn ended(self) {
+        self.served.await.unwrap();
     }
 }
 

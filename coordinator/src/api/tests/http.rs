@@ -7,6 +7,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::fixture::{Script, TestServer, saying, says};
 use crate::api::config::ApiConfig;
+use crate::config::Config;
+use crate::server::Ports;
 
 const PATH: &str = "/v1/completions";
 
@@ -111,12 +113,17 @@ async fn health_and_metrics() {
     let (status, error) = server.refusal(PATH, &json!({"model": "demo", "prompt": "a"})).await;
     assert_eq!(status, 503);
     assert!(error["message"].as_str().unwrap().contains("demo has no expert"), "{error}");
-    let text = get("/metrics").await.text().await.unwrap();
+    let probed = async |path: &str| reqwest::get(format!("{}{path}", server.health)).await.unwrap();
+    assert_eq!(probed("/health/live").await.status(), 200);
+    let unready = probed("/health/ready").await;
+    assert_eq!((unready.status().as_u16(), unready.text().await.unwrap().as_str()), (503, "not ready\n"));
+    assert_eq!(get("/metrics").await.status(), 404);
+    let text = reqwest::get(format!("{}/metrics", server.metrics)).await.unwrap().text().await.unwrap();
     for line in [
         "cosec_http_requests_total{protocol=\"http\",route=\"/v1/completions\",status=\"200\"} 1",
         "cosec_http_requests_total{protocol=\"http\",route=\"/v1/completions\",status=\"503\"} 1",
         "cosec_http_request_seconds_count{protocol=\"http\",route=\"/v1/completions\"} 2",
-        "cosec_http_requests_in_flight{protocol=\"http\"} 1",
+        "cosec_http_requests_in_flight{protocol=\"http\"} 0",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
@@ -153,7 +160,7 @@ async fn draining_refuses_and_finishes() {
     let text = streaming.text().await.unwrap();
     assert!(text.trim_end().ends_with('}') && text.contains("\"code\":\"unavailable\""), "{text}");
     let generator = server.generator.clone();
-    server.ended().await.unwrap();
+    server.ended().await;
     drop(generator);
 }
 
@@ -163,13 +170,15 @@ async fn draining_with_nothing_in_flight_is_quick() {
     // An idle connection that its client keeps open.
     server.answer(PATH, &json!({"model": "demo", "prompt": "a"})).await;
     server.shutdown.cancel();
-    tokio::time::timeout(Duration::from_secs(60), server.ended()).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(60), server.ended()).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_port_in_use_is_named() {
     let server = TestServer::open(|_| says("x")).await;
     let address = server.http.trim_start_matches("http://");
-    let error = crate::server::ApiListeners::bind("127.0.0.1:0", address).await.err().unwrap().to_string();
-    assert!(error.contains(address) && error.contains("--grpc-listen"), "{error}");
+    let (http_listen, grpc_listen) = ("127.0.0.1:0".to_owned(), address.to_owned());
+    let config = Config { http_listen, grpc_listen, ..Config::default() };
+    let error = Ports::bind(&config).await.err().unwrap().to_string();
+    assert!(error.contains(&format!("grpc_listen is {address}")), "{error}");
 }

@@ -165,9 +165,9 @@ pub(super) fn random_schedule(chance: &mut StdRng) -> Schedule {
             max_queued_tokens: if chance.random_bool(0.2) { 150 } else { 1_000_000 },
         },
         workers: PoolConfig {
-            zone: String::new(),
             step_deadline_ms: *[500, 2_000, 5_000].choose(chance).unwrap(),
             describe_interval_ms: *[2_000, 5_000].choose(chance).unwrap(),
+            ..PoolConfig::default()
         },
         sessions: SessionConfig {
             expert_absent: *absences.choose(chance).unwrap(),

@@ -10,7 +10,6 @@ use cosec_bench::completions::client;
 use cosec_bench::difference::Difference;
 use cosec_bench::fleet::{Replica, coordinator, until_up, worker};
 use cosec_bench::load::{Clients, Seen};
-use cosec_bench::metrics::Scrape;
 use cosec_bench::report::{Table, median, quantile};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -180,7 +179,7 @@ impl Fleet {
 
     async fn until_up(&self) -> Result<()> {
         for coordinator in &self.coordinators {
-            until_up(&coordinator.address, self.workers.len()).await?;
+            until_up(coordinator, self.workers.len()).await?;
         }
         Ok(())
     }
@@ -216,8 +215,7 @@ impl Fleet {
     /// Counted by the coordinator that is asked first.
     async fn relocations(&self) -> Result<f64> {
         let first = self.coordinators.first().context("no coordinator")?;
-        let scrape = Scrape::of(&format!("http://{}/metrics", first.address)).await?;
-        Ok(scrape.sum("cosec_relocations_total", &[]))
+        Ok(first.scrape().await?.sum("cosec_relocations_total", &[]))
     }
 }
 

@@ -10,7 +10,7 @@ use clap::Parser;
 use cosec_bench::cluster::MODEL;
 use cosec_bench::completions::{Events, client};
 use cosec_bench::fleet::{Replica, coordinator, until_up};
-use cosec_bench::metrics::{Scrape, cpu_time, resident_bytes};
+use cosec_bench::metrics::{cpu_time, resident_bytes};
 use cosec_bench::report::{Table, quantile};
 use cosec_bench::worker::PATIENCE;
 use cosec_launcher::Process;
@@ -206,7 +206,7 @@ async fn measure(arguments: &Arguments, size: Size) -> Result<Measured> {
     ];
     let program = coordinator(MODEL, &tokenizer(), [&bases, &experts], environment);
     let coordinator = Replica::start(program, "coordinator", logs.path()).await?;
-    until_up(&coordinator.address, size.workers).await?;
+    until_up(&coordinator, size.workers).await?;
     let processes = [coordinator.process()?, mocks.id().context("the mock workers have ended")?, std::process::id()];
     let idle_bytes = resident_bytes(processes[0])? as f64;
 
@@ -226,10 +226,7 @@ async fn measure(arguments: &Arguments, size: Size) -> Result<Measured> {
     let first_token = clients.first_tokens(size.streams).await?;
     clients.watch(SETTLING).await?;
 
-    let tokens = async || -> Result<f64> {
-        let scrape = Scrape::of(&format!("http://{address}/metrics")).await?;
-        Ok(scrape.sum("cosec_tokens_total", &[]))
-    };
+    let tokens = async || -> Result<f64> { Ok(coordinator.scrape().await?.sum("cosec_tokens_total", &[])) };
     let cpu = || -> Result<Vec<Duration>> { processes.into_iter().map(cpu_time).collect() };
     let (tokens_before, cpu_before, began) = (tokens().await?, cpu()?, Instant::now());
     let between_tokens = clients.watch(Duration::from_secs_f64(arguments.seconds)).await?;

@@ -34,7 +34,7 @@ pub(crate) async fn run(place: &Place) -> Result<()> {
     let program = coordinator(MODEL, &pair.base, [&bases, std::slice::from_ref(&expert.address)], Vec::new());
     let coordinator = Replica::start(program, "coordinator", logs.path()).await?;
     tokio::select! {
-        up = until_up(&coordinator.address, 3) => up?,
+        up = until_up(&coordinator, 3) => up?,
         died = first.ended() => return Err(died),
         died = second.ended() => return Err(died),
         died = expert.ended() => return Err(died),
@@ -60,7 +60,7 @@ pub(crate) async fn run(place: &Place) -> Result<()> {
         );
         (recoveries, all_equal) = (recoveries + recovered, all_equal && equal);
         base.restart().await?;
-        until_up(&coordinator.address, 3).await?;
+        until_up(&coordinator, 3).await?;
     }
     if recoveries == 0.0 {
         bail!("no stream was on a worker that was killed");
@@ -72,7 +72,7 @@ pub(crate) async fn run(place: &Place) -> Result<()> {
 }
 
 async fn scrape(coordinator: &Replica) -> Result<Scrape> {
-    Scrape::of(&format!("http://{}/metrics", coordinator.address)).await
+    coordinator.scrape().await
 }
 
 /// Tokens of each stream.
