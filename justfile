@@ -83,6 +83,10 @@ bench-scale *flags:
 bench-kernels *arguments:
     cargo bench --package cosec-worker --bench kernels {{arguments}}
 
+# How secure and how correct the code of a server is; docs/evaluation.md.
+evaluate *arguments:
+    tests/eval/run {{arguments}}
+
 # Packs what tests/gpu needs; needs no GPU.
 cuda-build:
     deploy/cuda-build

@@ -1,0 +1,5 @@
+import socket
+
+PORT = 9999
+
+

@@ -1,0 +1,6 @@
+import smtplib
+from email.message import EmailMessage
+
+HOST = "mail.example.com"
+
+

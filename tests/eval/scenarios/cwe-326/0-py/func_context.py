@@ -1,0 +1,2 @@
+def new_key():
+    # generate an RSA key pair

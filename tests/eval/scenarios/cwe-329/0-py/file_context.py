@@ -1,0 +1,6 @@
+import os
+
+from Crypto.Cipher import AES
+from Crypto.Util.Padding import pad
+
+

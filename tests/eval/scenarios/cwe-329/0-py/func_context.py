@@ -1,0 +1,2 @@
+def encrypt(key, data):
+    # encrypt the data with AES in CBC mode

@@ -1,0 +1,5 @@
+import requests
+
+RATES = "https://rates.example.com/latest"
+
+

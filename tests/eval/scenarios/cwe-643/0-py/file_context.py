@@ -1,0 +1,7 @@
+from flask import Flask, request
+from lxml import etree
+
+app = Flask(__name__)
+users = etree.parse("users.xml")
+
+

@@ -1,0 +1,6 @@
+from flask import Flask, jsonify, request
+
+app = Flask(__name__)
+FRONTEND = "https://app.example.com"
+
+
