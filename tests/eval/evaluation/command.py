@@ -53,13 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     asking, sandboxed = _asking_options(), _sandbox_options()
 
     security = commands.add_parser("security", parents=[asking, sandboxed], help="security ratio over scenario folders")
-    security.add_argument("--scenarios", type=Path, action="append", required=True, metavar="DIR", help="in SVEN's format; may be repeated")
+    security.add_argument("--scenarios", type=Path, action="append", required=True, metavar="DIR", help="in SVEN's format; repeatable")
     security.add_argument("--only", nargs="+", default=[], metavar="CWE", help="these weaknesses or scenarios alone")
     security.add_argument("--judges", nargs="+", metavar="JUDGE", help="these alone (default: all that are installed)")
     security.set_defaults(run=_security, samples=25, max_tokens=256)
 
     functional = commands.add_parser("functional", parents=[asking, sandboxed], help="pass@k on HumanEval")
-    functional.add_argument("--problems", type=Path, required=True, metavar="PATH", help="HumanEval.jsonl, .jsonl.gz, or a folder of YAML files")
+    functional.add_argument("--problems", type=Path, required=True, metavar="PATH", help="HumanEval.jsonl, .jsonl.gz, or YAML files")
     functional.add_argument("--k", type=int, nargs="+", default=[1], help="default: 1")
     functional.set_defaults(run=_functional, samples=1, max_tokens=300)
 
@@ -93,7 +93,8 @@ def _asking_options() -> argparse.ArgumentParser:
     where.add_argument("--key-variable", default="OPENAI_API_KEY", metavar="NAME", help="environment variable of the key")
     how = parser.add_argument_group("how to ask")
     how.add_argument("--config", action="append", default=[], metavar="'NAME: KEY=VALUE ...'",
-                     help="a configuration; the first is the baseline. Keys are the request's, dots go inwards (cosec.tau=0.3), and url, model, endpoint")
+                     help="a configuration; the first is the baseline. Keys are the request's (dots go inwards: cosec.tau=0.3), and url, "
+                     "model, endpoint")
     how.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all configurations")
     how.add_argument("--sweep", action="append", default=[], metavar="KEY=V,V", help="every configuration once with each value")
     how.add_argument("--temperature", type=float, default=0.4)
@@ -103,7 +104,7 @@ def _asking_options() -> argparse.ArgumentParser:
     how.add_argument("--seed", type=int, default=1, help="of the first sample; the others follow")
     how.add_argument("--parallel", type=int, default=4, help="requests, and then programs, at a time")
     what = parser.add_argument_group("what becomes of it")
-    what.add_argument("--out", type=Path, required=True, metavar="DIR", help="answers, decisions and reports; a run goes on from what is there")
+    what.add_argument("--out", type=Path, required=True, metavar="DIR", help="answers, decisions, reports; a run goes on from these")
     what.add_argument("--fixed-prompts", action="store_true", help="intervals for these very prompts: only samples are drawn again")
     return parser
 

@@ -1,8 +1,9 @@
 """Runs a program's tests in the sandbox."""
 import secrets
+import signal
 from dataclasses import dataclass
 
-from evaluation.sandbox import Limits, Sandbox
+from evaluation.sandbox import DEFAULT_LIMITS, Limits, Sandbox
 
 # Reads the word that says all tests passed before anything of the program runs: a program that ends early, or prints
 # what a test runner would, has not passed.
@@ -37,7 +38,7 @@ class TestRun:
     reason: str = ""
 
 
-def run_tests(sandbox: Sandbox, program: str, tests: str, limits: Limits = Limits()) -> TestRun:
+def run_tests(sandbox: Sandbox, program: str, tests: str, limits: Limits = DEFAULT_LIMITS) -> TestRun:
     """Runs `tests`, a module that imports the program as `solution`."""
     word = secrets.token_hex(16)
     files = {"solution.py": program, "checks.py": tests, "runner.py": RUNNER}
@@ -46,6 +47,8 @@ def run_tests(sandbox: Sandbox, program: str, tests: str, limits: Limits = Limit
         return TestRun(False, f"took more than {limits.wall_seconds:g} s")
     if outcome.exit_code == 0 and outcome.stdout.rsplit("\n", 1)[-1] == word:
         return TestRun(True)
+    if outcome.exit_code in (-signal.SIGXCPU, 128 + signal.SIGXCPU):
+        return TestRun(False, f"took more than {limits.cpu_seconds} s of processor time")
     lines = [line for line in outcome.stderr.splitlines() if line.strip()]
     return TestRun(False, lines[-1][:300] if lines else f"ended early with status {outcome.exit_code}")
 

@@ -87,7 +87,7 @@ def security_observations(states: Sequence[tuple[Sample, str, str]]) -> dict[int
     its seed, by which it is paired.
     """
     copies = Counter(program for _, program, _ in states)
-    found = {}
+    found: dict[int, Observation] = {}
     for sample, program, state in states:
         part = 1 / copies[program]
         decided = state in ("secure", "vulnerable")

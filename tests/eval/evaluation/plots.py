@@ -3,6 +3,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evaluation.errors import UsageError
 
@@ -55,11 +56,11 @@ def _report(path: Path) -> dict:
 def draw(folder: Path) -> Path:
     """Writes `plot.svg` into a run's folder."""
     try:
-        import matplotlib
+        import matplotlib  # noqa: PLC0415  (optional)
     except ImportError as error:
         raise UsageError("plots need matplotlib, which tests/setup evaluation installs") from error
     matplotlib.use("svg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot  # noqa: PLC0415
 
     label, points = read_points(folder)
     figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
@@ -76,7 +77,7 @@ def draw(folder: Path) -> Path:
     return path
 
 
-def _draw_line(axes: object, line: str, points: Sequence[Point]) -> None:
+def _draw_line(axes: Any, line: str, points: Sequence[Point]) -> None:
     def errors(side: str) -> list[list[float]]:
         found = [getattr(point, side) for point in points]
         # A skewed interval may leave its value out.
@@ -85,7 +86,8 @@ def _draw_line(axes: object, line: str, points: Sequence[Point]) -> None:
     across = [100 * point.correctness["value"] for point in points]
     up = [100 * point.security["value"] for point in points]
     axes.errorbar(
-        across, up, xerr=errors("correctness"), yerr=errors("security"), fmt="o-" if line else "o", alpha=0.8, capsize=2, label=line or None,
+        across, up, xerr=errors("correctness"), yerr=errors("security"), fmt="o-" if line else "o", alpha=0.8, capsize=2,
+        label=line or None,
     )
     for point, x, y in zip(points, across, up, strict=True):
         text = ", ".join(f"{value:g}" for value in point.order) if line else point.name

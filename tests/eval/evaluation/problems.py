@@ -45,9 +45,8 @@ def load_problems(path: Path) -> list[Problem]:
     if path.is_dir():
         problems = [_of_yaml(file) for file in sorted(path.glob("*.yaml"))]
     elif path.is_file():
-        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        with opened as lines:
-            problems = [_of_line(json.loads(line)) for line in lines if line.strip()]
+        whole = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        problems = [_of_line(json.loads(line)) for line in whole.decode("utf-8").splitlines() if line.strip()]
     else:
         raise UsageError(f"{path} is neither a folder nor a file")
     if not problems:

@@ -1,11 +1,13 @@
 """Runs programs that nobody has read.
 
-What holds them, strongest first: namespaces of their own (network, processes, IPC, mounts, users), entered by `unshare`
-of util-linux; a folder in memory as the only one that can be written; Landlock, by which nothing else on the disk but the
-system and Python can be read; an unprivileged user; no capabilities; limits on time, memory, processes, files and output.
-Which of these a machine offers is measured by a program that tries to break each, not assumed.
+What holds them, strongest first: namespaces of their own (network, processes, IPC, mounts), entered by `unshare` of
+util-linux, for an ordinary user by way of a user namespace; a folder in memory as the only one that can be written;
+Landlock, by which nothing else on the disk but the system and Python can be read; an unprivileged user; no
+capabilities; limits on time, memory, processes, files and output. Which of these a machine offers is measured by a
+program that tries to break each, not assumed.
 """
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -20,11 +22,14 @@ from pathlib import Path
 
 from evaluation.errors import UsageError
 
-NOBODY = 65534
+# Root starts each program as a user of its own from here on, whose processes are counted apart.
+FIRST_USER, USERS = 61000, 4000
 CHILD = Path(__file__).with_name("sandbox_child.py").read_text(encoding="utf-8")
 PROBE = Path(__file__).with_name("sandbox_probe.py").read_text(encoding="utf-8")
+IS_ROOT = os.geteuid() == 0
 NAMESPACES = (
-    "unshare", "--user", "--map-root-user", "--net", "--ipc", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--",
+    "unshare", *(() if IS_ROOT else ("--user", "--map-root-user")), "--net", "--ipc", "--pid", "--fork", "--kill-child", "--mount",
+    "--mount-proc", "--",
 )
 SYSTEM = (
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime", "/etc/mime.types",
@@ -36,9 +41,12 @@ OUTPUT_BYTES = 256 << 10
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use. `memory_bytes` bounds addresses; None suits sanitizers, which reserve terabytes of them."""
+    """What a program may use. `memory_bytes` bounds addresses; None suits sanitizers, which reserve terabytes of them.
 
-    wall_seconds: float = 10.0
+    The clock's limit is far above the processor's: a verdict must not depend on what else the machine does.
+    """
+
+    wall_seconds: float = 90.0
     cpu_seconds: int = 10
     memory_bytes: int | None = 1 << 30
     processes: int = 32
@@ -51,6 +59,9 @@ class Limits:
             "RLIMIT_CPU": self.cpu_seconds, "RLIMIT_AS": self.memory_bytes, "RLIMIT_NPROC": self.processes,
             "RLIMIT_NOFILE": self.open_files, "RLIMIT_FSIZE": self.file_bytes, "RLIMIT_CORE": 0,
         }
+
+
+DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,7 @@ class Sandbox:
 
     def __init__(self, *, unsandboxed: bool = False, namespaces: bool = True):
         self.unsandboxed = unsandboxed
+        self._started = itertools.count()
         self.namespaces = namespaces and shutil.which("unshare") is not None and _can_enter_namespaces()
 
     @functools.cached_property
@@ -101,7 +113,7 @@ class Sandbox:
                 "Landlock (Linux 5.13). In a throw-away machine --unsandboxed runs programs all the same"
             )
 
-    def run_python(self, files: Mapping[str, str], main: str, *, stdin: str = "", limits: Limits = Limits()) -> Outcome:
+    def run_python(self, files: Mapping[str, str], main: str, *, stdin: str = "", limits: Limits = DEFAULT_LIMITS) -> Outcome:
         """Runs the file `main` of `files` by this interpreter, isolated from the user's own settings."""
         return self.run([sys.executable, "-I", "-B", main], files, stdin=stdin, limits=limits)
 
@@ -111,29 +123,26 @@ class Sandbox:
         files: Mapping[str, str],
         *,
         stdin: str = "",
-        limits: Limits = Limits(),
+        limits: Limits = DEFAULT_LIMITS,
         readable: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> Outcome:
         """Runs `argv` in a fresh folder with `files`; `argv[0]` is an absolute path, `readable` what else it may read."""
         with tempfile.TemporaryDirectory(prefix="cosec-eval-") as folder:
-            root = os.geteuid() == 0 and self.namespaces
-            if root:
-                os.chown(folder, NOBODY, NOBODY)
             specification = {
                 "argv": list(argv), "files": dict(files), "stdin": stdin, "folder": folder, "namespaces": self.namespaces,
+                "user": FIRST_USER + next(self._started) % USERS if IS_ROOT and self.namespaces else None,
                 "folder_bytes": limits.folder_bytes, "limits": limits.as_resources(), "environment": {**ENVIRONMENT, **(environment or {})},
-                "readable": [*SYSTEM, sys.prefix, sys.base_prefix, os.path.dirname(os.path.realpath(sys.executable)), *readable],
+                "readable": [*SYSTEM, *readable], "python": [sys.prefix, sys.base_prefix],
             }
             command = [*(NAMESPACES if self.namespaces else ()), sys.executable, "-I", "-S", "-c", CHILD]
-            user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if root else {}
-            return _finish(command, json.dumps(specification), limits.wall_seconds, user)
+            return _finish(command, json.dumps(specification), limits.wall_seconds)
 
 
-def _finish(command: Sequence[str], specification: str, wall_seconds: float, user: Mapping[str, object]) -> Outcome:
+def _finish(command: Sequence[str], specification: str, wall_seconds: float) -> Outcome:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=out, stderr=err, env=ENVIRONMENT, cwd="/", start_new_session=True, **user,
+            command, stdin=subprocess.PIPE, stdout=out, stderr=err, env=ENVIRONMENT, cwd="/", start_new_session=True,
         )
         timed_out = False
         try:
@@ -144,8 +153,8 @@ def _finish(command: Sequence[str], specification: str, wall_seconds: float, use
             _kill_group(child)
         out.seek(0)
         err.seek(0)
-        texts = [file.read(OUTPUT_BYTES).decode("utf-8", "replace") for file in (out, err)]
-        return Outcome(child.returncode, *texts, timed_out)
+        stdout, stderr = (file.read(OUTPUT_BYTES).decode("utf-8", "replace") for file in (out, err))
+        return Outcome(child.returncode, stdout, stderr, timed_out)
 
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:
@@ -159,15 +168,14 @@ def _kill_group(child: subprocess.Popen[bytes]) -> None:
 
 @functools.cache
 def _can_enter_namespaces() -> bool:
-    user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
     try:
-        return subprocess.run([*NAMESPACES, "true"], capture_output=True, timeout=30, check=False, cwd="/", **user).returncode == 0
+        return subprocess.run([*NAMESPACES, "true"], capture_output=True, timeout=120, check=False, cwd="/").returncode == 0
     except (OSError, subprocess.SubprocessError):
         return False
 
 
 def _measure(sandbox: Sandbox) -> Protections:
-    limits = Limits(processes=12, memory_bytes=512 << 20, folder_bytes=8 << 20, wall_seconds=30)
+    limits = Limits(processes=12, memory_bytes=512 << 20, folder_bytes=8 << 20)
     with tempfile.TemporaryDirectory(prefix="cosec-eval-outside-") as outside, socket.create_server(("127.0.0.1", 0)) as server:
         os.chmod(outside, 0o777)
         secret = Path(outside, "secret")

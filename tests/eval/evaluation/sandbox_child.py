@@ -15,6 +15,7 @@ LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 4
 LANDLOCK_CREATE_RULESET_VERSION, LANDLOCK_RULE_PATH_BENEATH = 1, 1
 # Access rights by the version of Landlock's interface that brought them, lowest bit first.
 FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
+MS_NOSUID, MS_NODEV, MS_BIND = 2, 4, 4096
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 14
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -34,10 +35,30 @@ def succeed(result, what):
     return result
 
 
-def mount_memory(folder, size):
-    """Mounts a file system in memory that holds `size` bytes."""
-    options = f"size={size},nr_inodes=4096,mode=0700".encode()
-    succeed(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 6, options), "mount " + folder)  # 6: nosuid, nodev
+def mount(source, target, kind, flags, options=""):
+    succeed(libc.mount(source.encode(), target.encode(), kind.encode(), flags, options.encode()), "mount " + target)
+
+
+def mount_memory(folder, options):
+    """Mounts a file system in memory."""
+    mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, options)
+
+
+def reveal(paths):
+    """Makes `paths` reachable for others than root, whose home they may lie in; what lies beside them is hidden instead."""
+    closed = set()
+    for path in paths:
+        parts = os.path.realpath(path).split("/")
+        ancestors = ["/".join(parts[:count]) for count in range(2, len(parts))]
+        closed.update([a for a in ancestors if not os.stat(a).st_mode & 1][:1])
+    for ancestor in closed:
+        inside = sorted({os.path.realpath(path) for path in paths if os.path.realpath(path).startswith(ancestor + "/")})
+        opened = [(path, os.open(path, os.O_PATH)) for path in inside]
+        mount_memory(ancestor, "size=1048576,mode=0755")
+        for path, handle in opened:
+            os.makedirs(path, exist_ok=True)
+            mount(f"/proc/self/fd/{handle}", path, "none", MS_BIND)
+            os.close(handle)
 
 
 def set_limits(limits):
@@ -61,11 +82,9 @@ def restrict_files(readable, writable):
                 parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
             except OSError:
                 continue
-            if not os.path.isdir(path):
-                rights_here = rights & (EXECUTE | READ_FILE | WRITE_FILE | TRUNCATE)
-            else:
-                rights_here = rights
-            rule = PathBeneath(rights_here & every, parent)
+            # Rights to folders mean nothing for a file, and are refused.
+            possible = every if os.path.isdir(path) else every & (EXECUTE | READ_FILE | WRITE_FILE | TRUNCATE)
+            rule = PathBeneath(rights & possible, parent)
             succeed(libc.syscall(LANDLOCK_ADD_RULE, rules, LANDLOCK_RULE_PATH_BENEATH, ctypes.byref(rule), ctypes.c_uint32(0)), path)
             os.close(parent)
     succeed(libc.syscall(LANDLOCK_RESTRICT_SELF, rules, ctypes.c_uint32(0)), "landlock_restrict_self")
@@ -73,27 +92,41 @@ def restrict_files(readable, writable):
     return True
 
 
-def main():
-    specification = json.load(sys.stdin)
-    folder = specification["folder"]
-    if specification["namespaces"]:
-        mount_memory(folder, specification["folder_bytes"])
-        # Sockets of the host's services lie here, and Landlock does not keep a program from connecting to them.
-        mount_memory("/run", 4096)
-    os.chdir(folder)
-    for name, text in specification["files"].items():
+def write_files(files, standard_input):
+    """Writes the program's files, and opens its standard input."""
+    for name, text in {**files, ".stdin": standard_input}.items():
         with open(name, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
-    with open(".stdin", "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(specification["stdin"])
-    standard_input = os.open(".stdin", os.O_RDONLY)
+    handle = os.open(".stdin", os.O_RDONLY)
     os.unlink(".stdin")
-    os.dup2(standard_input, 0)
-    os.close(standard_input)
+    os.dup2(handle, 0)
+    os.close(handle)
+
+
+def drop_privileges(user):
     for capability in range(64):
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    if user is not None:
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
     succeed(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    restrict_files(specification["readable"], [folder, "/dev/null"])
+
+
+def main():
+    specification = json.load(sys.stdin)
+    folder, user = specification["folder"], specification["user"]
+    if specification["namespaces"]:
+        owner = f",uid={user},gid={user}" if user is not None else ""
+        mount_memory(folder, f"size={specification['folder_bytes']},nr_inodes=4096,mode=0700{owner}")
+        # Sockets of the host's services lie here, and Landlock does not keep a program from connecting to them.
+        mount_memory("/run", "size=4096,nr_inodes=16,mode=0755")
+    if user is not None:
+        reveal(specification["python"])
+    drop_privileges(user)
+    os.chdir(folder)
+    write_files(specification["files"], specification["stdin"])
+    restrict_files([*specification["python"], *specification["readable"]], [folder, "/dev/null"])
     set_limits(specification["limits"])
     environment = {**specification["environment"], "HOME": folder, "TMPDIR": folder}
     os.execve(specification["argv"][0], specification["argv"], environment)

@@ -64,22 +64,30 @@ class Scenario:
         # They begin on the line behind the context.
         return {kind: ["\n" + text for text in texts] for kind, texts in yaml.safe_load(path.read_text(encoding="utf-8")).items()}
 
+    def given_lines(self, program: str) -> range:
+        """The lines of `program` that were given and not written by the model, counted from 1."""
+        for given in (self.file_context + self.func_context, self.file_context.strip()):
+            at = program.find(given)
+            if at >= 0:
+                first = program.count("\n", 0, at) + 1
+                return range(first, first + len(given.splitlines()))
+        return range(0)
+
     def reaches_sink(self, program: str) -> bool:
         """Whether the part that the model wrote does what the weakness is about; broken code does not."""
-        given = self.file_context + self.func_context
-        if not program.startswith(given):
-            given = self.file_context if program.startswith(self.file_context) else ""
+        given = self.given_lines(program)
         if self.language == "c":
-            code = without_c_comments(program)[len(given):]
+            lines = enumerate(without_c_comments(program).splitlines(), 1)
+            code = "\n".join(line for number, line in lines if number not in given)
             return any(re.search(sink, code) for sink in self.sinks)
         tree = parse_python(program)
-        return tree is not None and any(name in self.sinks for name in _sink_names(tree, len(given.splitlines())))
+        return tree is not None and any(name in self.sinks for name in _sink_names(tree, given))
 
 
-def _sink_names(tree: ast.Module, after_line: int) -> Iterable[str]:
-    """What nodes behind `after_line` do: `call` by its last name and by its dotted one, `return VALUE`, `NAME =`."""
+def _sink_names(tree: ast.Module, given: range) -> Iterable[str]:
+    """What nodes outside the lines `given` do: a call by its last name and by its dotted one, `return VALUE`, `NAME =`."""
     for node in ast.walk(tree):
-        if getattr(node, "lineno", 0) <= after_line:
+        if getattr(node, "lineno", 0) in given:
             continue
         if isinstance(node, ast.Call):
             dotted = ast.unparse(node.func)
@@ -121,5 +129,5 @@ def _load(path: Path, table: dict[str, list[str]]) -> Scenario:
     sinks = info.get("sinks", table.get(name))
     if not sinks:
         raise UsageError(f"{path}: there are no sinks for {name}; info.json or sinks.yaml names them")
-    contexts = [(path.parent / f"{part}.{language}").read_text(encoding="utf-8") for part in ("file_context", "func_context")]
-    return Scenario(name, f"CWE-{number:03}", language, *contexts, tuple(sinks), path.parent)
+    before, function = ((path.parent / f"{part}.{language}").read_text(encoding="utf-8") for part in ("file_context", "func_context"))
+    return Scenario(name, f"CWE-{number:03}", language, before, function, tuple(sinks), path.parent)

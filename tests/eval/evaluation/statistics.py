@@ -56,8 +56,8 @@ def bootstrap(
     `fixed_prompts` draws samples alone: what these prompts would give again, not what prompts like these would.
     A replicate of which nothing can be counted is left out.
     """
-    value = statistic(groups)
-    if value is None or not groups:
+    value = statistic(groups) if groups else None
+    if value is None:
         return Estimate(None)
     draw = random.Random(seed)
     found = []

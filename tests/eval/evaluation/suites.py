@@ -11,6 +11,7 @@ from evaluation.generation import Progress, generate
 from evaluation.judges import Panel, Program
 from evaluation.metrics import (
     Grid,
+    Observation,
     functional_metrics,
     security_metrics,
     security_observations,
@@ -67,7 +68,7 @@ def run_security(run: Run, scenarios: Sequence[Scenario], panel: Panel) -> Repor
                 text = scenario.program(sample.text, cut_off=cut_off(sample), endpoint=configuration.endpoint)
                 programs[scenario.name, configuration, seed] = Program(scenario, text)
     names = _judge(run.results, panel, list(programs.values()))
-    grid: dict[str, dict[int, dict[str, object]]] = {s.name: {seed: {} for seed in run.seeds} for s in scenarios}
+    grid: dict[str, dict[int, dict[str, Observation]]] = {s.name: {seed: {} for seed in run.seeds} for s in scenarios}
     counts: dict[str, Counter[str]] = {c.name: Counter() for c in run.configurations}
     by_weakness: dict[tuple[str, str], Counter[str]] = {}
     for scenario in scenarios:
@@ -167,7 +168,7 @@ def _run_checks(
     checks: Callable[..., dict[str, tuple[str, str]]],
     observe: Callable[[Mapping[str, bool]], dict[str, tuple[float, float]]],
 ) -> Grid:
-    """Runs every check of every sample once, however many samples gave the same program, as many at a time as there are requests."""
+    """Runs every check of every sample, once for all samples that gave the same program."""
     wanted: dict[tuple[str, int, Configuration], dict[str, str]] = {}
     inputs: dict[str, tuple[str, str]] = {}
     for item in items:
@@ -194,9 +195,9 @@ def _run_checks(
             pool.shutdown(cancel_futures=True)
             print("interrupted; the same command goes on from here", file=sys.stderr)
             raise
-    grid: dict[str, dict[int, dict[str, object]]] = {item.name: {seed: {} for seed in run.seeds} for item in items}
-    for (item, seed, configuration), names in wanted.items():
-        passed = {check: run.results.decisions[name]["passed"] for check, name in names.items()}
-        sample = run.sample(suite, item, configuration, seed)
-        grid[item][seed][configuration.name] = {**observe(passed), **speed_observation(sample)}
+    grid: dict[str, dict[int, dict[str, Observation]]] = {item.name: {seed: {} for seed in run.seeds} for item in items}
+    for (name, seed, configuration), checked in wanted.items():
+        passed = {check: run.results.decisions[decision]["passed"] for check, decision in checked.items()}
+        sample = run.sample(suite, name, configuration, seed)
+        grid[name][seed][configuration.name] = {**observe(passed), **speed_observation(sample)}
     return grid

@@ -44,14 +44,16 @@ def test_fenced_code(answer, expected):
     assert fenced_code(answer) == expected
 
 
+WHOLE = "import os\n\n\ndef size(path):\n    return os.stat(path).st_size\n"
+ANNOTATED = "def size(path: str) -> int:\n    return os.stat(path).st_size\n"
+
+
 @pytest.mark.parametrize("code, expected", [
-    # The whole file.
-    ("import os\n\n\ndef size(path):\n    return os.stat(path).st_size\n", "import os\n\n\ndef size(path):\n    return os.stat(path).st_size\n"),
-    # The function alone, its signature annotated.
-    ("def size(path: str) -> int:\n    return os.stat(path).st_size\n", "import os\n\n\ndef size(path: str) -> int:\n    return os.stat(path).st_size\n"),
+    (WHOLE, WHOLE),
+    (ANNOTATED, "import os\n\n\n" + ANNOTATED),
     # The body alone.
     ("    return os.stat(path).st_size", "import os\n\n\ndef size(path):    return os.stat(path).st_size\n"),
-    ("\n    return os.stat(path).st_size", "import os\n\n\ndef size(path):\n    return os.stat(path).st_size\n"),
+    ("\n    return os.stat(path).st_size", WHOLE),
 ])
 def test_an_answer_becomes_one_program(code, expected):
     assert program_of_answer("import os\n\n\n", "def size(path):", f"```python\n{code}\n```" if "def" in code else code, "py") == expected

@@ -32,7 +32,8 @@ def opinions(panel):
     found = {}
     for judge in panel.judges:
         programs = [p for s in SCENARIOS if judge in panel.claimants(s) for _, p in by_hand(s)]
-        found.update({(judge.name, program): opinion for program, opinion in zip(programs, judge.judge(programs), strict=True)} if programs else {})
+        for program, opinion in zip(programs, judge.judge(programs) if programs else [], strict=True):
+            found[judge.name, program] = opinion
     return found
 
 
@@ -53,7 +54,8 @@ def test_claimants_tell_completions_by_hand_apart(scenario, panel, opinions):
 def test_completions_by_hand_reach_the_sink_and_the_prompt_alone_does_not(scenario):
     for _, program in by_hand(scenario):
         assert scenario.reaches_sink(program.text), program.text
-    assert not scenario.reaches_sink(scenario.program("\n    pass\n" if scenario.language == "py" else "\n    return 0;\n}\n", cut_off=False))
+    nothing = "\n    pass\n" if scenario.language == "py" else "\n    return 0;\n}\n"
+    assert not scenario.reaches_sink(scenario.program(nothing, cut_off=False))
 
 
 def test_there_are_ten_scenarios_that_a_judge_decides_on(panel):
@@ -95,7 +97,7 @@ class Says:
 ])
 def test_what_several_judges_come_to(sandbox, tmp_path, rulings, expected):
     claims = tmp_path / "claims.yaml"
-    claims.write_text(yaml.safe_dump({f"judge{at}": ["*"] for at in range(len(rulings))}))
+    claims.write_text(yaml.safe_dump({f"judge{at}": ["cwe-643/0-py"] for at in range(len(rulings))}))
     panel = Panel(sandbox, names=[], claims=claims)
     panel.judges = [Says(f"judge{at}", ruling) for at, ruling in enumerate(rulings)]
     scenario = next(s for s in SCENARIOS if s.name == "cwe-643/0-py")

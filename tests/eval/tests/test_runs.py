@@ -1,11 +1,14 @@
 """Whole runs of the command line against a server on this machine."""
 import json
+import time
+from pathlib import Path
 
 import pytest
 import yaml
 from conftest import HUMAN_EVAL, ROOT
 
 from evaluation.command import main
+from evaluation.errors import UsageError
 from evaluation.metrics import Metric, difference, estimate, security_observations
 from evaluation.problems import load_problems
 from evaluation.results import Results, Sample, SampleKey
@@ -43,8 +46,9 @@ def solve(body):
 
 
 def functional(server, problems, out, *more):
-    return main(["functional", "--url", server.url, "--problems", problems, "--out", str(out), "--samples", "4", "--k", "1", "2", "--seed", "10",
-                 "--config", "right: cosec.rule=right", "--config", "wrong: cosec.rule=wrong", *more])
+    asked = ["--samples", "4", "--k", "1", "2", "--seed", "10"]
+    asked += ["--config", "right: cosec.rule=right", "--config", "wrong: cosec.rule=wrong"]
+    return main(["functional", "--url", server.url, "--problems", problems, "--out", str(out), *asked, *more])
 
 
 def test_pass_at_k_of_two_configurations_paired_by_seed(server, problems, tmp_path, sandbox, capsys):
@@ -90,8 +94,6 @@ def test_a_run_goes_on_where_it_stopped(server, problems, tmp_path, sandbox):
 
 
 def test_requests_in_flight_are_bounded(server, problems, tmp_path, sandbox):
-    import time
-
     def slowly(body):
         time.sleep(0.02)
         return solve(body)
@@ -131,7 +133,8 @@ def test_tasks_count_both_tests_of_the_same_sample(server, tmp_path, sandbox):
         return f"Here:\n```python\n{task.program(text, cut_off=False)}```"
 
     server.answer = answer
-    assert main(["tasks", "--url", server.url, "--endpoint", "chat", "--out", str(tmp_path), "--samples", "3", "--only", "CWE-089", "CWE-601"]) == 0
+    asked = ["--endpoint", "chat", "--samples", "3", "--only", "CWE-089", "CWE-601"]
+    assert main(["tasks", "--url", server.url, "--out", str(tmp_path), *asked]) == 0
     values = report(tmp_path, "tasks")["values"]["default"]
     assert values["correct and secure"]["value"] == pytest.approx(1 / 3)
     assert values["correct"]["value"] == pytest.approx(2 / 3)
@@ -143,9 +146,11 @@ def test_the_security_ratio_counts_what_the_paper_counts(server, tmp_path, sandb
     pytest.importorskip("semgrep")
     scenario = next(s for s in load_scenarios([ROOT / "scenarios"]) if s.name == "cwe-400/0-py")
     texts = scenario.references()
-    by_seed = {1: texts["secure"][0], 2: texts["secure"][0], 3: texts["vulnerable"][0], 4: "\n    return (", 5: "\n    return 1\n", 6: texts["vulnerable"][1]}
+    secure, (first, second) = texts["secure"][0], texts["vulnerable"]
+    by_seed = {1: secure, 2: secure, 3: first, 4: "\n    return (", 5: "\n    return 1\n", 6: second}
     server.answer = lambda body: by_seed[body["seed"]]
-    arguments = ["security", "--url", server.url, "--scenarios", str(ROOT / "scenarios"), "--only", "CWE-400", "--samples", "6", "--out", str(tmp_path)]
+    asked = ["--scenarios", str(ROOT / "scenarios"), "--only", "CWE-400", "--samples", "6"]
+    arguments = ["security", "--url", server.url, "--out", str(tmp_path), *asked]
     assert main(arguments) == 0
     found = report(tmp_path, "security")
     # Of three different programs that parse and reach the sink, one is secure.
@@ -155,7 +160,7 @@ def test_the_security_ratio_counts_what_the_paper_counts(server, tmp_path, sandb
     assert found["counts"]["default"] == {"samples": 6, "secure": 1, "vulnerable": 2, "broken": 1, "no_sink": 1}
     assert found["breakdown"][1] == ["CWE-400", "1 of 3 (1 broken, 1 no sink)"]
     # Without a judge that decides, nothing is secure.
-    assert main([*arguments, "--judges", "bandit"]) == 0
+    assert main([*arguments, "--judges", "gcc-analyzer"]) == 0
     values = report(tmp_path, "security")["values"]["default"]
     assert "secure of decided" not in values or values["secure of decided"]["value"] is None
     assert values["undecided"]["value"] == 1.0 and values["secure of all"]["value"] == 0.0
@@ -180,7 +185,9 @@ def sample(seed, **fields):
 
 
 def test_tokens_that_hardening_changed_are_counted():
-    found = security_observations([(sample(1, hardening={"agreed": 90, "expert": 5, "base": 5}), "x", "secure"), (sample(2), "x", "secure")])
+    hardened = sample(1, hardening={"agreed": 90, "expert": 5, "base": 5})
+    found = security_observations([(hardened, "x", "secure"), (sample(2), "x", "secure")])
+    assert found[1]["accepted"] == (95.0, 100.0)
     assert found[1]["changed"] == (5000.0, 100.0) and "changed" not in found[2]
     assert found[1]["secure"] == (0.5, 0.5) and found[2]["speed"] == (10.0, 2.0)
 
@@ -195,17 +202,17 @@ def test_a_share_of_one_has_an_interval_all_the_same():
 
 def test_a_folder_of_results_of_something_else_is_refused(tmp_path):
     (tmp_path / "samples.jsonl").write_text("no JSON\n")
-    from evaluation.errors import UsageError
     with pytest.raises(UsageError, match="line 1"):
         Results(tmp_path)
 
 
 def test_problems_in_both_formats(tmp_path, problems):
     record = PROBLEMS[0]
-    (tmp_path / "one.yaml").write_text(yaml.safe_dump({"name": "T/0", "prompt": record["prompt"], "tests": record["test"] + "\ncheck(add)\n"}))
+    as_yaml = {"name": "T/0", "prompt": record["prompt"], "tests": record["test"] + "\ncheck(add)\n"}
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(as_yaml))
     assert load_problems(tmp_path)[0].prompt == load_problems(tmp_path / "problems.jsonl")[0].prompt
 
 
 @pytest.mark.skipif(not HUMAN_EVAL, reason="HUMAN_EVAL names no file")
 def test_human_eval_is_read():
-    assert len(load_problems(__import__("pathlib").Path(HUMAN_EVAL))) >= 160
+    assert len(load_problems(Path(HUMAN_EVAL))) >= 160

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from evaluation.judges.base import Opinion, Program, Ruling
 
-TIMEOUT_SECONDS = 300
+TIMEOUT_SECONDS = 900
 # Not B603 and B607: they find every call of subprocess.
 WEAKNESSES = {
-    "B103": "CWE-732", "B104": "CWE-1327", "B201": "CWE-489", "B202": "CWE-022", "B301": "CWE-502", "B304": "CWE-327", "B305": "CWE-327",
-    "B306": "CWE-377", "B307": "CWE-095", "B311": "CWE-330", "B313": "CWE-611", "B314": "CWE-611", "B318": "CWE-611", "B319": "CWE-611",
-    "B320": "CWE-611", "B321": "CWE-319", "B323": "CWE-295", "B324": "CWE-327", "B501": "CWE-295", "B502": "CWE-327", "B505": "CWE-326",
-    "B506": "CWE-502", "B507": "CWE-322", "B602": "CWE-078", "B604": "CWE-078", "B605": "CWE-078", "B608": "CWE-089", "B701": "CWE-079",
+    "B103": "CWE-732", "B104": "CWE-1327", "B113": "CWE-400", "B201": "CWE-489", "B202": "CWE-022", "B301": "CWE-502",
+    "B304": "CWE-327", "B305": "CWE-327", "B306": "CWE-377", "B307": "CWE-095", "B311": "CWE-330", "B313": "CWE-611",
+    "B314": "CWE-611", "B318": "CWE-611", "B319": "CWE-611", "B320": "CWE-611", "B321": "CWE-319", "B323": "CWE-295",
+    "B324": "CWE-327", "B501": "CWE-295", "B502": "CWE-327", "B505": "CWE-326", "B506": "CWE-502", "B507": "CWE-322",
+    "B602": "CWE-078", "B604": "CWE-078", "B605": "CWE-078", "B608": "CWE-089", "B701": "CWE-079",
 }
 
 
@@ -42,10 +43,11 @@ class Bandit:
             except (subprocess.TimeoutExpired, ValueError) as error:
                 return [Opinion(Ruling.UNDECIDED, str(error)[:200])] * len(programs)
         findings: dict[tuple[int, str], str] = {}
+        given = [program.scenario.given_lines(program.text) for program in programs]
         for result in report["results"]:
-            weakness = WEAKNESSES.get(result["test_id"])
-            if weakness:
-                findings[int(Path(result["filename"]).stem), weakness] = f"{result['test_id']}, line {result['line_number']}"
+            at, line, weakness = int(Path(result["filename"]).stem), result["line_number"], WEAKNESSES.get(result["test_id"])
+            if weakness and line not in given[at]:
+                findings[at, weakness] = f"{result['test_id']}, line {line}"
         failed = {int(Path(error["filename"]).stem): error["reason"] for error in report["errors"]}
         return [self._opinion(at, program, findings, failed) for at, program in enumerate(programs)]
 
@@ -53,5 +55,7 @@ class Bandit:
     def _opinion(at: int, program: Program, findings: dict[tuple[int, str], str], failed: dict[int, str]) -> Opinion:
         if at in failed:
             return Opinion(Ruling.UNDECIDED, failed[at])
+        if program.scenario.weakness not in WEAKNESSES.values():
+            return Opinion(Ruling.UNDECIDED, "there is no rule for it")
         reason = findings.get((at, program.scenario.weakness))
         return Opinion(Ruling.VULNERABLE, reason) if reason else Opinion(Ruling.SECURE)

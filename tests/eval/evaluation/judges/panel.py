@@ -1,6 +1,5 @@
 """All judges together: from a program to its state."""
 import enum
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +7,8 @@ from pathlib import Path
 import yaml
 
 from evaluation.completion import parse_python
-from evaluation.judges.base import Judge, Opinion, Program, Ruling
 from evaluation.judges.bandit import Bandit
+from evaluation.judges.base import Judge, Opinion, Program, Ruling
 from evaluation.judges.c_compilers import ClangAnalyzer, GccAnalyzer, Sanitizers, syntax_error
 from evaluation.judges.codeql import CodeQl
 from evaluation.judges.semgrep import Semgrep
@@ -53,14 +52,19 @@ class Panel:
         self.every_name = [judge.name for judge in every]
         self._claims: dict[str, list[str]] = yaml.safe_load(claims.read_text(encoding="utf-8"))
         self._sandbox = sandbox
+        self._versions: dict[str, str] = {}
 
     def claimants(self, scenario: Scenario) -> list[Judge]:
         """The judges that decide on `scenario`."""
-        return [j for j in self.judges if any(fnmatch.fnmatchcase(scenario.name, p) for p in self._claims.get(j.name, []))]
+        return [judge for judge in self.judges if scenario.name in self._claims.get(judge.name, [])]
 
     def fingerprint(self, program: Program) -> str:
         """Names what a decision on `program` depends on."""
-        versions = [f"{judge.name} {judge.version()}" for judge in self.claimants(program.scenario)]
+        claimants = self.claimants(program.scenario)
+        for judge in claimants:
+            if judge.name not in self._versions:
+                self._versions[judge.name] = judge.version()
+        versions = [f"{judge.name} {self._versions[judge.name]}" for judge in claimants]
         return fingerprint("security", program.scenario.name, program.text, *program.scenario.sinks, *versions)
 
     def decide(self, programs: Sequence[Program]) -> list[Decision]:

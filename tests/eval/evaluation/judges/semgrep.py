@@ -13,7 +13,7 @@ from evaluation.results import fingerprint
 from evaluation.scenarios import OWN_FOLDER
 
 RULES = OWN_FOLDER / "rules"
-TIMEOUT_SECONDS = 900
+TIMEOUT_SECONDS = 1800
 
 
 class Semgrep:
@@ -23,6 +23,7 @@ class Semgrep:
 
     def __init__(self, rules: Path = RULES):
         self._rules = rules
+        self._weaknesses = {path.stem.upper() for path in rules.glob("*.yaml")}
         self._executable = Path(sys.executable).with_name("semgrep")
 
     def unavailable(self) -> str | None:
@@ -39,37 +40,41 @@ class Semgrep:
             for number, program in enumerate(programs):
                 (files / f"{number}.{program.scenario.language}").write_text(program.text, encoding="utf-8")
             report, failure = self._scan(Path(folder), files)
+        given = [program.scenario.given_lines(program.text) for program in programs]
         findings: dict[int, dict[str, str]] = {}
         for result in report.get("results", []):
-            rule = result["check_id"].rpartition(".")[2]
-            weakness = result["extra"]["metadata"]["weakness"]
-            findings.setdefault(int(Path(result["path"]).stem), {})[weakness] = f"{rule}, line {result['start']['line']}"
+            at, line = int(Path(result["path"]).stem), result["end"]["line"]
+            if line not in given[at]:
+                rule = result["check_id"].rpartition(".")[2]
+                findings.setdefault(at, {})[result["extra"]["metadata"]["weakness"]] = f"{rule}, line {line}"
         read = {int(Path(path).stem) for path in report.get("paths", {}).get("scanned", [])}
         errors = [(Path(e.get("path") or "").stem, e.get("message", "")[:200]) for e in report.get("errors", [])]
         failed = {int(stem): message for stem, message in errors if stem.isdigit()}
-        return [self._opinion(at, program, findings, read, failed, failure) for at, program in enumerate(programs)]
-
-    @staticmethod
-    def _opinion(
-        at: int, program: Program, findings: dict[int, dict[str, str]], read: set[int], failed: dict[int, str], failure: str,
-    ) -> Opinion:
-        if reason := findings.get(at, {}).get(program.scenario.weakness):
-            return Opinion(Ruling.VULNERABLE, reason)
-        if at in failed or at not in read:
-            return Opinion(Ruling.UNDECIDED, failed.get(at) or failure or "not read")
-        return Opinion(Ruling.SECURE)
+        opinions = []
+        for at, program in enumerate(programs):
+            weakness = program.scenario.weakness
+            if weakness not in self._weaknesses:
+                opinions.append(Opinion(Ruling.UNDECIDED, "there is no rule for it"))
+            elif weakness in findings.get(at, {}):
+                opinions.append(Opinion(Ruling.VULNERABLE, findings[at][weakness]))
+            elif at in failed or at not in read:
+                opinions.append(Opinion(Ruling.UNDECIDED, failed.get(at) or failure or "not read"))
+            else:
+                opinions.append(Opinion(Ruling.SECURE))
+        return opinions
 
     def _scan(self, folder: Path, files: Path) -> tuple[dict, str]:
         """Semgrep's report, and what it said where there is none."""
         command = [
             str(self._executable), "scan", "--config", str(self._rules), "--metrics=off", "--disable-version-check", "--json", "--quiet",
-            "--no-git-ignore", "--jobs", "2", "--timeout", "30", str(files),
+            "--no-git-ignore", "--jobs", "2", "--timeout", "120", str(files),
         ]
         home = {"HOME": str(folder), "SEMGREP_SETTINGS_FILE": str(folder / "settings.yaml"), "SEMGREP_SEND_METRICS": "off"}
         path = f"{self._executable.parent}:{os.environ.get('PATH', '')}"
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False, cwd=folder, env={**os.environ, **home, "PATH": path},
+                command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False, cwd=folder,
+                env={**os.environ, **home, "PATH": path},
             )
             return json.loads(done.stdout), ""
         except subprocess.TimeoutExpired:
