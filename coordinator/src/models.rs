@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cosec_proto::{WorkerDescription, WorkerRole};
+use cosec_proto::WorkerRole;
 use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -11,7 +11,8 @@ use serde::Deserialize;
 use crate::discovery::Member;
 use crate::policy::PolicyConfig;
 use crate::request::SessionError;
-use crate::worker_pool::{ReadyWorker, WorkerPool};
+use crate::worker_pool::tokenizers::KnownTokenizer;
+use crate::worker_pool::{ModelRequirement, RoleRequirement, WorkerPool};
 
 /// One model that clients can name: a base and its expert.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -35,6 +36,15 @@ pub struct ModelConfig {
     pub base_adapter: Option<String>,
     /// Name of the LoRA adapter that the expert's workers apply: one expert per language or weakness.
     pub expert_adapter: Option<String>,
+    /// Fingerprint that the base's workers must have, with their adapter where there is one: 64 hexadecimal digits, as
+    /// workers log them. Default: what most of them have.
+    pub base_fingerprint: Option<String>,
+    /// Fingerprint that the expert's workers must have. Default: what most of them have.
+    pub expert_fingerprint: Option<String>,
+    /// Fingerprint that the anti-expert's workers must have. Default: what most of them have.
+    pub anti_expert_fingerprint: Option<String>,
+    /// Fingerprint that the tokenizer must have. Default: that of `tokenizer`.
+    pub tokenizer_fingerprint: Option<String>,
     /// What clients may ask for of this model, as `[policy]`: what it names wins over what stands there. Default: as
     /// there.
     #[serde(default)]
@@ -51,6 +61,26 @@ impl ModelConfig {
             WorkerRole::Expert => self.expert_adapter.as_deref(),
             WorkerRole::AntiExpert => None,
         }
+    }
+
+    /// Fingerprint that the workers of this role must have.
+    #[must_use]
+    pub fn fingerprint(&self, role: WorkerRole) -> Option<&str> {
+        match role {
+            WorkerRole::Base => self.base_fingerprint.as_deref(),
+            WorkerRole::Expert => self.expert_fingerprint.as_deref(),
+            WorkerRole::AntiExpert => self.anti_expert_fingerprint.as_deref(),
+        }
+    }
+
+    /// What it asks of its workers; `tokenizer` is the coordinator's own.
+    #[must_use]
+    pub fn requirement(&self, tokenizer: Option<KnownTokenizer>) -> ModelRequirement {
+        let role = |role| RoleRequirement {
+            adapter: self.adapter(role).map(str::to_owned),
+            fingerprint: self.fingerprint(role).map(str::to_owned),
+        };
+        ModelRequirement { tokenizer, roles: WorkerRole::ALL.map(role) }
     }
 
     /// Addresses of the workers by role.
@@ -89,14 +119,16 @@ pub struct ModelReadiness {
     pub expert: Result<(), SessionError>,
     /// Whether an anti-expert can serve; `None` for a model without one.
     pub anti_expert: Option<Result<(), SessionError>>,
+    /// Workers that are connected and get no new sessions: their roles, addresses and the reasons.
+    pub left_out: Vec<String>,
 }
 
 /// What the workers of a model agree on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelFacts {
-    /// Token ids below this are valid: the smallest vocabulary of the workers.
+    /// Token ids below this are valid: the smallest vocabulary of the roles.
     pub vocabulary: u32,
-    /// Longest sequence: the shortest context of the workers.
+    /// Longest sequence: the shortest context of the roles, of each that which at least half of its workers hold.
     pub context_tokens: u32,
     /// Ids that end a generation, by the base.
     pub end_token_ids: Vec<u32>,
@@ -169,24 +201,23 @@ impl ServedModels {
 }
 
 fn ask_workers(pool: &WorkerPool, model: &str) -> ModelReadiness {
-    let ready = |role| {
-        let workers = pool.ready_workers(model, role);
-        workers.map_err(|error| SessionError::new(error.code, error.message))
-    };
-    let (bases, experts) = (ready(WorkerRole::Base), ready(WorkerRole::Expert));
-    let anti_experts = pool.has(model, WorkerRole::AntiExpert).then(|| ready(WorkerRole::AntiExpert));
-    let facts = bases.map(|bases| {
-        let others = [experts.as_ref().ok(), anti_experts.as_ref().and_then(|workers| workers.as_ref().ok())];
-        let others = others.into_iter().flatten().flatten();
-        let all: Vec<&ReadyWorker> = bases.iter().chain(others).collect();
-        let least =
-            |read: fn(&WorkerDescription) -> u32| all.iter().map(|of| read(&of.description)).min().unwrap_or(0);
+    let facts = |role| pool.facts(model, role).map_err(|error| SessionError::new(error.code, error.message));
+    let (base, expert) = (facts(WorkerRole::Base), facts(WorkerRole::Expert));
+    let anti_expert = pool.has(model, WorkerRole::AntiExpert).then(|| facts(WorkerRole::AntiExpert));
+    let facts = base.map(|base| {
+        let others = [expert.as_ref().ok(), anti_expert.as_ref().and_then(|facts| facts.as_ref().ok())];
+        let all = || others.into_iter().flatten().chain([&base]);
         ModelFacts {
-            vocabulary: least(|of| of.limits.vocabulary),
-            context_tokens: least(|of| of.limits.context_tokens),
-            end_token_ids: all.first().map(|base| base.description.end_token_ids.clone()).unwrap_or_default(),
+            vocabulary: all().map(|role| role.vocabulary).min().unwrap_or(0),
+            context_tokens: all().map(|role| role.context_tokens).min().unwrap_or(0),
+            end_token_ids: base.end_token_ids.clone(),
         }
     });
-    let anti_expert = anti_experts.map(|ready| ready.map(|_| ()));
-    ModelReadiness { facts, expert: experts.map(|_| ()), anti_expert }
+    let left_out = |(Member { role, address, .. }, why): (Member, String)| format!("{role} at {address}: {why}");
+    ModelReadiness {
+        facts,
+        expert: expert.map(|_| ()),
+        anti_expert: anti_expert.map(|facts| facts.map(|_| ())),
+        left_out: pool.left_out(model).into_iter().map(left_out).collect(),
+    }
 }

@@ -188,8 +188,13 @@ fn load_texts(models: &[ModelConfig]) -> Result<LoadedTexts, RunError> {
             let (model, directory) = (model.name.clone(), model.tokenizer.clone());
             RunError::Text { model, directory, cause }
         })?;
+        let (own, pinned) = (text.fingerprint().to_owned(), model.tokenizer_fingerprint.clone());
+        if let Some(pinned) = pinned.filter(|pinned| *pinned != own) {
+            let (model, directory) = (model.name.clone(), model.tokenizer.clone());
+            return Err(RunError::Tokenizer { model, directory, own, pinned });
+        }
         let owner = TokenizerOwner::Coordinator(model.tokenizer.join("tokenizer.json"));
-        let tokenizer = KnownTokenizer { fingerprint: text.fingerprint().to_owned(), owner };
+        let tokenizer = KnownTokenizer { fingerprint: own, owner };
         Ok(((model.name.clone(), Arc::new(text)), (model.name.clone(), tokenizer)))
     };
     models.iter().map(load).collect()
@@ -266,6 +271,13 @@ pub enum RunError {
     #[error("model {model}: tokenizer directory {}: {cause}", directory.display())]
     #[expect(missing_docs, reason = "the field names say it")]
     Text { model: String, directory: PathBuf, cause: ModelTextError },
+    /// A model's tokenizer is another one than its configuration pins.
+    #[error(
+        "model {model}: tokenizer directory {}: the fingerprint is {own}; the configuration pins {pinned}",
+        directory.display()
+    )]
+    #[expect(missing_docs, reason = "the field names say it")]
+    Tokenizer { model: String, directory: PathBuf, own: String, pinned: String },
     /// Discovery is configured in a way that makes no sense.
     #[error(transparent)]
     Discovery(#[from] InvalidDiscovery),

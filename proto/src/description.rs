@@ -10,6 +10,8 @@ pub struct WorkerDescription {
     pub role: WorkerRole,
     /// Name that operators gave the model; not unique.
     pub model: String,
+    /// Drawn by the process when it starts, not 0: tells two processes from two addresses of one.
+    pub instance: u64,
     /// Of what a session without an adapter computes with.
     pub fingerprint: String,
     /// Of the vocabulary; equal for models that may co-decode.
@@ -68,6 +70,7 @@ impl From<WorkerDescription> for wire::DescribeResponse {
             zone: description.zone,
             adapter_fingerprints,
             protocol_version: PROTOCOL_VERSION,
+            instance: description.instance,
         }
     }
 }
@@ -87,6 +90,9 @@ impl TryFrom<wire::DescribeResponse> for WorkerDescription {
         if limits.vocabulary == 0 || limits.context_tokens == 0 || limits.operation_tokens == 0 {
             return Err(InvalidDescription::NoSize);
         }
+        if message.instance == 0 {
+            return Err(InvalidDescription::NoInstance);
+        }
         if message.adapters.len() != message.adapter_fingerprints.len() {
             return Err(InvalidDescription::Adapters);
         }
@@ -95,6 +101,7 @@ impl TryFrom<wire::DescribeResponse> for WorkerDescription {
         Ok(Self {
             role,
             model: message.model,
+            instance: message.instance,
             fingerprint: message.fingerprint,
             tokenizer_fingerprint: message.tokenizer_fingerprint,
             limits,
@@ -126,6 +133,9 @@ pub enum InvalidDescription {
     /// Nobody knows what it is for.
     #[error("it does not say its role")]
     NoRole,
+    /// It could vote as often as it has addresses.
+    #[error("it does not say which process it is")]
+    NoInstance,
     /// A name without its fingerprint, or the reverse.
     #[error("it describes its adapters by fewer or more fingerprints than names")]
     Adapters,

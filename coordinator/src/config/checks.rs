@@ -1,7 +1,7 @@
 //! What the configuration's types allow and the coordinator does not. Every problem names its key.
 
 use cosec_proto::limits::MAX_DRAFT_TOKENS;
-use cosec_proto::transport;
+use cosec_proto::{WorkerRole, transport};
 
 use crate::admission::AdmissionLimits;
 use crate::api::config::ApiConfig;
@@ -88,7 +88,29 @@ pub(super) fn check_models(
                 return Err(format!("models[{index}].{key} {problem}"));
             }
         }
+        check_fingerprints(model).map_err(|problem| format!("models[{index}].{problem}"))?;
         check_addresses(model, discovery, expert_absent).map_err(|problem| format!("models[{index}].{problem}"))?;
+    }
+    Ok(())
+}
+
+fn check_fingerprints(model: &ModelConfig) -> Result<(), String> {
+    let tokenizer = model.tokenizer_fingerprint.as_deref();
+    let of_roles = WorkerRole::ALL.map(|role| (role.name(), model.fingerprint(role)));
+    for (name, pinned) in of_roles.into_iter().chain([("tokenizer", tokenizer)]) {
+        let is_digest =
+            |pinned: &str| pinned.len() == 64 && pinned.bytes().all(|digit| b"0123456789abcdef".contains(&digit));
+        if let Some(pinned) = pinned.filter(|pinned| !is_digest(pinned)) {
+            let allowed = "64 hexadecimal digits in lower case, as workers log them";
+            return Err(format!("{name}_fingerprint is {pinned:.80?}; it must be {allowed}"));
+        }
+    }
+    let [base, expert, anti_expert] = WorkerRole::ALL.map(|role| model.fingerprint(role));
+    if expert.is_some() && expert == base {
+        return Err("expert_fingerprint is that of the base, which would harden nothing".to_owned());
+    }
+    if anti_expert.is_some() && anti_expert == expert {
+        return Err("anti_expert_fingerprint is that of the expert, which would harden nothing".to_owned());
     }
     Ok(())
 }

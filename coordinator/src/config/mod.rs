@@ -256,6 +256,10 @@ mod tests {
         check(&format!("[admission]\nmax_sessions = 0\n{MODEL}"), "admission.max_sessions");
         check(&format!("[core]\nmax_sessions = 3\n{MODEL}"), "core.max_sessions is now admission.max_sessions");
         check(&format!("[telemetry]\ntrace_ratio = 2.0\n{MODEL}"), "telemetry.trace_ratio");
+        check(&format!("{MODEL}base_fingerprint = 'ab'"), "models[0].base_fingerprint is \"ab\"");
+        let same = "a".repeat(64);
+        let both = format!("{MODEL}base_fingerprint = '{same}'\nexpert_fingerprint = '{same}'");
+        check(&both, "models[0].expert_fingerprint is that of the base");
         check("", "models");
         check(&format!("{MODEL}{MODEL}"), "\"a\"");
         check("[[models]]\nname = 'a'\n", "tokenizer");

@@ -129,6 +129,14 @@ impl GenerationService {
         unready.map_or(Ok(()), |error| Err(ApiError::new(ErrorCode::Unavailable, error.message.clone())))
     }
 
+    /// Workers that are connected and get no new sessions: their models, roles, addresses and the reasons.
+    pub fn left_out(&self) -> impl Iterator<Item = String> {
+        self.sessions.models().into_iter().flat_map(|ModelInfo { name, readiness }| {
+            let of_model = |worker: &String| format!("model {name}, {worker}");
+            readiness.left_out.iter().map(of_model).collect::<Vec<_>>()
+        })
+    }
+
     /// Refuses new requests, waits `grace` for those in flight, and ends the rest with an error.
     pub async fn drain(&self, grace: Duration) {
         self.requests.drain(grace).await;

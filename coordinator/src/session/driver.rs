@@ -271,6 +271,7 @@ impl SessionDriver {
             holder: self.holders[role.index()].take(),
             only_others: cause == LocateCause::NoRoom && failed.has_waited_for_room(now),
             prefix: prefix_hash(&request.prompt, request.tenant.id),
+            tokens: request.prompt.len() as u64 + u64::from(request.max_new_tokens),
         };
         let (pool, id) = (Arc::clone(&self.context.pool), self.id.at_seat(self.slots_taken));
         self.slots_taken = self.slots_taken.wrapping_add(1);

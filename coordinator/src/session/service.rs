@@ -29,7 +29,7 @@ use crate::tasks::TaskSpawner;
 use crate::tenant::Tenant;
 use crate::worker_pool::metrics::PoolMetrics;
 use crate::worker_pool::tokenizers::KnownTokenizer;
-use crate::worker_pool::{ModelRequirements, PoolConfig, WorkerPool, WorkerSource};
+use crate::worker_pool::{PoolConfig, WorkerPool, WorkerSource};
 
 /// Events that a client may be late by before a session waits for it: at least, at most, and in all sessions of a
 /// request.
@@ -98,10 +98,9 @@ impl SessionService {
         tasks: TaskSpawner,
     ) -> Arc<Self> {
         let ServiceConfig { models, admission, workers, sessions } = config;
-        let adapter = |model: &ModelConfig, role| Some(((model.name.clone(), role), model.adapter(role)?.to_owned()));
-        let adapters =
-            models.iter().flat_map(|model| WorkerRole::ALL.into_iter().filter_map(|role| adapter(model, role)));
-        let requirements = ModelRequirements { tokenizers, adapters: adapters.collect() };
+        let requirement =
+            |model: &ModelConfig| (model.name.clone(), model.requirement(tokenizers.get(&model.name).cloned()));
+        let requirements = models.iter().map(requirement).collect();
         let pool = WorkerPool::start(workers, requirements, source, metrics.pool, tasks.clone());
         let capacity = {
             let pool = Arc::clone(&pool);

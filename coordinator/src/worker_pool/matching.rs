@@ -2,19 +2,23 @@
 
 use cosec_proto::{WorkerDescription, WorkerRole};
 
-/// Holds a worker against its place in a model.
+/// Holds a worker against its place in a model; gives the fingerprint of what sessions compute with.
 ///
 /// `adapter` is the one that sessions apply.
 ///
 /// # Errors
 /// Says what does not match.
-pub(super) fn check(role: WorkerRole, adapter: Option<&str>, description: &WorkerDescription) -> Result<(), String> {
+pub(super) fn check<'a>(
+    role: WorkerRole,
+    adapter: Option<&str>,
+    description: &'a WorkerDescription,
+) -> Result<&'a str, String> {
     let hosts = description.role;
     // Any network can be what the expert is compared with.
     if role != WorkerRole::AntiExpert && hosts != role {
         return Err(format!("it is configured as {role} and hosts a model as {hosts}"));
     }
-    fingerprint(description, adapter).map(|_| ())
+    fingerprint(description, adapter)
 }
 
 /// Fingerprint of what sessions under `adapter` compute with. An adapter's content counts, not its name: sessions move
@@ -50,6 +54,7 @@ mod tests {
             adapters: adapters.map(|(name, _)| name.to_owned()).into(),
             adapter_fingerprints: adapters.map(|(_, fingerprint)| fingerprint.to_owned()).into(),
             protocol_version: cosec_proto::PROTOCOL_VERSION,
+            instance: 1,
             vocabulary: 1,
             context_tokens: 1,
             max_operation_tokens: 1,
@@ -60,7 +65,7 @@ mod tests {
         assert_eq!([None, Some("sql"), Some("c")].map(fingerprint), [Ok("0"), Ok("1"), Ok("2")]);
         assert_eq!(fingerprint(Some("java")), Err("it has no adapter \"java\"; it has sql, c".to_owned()));
         let check = |adapter| check(WorkerRole::Expert, adapter, &description);
-        assert_eq!(check(Some("c")), Ok(()));
+        assert_eq!(check(Some("c")), Ok("2"));
         assert!(check(Some("java")).is_err());
     }
 }

@@ -11,6 +11,9 @@ cosec_proto::metrics! {
     pub struct PoolMetrics {
         /// 1 while a worker is connected and serves.
         pub worker_up: IntGaugeVec = "cosec_worker_up" ["model", "role", "address"];
+        /// 1 while a worker is connected and gets no new session, as it is not what its model asks for or not what most
+        /// workers host.
+        pub worker_left_out: IntGaugeVec = "cosec_worker_left_out" ["model", "role", "address"];
         /// 1 while a worker fails so often that it is avoided.
         pub circuit_open: IntGaugeVec = "cosec_worker_circuit_open" ["model", "role", "address"];
         /// Time of an operation by phase: `queue` and `compute` as the worker measured them, `wire` is the rest.

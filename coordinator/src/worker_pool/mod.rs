@@ -2,6 +2,7 @@
 
 mod changes;
 mod connection;
+mod election;
 mod health;
 mod matching;
 mod membership;
@@ -14,7 +15,6 @@ mod slot;
 pub mod tokenizers;
 mod worker;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -38,7 +38,7 @@ use crate::tasks::TaskSpawner;
 
 pub(crate) use self::recall::RecallRequest;
 
-pub use self::readiness::{ModelRequirements, ReadyWorker};
+pub use self::readiness::{ModelRequirement, ModelRequirements, ReadyWorker, RoleRequirement};
 pub use self::slot::SessionSlot;
 pub use self::worker::Worker;
 
@@ -87,6 +87,19 @@ pub struct SlotRequest {
     pub only_others: bool,
     /// Names the beginning of its prompt.
     pub prefix: u64,
+    /// Most tokens of its sequence.
+    pub tokens: u64,
+}
+
+/// What the workers of a role can do together.
+#[derive(Clone, Debug)]
+pub struct RoleFacts {
+    /// Token ids below this are valid.
+    pub vocabulary: u32,
+    /// Longest sequence, in tokens.
+    pub context_tokens: u32,
+    /// Ids that end a generation.
+    pub end_token_ids: Vec<u32>,
 }
 
 /// All workers, and which of them serve what.
@@ -95,8 +108,6 @@ pub struct WorkerPool {
     membership: Arc<Membership>,
     readiness: ReadinessCheck,
     changes: Arc<ChangeCount>,
-    /// What new sessions compute with, by model and role.
-    served: Mutex<HashMap<(String, WorkerRole), String>>,
     tasks: TaskSpawner,
 }
 
@@ -113,9 +124,11 @@ impl WorkerPool {
         let changes = Arc::<ChangeCount>::default();
         let comparisons = TokenizerComparisons::new(Arc::clone(&connect), tasks.clone(), Arc::clone(&changes));
         let describe_interval = Duration::from_millis(config.describe_interval_ms);
-        let membership = Membership::new(connect, describe_interval, Arc::clone(&changes), metrics, tasks.clone());
-        let readiness = ReadinessCheck { membership: Arc::clone(&membership), requirements, comparisons };
-        let pool = Arc::new(Self { config, membership, readiness, changes, served: Mutex::default(), tasks });
+        let (pooled, told) = (metrics.clone(), Mutex::default());
+        let membership = Membership::new(connect, describe_interval, Arc::clone(&changes), pooled, tasks.clone());
+        let readiness =
+            ReadinessCheck { membership: Arc::clone(&membership), requirements, comparisons, metrics, told };
+        let pool = Arc::new(Self { config, membership, readiness, changes, tasks });
         pool.tasks.spawn(Arc::clone(&pool).follow(members));
         pool
     }
@@ -130,6 +143,7 @@ impl WorkerPool {
                 self.membership.reconcile(&now);
             }
             self.readiness.mark_handovers();
+            self.readiness.tell_left_out();
             is_new = tokio::select! {
                 biased;
                 () = self.tasks.shutdown.cancelled() => return,
@@ -144,7 +158,7 @@ impl WorkerPool {
         }
     }
 
-    /// Counts up whenever [`Self::ready_workers`] may say something else.
+    /// Counts up whenever [`Self::facts`] may say something else.
     pub(crate) fn changes(&self) -> u64 {
         self.changes.count()
     }
@@ -155,19 +169,33 @@ impl WorkerPool {
         self.membership.has(model, role)
     }
 
-    /// The workers that can serve `role` now.
+    /// What new sessions can rely on of the workers of `role`, by what most of them say: one odd worker changes nothing.
     ///
     /// # Errors
-    /// When there is none: `ModelMismatch` if one is connected that does not belong here, else `Unavailable` or
+    /// When none can serve: `ModelMismatch` if one is connected that does not belong here, else `Unavailable` or
     /// `ExpertUnavailable`, each with the reasons.
-    pub fn ready_workers(&self, model: &str, role: WorkerRole) -> Result<Vec<ReadyWorker>, OperationError> {
-        self.readiness.ready_workers(model, role)
+    pub fn facts(&self, model: &str, role: WorkerRole) -> Result<RoleFacts, OperationError> {
+        let workers = self.readiness.elected_workers(model, role)?;
+        let context_tokens = election::context_tokens(workers.iter().map(|worker| &*worker.description));
+        let hosted = workers.first().map(|worker| &worker.description);
+        Ok(RoleFacts {
+            vocabulary: hosted.map_or(0, |hosted| hosted.limits.vocabulary),
+            context_tokens,
+            end_token_ids: hosted.map(|hosted| hosted.end_token_ids.clone()).unwrap_or_default(),
+        })
+    }
+
+    /// Workers of `model` that are connected and get no new sessions, each with the reason.
+    #[must_use]
+    pub fn left_out(&self, model: &str) -> Vec<(Member, String)> {
+        self.readiness.left_out(model)
     }
 
     /// Takes a slot for `session` on the least loaded worker that can serve, waiting for one until `until`.
     ///
     /// # Errors
-    /// As [`Self::ready_workers`] says at `until`; at once `Overloaded`, where all workers are to be left out.
+    /// As [`Self::facts`] says at `until`; `ModelMismatch` or `Unavailable` when those that can serve host another model
+    /// than the session's or cannot hold its sequence; at once `Overloaded`, where all workers are to be left out.
     pub async fn locate(
         &self,
         request: &SlotRequest,
@@ -193,13 +221,19 @@ impl WorkerPool {
     }
 
     fn choose(&self, request: &SlotRequest) -> Result<ReadyWorker, OperationError> {
-        let mut ready = self.ready_workers(&request.model, request.role)?;
-        if let Some(fingerprint) =
-            request.fingerprint.clone().or_else(|| self.served(&request.model, request.role, &ready))
-        {
-            let adapter = self.readiness.adapter(&request.model, request.role);
+        let SlotRequest { model, role, .. } = request;
+        let mut ready = self.readiness.ready_workers(model, *role)?;
+        if let Some(fingerprint) = &request.fingerprint {
+            let adapter = self.readiness.adapter(model, *role);
             ready.retain(|ready| matching::fingerprint(&ready.description, adapter) == Ok(fingerprint.as_str()));
+            if ready.is_empty() {
+                let message = format!("no {} hosts the model that the session began on", role.name());
+                return Err(OperationError::new(ErrorCode::ModelMismatch, message));
+            }
         }
+        self.readiness.retain_elected(model, *role, &mut ready);
+        // Those whose cache is smaller serve shorter sequences.
+        ready.retain(|ready| u64::from(ready.description.limits.context_tokens) >= request.tokens);
         let candidates: Vec<PlacementCandidate<'_>> =
             ready.iter().map(|ready| self.candidate(ready, request)).collect();
         let is_known = |of: &PlacementCandidate<'_>| request.avoid.iter().any(|address| address == of.address);
@@ -214,31 +248,10 @@ impl WorkerPool {
                 Ok(chosen)
             }
             None => Err(OperationError::new(
-                ErrorCode::ModelMismatch,
-                format!("no {} hosts the model that the session began on", request.role.name()),
+                ErrorCode::Unavailable,
+                format!("no {} that can serve now holds a sequence of {} tokens", role.name(), request.tokens),
             )),
         }
-    }
-
-    /// The fingerprint that most workers host, and among equals the one that is served already: so a worker that came
-    /// back with another model gets no session, and an upgrade of all of them switches once.
-    fn served(&self, model: &str, role: WorkerRole, ready: &[ReadyWorker]) -> Option<String> {
-        let adapter = self.readiness.adapter(model, role);
-        let mut counts = HashMap::<&str, usize>::new();
-        for ready in ready {
-            *counts.entry(matching::fingerprint(&ready.description, adapter).ok()?).or_default() += 1;
-        }
-        let mut served = self.served.lock();
-        let key = (model.to_owned(), role);
-        let before = served.get(&key).map(String::as_str);
-        let rank =
-            |(fingerprint, count): &(&str, usize)| (*count, before == Some(*fingerprint), fingerprint.to_string());
-        let most = counts.into_iter().max_by_key(rank)?.0.to_owned();
-        if before.is_some_and(|before| before != most) {
-            tracing::warn!(model, role = role.name(), fingerprint = most, "most workers host another model now");
-        }
-        served.insert(key, most.clone());
-        Some(most)
     }
 
     fn candidate<'a>(&self, ready: &'a ReadyWorker, request: &SlotRequest) -> PlacementCandidate<'a> {
@@ -258,8 +271,8 @@ impl WorkerPool {
         }
     }
 
-    /// Tokens that the caches of a model's workers hold, by the role that has the least of them. Without bound for a
-    /// role whose workers do not say.
+    /// Tokens that the caches of a model's workers hold, by the role that has the least of them; without bound for a
+    /// role of which no worker says it.
     #[must_use]
     pub fn cache_tokens(&self, model: &str) -> u64 {
         let of_worker = |ready: &ReadyWorker| {
@@ -267,11 +280,9 @@ impl WorkerPool {
             u64::from(total_blocks) * u64::from(block_tokens)
         };
         let of_role = |role| {
-            let ready = self.ready_workers(model, role).unwrap_or_default();
-            if ready.is_empty() || ready.iter().any(|ready| of_worker(ready) == 0) {
-                return u64::MAX;
-            }
-            ready.iter().map(of_worker).sum()
+            let ready = self.readiness.elected_workers(model, role).unwrap_or_default();
+            let sum = ready.iter().map(of_worker).fold(0, u64::saturating_add);
+            if sum == 0 { u64::MAX } else { sum }
         };
         WorkerRole::ALL.into_iter().map(of_role).min().unwrap_or(u64::MAX)
     }

@@ -38,7 +38,7 @@ pub(crate) struct RecalledTokens {
 }
 
 impl WorkerPool {
-    /// Asks the workers that can serve `roles` for tokens. Those that know some answer, in any order.
+    /// Asks the workers that new sessions go to for tokens. Those that know some answer, in any order.
     pub(crate) fn recall(
         &self,
         model: &str,
@@ -49,7 +49,7 @@ impl WorkerPool {
         let (operation, deadline) = (Operation::recall(sequence, at, count), self.step_deadline());
         let asked = FuturesUnordered::new();
         for &role in roles {
-            let mut ready = self.ready_workers(model, role).unwrap_or_default();
+            let mut ready = self.readiness.elected_workers(model, role).unwrap_or_default();
             ready.sort_by_key(|ready| Reverse(weight(prefix, &ready.worker.member.address)));
             for ReadyWorker { worker, .. } in ready.into_iter().take(MOST_ASKED) {
                 let operation = operation.clone();

@@ -121,7 +121,15 @@ impl Reconnector {
         };
         let connection = Arc::new(WorkerConnection::new(outgoing, description.limits.vocabulary));
         let member = &self.worker.member;
-        tracing::info!(address = member.address, role = member.role.name(), model = description.model, "worker up");
+        let WorkerDescription { model, fingerprint, adapters, .. } = &description;
+        tracing::info!(
+            address = member.address,
+            role = member.role.name(),
+            model,
+            fingerprint,
+            ?adapters,
+            "worker up"
+        );
         self.set(WorkerState::Up {
             connection: Arc::clone(&connection),
             description: Arc::new(description),

@@ -20,6 +20,8 @@ const SHORT_TOKENS: u32 = 64;
 pub(super) struct Hosted<C> {
     pub(super) engine: MockEngine,
     pub(super) behaviour: C,
+    /// In its description.
+    pub(super) instance: u64,
     pub(super) cancelled: AtomicU64,
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cosec_proto::transport;
 use cosec_proto::wire::worker::worker_server::WorkerServer;
@@ -24,6 +24,9 @@ use super::model::MockModel;
 use super::session_cache::MockEngine;
 use crate::grpc_server;
 
+/// Mock workers so far, and one: each counts as a process of its own.
+static INSTANCES: AtomicU64 = AtomicU64::new(1);
+
 /// The gRPC service of a mock worker.
 pub struct Service<C>(pub(super) Arc<Hosted<C>>);
 
@@ -38,7 +41,8 @@ impl<C: WorkerBehaviour> Service<C> {
     #[must_use]
     pub fn new(model: MockModel, behaviour: C) -> Self {
         let (engine, cancelled) = (MockEngine::new(model), AtomicU64::new(0));
-        Self(Arc::new(Hosted { engine, behaviour, cancelled }))
+        let instance = INSTANCES.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::new(Hosted { engine, behaviour, instance, cancelled }))
     }
 
     /// Its caches and model.
@@ -89,6 +93,7 @@ impl<C: WorkerBehaviour> worker::worker_server::Worker for Service<C> {
             max_operation_tokens: model.max_operation_tokens,
             sessions: self.0.engine.sessions() as u32,
             protocol_version: model.protocol_version,
+            instance: self.0.instance,
             ..worker::DescribeResponse::default()
         };
         Ok(Response::new(self.0.behaviour.describe(truth).await?))

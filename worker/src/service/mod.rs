@@ -4,6 +4,7 @@ mod connection;
 
 mod streams;
 
+use std::num::NonZeroU64;
 use std::sync::{Arc, OnceLock};
 
 use cosec_proto::transport::{MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, check_protocol_version};
@@ -48,6 +49,8 @@ pub struct Identity {
 #[derive(Clone, Debug)]
 pub struct WorkerService {
     identity: Identity,
+    /// Tells this process from others, whatever addresses lead to it.
+    instance: NonZeroU64,
     /// Empty while the model is loading.
     engine: Arc<OnceLock<EngineHandle>>,
     metrics: Arc<WorkerMetrics>,
@@ -66,7 +69,16 @@ impl WorkerService {
         tracker: TaskTracker,
         closing: CancellationToken,
     ) -> Self {
-        Self { identity, engine: Arc::default(), metrics, tracker, closing, streams: StreamSeats::default() }
+        let instance = rand::random();
+        Self {
+            identity,
+            instance,
+            engine: Arc::default(),
+            metrics,
+            tracker,
+            closing,
+            streams: StreamSeats::default(),
+        }
     }
 
     /// Begins to serve; the first call counts.
@@ -104,6 +116,7 @@ impl Worker for WorkerService {
         let description = WorkerDescription {
             role: self.identity.role,
             model: self.identity.model.clone(),
+            instance: self.instance.get(),
             fingerprint: model.fingerprint.clone(),
             tokenizer_fingerprint: model.tokenizer_fingerprint.clone(),
             limits,

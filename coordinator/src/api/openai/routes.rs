@@ -61,11 +61,19 @@ async fn converse(
     response::respond(&state, id, received, request, shape, delivery).await
 }
 
-async fn ready(State(state): State<Arc<ApiState>>, headers: HeaderMap) -> Result<&'static str, ApiError> {
-    let Err(error) = state.generation.ready() else { return Ok("ready\n") };
-    if state.auth.is_insider(&headers).await {
-        return Err(error);
+/// Says also which workers are left out, though others serve, to those who may know.
+async fn ready(State(state): State<Arc<ApiState>>, headers: HeaderMap) -> Result<String, ApiError> {
+    let is_insider = state.auth.is_insider(&headers).await;
+    match state.generation.ready() {
+        Ok(()) if is_insider => {
+            let left_out = state.generation.left_out().map(|worker| format!("left out: {worker}\n"));
+            Ok(left_out.fold("ready\n".to_owned(), |text, line| text + &line))
+        }
+        Ok(()) => Ok("ready\n".to_owned()),
+        Err(error) if is_insider => Err(error),
+        Err(error) => {
+            tracing::debug!(message = error.message, "not ready");
+            Err(ApiError::new(error.code, "not ready; the reason is told to those with an API key"))
+        }
     }
-    tracing::debug!(message = error.message, "not ready");
-    Err(ApiError::new(error.code, "not ready; the reason is told to those with an API key"))
 }

@@ -102,6 +102,7 @@ impl SessionSource for ScriptedGenerator {
                 },
                 expert: Ok(()),
                 anti_expert: None,
+                left_out: Vec::new(),
             }),
         };
         vec![model("demo", 51_200, 2048), model("org/chat", 300, 512)]
