@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cosec_proto::WorkerRole;
+use cosec_proto::{ErrorCode, WorkerRole};
 use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -12,7 +12,7 @@ use crate::discovery::Member;
 use crate::policy::PolicyConfig;
 use crate::request::SessionError;
 use crate::worker_pool::tokenizers::KnownTokenizer;
-use crate::worker_pool::{ModelRequirement, RoleRequirement, WorkerPool};
+use crate::worker_pool::{ModelRequirement, RoleFacts, RoleRequirement, WorkerPool};
 
 /// One model that clients can name: a base and its expert.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -126,9 +126,9 @@ pub struct ModelReadiness {
 /// What the workers of a model agree on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelFacts {
-    /// Token ids below this are valid: the smallest vocabulary of the roles.
+    /// Token ids below this are valid: the smaller vocabulary of base and expert.
     pub vocabulary: u32,
-    /// Longest sequence: the shortest context of the roles, of each that which at least half of its workers hold.
+    /// Longest sequence: the shorter context of base and expert, of each that which at least half of its workers hold.
     pub context_tokens: u32,
     /// Ids that end a generation, by the base.
     pub end_token_ids: Vec<u32>,
@@ -147,12 +147,13 @@ impl ModelReadiness {
         }
     }
 
-    /// Whether hardened completions can be served.
+    /// Whether hardened completions can be served. An anti-expert, which one rule reads, is missed by its requests
+    /// alone.
     ///
     /// # Errors
     /// Why not.
     pub fn hardened(&self) -> Result<(), &SessionError> {
-        WorkerRole::ALL.into_iter().try_for_each(|role| self.of(role))
+        [WorkerRole::Base, WorkerRole::Expert].into_iter().try_for_each(|role| self.of(role))
     }
 }
 
@@ -205,19 +206,36 @@ fn ask_workers(pool: &WorkerPool, model: &str) -> ModelReadiness {
     let (base, expert) = (facts(WorkerRole::Base), facts(WorkerRole::Expert));
     let anti_expert = pool.has(model, WorkerRole::AntiExpert).then(|| facts(WorkerRole::AntiExpert));
     let facts = base.map(|base| {
-        let others = [expert.as_ref().ok(), anti_expert.as_ref().and_then(|facts| facts.as_ref().ok())];
-        let all = || others.into_iter().flatten().chain([&base]);
-        ModelFacts {
-            vocabulary: all().map(|role| role.vocabulary).min().unwrap_or(0),
-            context_tokens: all().map(|role| role.context_tokens).min().unwrap_or(0),
-            end_token_ids: base.end_token_ids.clone(),
-        }
+        let least = |read: fn(&RoleFacts) -> u32| {
+            let of_expert = expert.as_ref().map_or(u32::MAX, read);
+            read(&base).min(of_expert)
+        };
+        let (vocabulary, context_tokens) = (least(|role| role.vocabulary), least(|role| role.context_tokens));
+        ModelFacts { vocabulary, context_tokens, end_token_ids: base.end_token_ids }
     });
+    let anti_expert =
+        anti_expert.map(|anti_expert| anti_expert.and_then(|role| is_as_large(&role, facts.as_ref().ok())));
     let left_out = |(Member { role, address, .. }, why): (Member, String)| format!("{role} at {address}: {why}");
     ModelReadiness {
         facts,
         expert: expert.map(|_| ()),
-        anti_expert: anti_expert.map(|facts| facts.map(|_| ())),
+        anti_expert,
         left_out: pool.left_out(model).into_iter().map(left_out).collect(),
+    }
+}
+
+/// An anti-expert, which few rules read, must not make the model smaller for the others.
+fn is_as_large(anti_expert: &RoleFacts, model: Option<&ModelFacts>) -> Result<(), SessionError> {
+    let RoleFacts { vocabulary, context_tokens, .. } = *anti_expert;
+    match model {
+        Some(model) if vocabulary < model.vocabulary || context_tokens < model.context_tokens => {
+            let message = format!(
+                "the anti-expert has a vocabulary of {vocabulary} and a context of {context_tokens}; base and expert \
+                 have {} and {}",
+                model.vocabulary, model.context_tokens
+            );
+            Err(SessionError::new(ErrorCode::ModelMismatch, message))
+        }
+        Some(_) | None => Ok(()),
     }
 }

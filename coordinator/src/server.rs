@@ -68,7 +68,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     let transport = worker_transport(&config);
     let Config { models, admission, workers, sessions, .. } = config;
     let members = models.iter().flat_map(ModelConfig::members).collect();
-    let members = discovery::follow(config.discovery.build(members)?, metrics.discovery, &tasks);
+    let names = models.iter().map(|model| model.name.clone()).collect();
+    let members = discovery::follow(config.discovery.build(members)?, names, metrics.discovery, &tasks);
     let connect = Arc::new(move |address: &str, role| transport.channel(address, role));
     let source = WorkerSource { members, connect };
     let service = ServiceConfig { models, admission, workers, sessions };

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use std::time::Duration;
 
 use cosec_coordinator::discovery::{
-    DiscoveryMetrics, DiscoverySource, KubernetesSource, Member, MemberAnnouncer, MembersFile,
+    DiscoveryMetrics, DiscoverySource, KubernetesSource, MAX_MEMBERS, Member, MemberAnnouncer, MembersFile,
 };
 use cosec_proto::WorkerRole;
 use cosec_proto::metrics::MetricRegistry;
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 fn follow(source: impl DiscoverySource + 'static) -> (watch::Receiver<Vec<Member>>, DiscoveryMetrics) {
     let metrics = DiscoveryMetrics::register(&MetricRegistry::default()).unwrap();
-    let announcer = MemberAnnouncer::new(metrics.clone());
+    let announcer = MemberAnnouncer::new(["m".to_owned()].into(), metrics.clone());
     let members = announcer.members();
     let source: Box<dyn DiscoverySource> = Box::new(source);
     tokio::spawn(source.run(announcer));
@@ -77,6 +77,26 @@ async fn a_members_file_is_followed() {
     std::fs::write(&path, entry("base", "c:3")).unwrap();
     until_members(&mut members, &[member(WorkerRole::Base, "c:3")]).await;
     assert_eq!(metrics.up.get(), 1);
+}
+
+#[test]
+fn only_so_many_members_of_configured_models_are_told_of() {
+    let metrics = DiscoveryMetrics::register(&MetricRegistry::default()).unwrap();
+    let announcer = MemberAnnouncer::new(["m".to_owned()].into(), metrics.clone());
+    let members = announcer.members();
+    let strangers =
+        |count: usize| (0..count).map(|at| Member { model: format!("m{at}"), ..member(WorkerRole::Base, "a:1") });
+    announcer.announce(strangers(20_000).chain([member(WorkerRole::Base, "z:1"), member(WorkerRole::Expert, "z:2")]));
+    let truth = [member(WorkerRole::Base, "z:1"), member(WorkerRole::Expert, "z:2")];
+    assert_eq!(*members.borrow(), truth);
+    // Those that were there stay, though others come first in every order.
+    let flood = |role| (0..3_000).map(move |at| member(role, &format!("a-{at}:1")));
+    announcer.announce(flood(WorkerRole::Expert).chain(truth.clone()).chain(strangers(9)));
+    let now = members.borrow().clone();
+    assert!(now.contains(&truth[0]) && now.contains(&truth[1]));
+    assert_eq!((now.len(), metrics.members_left_out.get()), (1 + MAX_MEMBERS, 3_001 - MAX_MEMBERS as i64));
+    announcer.announce(truth.clone());
+    assert_eq!((members.borrow().as_slice(), metrics.members_left_out.get()), (truth.as_slice(), 0));
 }
 
 /// What the DNS server answers: pods as last byte of their address and port, or nothing at all.

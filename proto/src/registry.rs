@@ -14,6 +14,9 @@ use crate::{WorkerRole, secret_file};
 /// Prefix of the keys of all workers; a worker's id follows.
 pub const PREFIX: &str = "/cosec/v1/workers/";
 
+/// The first key behind all of them.
+pub const PREFIX_END: &str = "/cosec/v1/workers0";
+
 /// Lifetime of an entry that its worker no longer renews.
 pub const LEASE: Duration = Duration::from_secs(10);
 

@@ -1,5 +1,6 @@
 //! etcd members as processes on loopback, which tests kill, wipe and bring back.
 
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -118,6 +119,22 @@ impl Etcd {
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         let problem = if output.status.success() { String::new() } else { text(output.stderr) + "failed" };
         (text(output.stdout), problem)
+    }
+
+    /// Writes an entry that may be longer than an argument can be.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn put(&self, key: &str, value: &str) {
+        let mut writing = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &self.endpoints(), "put", key])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        writing.stdin.take().unwrap().write_all(value.as_bytes()).unwrap();
+        assert!(writing.wait().unwrap().success(), "{key} cannot be written");
     }
 
     /// Waits until a write can be committed; `arguments` go to etcdctl before the command.

@@ -83,10 +83,22 @@ pub struct Coordinator {
 
 /// Starts a coordinator of the model `demo`; its log is `NAME.log` in `logs`.
 pub async fn coordinator(name: &'static str, flags: &[&str], logs: &Path) -> Coordinator {
+    let tokenizer = model("base");
+    let own = ["--model", "demo", "--tokenizer", tokenizer.to_str().unwrap()];
+    coordinator_of(name, &[&own, flags].concat(), logs).await
+}
+
+/// Starts a coordinator of the models in `config`, a TOML table for each; its log is `NAME.log` in `logs`.
+pub async fn configured_coordinator(name: &'static str, config: &str, logs: &Path) -> Coordinator {
+    let file = logs.join(format!("{name}.toml"));
+    std::fs::write(&file, config).unwrap();
+    coordinator_of(name, &["--config", file.to_str().unwrap()], logs).await
+}
+
+async fn coordinator_of(name: &'static str, flags: &[&str], logs: &Path) -> Coordinator {
     let mut command = Command::new(binaries().join("cosec-coordinator"));
     command.args(["--http-listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]);
-    command.args(["--model", "demo"]);
-    command.arg("--tokenizer").arg(model("base")).args(flags);
+    command.args(flags);
     let mut process = Process::start(name, &mut command, logs).unwrap();
     let deadline = Instant::now() + PATIENCE;
     let http = process.announced("http on ", deadline).await.unwrap();
@@ -103,8 +115,15 @@ impl Coordinator {
 
     /// Whether it says that it can serve.
     pub async fn is_ready(&self) -> bool {
-        let answer = reqwest::get(format!("{}/health/ready", self.http)).await;
-        answer.is_ok_and(|answer| answer.status().is_success())
+        self.readiness().await.0
+    }
+
+    /// Whether it says that it can serve, and what else it says then.
+    pub async fn readiness(&self) -> (bool, String) {
+        match reqwest::get(format!("{}/health/ready", self.http)).await {
+            Ok(answer) => (answer.status().is_success(), answer.text().await.unwrap_or_default()),
+            Err(error) => (false, error.to_string()),
+        }
     }
 
     /// Text of a completion of `tokens` tokens; the end token is banned.

@@ -227,7 +227,7 @@ impl RequestedSettings {
         }
         match logit_bias {
             Some(biases) if !biases.is_empty() && !policy.allows_logit_bias() => {
-                let count = format_args!("a map of {} entries", biases.len());
+                let count = format!("a map of {} entries", biases.len());
                 Err(ApiError::value("logit_bias", count, "left out, as the operator does not allow it"))
             }
             Some(_) | None => Ok(()),

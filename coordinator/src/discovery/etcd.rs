@@ -1,14 +1,20 @@
 //! The workers that register themselves in etcd.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use cosec_proto::registry::{EtcdConfig, LEASE, PREFIX, Registration};
+use cosec_proto::registry::{EtcdConfig, LEASE, PREFIX, PREFIX_END, Registration};
 use etcd_client::{Client, EventType, GetOptions, KeyValue, WatchOptions, WatchResponse};
 use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Backoff, DiscoverySource, Member, MemberAnnouncer};
+
+/// Entries that are listed at a time, and the most bytes that they may take; etcd bounds one to 1.5 MiB.
+const PAGE: (i64, usize) = (16, 32 << 20);
+
+/// Most entries that are kept; more are as if they were not there.
+const MAX_ENTRIES: usize = 4096;
 
 /// For one call to etcd.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -19,7 +25,10 @@ pub struct EtcdSource(pub EtcdConfig);
 
 /// A worker's entry, as it was last seen.
 struct RegisteredWorker {
+    /// Of the models that it names only those that are served here.
     registration: Registration,
+    /// When the entry was made, in etcd's own counting.
+    created: i64,
     /// Until when the worker is still a member although the entry is gone. A worker that ends says first that it
     /// drains; where an entry disappears without that, etcd may have lost its memory, and the worker gets a lease's
     /// time to come back. If the worker is dead its connection tells.
@@ -54,7 +63,7 @@ impl EtcdSource {
         announcer: &MemberAnnouncer,
     ) -> Result<(), String> {
         let mut client = self.0.connect(attempt).await?;
-        let revision = entries.list(&mut client).await?;
+        let revision = entries.list(&client, announcer).await?;
         let behind = WatchOptions::new().with_prefix().with_start_revision(revision + 1);
         let mut watch = within(client.watch(PREFIX, Some(behind))).await?;
         announcer.up();
@@ -70,7 +79,7 @@ impl EtcdSource {
                         }
                         return Err(format!("etcd ended the watch: {}", response.cancel_reason()));
                     }
-                    Ok(Some(response)) => entries.follow(&response),
+                    Ok(Some(response)) => entries.follow(&response, announcer),
                     Ok(None) => return Err("etcd closed the watch".to_owned()),
                     Err(cause) => return Err(cause.to_string()),
                 },
@@ -88,33 +97,55 @@ struct RegisteredWorkers(BTreeMap<Vec<u8>, RegisteredWorker>);
 
 impl RegisteredWorkers {
     /// Brings all up to date; returns the revision of what was read.
-    async fn list(&mut self, client: &mut Client) -> Result<i64, String> {
-        let listed = within(client.get(PREFIX, Some(GetOptions::new().with_prefix()))).await?;
-        let there: Vec<&[u8]> = listed.kvs().iter().map(KeyValue::key).collect();
-        let gone: Vec<Vec<u8>> = self.0.keys().filter(|key| !there.contains(&key.as_slice())).cloned().collect();
+    async fn list(&mut self, client: &Client, announcer: &MemberAnnouncer) -> Result<i64, String> {
+        let mut client = client.kv_client().max_decoding_message_size(PAGE.1);
+        let (mut from, mut revision) = (PREFIX.as_bytes().to_vec(), 0);
+        let mut gone: BTreeSet<Vec<u8>> = self.0.keys().cloned().collect();
+        loop {
+            // All pages are of the first one's revision.
+            let page = GetOptions::new().with_range(PREFIX_END).with_limit(PAGE.0).with_revision(revision);
+            let listed = within(client.get(from, Some(page))).await?;
+            let header = listed.header().ok_or_else(|| "etcd named no revision".to_owned())?;
+            revision = if revision == 0 { header.revision() } else { revision };
+            for entry in listed.kvs() {
+                gone.remove(entry.key());
+                self.put(entry, announcer);
+            }
+            match listed.kvs().last() {
+                Some(last) if listed.more() => from = [last.key(), &[0]].concat(),
+                Some(_) | None => break,
+            }
+        }
         for key in gone {
             self.remove(&key);
         }
-        for entry in listed.kvs() {
-            self.put(entry);
-        }
-        listed.header().map(etcd_client::ResponseHeader::revision).ok_or_else(|| "etcd named no revision".to_owned())
+        Ok(revision)
     }
 
-    fn follow(&mut self, response: &WatchResponse) {
+    fn follow(&mut self, response: &WatchResponse, announcer: &MemberAnnouncer) {
         for event in response.events() {
             match (event.event_type(), event.kv()) {
-                (EventType::Put, Some(entry)) => self.put(entry),
+                (EventType::Put, Some(entry)) => self.put(entry, announcer),
                 (EventType::Delete, Some(entry)) => self.remove(entry.key()),
                 (EventType::Put | EventType::Delete, None) => {}
             }
         }
     }
 
-    fn put(&mut self, entry: &KeyValue) {
-        match serde_json::from_slice(entry.value()) {
-            Ok(registration) => {
-                self.0.insert(entry.key().to_vec(), RegisteredWorker { registration, gone_until: None });
+    fn put(&mut self, entry: &KeyValue, announcer: &MemberAnnouncer) {
+        match serde_json::from_slice::<Registration>(entry.value()) {
+            Ok(mut registration) => {
+                registration.models.retain(|model| announcer.serves(model));
+                registration.models.sort();
+                registration.models.dedup();
+                if registration.models.is_empty() {
+                    // Of other coordinators.
+                    self.0.remove(entry.key());
+                } else if self.0.len() < MAX_ENTRIES || self.0.contains_key(entry.key()) {
+                    let worker =
+                        RegisteredWorker { registration, created: entry.create_revision(), gone_until: None };
+                    self.0.insert(entry.key().to_vec(), worker);
+                }
             }
             Err(cause) => {
                 let key = String::from_utf8_lossy(entry.key());
@@ -136,10 +167,12 @@ impl RegisteredWorkers {
         }
     }
 
-    /// One for each model of every worker that does not drain.
+    /// One for each model of every worker that does not drain, in the order in which they registered.
     fn members(&self) -> impl Iterator<Item = Member> + '_ {
-        let staying = self.0.values().map(|entry| &entry.registration).filter(|registration| !registration.draining);
-        staying.flat_map(|registration| {
+        let mut entries: Vec<&RegisteredWorker> = self.0.values().collect();
+        entries.sort_by_key(|entry| entry.created);
+        let registrations = entries.into_iter().map(|entry| &entry.registration);
+        registrations.filter(|registration| !registration.draining).flat_map(|registration| {
             let (address, role) = (&registration.endpoint, registration.role);
             registration.models.iter().map(move |model| Member {
                 model: model.clone(),

@@ -10,7 +10,7 @@ use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::RData;
 
-use super::{Backoff, DiscoverySource, Member, MemberAnnouncer};
+use super::{Backoff, DiscoverySource, MAX_MEMBERS, Member, MemberAnnouncer};
 
 /// Bounds of the pause between two resolutions; within them the records' time to live decides.
 const INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -53,7 +53,7 @@ impl KubernetesSource {
         };
         let mut until = records.valid_until();
         let mut addresses = Vec::new();
-        for record in records.answers() {
+        for record in records.answers().iter().take(MAX_MEMBERS) {
             let RData::SRV(srv) = &record.data else { continue };
             let hosts = match self.resolver.lookup_ip(srv.target.clone()).await {
                 Ok(hosts) => hosts,

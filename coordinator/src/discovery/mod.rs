@@ -1,5 +1,8 @@
 //! Which workers there should be. Feeds the worker pool through one `watch` channel and knows no other room.
 //!
+//! Only members of configured models are told of, and of each role only so many: whoever can write to the source can
+//! name workers that are none.
+//!
 //! While a source cannot be asked its last answer holds, and the gauge `cosec_discovery_up` says 0.
 
 mod etcd;
@@ -7,6 +10,7 @@ mod kubernetes;
 mod members_file;
 mod static_list;
 
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -27,6 +31,9 @@ pub use etcd::EtcdSource;
 pub use kubernetes::KubernetesSource;
 pub use members_file::{InvalidMembers, MembersFile};
 pub use static_list::StaticList;
+
+/// Most workers of one role of a model.
+pub const MAX_MEMBERS: usize = 256;
 
 /// A worker that should be connected.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
@@ -100,13 +107,14 @@ pub trait DiscoverySource: Send {
     fn run(self: Box<Self>, announcer: MemberAnnouncer) -> BoxFuture<'static, ()>;
 }
 
-/// Lets `source` run; the channel has the members, now and after every change.
+/// Lets `source` run; the channel has the members of `models`, now and after every change.
 pub fn follow(
     source: Box<dyn DiscoverySource>,
+    models: BTreeSet<String>,
     metrics: DiscoveryMetrics,
     tasks: &TaskSpawner,
 ) -> watch::Receiver<Vec<Member>> {
-    let announcer = MemberAnnouncer::new(metrics);
+    let announcer = MemberAnnouncer::new(models, metrics);
     let (members, shutdown) = (announcer.members(), tasks.shutdown.clone());
     tasks.spawn(async move {
         shutdown.run_until_cancelled(source.run(announcer)).await;
@@ -121,20 +129,29 @@ cosec_proto::metrics! {
         pub up: IntGauge = "cosec_discovery_up";
         /// Workers that should be connected.
         pub members: IntGaugeVec = "cosec_discovery_members" ["model", "role"];
+        /// Workers that are left out, as their model and role have too many.
+        pub members_left_out: IntGauge = "cosec_discovery_members_left_out";
     }
 }
 
 /// Where a source tells what it knows.
 pub struct MemberAnnouncer {
     members: watch::Sender<Vec<Member>>,
+    models: BTreeSet<String>,
     metrics: DiscoveryMetrics,
 }
 
 impl MemberAnnouncer {
-    /// Begins without members.
+    /// Begins without members; later ones are of `models`.
     #[must_use]
-    pub fn new(metrics: DiscoveryMetrics) -> Self {
-        Self { members: watch::Sender::default(), metrics }
+    pub fn new(models: BTreeSet<String>, metrics: DiscoveryMetrics) -> Self {
+        Self { members: watch::Sender::default(), models, metrics }
+    }
+
+    /// Whether members of this model are told of.
+    #[must_use]
+    pub fn serves(&self, model: &str) -> bool {
+        self.models.contains(model)
     }
 
     /// The members, now and after every change.
@@ -143,11 +160,10 @@ impl MemberAnnouncer {
         self.members.subscribe()
     }
 
-    /// The source was asked and these are all members; their order and repetitions do not matter.
+    /// The source was asked and these are all members. Where there are too many, those stay that were there, and the
+    /// first of the others come.
     pub fn announce(&self, members: impl IntoIterator<Item = Member>) {
-        let mut members: Vec<Member> = members.into_iter().collect();
-        members.sort();
-        members.dedup();
+        let members = self.bounded(members.into_iter().filter(|member| self.serves(&member.model)));
         self.metrics.members.reset();
         for Member { model, role, .. } in &members {
             self.metrics.members.with_label_values(&[model.as_str(), role.name()]).inc();
@@ -160,6 +176,30 @@ impl MemberAnnouncer {
             }
             changed
         });
+    }
+
+    /// Sorted, without repetitions, and of each role no more than [`MAX_MEMBERS`].
+    fn bounded(&self, members: impl Iterator<Item = Member>) -> Vec<Member> {
+        let mut seen = HashSet::new();
+        let named: Vec<Member> = members.filter(|member| seen.insert(member.clone())).collect();
+        let (stay, come): (Vec<Member>, Vec<Member>) = {
+            let before = self.members.borrow();
+            named.into_iter().partition(|member| before.binary_search(member).is_ok())
+        };
+        let mut counts = BTreeMap::<(String, WorkerRole), usize>::new();
+        let has_room = |member: &Member| {
+            let count = counts.entry((member.model.clone(), member.role)).or_default();
+            *count += 1;
+            *count <= MAX_MEMBERS
+        };
+        let (mut members, left_out): (Vec<Member>, Vec<Member>) = stay.into_iter().chain(come).partition(has_room);
+        members.sort();
+        let left_out = left_out.len() as i64;
+        if self.metrics.members_left_out.get() != left_out {
+            self.metrics.members_left_out.set(left_out);
+            tracing::warn!(left_out, "workers beyond the first {MAX_MEMBERS} of a model and role are left out");
+        }
+        members
     }
 
     /// Notes that the source answers.

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::defaults::check_parameters;
-use super::{PolicyViolation, rule_named};
+use super::violation::{PolicyViolation, rule_named};
 use crate::merge::{Judge, RuleParameters};
 
 /// What clients may ask for.
@@ -70,7 +70,7 @@ fn check_range(
 ) -> Result<(), PolicyViolation> {
     match range {
         Some(range) if !(range.into_iter().all(is_valid) && range[0] <= range[1]) => {
-            let allowed = format_args!("[LEAST, GREATEST], both {allowed}");
+            let allowed = format!("[LEAST, GREATEST], both {allowed}");
             Err(PolicyViolation::new(name, format_args!("{range:?}"), allowed))
         }
         Some(_) | None => Ok(()),

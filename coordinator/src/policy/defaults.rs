@@ -4,7 +4,7 @@ use cosec_proto::sampling::SamplingParams;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{PolicyViolation, rule_named};
+use super::violation::{PolicyViolation, rule_named};
 use crate::merge::{RuleParameters, SelectedRule};
 
 /// What takes the place of a setting that a client leaves out; also the bound of those that weaken hardening.

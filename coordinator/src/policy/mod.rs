@@ -12,6 +12,8 @@ mod defaults;
 
 mod tenant;
 
+mod violation;
+
 #[cfg(test)]
 mod tests;
 
@@ -25,41 +27,7 @@ use crate::merge::{BaseOnly, DegenerateRule, Judge, MergeRule, RuleParameter, Ru
 pub use config::{PolicyBounds, PolicyConfig};
 pub use defaults::DefaultSettings;
 pub use tenant::TenantPolicy;
-
-/// A value that the operator, or the configuration's form, does not allow.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct PolicyViolation {
-    /// The field of a request or the key of a configuration, as a path.
-    pub parameter: String,
-    /// Names it, its value and what is allowed.
-    pub message: String,
-}
-
-impl PolicyViolation {
-    fn new(parameter: impl Into<String>, value: impl fmt::Display, allowed: impl fmt::Display) -> Self {
-        let parameter = parameter.into();
-        let message = format!("{parameter} is {value}; it must be {allowed}");
-        Self { parameter, message }
-    }
-
-    /// The same below `path`.
-    #[must_use]
-    pub fn within(self, path: &str) -> Self {
-        Self { parameter: format!("{path}{}", self.parameter), message: format!("{path}{}", self.message) }
-    }
-}
-
-/// The rule that is called `name`; `field` is where the name stands.
-///
-/// # Errors
-/// When there is none.
-pub fn rule_named(field: &str, name: &str, parameters: &RuleParameters) -> Result<SelectedRule, PolicyViolation> {
-    SelectedRule::named(name, parameters).ok_or_else(|| {
-        let all = SelectedRule::names().collect::<Vec<_>>().join(", ");
-        PolicyViolation::new(field, format_args!("{name:.60?}"), format_args!("one of {all}"))
-    })
-}
+pub use violation::{PolicyViolation, rule_named};
 
 /// All that the operator set about requests.
 #[derive(Clone, Debug, Default)]
@@ -102,7 +70,7 @@ impl OperatorPolicy {
         tenant.settings.check().map_err(|violation| violation.within("policy."))?;
         let known = || self.models.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         if let Some(unknown) = tenant.models.iter().flatten().find(|model| !self.models.contains_key(*model)) {
-            let allowed = format_args!("among the configured ones: {}", known());
+            let allowed = format!("among the configured ones: {}", known());
             return Err(PolicyViolation::new("models", format_args!("{unknown:.100?}"), allowed));
         }
         let own = self.models.keys().filter(|model| tenant.may_use(model));
@@ -190,13 +158,13 @@ impl<'a> Policy<'a> {
     pub fn check_rule(&self, rule: &SelectedRule, parameters: &RuleParameters) -> Result<(), PolicyViolation> {
         if !self.allows(rule.name()) {
             let allowed = SelectedRule::names().filter(|name| self.allows(name)).collect::<Vec<_>>().join(", ");
-            let allowed = format_args!("one of those that the operator allows: {allowed}");
+            let allowed = format!("one of those that the operator allows: {allowed}");
             return Err(PolicyViolation::new("cosec.rule", rule.name(), allowed));
         }
         for parameter in rule.description().parameters {
             let (value, bound) = (parameters.get(parameter), self.bound(parameter));
             if parameter.weakens.is_weaker(value, bound) {
-                let allowed = format_args!("{} {bound:?}, the operator's bound", parameter.weakens.limit());
+                let allowed = format!("{} {bound:?}, the operator's bound", parameter.weakens.limit());
                 let field = format!("cosec.{}", parameter.name);
                 return Err(PolicyViolation::new(field, format_args!("{value:?}"), allowed));
             }
@@ -246,7 +214,7 @@ impl<'a> Policy<'a> {
             Some(DegenerateRule { to: WorkerRole::Base, parameter, value, required })
                 if !self.allows(BaseOnly.description().name) =>
             {
-                let allowed = format_args!("{required}, as the operator does not allow the base alone");
+                let allowed = format!("{required}, as the operator does not allow the base alone");
                 Err(PolicyViolation::new(format!("cosec.{parameter}"), format_args!("{value:?}"), allowed))
             }
             _ => Ok(()),
@@ -289,7 +257,7 @@ fn check_within(field: &str, value: f64, range: [f64; 2]) -> Result<(), PolicyVi
     if (least..=greatest).contains(&value) {
         return Ok(());
     }
-    let value = format_args!("{value:?}");
+    let value = format!("{value:?}");
     if least == greatest {
         return Err(PolicyViolation::new(field, value, format_args!("{least:?}, which the operator keeps fixed")));
     }

@@ -1,6 +1,8 @@
 //! What the keys file says of one tenant's requests.
 
-use super::PolicyConfig;
+use std::sync::LazyLock;
+
+use super::config::PolicyConfig;
 
 /// A tenant's models and its own settings.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -14,7 +16,7 @@ pub struct TenantPolicy {
 impl TenantPolicy {
     /// Of requests whose tenant has nothing of its own.
     pub(super) fn nobody() -> &'static Self {
-        static NOBODY: std::sync::LazyLock<TenantPolicy> = std::sync::LazyLock::new(TenantPolicy::default);
+        static NOBODY: LazyLock<TenantPolicy> = LazyLock::new(TenantPolicy::default);
         &NOBODY
     }
 

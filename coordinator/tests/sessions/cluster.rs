@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cosec_coordinator::discovery::{self, DiscoveryConfig, DiscoveryMetrics};
 use cosec_coordinator::merge::{Judge, LogitAdjustments, LogitsTransport, SelectedRule};
-use cosec_coordinator::models::ModelConfig;
+use cosec_coordinator::models::{ModelConfig, ModelInfo};
 use cosec_coordinator::request::{
     FinishReason, GenerationSettings, SessionError, SessionEvent, TokenEvent, TokenizedRequest,
 };
@@ -17,7 +17,7 @@ use cosec_coordinator::tenant::{ShareKey, Tenant};
 use cosec_coordinator::worker_pool::{PoolConfig, WorkerSource};
 use cosec_proto::metrics::MetricRegistry;
 use cosec_proto::sampling::SamplingParams;
-use cosec_proto::{ErrorCode, SequenceName, transport};
+use cosec_proto::{ErrorCode, SequenceName, WorkerRole, transport};
 use cosec_tests::mock_worker::{MockModel, MockWorker};
 use futures::StreamExt;
 use tokio::time::Instant;
@@ -69,7 +69,9 @@ impl Service {
     }
 
     pub(crate) fn ready(&self) -> Result<(), String> {
-        self.0.models().try_for_each(|model| model.readiness.hardened().map_err(|error| error.message.clone()))
+        let of = |model: &ModelInfo, role| model.readiness.of(role).map_err(|error| error.message.clone());
+        let ready = |model: ModelInfo| WorkerRole::ALL.into_iter().try_for_each(|role| of(&model, role));
+        self.0.models().try_for_each(ready)
     }
 
     pub(crate) fn has_base(&self) -> bool {
@@ -84,7 +86,8 @@ pub(crate) fn start(config: ServiceConfig) -> (Service, ServiceMetrics, Cancella
     let members = config.models.iter().flat_map(ModelConfig::members).collect();
     let discovery = DiscoveryConfig::Static.build(members).unwrap();
     let tasks = TaskSpawner::new(TaskTracker::new(), shutdown.clone());
-    let members = discovery::follow(discovery, DiscoveryMetrics::register(&registry).unwrap(), &tasks);
+    let names = config.models.iter().map(|model| model.name.clone()).collect();
+    let members = discovery::follow(discovery, names, DiscoveryMetrics::register(&registry).unwrap(), &tasks);
     let source = WorkerSource { members, connect: Arc::new(|address: &str, _| transport::channel(address)) };
     let service = SessionService::start(config, HashMap::new(), source, metrics.clone(), tasks);
     (Service(service), metrics, shutdown)

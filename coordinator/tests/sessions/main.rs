@@ -12,6 +12,7 @@ mod cluster;
 mod faults;
 mod harness;
 mod lookahead;
+mod odd_workers;
 mod reference;
 mod refusals;
 mod schedules;

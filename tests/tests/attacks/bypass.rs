@@ -88,3 +88,32 @@ async fn no_ordinary_parameter_gives_the_base_s_text() {
         assert!(changed > 0 && identical < texts, "{name}: {seen}");
     }
 }
+
+/// Within the allowed rules, each of these was the base's text to the letter. Leave to compare with `base_only`, which
+/// the demo gives, does not bring them back.
+#[tokio::test]
+async fn no_knob_goes_beyond_the_operator_s_own_value() {
+    let logs = tempfile::TempDir::new().unwrap();
+    let cluster = Cluster::start(&demo(logs.path()), |_| ()).await.unwrap();
+    let requests = [
+        ("cosec.tau", json!({"cosec": {"tau": 0.999_999_9}})),
+        ("cosec.tau", json!({"cosec": {"tau": 1}})),
+        ("cosec.expert_temperature", json!({"cosec": {"expert_temperature": 1e-6}})),
+        ("cosec.expert_temperature", json!({"cosec": {"expert_temperature": 1e6}})),
+        ("cosec.expert_top_p", json!({"cosec": {"expert_top_p": 1e-9}})),
+        ("cosec.lambda", json!({"cosec": {"rule": "linear", "lambda": 1e-300}})),
+        ("cosec.lambda", json!({"temperature": 0, "cosec": {"rule": "linear", "lambda": 1e-12}})),
+        ("cosec.alpha", json!({"cosec": {"rule": "product", "alpha": 1e-12}})),
+        ("cosec.alpha", json!({"cosec": {"rule": "product", "alpha": -1}})),
+    ];
+    for (field, more) in requests {
+        let mut request = json!({"model": "demo", "prompt": PROMPTS[0], "max_tokens": 8});
+        request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let post = reqwest::Client::new().post(format!("{}/v1/completions", cluster.http)).json(&request);
+        let answer = post.send().await.unwrap();
+        let (status, error): (u16, Value) = (answer.status().as_u16(), answer.json().await.unwrap());
+        assert_eq!((status, error["error"]["param"].as_str()), (400, Some(field)), "{more}: {error}");
+        let message = error["error"]["message"].as_str().unwrap();
+        report("B3", &more["cosec"].to_string(), message);
+    }
+}

@@ -6,12 +6,14 @@
 mod broken_logs;
 mod bypass;
 mod connections;
+mod fake_expert;
 mod floods;
 mod full_workers;
 mod greedy_clients;
 mod json_floods;
 mod logprobs_memory;
 mod long_prompts;
+mod members_flood;
 mod observation;
 mod prefix_oracle;
 mod resume_after_kill;

@@ -30,6 +30,12 @@ pub(crate) fn peak_memory_mib(process: &Process) -> u64 {
     line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() / 1024
 }
 
+/// Descriptors that `process` has open.
+pub(crate) fn open_files(process: &Process) -> usize {
+    let id = process.id().expect("the process has ended");
+    std::fs::read_dir(format!("/proc/{id}/fd")).unwrap().count()
+}
+
 /// A client that streams completions one after the other and notes the time between their tokens.
 pub(crate) struct Bystander {
     stop: watch::Sender<bool>,

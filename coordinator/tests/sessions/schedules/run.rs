@@ -141,7 +141,8 @@ pub(super) async fn run_on_virtual_time(seed: u64, verbose: bool) -> Result<RunR
     let config = schedule.config.clone();
     let tasks = TaskSpawner::new(tracker.clone(), shutdown.clone());
     let source = Box::new(SimulatedFleet(sim.clone()));
-    let members = discovery::follow(source, DiscoveryMetrics::register(&registry).unwrap(), &tasks);
+    let members =
+        discovery::follow(source, [NAME.to_owned()].into(), DiscoveryMetrics::register(&registry).unwrap(), &tasks);
     let source = WorkerSource { members, connect: sim.network().connector() };
     let service = Service(SessionService::start(config, HashMap::new(), source, metrics.clone(), tasks));
     let up = || metrics_up(&metrics, &sim) == sim.hosts().len();
