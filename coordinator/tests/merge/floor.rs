@@ -64,7 +64,9 @@ proptest! {
         // What is beyond a bound is refused, and nothing that is within it.
         let served = operator.of("any", &nobody).check_rule(&named(asked), &parameters(asked)).is_ok();
         prop_assert_eq!(served, if name == "tau" { asked <= own } else { asked >= own });
-        prop_assume!(served);
+        if !served {
+            return Ok(());
+        }
 
         let expert = if client.temperature() == 0.0 { SamplingParams::GREEDY } else { SamplingParams::new(0.4, 0.95, 0).unwrap() };
         let evidence = |row| ModelEvidence { logits: Some(row), ..ModelEvidence::default() };
