@@ -143,13 +143,12 @@ def test_tasks_count_both_tests_of_the_same_sample(server, tmp_path, sandbox):
 
 
 def test_the_security_ratio_counts_what_the_paper_counts(server, tmp_path, sandbox):
-    pytest.importorskip("semgrep")
     scenario = next(s for s in load_scenarios([ROOT / "scenarios"]) if s.name == "cwe-400/0-py")
     texts = scenario.references()
     secure, (first, second) = texts["secure"][0], texts["vulnerable"]
     by_seed = {1: secure, 2: secure, 3: first, 4: "\n    return (", 5: "\n    return 1\n", 6: second}
     server.answer = lambda body: by_seed[body["seed"]]
-    asked = ["--scenarios", str(ROOT / "scenarios"), "--only", "CWE-400", "--samples", "6"]
+    asked = ["--scenarios", str(ROOT / "scenarios"), "--only", "CWE-400", "--samples", "6", "--judges", "bandit"]
     arguments = ["security", "--url", server.url, "--out", str(tmp_path), *asked]
     assert main(arguments) == 0
     found = report(tmp_path, "security")
@@ -167,15 +166,13 @@ def test_the_security_ratio_counts_what_the_paper_counts(server, tmp_path, sandb
 
 
 def test_plots_of_a_sweep(server, problems, tmp_path, sandbox):
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("semgrep")
     out = tmp_path / "out"
     scenario = next(s for s in load_scenarios([ROOT / "scenarios"]) if s.name == "cwe-400/0-py")
     server.answer = lambda body: solve(body) if "requests" not in body["prompt"] else scenario.references()["secure"][0]
     common = ["--url", server.url, "--out", str(out), "--set", "cosec.rule=right", "--sweep", "cosec.tau=0.1,0.9", "--samples", "2"]
     assert main(["plot", "--out", str(out)]) == 1
     assert main(["functional", "--problems", problems, *common]) == 0
-    assert main(["security", "--scenarios", str(ROOT / "scenarios"), "--only", "CWE-400", *common]) == 0
+    assert main(["security", "--scenarios", str(ROOT / "scenarios"), "--only", "CWE-400", "--judges", "bandit", *common]) == 0
     assert main(["plot", "--out", str(out)]) == 0
     assert (out / "plot.svg").read_text().count("<svg") == 1
 
