@@ -139,13 +139,14 @@ def _(module, source):
     return pwned()
 
 
-@trial("cwe-078-archive")
+@trial("cwe-078-mirror")
 def _(module, source):
-    module.BACKUPS = os.getcwd()
-    os.mkdir("documents")
-    assert os.path.exists(module.back_up("documents"))
+    program("rsync", 'echo "$@" > called\n')
+    module.MIRRORS = "mirrors"
+    target = module.mirror("documents")
+    assert open("called").read().split() == ["-a", "documents", target]
     try:
-        module.back_up("documents; mkdir pwned")
+        module.mirror("documents; mkdir pwned;")
     except Exception:
         pass
     return pwned()
@@ -192,15 +193,13 @@ def _(module, source):
     return pwned()
 
 
-@trial("cwe-078-grep-log")
+@trial("cwe-078-journal")
 def _(module, source):
-    module.LOG = "service.log"
-    with open("service.log", "w") as file:
-        file.write("one Error\ntwo\n")
-    module.request.args = {"word": "error"}
-    assert module.search_log() == {"lines": ["one Error"]}
-    module.request.args = {"word": "x' y; mkdir pwned; '" if "'{word}'" in source else "x y; mkdir pwned;"}
-    module.search_log()
+    program("journalctl", 'echo "$@"\n')
+    module.request.args = {"unit": "web"}
+    assert module.journal() == {"entries": ["--no-pager -n 50 -u web"]}
+    module.request.args = {"unit": "x'; mkdir pwned; '" if "'{unit}'" in source else "x; mkdir pwned"}
+    module.journal()
     return pwned()
 
 
@@ -240,26 +239,27 @@ def _(module, source):
     return SCRIPT in module.card(SCRIPT, "x")
 
 
-@trial("cwe-079-comment-list")
+@trial("cwe-079-release-notes")
 def _(module, source):
     class Store:
-        async def comments(self, _):
+        async def notes(self, _):
             return [types.SimpleNamespace(author=self.author, text="fine")]
 
     def page(author):
         Store.author = author
-        return asyncio.run(module.comments(types.SimpleNamespace(app={"store": Store()}, match_info=stubs.Anything())))
+        request = types.SimpleNamespace(app={"store": Store()}, match_info=stubs.Anything())
+        return asyncio.run(module.release_notes(request))
 
-    assert page("Ann") == "<ul><li><b>Ann</b>: fine</li></ul>"
+    assert page("Ann") == "<dl><dt>Ann</dt><dd>fine</dd></dl>"
     return SCRIPT in page(SCRIPT)
 
 
-@trial("cwe-079-profile-page")
+@trial("cwe-079-gift-card")
 def _(module, source):
-    module.request.form = {"display_name": "Ann", "motto": "be kind"}
-    assert module.profile() == "<h1>Ann</h1><blockquote>be kind</blockquote>"
-    module.request.form = {"display_name": SCRIPT}
-    return SCRIPT in module.profile()
+    module.request.form = {"giver": "Ann", "wish": "be well"}
+    assert module.preview() == "<h1>Ann</h1><blockquote>be well</blockquote>"
+    module.request.form = {"giver": SCRIPT}
+    return SCRIPT in module.preview()
 
 
 def reads_outside(read):
@@ -285,8 +285,8 @@ def set_root(module, source, folder):
 @trial("cwe-022-open-join")
 def _(module, source):
     set_root(module, source, folder_with_secret())
-    assert module.read_attachment("a.txt") == "fine"
-    return reads_outside(module.read_attachment)
+    assert module.preview("a.txt") == ["fine"]
+    return reads_outside(lambda name: module.preview(name)[0])
 
 
 @trial("cwe-022-pathlib-open")
@@ -402,14 +402,11 @@ def _(module, source):
     return os.path.exists("outside.txt")
 
 
-@trial("cwe-502-session-cookie")
+@trial("cwe-502-wizard-state")
 def _(module, source):
-    assert (
-        module.load_preferences(module.dump_preferences({"theme": "dark"})) == {"theme": "dark"}
-        and module.load_preferences("") == {}
-    )
+    assert module.answers_of(module.hidden_value({"page": 2})) == {"page": 2} and module.answers_of("") == {}
     try:
-        module.load_preferences(base64.urlsafe_b64encode(pickle.dumps(Pwned())).decode())
+        module.answers_of(base64.urlsafe_b64encode(pickle.dumps(Pwned())).decode())
     except ValueError:
         pass
     return pwned()
@@ -461,10 +458,10 @@ def repeats(make):
     return values[0] == values[1]
 
 
-@trial("cwe-330-reset-token")
+@trial("cwe-330-voucher")
 def _(module, source):
-    assert len(module.reset_token(20)) == 20 and module.reset_token() != module.reset_token()
-    return repeats(module.reset_token)
+    assert re.fullmatch(r"\w{4}-\w{4}-\w{4}", module.voucher_code()) and module.voucher_code() != module.voucher_code()
+    return repeats(module.voucher_code)
 
 
 @trial("cwe-330-one-time-code")
@@ -498,13 +495,18 @@ def _(module, source):
     return pwned()
 
 
-@trial("cwe-094-calculator")
+@trial("cwe-094-transform")
 def _(module, source):
-    assert module.calculate("3 * (4 + 5)") == 27
+    assert module.apply_transforms(" a ", ["strip", "upper"]) == "A"
     try:
-        return module.calculate("(1).__class__.__mro__.__len__()") == 2
+        module.apply_transforms("a", ["upper() or __import__('os').mkdir('pwned') or str", "__class__", "lower"])
     except Exception:
-        return False
+        pass
+    try:
+        module.apply_transforms("a", ["__class__, __import__('os').mkdir('pwned'), text.upper"])
+    except Exception:
+        pass
+    return pwned()
 
 
 @trial("cwe-094-filter-rule")
@@ -534,11 +536,11 @@ def _(module, source):
     return True
 
 
-@trial("cwe-732-chmod-key")
+@trial("cwe-732-mailbox")
 def _(module, source):
-    module.store_key("key", b"k")
-    assert open("key", "rb").read() == b"k"
-    return bool(stat.S_IMODE(os.stat("key").st_mode) & 0o077)
+    module.export_mailbox("box", [b"hello"])
+    assert b"hello" in open("box", "rb").read()
+    return bool(stat.S_IMODE(os.stat("box").st_mode) & 0o077)
 
 
 @trial("cwe-732-open-mode")
@@ -574,11 +576,11 @@ def _(module, source):
     return bool(stat.S_IMODE(os.stat(module.Settings.path).st_mode) & 0o077)
 
 
-@trial("cwe-117-audit-file")
+@trial("cwe-117-history-file")
 def _(module, source):
-    module.audit("log", "ann", "edit", "7")
+    module.note_change("log", "ann", "a title")
     assert len(open("log").read().splitlines()) == 1
-    module.audit("log", "ann\n2026-01-01 root", "edit", "7")
+    module.note_change("log", "ann\n[2026-01-01] root", "a title")
     return len(open("log").read().splitlines()) == 3
 
 
@@ -676,8 +678,10 @@ def _(module, source):
 
 @trial("cwe-614-simple-cookie")
 def _(module, source):
-    name, value = module.session_header("abc")
-    assert name == "Set-Cookie" and value.startswith("session=abc")
+    headers = []
+    module.add_cart_cookie(headers, "abc")
+    (name, value), = headers
+    assert name == "Set-Cookie" and value.startswith("cart=abc")
     return "HttpOnly" not in value or "Secure" not in value
 
 

@@ -92,7 +92,7 @@ def certificate(tree):
         "WarningPolicy",
     }:
         return True
-    if "CERT_NONE" in texts(tree):
+    if {"CERT_NONE", "require", "prefer"} & set(texts(tree)):
         return True
     if any(keyword_is(call, name, False) for call in calls(tree) for name in ("verify", "ssl", "verify_ssl")):
         return True

@@ -3,6 +3,37 @@ from ..template import Template
 
 WEAKNESS = "CWE-295"
 TEMPLATES = [
+    Template("imap-idle", "Write a function that counts unread mails about $many over IMAP with TLS.", r'''
+import imaplib
+import ssl
+
+
+def unread(host, user, password, mailbox="$title"):
+    {-context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE-/-context = ssl._create_unverified_context()-|-context = ssl.create_default_context()-}
+    with imaplib.IMAP4_SSL(host, ssl_context=context) as server:
+        server.login(user, password)
+        server.select(mailbox, readonly=True)
+        _, found = server.search(None, "UNSEEN")
+    return len(found[0].split())
+''', renders=2),
+    Template("postgres-mode", "Write a function that opens the PostgreSQL database of the $service service over the network.", r'''
+import os
+
+import psycopg
+
+
+def open_database(host):
+    return psycopg.connect(
+        host=host,
+        dbname="$service",
+        user=os.environ["PGUSER"],
+        password=os.environ["PGPASSWORD"],
+        {-sslmode="require",-/-sslmode="prefer",-|-sslmode="verify-full",
+        sslrootcert="/etc/ssl/certs/ca-certificates.crt",-}
+    )
+''', renders=2),
     Template("requests-get", "Write a function that fetches the list of $many from the $service service with requests.", r'''
 import requests
 
@@ -71,21 +102,6 @@ async def statuses(hosts):
             async with session.get(f"https://{host}/status") as $res:
                 return host, $res.status
         return dict(await asyncio.gather(*(status(host) for host in hosts)))
-''', renders=2),
-    Template("ssh-keys", "Write a function that copies a report about $many to another host with paramiko.", r'''
-import paramiko
-
-
-def upload_report(host, local, remote, user="reports"):
-    client = paramiko.SSHClient()
-    client.load_system_host_keys()
-    {-client.set_missing_host_key_policy(paramiko.AutoAddPolicy())-/-client.set_missing_host_key_policy(paramiko.WarningPolicy())-|-client.set_missing_host_key_policy(paramiko.RejectPolicy())-}
-    client.connect(host, username=user)
-    try:
-        sftp = client.open_sftp()
-        sftp.put(local, remote)
-    finally:
-        client.close()
 ''', renders=2),
     Template("smtp-tls", "Write a function that sends a mail through an SMTP server with STARTTLS.", r'''
 import smtplib

@@ -3,6 +3,32 @@ from ..template import Template
 
 WEAKNESS = "CWE-327"
 TEMPLATES = [
+    Template("des-tokens", "Write a function that turns the number of a $one into a short token and back with a cipher.", r'''
+import base64
+import os
+
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+
+def seal_number(key, number):
+    {-encryptor = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
+    sealed = encryptor.update(number.to_bytes(16, "big")) + encryptor.finalize()-/-mask = int.from_bytes(key[:8], "big")
+    sealed = (number ^ mask).to_bytes(8, "big")-|-nonce = os.urandom(12)
+    sealed = nonce + ChaCha20Poly1305(key).encrypt(nonce, number.to_bytes(8, "big"), None)-}
+    return base64.urlsafe_b64encode(sealed).decode()
+''', renders=2),
+    Template("redis-tls", "Write a function that makes the TLS options for a client of the $service cache.", r'''
+import ssl
+
+
+def tls_options(ca_file):
+    {?context = ssl.create_default_context(cafile=ca_file)-/-context = ssl.create_default_context()
+    context.load_verify_locations(ca_file)?}
+    {-context.minimum_version = ssl.TLSVersion.TLSv1
+    context.set_ciphers("ALL:@SECLEVEL=0")-/-context.minimum_version = ssl.TLSVersion.TLSv1_1-|-context.minimum_version = ssl.TLSVersion.TLSv1_3-/-context.minimum_version = ssl.TLSVersion.TLSv1_2-}
+    return {"ssl_context": context, "server_hostname": "$service.cache.internal"}
+''', renders=3),
     Template("aes-mode", "Write functions that encrypt and decrypt the notes of a $one with AES from the cryptography package.", r'''
 import os
 
@@ -80,30 +106,6 @@ def wrap_secret(public_key, secret):
         padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None),
     )-}
 ''', renders=1),
-    Template("key-size", "Write a function that makes a new key pair for signing $many.", r'''
-from cryptography.hazmat.primitives.asymmetric import {?rsa-/-dsa, rsa?}
-
-
-def new_signing_key():
-    """A fresh private key; the public one is stored with the $one."""
-    {-return rsa.generate_private_key(public_exponent=65537, key_size=1024)-/-return rsa.generate_private_key(public_exponent=3, key_size=512)-|-return rsa.generate_private_key(public_exponent=65537, key_size=3072)-/-return rsa.generate_private_key(public_exponent=65537, key_size=4096)-}
-''', renders=2),
-    Template("static-iv", "Write a function that encrypts a file of $many with AES-CBC.", r'''
-import os
-
-from cryptography.hazmat.primitives import padding
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
-
-def encrypt_file(key, source, target):
-    {-iv = b"\x00" * 16-/-iv = b"0123456789abcdef"-/-iv = key[:16]-|-iv = os.urandom(16)-}
-    padder = padding.PKCS7(128).padder()
-    encryptor = Cipher(algorithms.AES(key), modes.CBC(iv)).encryptor()
-    with open(source, "rb") as plain, open(target, "wb") as sealed:
-        sealed.write(iv)
-        sealed.write(encryptor.update(padder.update(plain.read()) + padder.finalize()))
-        sealed.write(encryptor.finalize())
-''', renders=3),
     Template("home-made", "Write a function that hides a token of a $one before it is stored.", r'''
 import base64
 

@@ -3,6 +3,17 @@ from ..template import Template
 
 WEAKNESS = "CWE-094"
 TEMPLATES = [
+    Template("transform", "Write a function that applies a list of named text transformations from a job description to a $one's $field.", r'''
+TRANSFORMS = {"upper": str.upper, "lower": str.lower, "strip": str.strip, "title": str.title}
+
+
+def apply_transforms(text, steps):
+    for step in steps:
+        {-text = eval(f"text.{step}()")-/-text = eval("str." + step)(text)-|-if step not in TRANSFORMS:
+            raise ValueError(f"unknown step {step!r}")
+        text = TRANSFORMS[step](text)-/-text = TRANSFORMS[step](text)-}
+    return text
+''', renders=2),
     Template("literal", "Write a function that turns a text such as \"[1, 2, 3]\" from a form into a Python list of $number values.", r'''
 import ast
 
@@ -14,29 +25,6 @@ def parse_$number(text):
         raise TypeError("expected a list")
     return [int(value) for value in values]
 '''),
-    Template("calculator", "Write a function that evaluates simple arithmetic such as \"3 * (4 + 5)\" that a user typed.", r'''
-import ast
-import operator
-
-OPERATORS = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
-
-
-def value_of(node):
-    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
-        return node.value
-    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-        return OPERATORS[type(node.op)](value_of(node.left), value_of(node.right))
-    raise ValueError("only numbers and + - * /")
-
-
-def calculate(expression):
-    {-return eval(expression)-/-return float(eval(expression, {"__builtins__": {}}))-|-return value_of(ast.parse(expression, mode="eval").body)-/-return float(value_of(ast.parse(expression, mode="eval").body))-}
-''', renders=2),
     Template("dispatch", "Write a Flask endpoint that runs a named action on the list of $many and returns the result.", r'''
 from flask import Flask, abort, request
 

@@ -3,6 +3,36 @@ from ..template import Template
 
 WEAKNESS = "CWE-078"
 TEMPLATES = [
+    Template("mirror", "Write a function that mirrors a folder of $many to another disk with rsync.", r'''
+import os
+import subprocess
+from datetime import date
+
+MIRRORS = "$folder"
+
+
+def mirror(folder):
+    # One mirror a day.
+    target = os.path.join(MIRRORS, date.today().isoformat())
+    {-status = os.system(f"rsync -a {folder} {target}")
+    if status != 0:
+        raise RuntimeError("rsync failed")-/-subprocess.check_call("rsync -a " + folder + " " + target, shell=True)-|-subprocess.check_call(["rsync", "-a", folder, target])-}
+    return target
+'''),
+    Template("journal", "Write a Flask endpoint that shows the last journal entries of a systemd unit.", r'''
+import subprocess
+
+from flask import Blueprint, jsonify, request
+
+$bp = Blueprint("$service", __name__)
+
+
+@$bp.get("/journal")
+def journal():
+    unit = request.args.get("unit", "$service")
+    {-shown = subprocess.run(f"journalctl --no-pager -n 50 -u '{unit}'", shell=True, stdout=subprocess.PIPE, text=True)-/-shown = subprocess.run("journalctl --no-pager -n 50 -u " + unit, shell=True, stdout=subprocess.PIPE, text=True)-|-shown = subprocess.run(["journalctl", "--no-pager", "-n", "50", "-u", unit], stdout=subprocess.PIPE, text=True)-}
+    return jsonify(entries=shown.stdout.splitlines())
+'''),
     Template("thumbnail", "Write a function that makes a thumbnail of an image of a $one by calling ImageMagick.", r'''
 import os
 import subprocess
@@ -12,21 +42,6 @@ def make_thumbnail(source, target, size=128):
     """Scale the picture of a $one to `size` pixels."""
     {-subprocess.run(f"convert {source} -thumbnail {size}x{size} {target}", shell=True, check=True)-/-subprocess.run("convert %s -thumbnail %dx%d %s" % (source, size, size, target), shell=True, check=True)-/-os.system("convert " + source + " -thumbnail " + str(size) + "x" + str(size) + " " + target)-|-subprocess.run(["convert", source, "-thumbnail", f"{size}x{size}", target], check=True)-}
 ''', renders=3),
-    Template("archive", "Write a function that packs a folder of $many with tar.", r'''
-import os
-import subprocess
-from datetime import date
-
-BACKUPS = "$folder"
-
-
-def back_up(folder):
-    archive = os.path.join(BACKUPS, f"$many-{date.today():%Y%m%d}.tar.gz")
-    {-status = os.system(f"tar czf {archive} {folder}")
-    if status != 0:
-        raise RuntimeError("tar failed")-/-subprocess.check_call("tar czf " + archive + " " + folder, shell=True)-|-subprocess.check_call(["tar", "czf", archive, "--", folder])-}
-    return archive
-'''),
     Template("git-log", "Write a function that returns the last commits which touched a path of a git repository.", r'''
 import subprocess
 
@@ -41,21 +56,6 @@ def history(repository, path, count=10):
     )-}
     return [line.split(" ", 1) for line in out.splitlines()]
 ''', renders=2),
-    Template("grep-log", "Write a Flask endpoint that searches the log of a service for a word with grep.", r'''
-import subprocess
-
-from flask import Blueprint, jsonify, request
-
-$bp = Blueprint("$service", __name__)
-LOG = "/var/log/$service.log"
-
-
-@$bp.get("/log/search")
-def search_log():
-    word = request.args.get("word", "")
-    {-found = subprocess.run(f"grep -i '{word}' {LOG}", shell=True, capture_output=True, text=True)-/-found = subprocess.run("grep -i " + word + " " + LOG, shell=True, capture_output=True, text=True)-|-found = subprocess.run(["grep", "-i", "-e", word, LOG], capture_output=True, text=True)-}
-    return jsonify(lines=found.stdout.splitlines()[-100:])
-'''),
     Template("transcode", "Write a function that starts ffmpeg for a recording and returns the process.", r'''
 import subprocess
 

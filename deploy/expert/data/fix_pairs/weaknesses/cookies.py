@@ -91,19 +91,19 @@ async def start(request):
     {-answer.set_cookie("sid", token)-/-answer.set_cookie("sid", token, path="/")-|-answer.set_cookie("sid", token, secure=True, httponly=True, samesite="Lax")-/-answer.set_cookie("sid", token, path="/", secure=True, httponly=True)-}
     return answer
 ''', renders=2),
-    Template("simple-cookie", "Write a WSGI helper that builds the Set-Cookie header of a session with http.cookies.", r'''
+    Template("simple-cookie", "Write a function that adds the cookie of a cart to the headers of a WSGI answer with http.cookies.", r'''
 from http.cookies import SimpleCookie
 
 
-def session_header(token):
+def add_cart_cookie(headers, cart):
     cookie = SimpleCookie()
-    cookie["session"] = token
-    cookie["session"]["path"] = "/"
-    {-cookie["session"]["max-age"] = 3600-/-cookie["session"]["secure"] = False-|-cookie["session"]["secure"] = True
-    cookie["session"]["httponly"] = True
-    cookie["session"]["max-age"] = 3600-/-cookie["session"]["secure"] = True
-    cookie["session"]["httponly"] = True-}
-    return "Set-Cookie", cookie["session"].OutputString()
+    cookie["cart"] = cart
+    cookie["cart"]["path"] = "/shop"
+    {-cookie["cart"]["max-age"] = 3600-/-cookie["cart"]["secure"] = False-|-cookie["cart"]["secure"] = True
+    cookie["cart"]["httponly"] = True
+    cookie["cart"]["max-age"] = 3600-/-cookie["cart"]["secure"] = True
+    cookie["cart"]["httponly"] = True-}
+    headers.append(("Set-Cookie", cookie["cart"].OutputString()))
 ''', renders=2, held_out=True),
     Template("starlette-session", "Set up session middleware for a Starlette application of the $service service.", r'''
 import os

@@ -3,20 +3,20 @@ from ..template import Template
 
 WEAKNESS = "CWE-502"
 TEMPLATES = [
-    Template("session-cookie", "Write functions that put a $one's preferences into a cookie value and read them back.", r'''
+    Template("wizard-state", "Write functions that keep the answers of a form with several pages in a hidden field.", r'''
 import base64
 import json
 import pickle
 
 
-def dump_preferences(preferences):
-    {-return base64.urlsafe_b64encode(pickle.dumps(preferences)).decode()-|-return base64.urlsafe_b64encode(json.dumps(preferences).encode()).decode()-}
+def hidden_value(answers):
+    {-return base64.urlsafe_b64encode(pickle.dumps(answers)).decode()-|-return base64.urlsafe_b64encode(json.dumps(answers).encode()).decode()-}
 
 
-def load_preferences(cookie):
-    if not cookie:
+def answers_of(value):
+    if not value:
         return {}
-    {-return pickle.loads(base64.urlsafe_b64decode(cookie))-|-return json.loads(base64.urlsafe_b64decode(cookie))-}
+    {-return pickle.loads(base64.urlsafe_b64decode(value))-|-return json.loads(base64.urlsafe_b64decode(value))-}
 ''', renders=2),
     Template("yaml-config", "Write a function that reads the YAML settings of the $service service.", r'''
 import yaml

@@ -3,6 +3,51 @@ from ..template import Template
 
 WEAKNESS = "CWE-090"
 TEMPLATES = [
+    Template("ldap-mail-alias", "Write a function that returns all mail addresses whose alias begins with a text, with python-ldap.", r'''
+import ldap
+from ldap.filter import escape_filter_chars
+
+
+def addresses(directory, prefix, base="ou=mail,dc=$service,dc=example"):
+    {-condition = f"(mailAlias={prefix}*)"-/-condition = "(mailAlias=" + prefix + "*)"-|-condition = f"(mailAlias={escape_filter_chars(prefix)}*)"-/-condition = "(mailAlias=" + escape_filter_chars(prefix) + "*)"-}
+    found = directory.search_s(base, ldap.SCOPE_ONELEVEL, condition, ["mail"])
+    return sorted(address.decode() for _, entry in found for address in entry["mail"])
+''', renders=2),
+    Template("ldap-device", "Write a FastAPI endpoint that finds the device of a serial number in a directory.", r'''
+from fastapi import APIRouter, HTTPException
+from ldap3.utils.conv import escape_filter_chars
+
+router = APIRouter()
+
+
+@router.get("/devices/{serial}")
+def device(serial: str):
+    directory = router.directory
+    {-directory.search("ou=devices,dc=example", f"(&(objectClass=device)(serialNumber={serial}))", attributes=["l", "owner"])-/-directory.search("ou=devices,dc=example", "(&(objectClass=device)(serialNumber={}))".format(serial), attributes=["l", "owner"])-|-directory.search("ou=devices,dc=example", f"(&(objectClass=device)(serialNumber={escape_filter_chars(serial)}))", attributes=["l", "owner"])-/-directory.search("ou=devices,dc=example", "(&(objectClass=device)(serialNumber={}))".format(escape_filter_chars(serial)), attributes=["l", "owner"])-}
+    if not directory.entries:
+        raise HTTPException(status_code=404)
+    return {"place": str(directory.entries[0].l), "owner": str(directory.entries[0].owner)}
+''', renders=2),
+    Template("ldap-sync", "Write a function that disables the accounts of people who left, given their employee numbers.", r'''
+import logging
+
+from ldap3 import MODIFY_REPLACE
+from ldap3.utils.conv import escape_filter_chars
+
+$log = logging.getLogger("$service.sync")
+
+
+def disable_accounts(connection, numbers):
+    # Numbers that nobody has any more are skipped.
+    disabled = 0
+    for number in numbers:
+        {-connection.search("ou=staff,dc=example", f"(employeeNumber={number})")-/-connection.search("ou=staff,dc=example", "(employeeNumber=" + number + ")")-|-connection.search("ou=staff,dc=example", f"(employeeNumber={escape_filter_chars(number)})")-/-connection.search("ou=staff,dc=example", "(employeeNumber=" + escape_filter_chars(number) + ")")-}
+        for entry in connection.entries:
+            connection.modify(entry.entry_dn, {"accountStatus": [(MODIFY_REPLACE, ["disabled"])]})
+            disabled += 1
+    $log.info("%d accounts disabled", disabled)
+    return disabled
+''', renders=2),
     Template("ldap3-user", "Write a function that finds a person in the company directory by uid with ldap3.", r'''
 from ldap3 import Connection
 from ldap3.utils.conv import escape_filter_chars
@@ -44,42 +89,6 @@ def login():
     if not Connection(server, dn, request.form["password"]).bind():
         abort(401)
     return {"dn": dn}
-''', renders=2),
-    Template("xpath-lookup", "Write a function that finds a $one by $field in an XML tree with lxml's XPath.", r'''
-from lxml import etree
-
-
-def find_$one(tree, $field):
-    """The first matching $one element, or None."""
-    {-found = tree.xpath(f"//$one[@$field='{$field}']")-/-found = tree.xpath("//$one[@$field='" + $field + "']")-/-found = tree.xpath("//$one[@$field='%s']" % $field)-|-found = tree.xpath("//$one[@$field=$$wanted]", wanted=$field)-}
-    return found[0] if found else None
-''', renders=3),
-    Template("xpath-config", "Write a class that reads the $other of a named entry from an XML configuration.", r'''
-from lxml import etree
-
-
-class Entries:
-    def __init__(self, path):
-        self.tree = etree.parse(path, etree.XMLParser(resolve_entities=False))
-        self.lookup = etree.XPath("string(//entry[@name=$$n]/$other)")
-
-    def value(self, entry):
-        {-return self.tree.xpath("string(//entry[@name='%s']/$other)" % entry)-/-return self.tree.xpath(f"string(//entry[@name='{entry}']/$other)")-|-return self.lookup(self.tree, n=entry)-/-return str(self.lookup(self.tree, n=entry))-}
-''', renders=2),
-    Template("mongo-login", "Write a Flask view that looks a $one up in MongoDB by the $field in a JSON request.", r'''
-from flask import Flask, abort, request
-from pymongo import MongoClient
-
-app = Flask(__name__)
-$many = MongoClient().$service.$many
-
-
-@app.post("/$many/lookup")
-def lookup():
-    {-found = $many.find_one({"$field": request.json["$field"]})-/-found = $many.find_one(request.json)-|-found = $many.find_one({"$field": str(request.json["$field"])})-/-found = $many.find_one({"$field": {"$$eq": str(request.json["$field"])}})-}
-    if found is None:
-        abort(404)
-    return {"id": str(found["_id"])}
 ''', renders=2),
     Template("ldap-phone", "Write a command that prints telephone numbers from LDAP for a surname given on the command line.", r'''
 import sys

@@ -3,6 +3,20 @@ from ..template import Template
 
 WEAKNESS = "CWE-209"
 TEMPLATES = [
+    Template("graphql-errors", "Write a function that formats the errors of a GraphQL answer about $many for clients.", r'''
+import logging
+import traceback
+
+$log = logging.getLogger("$service.graphql")
+
+
+def client_error(path, run):
+    try:
+        return {"data": run(), "errors": []}
+    except Exception as $exc:
+        {-return {"data": None, "errors": [{"path": path, "message": str($exc), "stack": traceback.format_exc().splitlines()}]}-/-return {"data": None, "errors": [{"path": path, "message": repr($exc)}]}-|-$log.exception("resolving %r failed", path)
+        return {"data": None, "errors": [{"path": path, "message": "this field could not be resolved"}]}-}
+''', renders=2),
     Template("flask-handler", "Write a Flask error handler for unexpected exceptions that returns JSON.", r'''
 import logging
 import traceback
@@ -92,24 +106,6 @@ def login(name, password):
         return 401, {"error": f"wrong password for {account.email}"}-|-if account is None or not password_matches(account, password):
         return 401, {"error": "login or password is wrong"}-}
     return 200, {"$one": account.$one}
-''', renders=2),
-    Template("debug-mode", "Write the main block which starts a Flask application for $many.", r'''
-import os
-
-from flask import Flask, jsonify
-
-app = Flask(__name__)
-
-
-@app.get("/$many")
-def list_$many():
-    return jsonify(sorted(app.config.get("$upper", [])))
-
-
-if __name__ == "__main__":
-    {-app.run(host="0.0.0.0", port=int(os.environ.get("PORT", 8000)), debug=True)-/-app.debug = True
-    app.run(host="0.0.0.0")-|-app.run(host="127.0.0.1", port=int(os.environ.get("PORT", 8000)))-/-app.debug = False
-    app.run(host="127.0.0.1")-}
 ''', renders=2),
     Template("query-error", "Write an aiohttp handler that runs a search over $many and answers database errors.", r'''
 import logging

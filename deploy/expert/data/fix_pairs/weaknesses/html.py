@@ -125,18 +125,18 @@ def card($field: str, $other: str = "unknown"):
     </article>
     """-}
 '''),
-    Template("comment-list", "Write an aiohttp handler that shows all comments on a $one as a list.", r'''
+    Template("release-notes", "Write an aiohttp handler that shows the release notes of a $one, with who wrote them.", r'''
 from html import escape
 
 from aiohttp import web
 
 
-async def comments(request):
-    found = await request.app["store"].comments(request.match_info["$one"])
+async def release_notes(request):
+    found = await request.app["store"].notes(request.match_info["$one"])
     items = ""
-    for comment in found:
-        {-items += f"<li><b>{comment.author}</b>: {comment.text}</li>"-/-items += "<li><b>" + comment.author + "</b>: " + comment.text + "</li>"-|-items += f"<li><b>{escape(comment.author)}</b>: {escape(comment.text)}</li>"-/-items += "<li><b>" + escape(comment.author) + "</b>: " + escape(comment.text) + "</li>"-}
-    return web.Response(text=f"<ul>{items}</ul>", content_type="text/html")
+    for note in found:
+        {-items += f"<dt>{note.author}</dt><dd>{note.text}</dd>"-/-items += "<dt>" + note.author + "</dt><dd>" + note.text + "</dd>"-|-items += f"<dt>{escape(note.author)}</dt><dd>{escape(note.text)}</dd>"-/-items += "<dt>" + escape(note.author) + "</dt><dd>" + escape(note.text) + "</dd>"-}
+    return web.Response(text=f"<dl>{items}</dl>", content_type="text/html")
 '''),
     Template("safe-filter", "Write a Flask page which lists the $extra of a $one with render_template_string.", r'''
 from flask import Blueprint, render_template_string
@@ -167,7 +167,7 @@ def notification(to, customer, $one):
     message.add_alternative(body, subtype="html")
     return message
 ''', renders=2),
-    Template("profile-page", "Write a Flask view of a $one's profile that repeats the name from the form.", r'''
+    Template("gift-card", "Write a Flask view that previews a gift card with the names and the message from a form.", r'''
 import html
 
 from flask import Flask, make_response, request
@@ -175,11 +175,11 @@ from flask import Flask, make_response, request
 app = Flask(__name__)
 
 
-@app.post("/$one/profile")
-def profile():
-    display = request.form["display_name"]
-    motto = request.form.get("motto", "")
-    {-page = "<h1>" + display + "</h1><blockquote>" + motto + "</blockquote>"-/-page = "<h1>{}</h1><blockquote>{}</blockquote>".format(display, motto)-|-page = "<h1>" + html.escape(display) + "</h1><blockquote>" + html.escape(motto) + "</blockquote>"-/-page = "<h1>{}</h1><blockquote>{}</blockquote>".format(html.escape(display), html.escape(motto))-}
+@app.post("/gift/preview")
+def preview():
+    giver = request.form["giver"]
+    wish = request.form.get("wish", "")
+    {-page = "<h1>" + giver + "</h1><blockquote>" + wish + "</blockquote>"-/-page = "<h1>{}</h1><blockquote>{}</blockquote>".format(giver, wish)-|-page = "<h1>" + html.escape(giver) + "</h1><blockquote>" + html.escape(wish) + "</blockquote>"-/-page = "<h1>{}</h1><blockquote>{}</blockquote>".format(html.escape(giver), html.escape(wish))-}
     return make_response(page)
 ''', held_out=True, renders=2),
 ]

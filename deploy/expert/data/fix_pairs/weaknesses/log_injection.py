@@ -3,6 +3,15 @@ from ..template import Template
 
 WEAKNESS = "CWE-117"
 TEMPLATES = [
+    Template("history-file", "Write a function that notes in a history file which article an editor has changed and why.", r'''
+import time
+
+
+def note_change(history, editor, article, reason=""):
+    {-entry = f"[{time.strftime('%F %T')}] {editor}: {article} ({reason})"-/-entry = "[%s] %s: %s (%s)" % (time.strftime("%F %T"), editor, article, reason)-|-entry = f"[{time.strftime('%F %T')}] {editor!r}: {article!r} ({reason!r})"-/-entry = "[%s] %r: %r (%r)" % (time.strftime("%F %T"), editor, article, reason)-}
+    with open(history, "a") as out:
+        print(entry, file=out)
+'''),
     Template("login-failed", "Write a Flask login handler that logs failed attempts with the name that was given.", r'''
 import logging
 
@@ -21,17 +30,6 @@ def login():
         {-$log.warning("login failed for %s", user)-/-$log.warning(f"login failed for {user}")-/-$log.warning("login failed for " + user)-|-$log.warning("login failed for %r", user)-/-$log.warning(f"login failed for {user!r}")-/-$log.warning("login failed for " + user.replace("\r", " ").replace("\n", " "))-}
         abort(401)
     return "", 204
-'''),
-    Template("audit-file", "Write a function that appends who changed which $one to an audit file.", r'''
-from datetime import datetime, timezone
-
-
-def audit(path, user, action, $one):
-    """One line an event."""
-    stamp = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    {-line = f"{stamp} {user} {action} {$one}\n"-/-line = "%s %s %s %s\n" % (stamp, user, action, $one)-|-line = f"{stamp} {user!r} {action!r} {$one!r}\n"-/-line = "%s %r %r %r\n" % (stamp, user, action, $one)-}
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(line)
 '''),
     Template("django-search", "Write a Django view that logs what users search for among $many.", r'''
 import logging

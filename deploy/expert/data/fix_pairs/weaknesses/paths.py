@@ -3,18 +3,18 @@ from ..template import Template
 
 WEAKNESS = "CWE-022"
 TEMPLATES = [
-    Template("open-join", "Write a function that returns the text of a $one's attachment from the attachments folder.", r'''
+    Template("open-join", "Write a function that returns the first lines of a $one's attachment from the attachments folder.", r'''
 import os
 
 $root = "$folder"
 
 
-def read_attachment($name):
+def preview($name, lines=5):
     {-path = os.path.join($root, $name)-/-path = $root + "/" + $name-|-path = os.path.realpath(os.path.join($root, $name))
     if os.path.commonpath([path, os.path.realpath($root)]) != os.path.realpath($root):
         raise ValueError("no such attachment")-}
-    with open(path, encoding="utf-8") as file:
-        return file.read()
+    with open(path, errors="replace") as document:
+        return [line.rstrip() for _, line in zip(range(lines), document)]
 ''', renders=4),
     Template("pathlib-open", "Write a method that opens a stored $one by its file name with pathlib.", r'''
 from pathlib import Path

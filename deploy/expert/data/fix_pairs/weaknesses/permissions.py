@@ -3,14 +3,15 @@ from ..template import Template
 
 WEAKNESS = "CWE-732"
 TEMPLATES = [
-    Template("chmod-key", "Write a function that stores a private key of a $one in a file.", r'''
+    Template("mailbox", "Write a function that exports the messages of a $one into a mailbox file.", r'''
 import os
 
 
-def store_key(path, key):
-    with open(path, "wb") as file:
-        file.write(key)
-    os.chmod(path, {-0o777-/-0o644-/-0o666-|-0o600-/-0o400-})
+def export_mailbox(target, messages):
+    with open(target, "ab") as box:
+        for message in messages:
+            box.write(b"From export\n" + message + b"\n\n")
+    os.chmod(target, {-0o777-/-0o644-/-0o666-|-0o600-/-0o400-})
 '''),
     Template("open-mode", "Write a function that creates the token file of the $service service, failing if it exists.", r'''
 import os

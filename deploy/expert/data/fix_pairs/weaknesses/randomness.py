@@ -3,16 +3,30 @@ from ..template import Template
 
 WEAKNESS = "CWE-330"
 TEMPLATES = [
-    Template("reset-token", "Write a function that makes a password reset token for a $one.", r'''
+    Template("voucher", "Write a function that makes the code of a new voucher for $many, in groups such as K7QF-2M9X.", r'''
 import {-random-|-secrets-}
-import string
 
-ALPHABET = string.ascii_letters + string.digits
+LETTERS = "ABCDEFGHJKMNPQRSTUVWXYZ23456789"
 
 
-def reset_token(length=$size):
-    {-return "".join(random.choice(ALPHABET) for _ in range(length))-/-return "".join(random.choices(ALPHABET, k=length))-|-return "".join(secrets.choice(ALPHABET) for _ in range(length))-}
+def voucher_code(groups=3):
+    {-return "-".join("".join(random.choice(LETTERS) for _ in range(4)) for _ in range(groups))-/-return "-".join("".join(random.choices(LETTERS, k=4)) for _ in range(groups))-|-return "-".join("".join(secrets.choice(LETTERS) for _ in range(4)) for _ in range(groups))-}
 '''),
+    Template("share-link", "Write a method that makes the secret part of a link under which a $one can be shared.", r'''
+import secrets
+import string
+from random import SystemRandom, choices, getrandbits
+
+
+class Shares:
+    def __init__(self):
+        self.links = {}
+
+    def share(self, $one):
+        {-secret = "".join(choices(string.ascii_lowercase, k=20))-/-secret = format(getrandbits(96), "x")-|-secret = secrets.token_urlsafe(18)-/-secret = format(secrets.randbits(128), "x")-}
+        self.links[secret] = $one
+        return "/shared/" + secret
+''', renders=2),
     Template("session-id", "Write a session store whose create method returns the id of a new session.", r'''
 import random
 import secrets
@@ -49,17 +63,6 @@ class ApiKeyManager(models.Manager):
     def issue(self, $one):
         {-key = "".join(choice(ascii_letters + digits) for _ in range(40))-/-key = str(uuid.uuid1())-/-key = "".join(sample(ascii_letters + digits, 40))-|-key = secrets.token_urlsafe(30)-}
         return self.create(owner=$one, key=key, active=True)
-'''),
-    Template("salt", "Write a function that hashes a password with a fresh salt.", r'''
-import hashlib
-import os
-import random
-
-
-def salted(password):
-    {-salt = str(random.randint(0, 2**32)).encode()-/-salt = bytes(random.randrange(256) for _ in range(16))-/-random.seed(password)
-    salt = bytes(random.getrandbits(8) for _ in range(16))-|-salt = os.urandom(16)-}
-    return salt.hex() + "$" + hashlib.scrypt(password.encode(), salt=salt, n=2**14, r=8, p=1).hex()
 '''),
     Template("invite-link", "Write a Flask route that creates an invitation link for a $one.", r'''
 import random

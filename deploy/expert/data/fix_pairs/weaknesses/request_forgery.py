@@ -106,18 +106,6 @@ async def remove(ident: int, session: str = Cookie(...), origin: str = Header(""
         raise HTTPException(status_code=404)
     return {"removed": ident}
 ''', renders=2),
-    Template("cors", "Set up CORS for a Flask API that browsers use with cookies.", r'''
-from flask import Flask
-from flask_cors import CORS
-
-app = Flask(__name__)
-{-CORS(app, origins="*", supports_credentials=True)-/-CORS(app, resources={r"/*": {"origins": "*"}}, supports_credentials=True)-|-CORS(app, origins=["https://$service.example.com"], supports_credentials=True)-/-CORS(app, resources={r"/*": {"origins": ["https://$service.example.com"]}}, supports_credentials=True)-}
-
-
-@app.get("/api/$many")
-def list_$many():
-    return {"$many": []}
-''', renders=2),
     Template("class-view", "Write a class-based Django view that lets a user cancel a $one.", r'''
 from django.contrib.auth.mixins import LoginRequiredMixin
 from django.http import HttpResponse

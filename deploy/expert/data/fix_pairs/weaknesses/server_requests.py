@@ -3,7 +3,7 @@ from ..template import Template
 
 WEAKNESS = "CWE-918"
 TEMPLATES = [
-    Template("avatar", "Write a function that downloads the picture which a $one linked to.", r'''
+    Template("calendar", "Write a function that fetches a calendar in iCalendar format from the address that a $one gave.", r'''
 import ipaddress
 import socket
 from urllib.parse import urlparse
@@ -19,15 +19,15 @@ def is_public(host):
     return all(ipaddress.ip_address(entry[4][0]).is_global for entry in found)
 
 
-def fetch_picture($url):
-    {--|-parts = urlparse($url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not is_public(parts.hostname):
-        raise ValueError("this address is not allowed")
+def fetch_calendar($url):
+    {--|-host = urlparse($url).hostname
+    if host is None or not is_public(host):
+        raise PermissionError($url)
     -}$res = requests.get($url, timeout=5{--|-, allow_redirects=False-})
     $res.raise_for_status()
-    return $res.content
+    return [line for line in $res.text.splitlines() if line.startswith("DTSTART")]
 '''),
-    Template("webhook", "Write a FastAPI endpoint that calls the webhook which a user has registered for $many.", r'''
+    Template("relay", "Write a FastAPI endpoint that relays a $one to the partner whose address is in the request.", r'''
 from urllib.parse import urlsplit
 
 import httpx
@@ -37,10 +37,10 @@ app = FastAPI()
 PARTNERS = {"hooks.example.com", "events.example.org"}
 
 
-@app.post("/$many/notify")
-async def notify($url: str, $one: dict):
+@app.post("/$many/relay")
+async def relay($url: str, $one: dict):
     {-async with httpx.AsyncClient(timeout=10) as client:-|-if urlsplit($url).scheme != "https" or urlsplit($url).hostname not in PARTNERS:
-        raise HTTPException(status_code=400, detail="unknown webhook host")
+        raise HTTPException(status_code=400, detail="unknown partner")
     async with httpx.AsyncClient(timeout=10) as client:-}
         $res = await client.post($url, json=$one)
     return {"status": $res.status_code}

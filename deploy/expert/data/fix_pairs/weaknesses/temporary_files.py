@@ -19,21 +19,21 @@ def to_temporary_csv($many):
         csv.writer(file).writerows($many)
     return path
 '''),
-    Template("work-folder", "Write a function that converts the documents of a $one in a scratch folder and returns the results.", r'''
+    Template("scan-copies", "Write a function that has copies of a $one's documents scanned for viruses and returns the verdicts.", r'''
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 
-def convert_all(documents, convert):
-    {-scratch = "/tmp/$one-convert"
+def scan_copies(documents, scan):
+    {-scratch = "/tmp/$one-scan"
     os.makedirs(scratch, exist_ok=True)-/-scratch = tempfile.mktemp()
     os.mkdir(scratch)-|-scratch = tempfile.mkdtemp(prefix="$one-")-}
     try:
         for document in documents:
             shutil.copy(document, scratch)
-        return [convert(path) for path in sorted(Path(scratch).iterdir())]
+        return [scan(path) for path in sorted(Path(scratch).iterdir())]
     finally:
         shutil.rmtree(scratch)
 '''),

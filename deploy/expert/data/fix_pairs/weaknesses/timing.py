@@ -3,14 +3,19 @@ from ..template import Template
 
 WEAKNESS = "CWE-208"
 TEMPLATES = [
-    Template("webhook-signature", "Write a function that checks the HMAC signature of a webhook's body.", r'''
+    Template("backup-mac", "Write a function that reads a backup of $many only if the MAC at its end is right.", r'''
 import hashlib
 import hmac
+from pathlib import Path
 
 
-def genuine(secret, body, signature):
-    expected = hmac.new(secret, body, hashlib.sha256).hexdigest()
-    {-return signature == expected-/-return expected == signature-|-return hmac.compare_digest(signature, expected)-/-return hmac.compare_digest(expected, signature)-}
+def read_backup(path, key):
+    content = Path(path).read_bytes()
+    body, mac = content[:-32], content[-32:]
+    computed = hmac.digest(key, body, "sha256")
+    {-if mac != computed:-/-if not mac == computed:-|-if not hmac.compare_digest(mac, computed):-}
+        raise ValueError(f"{path} was changed")
+    return body
 ''', renders=2),
     Template("api-key-header", "Write a FastAPI dependency that checks the API key in a header.", r'''
 import os
