@@ -78,7 +78,8 @@ fn flag_table(command: &Command) -> String {
 }
 
 fn flag_row(flag: &Arg) -> [String; 3] {
-    let value = flag.get_value_names().and_then(|names| names.first()).map_or("", |name| name.as_str());
+    let names = flag.get_value_names().filter(|_| flag.get_action().takes_values());
+    let value = names.and_then(|names| names.first()).map_or("", |name| name.as_str());
     let help = flag.get_long_help().or(flag.get_help()).map(ToString::to_string).unwrap_or_default();
     // Defaults that depend on something else are told by the help.
     let (help, told) = without_default(&help);
