@@ -12,6 +12,7 @@ use cosec_proto::sampling::{Distribution, SamplingParams};
 use cosec_tests::mock_worker::MockModel;
 use proptest::prelude::*;
 use statrs::distribution::{ChiSquared, ContinuousCDF};
+use tokio::time::Instant;
 
 use crate::cluster::{Cluster, anti_expert, collect, prompt, request, settings};
 use crate::harness::{HarnessOptions, SessionHarness, decode, decode_plainly};
@@ -165,6 +166,8 @@ fn samples_under_lookahead_follow_the_closed_form_of_every_rule() {
             base: SamplingParams::new(1.2, 1.0, 0).unwrap(),
             expert: SamplingParams::new(0.7, 0.9, 0).unwrap(),
             max_tokens: Some(200),
+            // However busy the machine is.
+            deadline: Instant::now() + Duration::from_secs(3600),
             ..settings(rule)
         };
         let law = closed_form(&models, &settings);
