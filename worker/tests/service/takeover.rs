@@ -116,7 +116,7 @@ async fn one_coordinator_does_not_keep_the_places_from_another() {
 
 #[tokio::test]
 async fn held_streams_keep_no_coordinator_out() {
-    let harness = Harness::start(options()).await;
+    let harness = Harness::start(EngineOptions { max_sessions: 200, ..options() }).await;
     let mut held = Vec::new();
     for _ in 0..64 {
         held.push(stranger(&harness).await);
