@@ -14,8 +14,11 @@ const TEXT: &str = "x = \u{1f600}1\nreturn x + é\nstop here";
 fn by_choice(events: &[(Option<String>, String)]) -> [Vec<String>; 3] {
     let mut choices: [Vec<String>; 3] = Default::default();
     for (_, data) in events {
-        let index = serde_json::from_str(data).ok().and_then(|chunk: Value| chunk["choices"][0]["index"].as_u64());
-        choices[index.map_or(2, |index| index as usize)].push(data.clone());
+        // What hardening did to tokens is counted where they were decoded.
+        let mut chunk: Value = serde_json::from_str(data).unwrap_or_default();
+        chunk["usage"].as_object_mut().map(|usage| usage.remove("hardening"));
+        let index = chunk["choices"][0]["index"].as_u64();
+        choices[index.map_or(2, |index| index as usize)].push(chunk.to_string());
     }
     choices
 }
