@@ -12,9 +12,16 @@ use tempfile::TempDir;
 
 use crate::observation::report;
 
+/// What a worker says of itself, once its model is loaded.
 async fn described(address: &str) -> DescribeResponse {
     let mut worker = WorkerClient::new(transport::channel(address).unwrap());
-    worker.describe(DescribeRequest {}).await.unwrap().into_inner()
+    let mut described = None;
+    until("the model is loaded", async || {
+        described = worker.describe(DescribeRequest {}).await.ok();
+        described.is_some()
+    })
+    .await;
+    described.unwrap().into_inner()
 }
 
 /// A worker with the demo's tokenizer and a model of its own.
