@@ -27,7 +27,10 @@ impl Pair {
     async fn start() -> Self {
         let base = MockWorker::start(MockModel { end_token_ids: Vec::new(), ..MockModel::base() }).unwrap();
         let expert = MockWorker::start(MockModel { end_token_ids: Vec::new(), ..MockModel::expert() }).unwrap();
-        let [first, second] = [(); 2].map(|()| start(config(&[&base], &[&expert])).0);
+        let mut config = config(&[&base], &[&expert]);
+        // The first coordinator keeps what its client does not read, however long the test takes.
+        (config.sessions.slow_client_cache_ms, config.sessions.write_timeout_ms) = (600_000, 600_000);
+        let [first, second] = [(); 2].map(|()| start(config.clone()).0);
         until("both are ready", || first.ready().is_ok() && second.ready().is_ok()).await;
         Self { base, expert, first, second }
     }
