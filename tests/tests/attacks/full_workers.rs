@@ -1,7 +1,5 @@
 //! Workers that have no room. Once a session that such a worker refused ended, though another worker was free.
 
-use std::time::Duration;
-
 use cosec_tests::fleet::{body, complete, coordinator, until, worker};
 use cosec_tests::stream::{Event, read};
 use futures::future::join_all;
@@ -35,8 +33,9 @@ async fn a_worker_without_room_ends_no_stream() {
     // All of them move to the worker that takes two.
     let began = Instant::now();
     let running = tokio::spawn(join_all((0..streams).map(ask)));
-    until("tokens flow", async || coordinator.metric("cosec_active_sessions").await >= streams as f64).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // One that has no token yet is refused where all are busy.
+    let begun = async || coordinator.metric("cosec_time_to_first_token_seconds_count").await;
+    until("all have a token", async || begun().await >= 3.0 * streams as f64).await;
     large.process.kill().await.unwrap();
     assert_eq!(texts(running.await.unwrap()), undisturbed);
     report(

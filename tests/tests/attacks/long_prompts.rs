@@ -19,9 +19,9 @@ async fn text_that_cannot_fit_costs_nothing() {
     let chat = |messages: Value| json!({"model": "demo", "messages": messages});
     let empty = json!({"role": "user", "content": ""});
     let bodies = [
-        ("one prompt of 1,000,000 bytes", json!({"model": "demo", "prompt": "x = 1\n".repeat(166_000)})),
-        ("seven prompts of 140,000 bytes", json!({"model": "demo", "prompt": vec!["x = 1\n".repeat(23_333); 7]})),
-        ("a message of 900,000 line ends", chat(json!([{"role": "user", "content": "\n".repeat(450_000)}]))),
+        ("one prompt of 900,000 bytes", json!({"model": "demo", "prompt": "x = 1\n".repeat(150_000)})),
+        ("seven prompts of 126,000 bytes", json!({"model": "demo", "prompt": vec!["x = 1\n".repeat(21_000); 7]})),
+        ("a message of 450,000 line ends", chat(json!([{"role": "user", "content": "\n".repeat(450_000)}]))),
         ("30,000 empty messages", chat(json!(vec![empty; 30_000]))),
     ];
     for (what, body) in bodies {
