@@ -21,6 +21,9 @@ const STALE: Duration = Duration::from_secs(30);
 /// Pause between two looks for connections that must go.
 const SWEEP: Duration = Duration::from_millis(500);
 
+/// Time for connections that give way to be gone, before others have to.
+const GIVING_WAY: Duration = Duration::from_secs(1);
+
 /// Connections and requests of a process' clients, on all ports that share the table.
 ///
 /// A connection needs a place. Where there is none, the connections that have been without a served request for longest
@@ -34,6 +37,10 @@ pub struct ConnectionTable {
     connections: Mutex<HashMap<u64, Arc<ConnectionState>>>,
     opened: AtomicU64,
     requests: AtomicUsize,
+    /// Who waits for a place.
+    waiting: AtomicUsize,
+    /// When connections last had to give way.
+    gave_way: Mutex<Option<Instant>>,
 }
 
 impl ConnectionTable {
@@ -46,6 +53,8 @@ impl ConnectionTable {
             connections: Mutex::default(),
             opened: AtomicU64::new(0),
             requests: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            gave_way: Mutex::default(),
             limits,
         });
         tokio::spawn(sweep(Arc::downgrade(&table)));
@@ -58,6 +67,7 @@ impl ConnectionTable {
         if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
             return Some(place);
         }
+        let _waiting = WaitingGuard::enter(&self.waiting);
         self.make_place();
         // Closed never.
         places.acquire_owned().await.ok()
@@ -94,8 +104,13 @@ impl ConnectionTable {
 
     /// Closes the sixteenth of the connections that `rank` puts first, at least one, of those that it ranks.
     fn close_first(&self, rank: impl Fn(&Activity) -> Option<(usize, Instant)>) {
+        let mut gave_way = self.gave_way.lock();
         let mut ranked: Vec<_> = {
             let connections = self.connections.lock();
+            let are_leaving = connections.values().any(|state| state.closed.is_cancelled());
+            if are_leaving && gave_way.is_some_and(|last| last.elapsed() < GIVING_WAY) {
+                return;
+            }
             let open = connections.values().filter(|state| !state.closed.is_cancelled());
             open.filter_map(|state| Some((rank(&state.activity.lock())?, Arc::clone(state)))).collect()
         };
@@ -103,10 +118,11 @@ impl ConnectionTable {
         for (_, state) in ranked.iter().take(ranked.len().div_ceil(16)) {
             state.closed.cancel();
         }
+        *gave_way = Some(Instant::now());
     }
 
     fn close_overdue(&self) {
-        if self.places.available_permits() == 0 {
+        if self.waiting.load(Ordering::Relaxed) > 0 {
             self.make_place();
         }
         for state in self.connections.lock().values() {
@@ -117,6 +133,22 @@ impl ConnectionTable {
                 Overdue::Idle | Overdue::Stuck => state.closed.cancel(),
             }
         }
+    }
+}
+
+/// Counts somebody who waits.
+struct WaitingGuard<'a>(&'a AtomicUsize);
+
+impl<'a> WaitingGuard<'a> {
+    fn enter(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for WaitingGuard<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
