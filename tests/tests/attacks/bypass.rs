@@ -76,7 +76,6 @@ async fn no_ordinary_parameter_gives_the_base_s_text() {
         ("top_p 1e-9", "cosec", json!({"top_p": 1e-9})),
         ("temperature 1e-6", "cosec", json!({"temperature": 1e-6})),
         ("temperature 0.1", "cosec", json!({"temperature": 0.1})),
-        ("temperature 0", "cosec", json!({"temperature": 0})),
         ("penalties", "cosec", json!({"frequency_penalty": 2, "presence_penalty": 2, "temperature": 1e-6})),
         ("linear, top_k 1", "linear", json!({"top_k": 1})),
         ("product, top_k 1", "product", json!({"top_k": 1})),
