@@ -135,12 +135,13 @@ def find_fork(vulnerable_ids, fixed_ids, fixed_text, offsets, in_imports):
 
 def _text_of(pair, form, tokenizer, rng):
     """(head, where in the code the text begins, for either version)"""
-    if form == "code" and _imports(pair.before) != _imports(pair.after):
+    starts = [DEFINITION.search(side) for side in (pair.before, pair.after)]
+    bodies = [side[start.start() :] for side, start in zip((pair.before, pair.after), starts) if start]
+    if form == "code" and _imports(pair.before) != _imports(pair.after) and len(set(bodies)) == 2:
         form = "body"
     if form == "chat":
         return chat_head(tokenizer, asked(pair, rng), pair.language), 0, 0
     if form == "body":
-        starts = [DEFINITION.search(side) for side in (pair.before, pair.after)]
         if all(starts):
             return "", starts[0].start(), starts[1].start()
     return "", 0, 0

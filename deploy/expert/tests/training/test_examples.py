@@ -75,6 +75,16 @@ def test_an_import_is_a_fork_in_chat_alone(tokenizer):
     ).strip().endswith("return")
 
 
+def test_a_fix_of_an_import_alone_is_learnt_there(tokenizer):
+    before, after = (f"import {name}\n\n\ndef read(text):\n    return xml.parse(text)\n" for name in ("xml", "safexml as xml"))
+    spans = records.changed_spans(before, after)
+    pair = pair_of(before=before, after=after, changed_before=spans[0], changed_after=spans[1])
+    example = made(tokenizer, pair, "code")
+    assert tokenizer.decode(example.ids[: example.fork.place]).startswith("import")
+    with pytest.raises(examples.TooLong):
+        made(tokenizer, pair, "body")
+
+
 def test_a_fix_that_only_deletes_is_learnt_at_its_fork(tokenizer):
     pair = pair_of(before="def f(x):\n    return eval(x)\n", after="def f(x):\n    return x\n")
     spans = records.changed_spans(pair.before, pair.after)
