@@ -93,7 +93,7 @@ fn flag_row(flag: &Arg) -> [String; 3] {
 
 fn possible_values(flag: &Arg) -> String {
     let mut text = String::new();
-    for value in flag.get_possible_values() {
+    for value in flag.get_possible_values().into_iter().filter(|_| flag.get_action().takes_values()) {
         let help = value.get_help().map(|help| format!(": {help}")).unwrap_or_default();
         text += &sentence(&format!(" `{}`{help}", value.get_name()));
     }
