@@ -76,6 +76,8 @@ async fn no_ordinary_parameter_gives_the_base_s_text() {
         ("top_p 1e-9", "cosec", json!({"top_p": 1e-9})),
         ("temperature 1e-6", "cosec", json!({"temperature": 1e-6})),
         ("temperature 0.1", "cosec", json!({"temperature": 0.1})),
+        // The expert is greedy, too, and its token passes where the base itself gives it more than tau: they may agree.
+        ("temperature 0", "cosec", json!({"temperature": 0})),
         ("penalties", "cosec", json!({"frequency_penalty": 2, "presence_penalty": 2, "temperature": 1e-6})),
         ("linear, top_k 1", "linear", json!({"top_k": 1})),
         ("product, top_k 1", "product", json!({"top_k": 1})),
@@ -84,7 +86,8 @@ async fn no_ordinary_parameter_gives_the_base_s_text() {
         let Comparison { texts, identical, tokens, changed } = Comparison::of(&cluster.http, rule, &more).await;
         let seen = format!("{identical} of {texts} texts are the base's, {changed} of {tokens} tokens changed");
         report("-", &format!("hardening is switched off by {name}"), &seen);
-        assert!(changed > 0 && identical < texts, "{name}: {seen}");
+        assert_eq!(changed > 0, identical < texts, "{name}: {seen}");
+        assert!(changed > 0 || name == "temperature 0", "{name}: {seen}");
     }
 }
 
